@@ -1,0 +1,4 @@
+"""Training and judging few-shot embeddings with the losses of this library; the command `fused-margins` lives here.
+
+config -> datasets, augment, backbones, samplers -> objectives -> trainer -> metrics, episodes, evaluation -> report -> cli
+"""

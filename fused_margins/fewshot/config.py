@@ -1,0 +1,174 @@
+"""Every setting of a training run, typed: what is not listed here is rejected, and what is stored here is enough to rerun."""
+
+from typing import Annotated, Literal, get_args
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from .errors import UserError
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Negatives = Literal["semihard", "hard"]
+
+
+class Settings(BaseModel):
+    """Frozen, and closed to names that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Softmax(Settings):
+    """Normalised softmax: cosine logits without a margin."""
+
+    name: Literal["softmax"] = "softmax"
+    scale: Positive = 10.0
+
+
+class MarginSoftmax(Settings):
+    """Softmax with a margin of either sign on the true class."""
+
+    name: Literal["margin-softmax"] = "margin-softmax"
+    scale: Positive = 10.0
+    margin: float = 0.0
+    similarity: Literal["cosine", "dot"] = "cosine"
+
+
+class Triplet(Settings):
+    """Triplet loss with a positive drawn at random from the batch: what easy positives are compared with."""
+
+    name: Literal["triplet"] = "triplet"
+    margin: float = 0.2
+    negatives: Negatives = "semihard"
+
+
+class EasyPositiveTriplet(Settings):
+    """Triplet loss with the nearest sample of the class as positive."""
+
+    name: Literal["easy-positive-triplet"] = "easy-positive-triplet"
+    margin: float = 0.2
+    negatives: Negatives = "semihard"
+
+
+class EasyPositiveMargin(Settings):
+    """Margin loss with a learnable boundary `beta` and the nearest sample of the class as positive."""
+
+    name: Literal["easy-positive-margin"] = "easy-positive-margin"
+    margin: float = 0.2
+    beta: float = 1.2
+
+
+class EasyPositiveInfoNCE(Settings):
+    """InfoNCE with the nearest sample of the class as positive."""
+
+    name: Literal["easy-positive-infonce"] = "easy-positive-infonce"
+    temperature: Positive = 0.1
+
+
+class Magnet(Settings):
+    """Magnet loss over clusters, after some epochs of softmax that give the first index its shape."""
+
+    name: Literal["magnet"] = "magnet"
+    alpha: float = 0.3
+    variance_floor: Positive = 1e-4
+    clusters_per_class: Count = 5
+    num_clusters: Annotated[int, Field(ge=2)] = 6
+    samples_per_cluster: Annotated[int, Field(ge=2)] = 8
+    warm_epochs: Annotated[int, Field(ge=0)] = 5
+    refresh_epochs: Count = 1
+    scale: Positive = 10.0
+
+
+Loss = Annotated[
+    Softmax
+    | MarginSoftmax
+    | Triplet
+    | EasyPositiveTriplet
+    | EasyPositiveMargin
+    | EasyPositiveInfoNCE
+    | Magnet,
+    Field(discriminator="name"),
+]
+LossName = Literal[
+    "softmax",
+    "margin-softmax",
+    "triplet",
+    "easy-positive-triplet",
+    "easy-positive-margin",
+    "easy-positive-infonce",
+    "magnet",
+]
+LOSS_NAMES: tuple[str, ...] = get_args(LossName)
+
+
+class Backbone(Settings):
+    """The convolutional network: blocks of conv, pool, batch norm, ReLU, then a linear head."""
+
+    blocks: Count = 3
+    """Blocks, each of which halves the image."""
+    channels: Count = 32
+    """Channels of every block."""
+    embedding_size: Count = 32
+    """Width of the embedding."""
+    normalize: bool = True
+    """Give embeddings unit length."""
+
+
+class Augmentation(Settings):
+    """Random affine maps of training images; zeros switch it off."""
+
+    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
+    """Largest rotation either way, in degrees."""
+    shift: Annotated[float, Field(ge=0, lt=1)] = 0.07
+    """Largest shift either way, as a fraction of width and height."""
+    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Largest relative change of size either way."""
+
+
+class TrainConfig(Settings):
+    """One training run."""
+
+    dataset: str = "digits"
+    """Name of a registered data set."""
+    labels: Literal["fine", "coarse"] = "fine"
+    """Labels to train on; the evaluation always judges on the fine ones."""
+    classes: tuple[int, ...] | None = None
+    """Train on these fine classes only; the others become novel classes."""
+    loss: tyro.conf.Suppress[Loss] = MarginSoftmax()
+    backbone: Backbone = Backbone()
+    augmentation: Augmentation = Augmentation()
+    epochs: Count = 40
+    """Passes over the training set."""
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Largest number of images in a batch."""
+    samples_per_class: Annotated[int, Field(ge=2)] | None = None
+    """Make each batch of classes with this many samples each, instead of shuffling all images."""
+    learning_rate: Positive = 3e-3
+    """Peak of the one-cycle schedule."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of Adam."""
+    seed: int = 0
+    """Seed of initial weights, batches, augmentation and mining."""
+    backend: str = "auto"
+    """Backend of the loss kernels: auto, reference, cpu, ..."""
+    device: str = "cpu"
+    """Where model and losses live: cpu, cuda, cuda:1, ..."""
+
+
+def make_loss(name: str, **options: object) -> Loss:
+    """Settings of the loss `name`, with `options` over its defaults; a `UserError` names what does not fit.
+
+    >>> make_loss("margin-softmax", margin=-0.3).margin
+    -0.3
+    """
+    try:
+        return TypeAdapter(Loss).validate_python({"name": name, **options})
+    except ValidationError as error:
+        raise UserError(f"loss {name!r}: {explain_validation(error)}") from None
+
+
+def explain_validation(error: ValidationError) -> str:
+    """The first problem in one line: where it is, what was expected, and what came."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"] if part not in LOSS_NAMES)
+    return f"{where or 'settings'}: {problem['msg']}, got {problem['input']!r}"

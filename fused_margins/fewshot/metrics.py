@@ -1,0 +1,93 @@
+"""How good embeddings are: figures in [0, 1] unless said otherwise."""
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
+from torch import Tensor
+
+from .. import MagnetIndex
+from ..functional import mine_positives
+
+
+def recall_at_1(embeddings: Tensor, labels: Tensor, backend: str = "auto") -> float:
+    """Fraction of samples (N, D) whose nearest other sample, by cosine, has their label (N,).
+
+    >>> recall_at_1(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1]))
+    0.6666666865348816
+    """
+    # With one label for all, "the nearest sample of my class" is the nearest other sample.
+    _, nearest = mine_positives(embeddings, torch.zeros_like(labels), backend=backend)
+    return float((labels[nearest] == labels).float().mean())
+
+
+def purity(labels: Tensor, clusters: Tensor) -> float:
+    """Fraction of samples whose label is the most frequent one of their cluster.
+
+    >>> purity(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1]))
+    0.75
+    """
+    table = contingency_matrix(labels.numpy(), clusters.numpy())
+    return float(table.max(axis=0).sum() / table.sum())
+
+
+def cluster_agreement(embeddings: Tensor, labels: Tensor, seed: int = 0) -> dict[str, float]:
+    """NMI and purity of k-means clusters, as many as there are classes, against the labels."""
+    num_classes = len(torch.unique(labels))
+    with warnings.catch_warnings():
+        # Collapsed embeddings have fewer distinct points than clusters: a poor score, and no fault of k-means.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        clusters = KMeans(num_classes, n_init=10, random_state=seed).fit_predict(embeddings.cpu().numpy())
+    truth = labels.cpu()
+    return {
+        "nmi": float(normalized_mutual_info_score(truth.numpy(), clusters)),
+        "purity": purity(truth, torch.from_numpy(clusters)),
+    }
+
+
+def knc_error(
+    train_embeddings: Tensor,
+    train_labels: Tensor,
+    embeddings: Tensor,
+    labels: Tensor,
+    clusters_per_class: int = 5,
+    num_neighbours: int = 10,
+    seed: int = 0,
+    backend: str = "auto",
+) -> float:
+    """Error of the k-nearest-clusters classifier whose clusters are fitted to the training embeddings."""
+    index = MagnetIndex(
+        clusters_per_class, generator=torch.Generator().manual_seed(seed), backend=backend
+    )
+    index.fit(train_embeddings, train_labels)
+    predicted = index.knc_predict(embeddings, num_neighbours=num_neighbours)
+    return float((predicted != labels.to(predicted.device)).float().mean())
+
+
+def discriminability(embeddings: Tensor, labels: Tensor) -> float:
+    """phi = D_inter / D_intra of unit-length embeddings: squared distance between class centres over that within classes.
+
+    Source: Liu et al., Negative margin matters: understanding margin in few-shot classification, 2020, section 4.1.
+    """
+    unit = F.normalize(embeddings)
+    classes = torch.unique(labels)
+    centres = torch.stack([unit[labels == c].mean(0) for c in classes])
+    within = torch.stack([(unit[labels == c] - m).square().sum(1).mean() for c, m in zip(classes, centres)])
+    between = torch.cdist(centres, centres).square().sum() / (len(classes) * (len(classes) - 1))
+    return float(between / within.mean())
+
+
+def mean_and_interval(values: Sequence[float] | Tensor) -> tuple[float, float]:
+    """Mean, and half the width of its 95% interval: 1.96 std / sqrt(n), std with ddof 0 as the few-shot papers take it.
+
+    >>> mean_and_interval([1.0, 3.0])
+    (2.0, 1.3859292911256331)
+    """
+    x = torch.as_tensor(values, dtype=torch.float64)
+    return float(x.mean()), float(1.96 * x.std(correction=0) / math.sqrt(len(x)))

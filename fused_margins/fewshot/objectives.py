@@ -1,0 +1,169 @@
+"""What a training run optimises: which images make a batch, and the loss of their embeddings."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import (
+    EasyPositiveInfoNCELoss,
+    EasyPositiveMarginLoss,
+    EasyPositiveTripletLoss,
+    MagnetIndex,
+    MagnetLoss,
+    MarginSoftmaxLoss,
+)
+from . import config
+from .samplers import BalancedBatches, Sampler, ShuffledBatches
+
+
+class Objective(nn.Module):
+    """A loss of embeddings and labels, on batches from a sampler.
+
+    Its state dict holds the sampler as well, so that a restored objective goes on with the same batches.
+
+    Args:
+        loss: called with (embeddings, labels).
+        labels: (N,), int64, of the whole training set.
+        sampler: draws the indices of batches.
+    """
+
+    labels: Tensor
+
+    def __init__(self, loss: nn.Module, labels: Tensor, sampler: Sampler) -> None:
+        super().__init__()
+        self.loss = loss
+        self.sampler = sampler
+        self.register_buffer("labels", labels, persistent=False)
+
+    def num_batches(self, epoch: int) -> int:
+        """Batches in this epoch."""
+        return len(self.sampler)
+
+    def start_epoch(self, epoch: int, embed: Callable[[], Tensor]) -> None:
+        """Prepare an epoch; `embed()` gives the embeddings (N, D) of the whole training set."""
+
+    def next_batch(self) -> Tensor:
+        """Indices (B,) into the training set."""
+        return self.sampler.next_batch()
+
+    def forward(self, embeddings: Tensor, indices: Tensor) -> Tensor:
+        """The loss (0-d) of the embeddings (B, D) of the last batch drawn."""
+        return self.loss(embeddings, self.labels[indices.to(self.labels.device)])
+
+    def classifier(self) -> MarginSoftmaxLoss | None:
+        """The class weights that were trained along, if there are any."""
+        return self.loss if isinstance(self.loss, MarginSoftmaxLoss) else None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"sampler": self.sampler.state_dict()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(state["sampler"])
+
+
+class MagnetObjective(Objective):
+    """Magnet loss on batches of clusters; the first epochs train a softmax, so that the first clusters mean something."""
+
+    def __init__(
+        self,
+        settings: config.Magnet,
+        warm_loss: nn.Module,
+        labels: Tensor,
+        sampler: Sampler,
+        generator: torch.Generator,
+        backend: str,
+    ) -> None:
+        super().__init__(warm_loss, labels, sampler)
+        self.settings = settings
+        self.magnet = MagnetLoss(settings.alpha, settings.variance_floor, backend=backend)
+        self.index = MagnetIndex(settings.clusters_per_class, generator=generator, backend=backend)
+        self.generator = generator
+        self.warm = settings.warm_epochs > 0
+        self.batch: Any = None
+
+    def num_batches(self, epoch: int) -> int:
+        if epoch < self.settings.warm_epochs:
+            return len(self.sampler)
+        return max(1, len(self.labels) // (self.settings.num_clusters * self.settings.samples_per_cluster))
+
+    def start_epoch(self, epoch: int, embed: Callable[[], Tensor]) -> None:
+        since_warm = epoch - self.settings.warm_epochs
+        self.warm = since_warm < 0
+        if since_warm >= 0 and since_warm % self.settings.refresh_epochs == 0:
+            self.index.fit(embed(), self.labels)
+
+    def next_batch(self) -> Tensor:
+        if self.warm:
+            return super().next_batch()
+        self.batch = self.index.sample_batch(self.settings.num_clusters, self.settings.samples_per_cluster)
+        return self.batch.indices
+
+    def forward(self, embeddings: Tensor, indices: Tensor) -> Tensor:
+        if self.warm:
+            return super().forward(embeddings, indices)
+        losses = self.magnet(embeddings, self.batch.clusters, self.batch.cluster_labels)
+        self.index.update_losses(self.batch, losses.detach())
+        return losses.mean()
+
+    def classifier(self) -> None:
+        return None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        magnet = {
+            "index": self.index.state_dict(),
+            "generator": self.generator.get_state(),
+            "warm": self.warm,
+        }
+        return super().get_extra_state() | magnet
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        self.index.load_state_dict(state["index"])
+        self.generator.set_state(state["generator"])
+        self.warm = state["warm"]
+
+
+def build_objective(
+    settings: config.TrainConfig, labels: Tensor, num_classes: int, generator: torch.Generator
+) -> Objective:
+    """The objective that `settings` describe, for a training set with these labels."""
+    loss, size, backend = settings.loss, settings.backbone.embedding_size, settings.backend
+    sampler: Sampler
+    if settings.samples_per_class is None:
+        sampler = ShuffledBatches(len(labels), settings.batch_size, generator)
+    else:
+        classes = max(1, settings.batch_size // settings.samples_per_class)
+        sampler = BalancedBatches(labels, classes, settings.samples_per_class, generator)
+    if isinstance(loss, config.Magnet):
+        warm_loss = MarginSoftmaxLoss(num_classes, size, scale=loss.scale, backend=backend)
+        return MagnetObjective(loss, warm_loss, labels, sampler, generator, backend)
+    return Objective(_build_loss(loss, num_classes, size, backend), labels, sampler)
+
+
+def _build_loss(loss: config.Loss, num_classes: int, size: int, backend: str) -> nn.Module:
+    match loss:
+        case config.Softmax():
+            return MarginSoftmaxLoss(num_classes, size, scale=loss.scale, backend=backend)
+        case config.MarginSoftmax():
+            return MarginSoftmaxLoss(
+                num_classes,
+                size,
+                scale=loss.scale,
+                margin=loss.margin,
+                similarity=loss.similarity,
+                backend=backend,
+            )
+        case config.Triplet():
+            return EasyPositiveTripletLoss(
+                loss.margin, negatives=loss.negatives, positives="random", backend=backend
+            )
+        case config.EasyPositiveTriplet():
+            return EasyPositiveTripletLoss(loss.margin, negatives=loss.negatives, backend=backend)
+        case config.EasyPositiveMargin():
+            return EasyPositiveMarginLoss(num_classes, margin=loss.margin, beta=loss.beta, backend=backend)
+        case config.EasyPositiveInfoNCE():
+            return EasyPositiveInfoNCELoss(temperature=loss.temperature, backend=backend)
+        case _:
+            raise TypeError(f"loss: no module for {type(loss).__name__}")

@@ -1,0 +1,106 @@
+"""A run's folder: config.json, metrics.jsonl, checkpoint.pt, and what the report adds. Files appear whole or not at all."""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from .config import TrainConfig, explain_validation
+from .errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place if the block succeeds, and is removed if it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+class Run:
+    """One run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config_path = folder / "config.json"
+        self.metrics_path = folder / "metrics.jsonl"
+        self.checkpoint_path = folder / "checkpoint.pt"
+
+    @classmethod
+    def create(cls, folder: Path, config: TrainConfig) -> "Run":
+        """A new run; refuses a folder that holds one already."""
+        run = cls(folder)
+        if run.config_path.exists():
+            raise UserError(f"output: {folder} holds a run already: choose another folder, or give --resume")
+        write_text(run.config_path, config.model_dump_json(indent=2) + "\n")
+        return run
+
+    def config(self) -> TrainConfig:
+        """The stored configuration."""
+        try:
+            return TrainConfig.model_validate_json(self.config_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{self.folder}: no run here (there is no config.json)") from None
+        except ValidationError as error:
+            raise UserError(f"{self.config_path}: {explain_validation(error)}") from None
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        with open(self.metrics_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        if not self.metrics_path.exists():
+            return []
+        rows = []
+        for number, line in enumerate(self.metrics_path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{self.metrics_path}: line {number} is not JSON ({error.msg})") from None
+        return rows
+
+    def keep_metrics(self, rows: int) -> None:
+        """Drop what was logged after the checkpoint that a resumed run continues from, half-written lines included."""
+        if self.metrics_path.exists():
+            lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(self.metrics_path, "".join(lines[:rows]))
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        with replacing(self.checkpoint_path) as temporary:
+            torch.save(state, temporary)
+
+    def load_checkpoint(self, restore: Callable[[dict[str, Any]], None]) -> None:
+        """Read the checkpoint, verify its checksums, and hand it to `restore`; any failure names the file and the reason."""
+        path = self.checkpoint_path
+        if not path.exists():
+            raise UserError(f"{self.folder}: no checkpoint.pt to continue from")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"checksum of {damaged} does not match")
+            restore(torch.load(path, weights_only=True))
+        except Exception as error:  # damage shows itself in many ways, all of which mean the same to the user
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"{path}: not a usable checkpoint: {reason}") from error

@@ -1,0 +1,182 @@
+"""One training run: a step, an epoch, everything that a checkpoint needs, and the loop that survives an interrupt."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .augment import random_affine
+from .backbones import ConvNet
+from .config import TrainConfig
+from .datasets import ImageSet
+from .errors import UserError
+from .objectives import build_objective
+from .runs import Run
+
+CHECKPOINT_SECONDS = 10.0  # at most this much work is lost to a power cut; an interrupt loses none
+
+
+class Trainer:
+    """Trains a network on `images` as `config` says; the same config and images give the same numbers.
+
+    The global random state of torch is left alone: what draws from it (initial weights, random mining) sees a state that belongs
+    to this trainer. So two trainers can take turns in one process, and none disturbs its host.
+    """
+
+    def __init__(self, config: TrainConfig, images: ImageSet) -> None:
+        self.config, self.images = config, images
+        self.device = _device(config.device)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self._global_state = torch.Generator().manual_seed(config.seed).get_state()
+        labels = images.targets(config.labels)
+        num_classes = len(images.class_names if config.labels == "fine" else images.coarse_names)
+        with self._randomness():
+            channels, height, width = images.images.shape[1:]
+            self.model = ConvNet(channels, (height, width), config.backbone).to(self.device)
+            self.objective = build_objective(config, labels, num_classes, self.generator).to(self.device)
+        parameters = [*self.model.parameters(), *self.objective.parameters()]
+        self.optimizer = torch.optim.Adam(
+            parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.total_steps = sum(self.objective.num_batches(epoch) for epoch in range(config.epochs))
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, config.learning_rate, total_steps=self.total_steps
+        )
+        self.epoch = 0  # epochs completed
+        self.losses: list[float] = []  # of the epoch in hand
+        self.history: list[dict[str, Any]] = []  # a row for each completed epoch
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch == self.config.epochs
+
+    @property
+    def steps_done(self) -> int:
+        return sum(self.objective.num_batches(epoch) for epoch in range(self.epoch)) + len(self.losses)
+
+    def embed(self, images: ImageSet, batch_size: int = 512) -> Tensor:
+        """Embeddings (N, D) of images as they are, with the network in evaluation mode."""
+        self.model.eval()
+        with torch.no_grad():
+            parts = [
+                self.model(images.pixels(slice(i, i + batch_size)).to(self.device))
+                for i in range(0, len(images), batch_size)
+            ]
+        self.model.train()
+        return torch.cat(parts)
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Augmented images and their indices; begins an epoch where one is due."""
+        with self._randomness():
+            if not self.losses:
+                self.objective.start_epoch(self.epoch, lambda: self.embed(self.images))
+            indices = self.objective.next_batch().cpu()
+            images = random_affine(
+                self.images.pixels(indices).to(self.device), self.config.augmentation, self.generator
+            )
+        return images, indices
+
+    def loss_and_gradients(self, images: Tensor, indices: Tensor) -> Tensor:
+        """The loss of a batch; its gradients are left in the parameters."""
+        self.optimizer.zero_grad()
+        with self._randomness():
+            loss = self.objective(self.model(images), indices)
+        loss.backward()
+        return loss.detach()
+
+    def update(self, loss: Tensor) -> float:
+        """Apply the gradients that `loss_and_gradients` left; a completed epoch adds its row to `history`."""
+        value = float(loss)
+        if not math.isfinite(value):
+            raise UserError(
+                f"training diverged: loss {value} in epoch {self.epoch}, batch {len(self.losses)}; try a lower learning rate"
+            )
+        learning_rate = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        if self.steps_done + 1 < self.total_steps:
+            self.scheduler.step()
+        self.losses.append(value)
+        if len(self.losses) == self.objective.num_batches(self.epoch):
+            mean = sum(self.losses) / len(self.losses)
+            self.history.append({"epoch": self.epoch, "loss": mean, "learning_rate": learning_rate})
+            self.epoch, self.losses = self.epoch + 1, []
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "generator": self.generator.get_state(),
+            "global_state": self._global_state,
+            "epoch": self.epoch,
+            "losses": list(self.losses),
+            "history": list(self.history),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("model", "objective", "optimizer", "scheduler"):
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        self._global_state = state["global_state"]
+        self.epoch, self.losses, self.history = (
+            state["epoch"],
+            list(state["losses"]),
+            list(state["history"]),
+        )
+
+    def train(
+        self,
+        run: Run | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        on_step: Callable[[int, float], None] = lambda images, loss: None,
+    ) -> bool:
+        """Train to the end, or until `stop()` after a step: True if the run is complete. `run` keeps it resumable throughout."""
+        saved = time.monotonic()
+        while not self.finished and not stop():
+            epoch = self.epoch
+            images, indices = self.next_batch()
+            loss = self.update(self.loss_and_gradients(images, indices))
+            on_step(len(indices), loss)
+            if run is not None and self.epoch > epoch:
+                run.append_metrics(self.history[-1])
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    run.save_checkpoint(self.state_dict())
+                    saved = time.monotonic()
+        if run is not None:
+            run.save_checkpoint(self.state_dict())
+        return self.finished
+
+    @contextmanager
+    def _randomness(self) -> Iterator[None]:
+        """Lend this trainer's random state to torch's global generator."""
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self._global_state)
+        try:
+            yield
+        finally:
+            self._global_state = torch.get_rng_state()
+            torch.set_rng_state(outside)
+
+
+def resume(run: Run, images: ImageSet) -> Trainer:
+    """A trainer that goes on where the run's checkpoint was written; a damaged checkpoint leaves the folder untouched."""
+    trainer = Trainer(run.config(), images)
+    run.load_checkpoint(trainer.load_state_dict)
+    run.keep_metrics(len(trainer.history))
+    return trainer
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
