@@ -1,0 +1,51 @@
+#include "isa.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace fused_margins {
+namespace {
+
+Isa detected() {
+#ifdef FM_X86
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                  __builtin_cpu_supports("bmi2");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  return v4 ? Isa::v4 : v3 ? Isa::v3 : Isa::baseline;
+#else
+  return Isa::baseline;
+#endif
+}
+
+Isa chosen() {
+  const Isa best = detected();
+  const char* wish = std::getenv("FUSED_MARGINS_ISA");
+  if (!wish || !*wish) return best;
+  const std::string name = wish;
+  if (name != "baseline" && name != "v3" && name != "v4")
+    throw std::invalid_argument("FUSED_MARGINS_ISA: expected baseline, v3 or v4, got " + name);
+  const Isa asked = name == "v4" ? Isa::v4 : name == "v3" ? Isa::v3 : Isa::baseline;
+  if (asked > best) throw std::invalid_argument("FUSED_MARGINS_ISA: this processor does not have " + name);
+  return asked;
+}
+
+}  // namespace
+
+Isa isa() {
+  static const Isa value = chosen();
+  return value;
+}
+
+const char* isa_name() {
+  switch (isa()) {
+    case Isa::v4: return "x86-64-v4";
+    case Isa::v3: return "x86-64-v3";
+    default: return "baseline";
+  }
+}
+
+}  // namespace fused_margins

@@ -1,0 +1,94 @@
+// One side of the similarity matrix, row by row, in the form in which a product of rows gives the similarity:
+// unit length for cosine, as it is for dot, relative to a common centre for Euclidean distances.
+#pragma once
+
+#include <algorithm>
+
+#include "threads.h"
+#include "tile.h"
+
+namespace fused_margins {
+namespace FM_ISA {
+
+template <class T>
+struct Rows {
+  Matrix matrix;
+  Similarity similarity;
+  const T* centre;   // (width,), Euclidean only
+  Buffer<T> factor;  // cosine: 1 / |row|, 0 for a zero row; dot: 1; Euclidean: |row - centre|^2
+
+  Rows(const Matrix& m, Similarity s, const T* c) : matrix(m), similarity(s), centre(c), factor(m.rows) {}
+
+  int64_t count() const { return matrix.rows; }
+  int64_t width() const { return matrix.width; }
+
+  // Fills factor[row]; to be called once for every row, before prepared().
+  void measure(int64_t row, T* scratch) {
+    factor[row] = 1;
+    if (similarity == Similarity::dot) return;
+    load_row(matrix, row, scratch);
+    if (similarity == Similarity::cosine) {
+      double squared = 0;  // in double: neither overflow nor underflow for float32
+#pragma omp simd reduction(+ : squared)
+      for (int64_t d = 0; d < width(); ++d) squared += double(scratch[d]) * double(scratch[d]);
+      factor[row] = squared > 0 ? T(1 / std::sqrt(squared)) : std::isnan(squared) ? T(squared) : T(0);
+    } else {
+      for (int64_t d = 0; d < width(); ++d) scratch[d] -= centre[d];
+      factor[row] = dot(scratch, scratch, width());
+    }
+  }
+
+  // out (width,): the row as the products take it.
+  void prepared(int64_t row, T* out) const {
+    load_row(matrix, row, out);
+    if (similarity == Similarity::cosine)
+      for (int64_t d = 0; d < width(); ++d) out[d] *= factor[row];
+    else if (similarity == Similarity::negative_squared_euclidean)
+      for (int64_t d = 0; d < width(); ++d) out[d] -= centre[d];
+  }
+
+  // Turns sum_j dL/du_j y_j, accumulated in `sum`, into the gradient of this row of the input; `weight` is sum_j dL/du_j.
+  void chain(int64_t row, T weight, T* sum, T* scratch) const {
+    if (similarity == Similarity::dot) return;
+    prepared(row, scratch);
+    if (similarity == Similarity::cosine) {
+      const T along = dot(sum, scratch, width());
+      for (int64_t d = 0; d < width(); ++d) sum[d] = (sum[d] - along * scratch[d]) * factor[row];
+    } else {
+      for (int64_t d = 0; d < width(); ++d) sum[d] = 2 * (sum[d] - weight * scratch[d]);
+    }
+  }
+};
+
+// Mean of the rows, in double and in row order: the common centre of both sides.
+template <class T>
+Buffer<T> centre_of(const Matrix& m, Similarity similarity) {
+  Buffer<T> centre(m.width);
+  if (similarity != Similarity::negative_squared_euclidean) return centre;
+  Buffer<double> sum(m.width);
+  Buffer<T> row(m.width);
+  std::fill(sum.get(), sum.get() + m.width, 0.0);
+  for (int64_t i = 0; i < m.rows; ++i) {
+    load_row(m, i, row.get());
+    for (int64_t d = 0; d < m.width; ++d) sum[d] += double(row[d]);
+  }
+  for (int64_t d = 0; d < m.width; ++d) centre[d] = m.rows ? T(sum[d] / double(m.rows)) : T(0);
+  return centre;
+}
+
+// Similarity of row i of x with row j of y. A distance is taken between the rows as they are: after centring, the difference
+// of two near rows would carry the rounding of their distance from the centre.
+template <class T>
+inline T pair_similarity(const Rows<T>& x, int64_t i, const Rows<T>& y, int64_t j, T* a, T* b) {
+  if (x.similarity == Similarity::negative_squared_euclidean) {
+    load_row(x.matrix, i, a);
+    load_row(y.matrix, j, b);
+    return -squared_distance(a, b, x.width());
+  }
+  x.prepared(i, a);
+  y.prepared(j, b);
+  return dot(a, b, x.width());
+}
+
+}  // namespace FM_ISA
+}  // namespace fused_margins

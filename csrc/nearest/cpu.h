@@ -1,0 +1,24 @@
+// nearest on a CPU. T, the accumulation type, is double where x is float64 and float elsewhere.
+#pragma once
+
+#include "../common/isa.h"
+#include "../common/matrix.h"
+
+namespace fused_margins {
+
+struct NearestForward {
+  Matrix x, y;
+  const int64_t* row_labels;     // (rows,)
+  const int64_t* column_labels;  // (columns,)
+  const int64_t* self_index;     // (rows,) or null; -1: none
+  const void* below;             // T, (rows,) or null
+  Similarity similarity;
+  Relation relation;
+  int64_t k;
+  void* best;      // T, (rows, k)
+  int64_t* index;  // (rows, k)
+};
+
+FM_KERNEL(nearest_forward, NearestForward)
+
+}  // namespace fused_margins

@@ -1,0 +1,1 @@
+"""Fused margin softmax, nearest-positive mining and magnet losses for PyTorch."""

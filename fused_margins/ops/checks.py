@@ -1,0 +1,87 @@
+"""What every op asks of its arguments before any kernel runs: shapes, dtypes, devices. Values are the kernels' business."""
+
+import torch
+from torch import Tensor
+
+from .similarity import RELATIONS, SIMILARITIES, accumulation_dtype
+
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def choice(argument: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ValueError(f"{argument}: expected one of {', '.join(map(repr, valid))}, got {value!r}")
+
+
+def matrices(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
+    """Both sides, checked, in one dtype: autocast's own where it is active, as for a matrix product."""
+    for name, t in zip(names, (x, y)):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(t).__name__}")
+        if t.dim() != 2:
+            raise ValueError(f"{name}: expected a matrix (rows, width), got shape {tuple(t.shape)}")
+        if t.dtype not in FLOATING:
+            raise TypeError(f"{name}: expected a floating dtype (float64, 32, 16 or bfloat16), got {t.dtype}")
+    if x.device != y.device:
+        raise ValueError(f"{names[1]}: expected the device of {names[0]} ({x.device}), got {y.device}")
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"{names[1]}: expected width {x.shape[1]} as {names[0]} has, got {y.shape[1]}")
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and torch.float64 not in (x.dtype, y.dtype):
+        dtype = torch.get_autocast_dtype(device)
+        return x.to(dtype), y.to(dtype)
+    if x.dtype != y.dtype:
+        raise TypeError(f"{names[1]}: expected the dtype of {names[0]} ({x.dtype}), got {y.dtype}")
+    return x, y
+
+
+def labels(argument: str, value: Tensor | None, size: int, x: Tensor) -> None:
+    """An integer vector of `size` on the device of x, or None."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected an integer tensor of shape ({size},), got {type(value).__name__}")
+    if value.dtype not in INTEGER:
+        raise TypeError(f"{argument}: expected an integer dtype, got {value.dtype}")
+    if tuple(value.shape) != (size,):
+        raise ValueError(f"{argument}: expected shape ({size},), got {tuple(value.shape)}")
+    if value.device != x.device:
+        raise ValueError(f"{argument}: expected device {x.device}, got {value.device}")
+
+
+def vector(argument: str, value: Tensor | None, size: int, x: Tensor) -> Tensor | None:
+    """A floating vector of `size` in the accumulation dtype of x, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, Tensor) or tuple(value.shape) != (size,):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{argument}: expected a tensor of shape ({size},), got {got}")
+    return _floating(argument, value, x)
+
+
+def row_factor(argument: str, value: float | Tensor, x: Tensor, positive: bool) -> Tensor:
+    """A number, 0-d tensor or (B,) tensor as a tensor in the accumulation dtype of x; a number that must be positive is."""
+    if not isinstance(value, Tensor):
+        if positive and not value > 0:
+            raise ValueError(f"{argument}: expected a positive number, got {value}")
+        return torch.full((), value, dtype=accumulation_dtype(x.dtype), device=x.device)
+    if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != x.shape[0]):
+        raise ValueError(f"{argument}: expected a number, a 0-d tensor or shape ({x.shape[0]},), got {tuple(value.shape)}")
+    return _floating(argument, value, x)
+
+
+def _floating(argument: str, value: Tensor, x: Tensor) -> Tensor:
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{argument}: expected a floating dtype, got {value.dtype}")
+    if value.device != x.device:
+        raise ValueError(f"{argument}: expected device {x.device}, got {value.device}")
+    return value.to(accumulation_dtype(x.dtype))
+
+
+def relation(value: str) -> None:
+    choice("relation", value, RELATIONS)
+
+
+def similarity(value: str) -> None:
+    choice("similarity", value, SIMILARITIES)

@@ -1,0 +1,163 @@
+"""Schema, fake kernels and autograd of `contrast`; the arithmetic is in the kernels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks, registry
+from ..double_backward import double_backward
+from . import reference
+
+_library = torch.library.Library("fused_margins", "FRAGMENT")
+# similarities: (B, N) where `keep`, else empty; what a kernel's backward may read instead of computing it again.
+_library.define(
+    "contrast(Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor target, Tensor? row_labels, "
+    "Tensor? column_labels, Tensor? self_index, str similarity, str relation, int ignore_index, bool keep, str backend)"
+    " -> (Tensor positive, Tensor negative_lse, Tensor similarities)"
+)
+_library.define(
+    "contrast_backward(Tensor grad_positive, Tensor grad_negative_lse, Tensor x, Tensor y, Tensor scale, Tensor? bias, "
+    "Tensor target, Tensor? row_labels, Tensor? column_labels, Tensor? self_index, Tensor negative_lse, "
+    "Tensor similarities, str similarity, str relation, int ignore_index, bool[] needs, str backend)"
+    " -> (Tensor grad_x, Tensor grad_y, Tensor grad_scale, Tensor grad_bias)"
+)
+
+
+def _forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *args, backend = args
+    return registry.kernel("contrast", backend).forward(x, *args)
+
+
+def _backward(grad_positive: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *args, backend = args
+    return registry.kernel("contrast", backend).backward(grad_positive, *args)
+
+
+_library.impl("contrast", _forward, "CompositeExplicitAutograd")
+_library.impl("contrast_backward", _backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("fused_margins::contrast", lib=_library)
+def _(x, y, scale, bias, target, row_labels, column_labels, self_index, similarity, relation, ignore_index, keep, backend):  # type: ignore[no-untyped-def]
+    row = scale.new_empty(x.shape[0])
+    kept = scale.new_empty((x.shape[0], y.shape[0]) if keep else (0, 0))
+    return row, torch.empty_like(row), kept
+
+
+@torch.library.register_fake("fused_margins::contrast_backward", lib=_library)
+def _(grad_positive, grad_negative_lse, x, y, scale, bias, target, row_labels, column_labels, self_index, negative_lse, similarities, similarity, relation, ignore_index, needs, backend):  # type: ignore[no-untyped-def]  # fmt: skip
+    def like(t, need):  # type: ignore[no-untyped-def]
+        return t.new_empty(t.shape) if need else t.new_empty(0)
+
+    bias = scale if bias is None else bias
+    return tuple(like(t, need) for t, need in zip((x, y, scale, bias), needs))
+
+
+class _Contrast(torch.autograd.Function):
+    @staticmethod
+    def forward(x, y, scale, bias, *rest):  # type: ignore[no-untyped-def]
+        return torch.ops.fused_margins.contrast(x, y, scale, bias, *rest)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        x, y, scale, bias, target, row_labels, column_labels, self_index, *ctx.options, _, ctx.backend = inputs
+        _, negative_lse, similarities = output
+        ctx.mark_non_differentiable(similarities)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(
+            x, y, scale, bias, target, row_labels, column_labels, self_index, negative_lse, similarities
+        )
+
+    @staticmethod
+    def backward(ctx, grad_positive, grad_negative_lse, _):  # type: ignore[no-untyped-def]
+        *tensors, negative_lse, similarities = ctx.saved_tensors
+        grads = [
+            torch.zeros_like(negative_lse) if g is None else g.contiguous() for g in (grad_positive, grad_negative_lse)
+        ]
+        needs = [bool(n) for n in ctx.needs_input_grad[:4]]
+        results = _ContrastBackward.apply(
+            *grads, *tensors, negative_lse, similarities, *ctx.options, needs, ctx.backend
+        )
+        return *(g if need else None for g, need in zip(results, needs)), *(None,) * 9
+
+
+class _ContrastBackward(torch.autograd.Function):
+    """The gradient as a function of its own: by the kernel, and differentiable once more by the reference's formulas."""
+
+    @staticmethod
+    def forward(*args):  # type: ignore[no-untyped-def]
+        return torch.ops.fused_margins.contrast_backward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        *tensors, ctx.similarity, ctx.relation, ctx.ignore_index, ctx.needs, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[:10])
+
+    @staticmethod
+    def backward(ctx, *grad_grads):  # type: ignore[no-untyped-def]
+        grad_positive, grad_negative_lse, x, y, scale, bias, *integers = ctx.saved_tensors
+
+        def contrast(x, y, scale, *bias):  # type: ignore[no-untyped-def]
+            return reference.contrast(
+                x, y, scale, bias[0] if bias else None, *integers, ctx.similarity, ctx.relation, ctx.ignore_index
+            )
+
+        inputs = [x, y, scale] if bias is None else [x, y, scale, bias]
+        # An input that needed no gradient got an empty one, and so did its cotangent.
+        cotangents = [g if need else None for g, need in zip(grad_grads, ctx.needs)][: len(inputs)]
+        results = list(double_backward(contrast, inputs, [grad_positive, grad_negative_lse], cotangents))
+        results += [None] * (6 - len(results))
+        return *results, *(None,) * 11
+
+
+def contrast(
+    x: Tensor,
+    y: Tensor,
+    target: Tensor,
+    row_labels: Tensor | None = None,
+    column_labels: Tensor | None = None,
+    *,
+    scale: float | Tensor,
+    bias: Tensor | None = None,
+    similarity: str = "cosine",
+    relation: str = "different",
+    self_index: Tensor | None = None,
+    ignore_index: int = -1,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Similarity of each row with its positive column, and log-sum-exp over the columns that its label admits.
+
+    Args, returns, rules and source: see `fused_margins.ops.contrast`.
+    """
+    checks.similarity(similarity)
+    checks.relation(relation)
+    x, y = checks.matrices(x, y)
+    rows, columns = x.shape[0], y.shape[0]
+    for name, value, size in (
+        ("target", target, rows),
+        ("row_labels", row_labels, rows),
+        ("column_labels", column_labels, columns),
+        ("self_index", self_index, rows),
+    ):
+        checks.labels(name, value, size, x)
+    scale = checks.row_factor("scale", scale, x, positive=True)
+    bias = checks.vector("bias", bias, columns, x)
+
+    problem = registry.Problem("contrast", x.device.type, x.dtype, rows, columns, x.shape[1])
+    backend = registry.resolve(backend, problem)
+    args = (target, row_labels, column_labels, self_index, similarity, relation, ignore_index)
+    if backend == "reference":
+        with torch.autocast(x.device.type, enabled=False):
+            return registry.kernel("contrast", "reference").contrast(x, y, scale, bias, *args)
+    differentiable = [t for t in (x, y, scale, bias) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in differentiable):
+        keep = registry.within_memory_budget(problem)
+        # Dynamo refuses a Function that is handed one tensor twice (a batch against itself, labels as targets and as row labels).
+        y = y.view_as(y)
+        args = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in args)
+        positive, negative_lse, _ = _Contrast.apply(x, y, scale, bias, *args, keep, backend)
+    else:
+        positive, negative_lse, _ = torch.ops.fused_margins.contrast(x, y, scale, bias, *args, False, backend)
+    return positive, negative_lse

@@ -1,0 +1,32 @@
+"""Second derivatives of every op: the reference's formulas, whatever backend computed the first ones."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def double_backward(
+    reference: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor],
+    grad_grad_inputs: Sequence[Tensor | None],
+) -> tuple[Tensor, ...]:
+    """Gradients of <grad_inputs, grad_grad_inputs> with respect to grad_outputs and then inputs.
+
+    Args:
+        reference: maps `inputs` to the outputs.
+        inputs: the floating tensors that the op differentiates.
+        grad_outputs: cotangents of the outputs.
+        grad_grad_inputs: cotangents of the input gradients; None is zero.
+    """
+    count = len(grad_outputs)
+
+    def first_order(*primals: Tensor) -> tuple[Tensor, ...]:
+        _, pullback = torch.func.vjp(reference, *primals[count:])
+        return pullback(tuple(primals[:count]))
+
+    cotangents = tuple(torch.zeros_like(t) if g is None else g for g, t in zip(grad_grad_inputs, inputs))
+    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+        _, pullback = torch.func.vjp(first_order, *grad_outputs, *inputs)
+        return pullback(cotangents)

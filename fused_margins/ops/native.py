@@ -1,0 +1,39 @@
+"""The native module: whether it is there, why not, and tensors as the raw pointers that it takes."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+# torch must be imported before: the extension then shares torch's OpenMP runtime, its threads and torch.set_num_threads.
+
+_FAILURE_FILE = Path(__file__).parents[1] / "native_build_failure.txt"
+_DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+
+module: ModuleType | None
+try:
+    module = importlib.import_module("fused_margins._C")
+    missing = None
+except ImportError as error:
+    module = None
+    if _FAILURE_FILE.exists():
+        missing = _FAILURE_FILE.read_text().strip()
+    else:
+        missing = f"the native module did not load ({error})"
+
+
+def matrix(t: Tensor) -> object:
+    """A (rows, width) tensor with any strides as a `_C.Matrix`; it borrows the memory of t."""
+    assert module is not None
+    return module.Matrix(t.data_ptr(), t.shape[0], t.shape[1], t.stride(0), t.stride(1), _DTYPES[t.dtype])
+
+
+def int64(t: Tensor | None) -> Tensor | None:
+    """Labels as the kernels read them: contiguous int64."""
+    return None if t is None else t.to(torch.int64).contiguous()
+
+
+def pointer(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()

@@ -1,0 +1,66 @@
+"""Schema and fake kernel of `nearest`; the arithmetic is in the kernels. The choice of a column has no gradient."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks, registry
+from ..similarity import accumulation_dtype
+
+_library = torch.library.Library("fused_margins", "FRAGMENT")
+_library.define(
+    "nearest(Tensor x, Tensor y, Tensor row_labels, Tensor column_labels, Tensor? self_index, Tensor? below, "
+    "str similarity, str relation, int k, str backend) -> (Tensor similarity, Tensor index)"
+)
+
+
+def _forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    *args, backend = args
+    return registry.kernel("nearest", backend).forward(x, *args)
+
+
+_library.impl("nearest", _forward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("fused_margins::nearest", lib=_library)
+def _(x, y, row_labels, column_labels, self_index, below, similarity, relation, k, backend):  # type: ignore[no-untyped-def]
+    shape = (x.shape[0], k)
+    return x.new_empty(shape, dtype=accumulation_dtype(x.dtype)), x.new_empty(shape, dtype=torch.int64)
+
+
+def nearest(
+    x: Tensor,
+    y: Tensor,
+    row_labels: Tensor,
+    column_labels: Tensor,
+    *,
+    similarity: str = "cosine",
+    relation: str = "same",
+    k: int = 1,
+    self_index: Tensor | None = None,
+    below: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The k most similar columns that each row's label admits.
+
+    Args, returns, rules and source: see `fused_margins.ops.nearest`.
+    """
+    checks.similarity(similarity)
+    checks.relation(relation)
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, got {k}")
+    x, y = checks.matrices(x.detach(), y.detach())
+    rows, columns = x.shape[0], y.shape[0]
+    checks.labels("row_labels", row_labels, rows, x)
+    checks.labels("column_labels", column_labels, columns, x)
+    checks.labels("self_index", self_index, rows, x)
+    below = checks.vector("below", None if below is None else below.detach(), rows, x)
+
+    problem = registry.Problem("nearest", x.device.type, x.dtype, rows, columns, x.shape[1])
+    backend = registry.resolve(backend, problem)
+    args = (x, y, row_labels, column_labels, self_index, below, similarity, relation, k)
+    if backend == "reference":
+        with torch.autocast(x.device.type, enabled=False), torch.no_grad():
+            return registry.kernel("nearest", "reference").nearest(*args)
+    return torch.ops.fused_margins.nearest(*args, backend)

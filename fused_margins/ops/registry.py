@@ -1,0 +1,176 @@
+"""Every backend, what it can run, and why not.
+
+A backend is one row of `BACKENDS` and, in each op that it supports, one module ``kernel_<name>.py`` (for ``reference``:
+``reference.py``, which every op has). ``backend="auto"`` takes the first row that can run the problem.
+"""
+
+import contextlib
+import importlib
+import os
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import native
+
+OPS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.ispkg))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What decides whether a backend can run an op: B rows x N columns of width D."""
+
+    op: str
+    device: str
+    dtype: torch.dtype
+    rows: int
+    columns: int
+    width: int
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Size of the whole similarity matrix in the accumulation dtype."""
+        return self.rows * self.columns * (8 if self.dtype == torch.float64 else 4)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """`refuses` says why a problem cannot run (None: it can); `describe` says how it would."""
+
+    name: str
+    refuses: Callable[[Problem], str | None]
+    describe: Callable[[Problem], str]
+
+
+def _cpu_refuses(problem: Problem) -> str | None:
+    if native.module is None:
+        return native.missing
+    if problem.device != "cpu":
+        return f"runs on a CPU, the tensors are on {problem.device}"
+    return None
+
+
+def _cpu_describe(problem: Problem) -> str:
+    assert native.module is not None
+    text = f"C++ for {native.module.instruction_set()}, {torch.get_num_threads()} threads"
+    if problem.op == "contrast":
+        kept = "keeps" if within_memory_budget(problem) else "recomputes"
+        text += f"; with gradients it {kept} the similarities ({problem.matrix_bytes / 2**20:.1f} MiB)"
+    return text
+
+
+BACKENDS: list[Backend] = [
+    Backend("cpu", _cpu_refuses, _cpu_describe),
+    Backend("reference", lambda problem: None, lambda problem: "PyTorch, differentiable to any order"),
+]
+
+_memory_budget_bytes = int(os.environ.get("FUSED_MARGINS_MEMORY_BUDGET", 256 * 2**20))
+
+
+def memory_budget() -> int:
+    """Bytes that a forward may keep for its backward, beyond the inputs and outputs."""
+    return _memory_budget_bytes
+
+
+def set_memory_budget(num_bytes: int) -> None:
+    """Let a forward keep up to `num_bytes` of similarities for its backward; beyond that they are computed again.
+
+    The environment variable ``FUSED_MARGINS_MEMORY_BUDGET`` sets the value at import (default 256 MiB).
+
+    >>> import fused_margins
+    >>> fused_margins.set_memory_budget(64 * 2**20)
+    """
+    global _memory_budget_bytes
+    if num_bytes < 0:
+        raise ValueError(f"num_bytes: expected at least 0, got {num_bytes}")
+    _memory_budget_bytes = int(num_bytes)
+
+
+def within_memory_budget(problem: Problem) -> bool:
+    return problem.matrix_bytes <= _memory_budget_bytes
+
+
+def _file(op: str, backend: str) -> Path:
+    return Path(__file__).parent / op / ("reference.py" if backend == "reference" else f"kernel_{backend}.py")
+
+
+# Looked up once: torch.compile traces `resolve`, which must not touch the file system.
+_HAS_KERNEL = {(op, b.name): _file(op, b.name).exists() for op in OPS for b in BACKENDS}
+_substitutes: dict[tuple[str, str], Any] = {}
+
+
+@contextlib.contextmanager
+def substitute(op: str, backend: str, replacement: Any) -> Iterator[None]:
+    """Run `replacement` in place of a kernel module within this context: for experiments, and to test the tests."""
+    _substitutes[op, backend] = replacement
+    try:
+        yield
+    finally:
+        del _substitutes[op, backend]
+
+
+def kernel(op: str, backend: str) -> Any:
+    """The kernel module that an op's implementation calls."""
+    if (op, backend) in _substitutes:
+        return _substitutes[op, backend]
+    return importlib.import_module(f"{__package__}.{op}.{_file(op, backend).stem}")
+
+
+def refusal(backend: Backend, problem: Problem) -> str | None:
+    """Why `backend` cannot run `problem`, or None."""
+    if not _HAS_KERNEL[problem.op, backend.name]:
+        return f"has no kernel for {problem.op}"
+    return backend.refuses(problem)
+
+
+def resolve(backend: str, problem: Problem) -> str:
+    """The name of the backend that runs `problem`: the first that can for "auto", else the one asked for, or an error."""
+    for candidate in BACKENDS:
+        if backend == "auto":
+            if refusal(candidate, problem) is None:
+                return candidate.name
+        elif candidate.name == backend:
+            reason = refusal(candidate, problem)
+            if reason is not None:
+                raise RuntimeError(f"backend {backend!r} cannot run this {problem.op}: {reason}")
+            return backend
+    valid = ", ".join(repr(name) for name in ("auto", *(b.name for b in BACKENDS)))
+    raise ValueError(f"backend: expected one of {valid}, got {backend!r}")
+
+
+def explain(
+    op: str = "contrast",
+    *,
+    rows: int,
+    columns: int,
+    width: int,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Print one line a backend: whether it can run the problem, how, or why not; ``*`` marks what "auto" takes.
+
+    Args:
+        op: "contrast", "nearest" or "scores".
+        rows, columns, width: sizes B, N and D of the problem.
+        dtype, device: of the two matrices.
+
+    Raises:
+        ValueError: an unknown op.
+
+    >>> import fused_margins
+    >>> fused_margins.explain("nearest", rows=256, columns=256, width=64)  # doctest: +ELLIPSIS
+    * cpu...
+      reference  PyTorch, differentiable to any order
+    """
+    if op not in OPS:
+        raise ValueError(f"op: expected one of {', '.join(map(repr, OPS))}, got {op!r}")
+    problem = Problem(op, torch.device(device).type, dtype, rows, columns, width)
+    chosen = resolve("auto", problem)
+    for backend in BACKENDS:
+        reason = refusal(backend, problem)
+        state = f"cannot run: {reason}" if reason else backend.describe(problem)
+        print(f"{'*' if backend.name == chosen else ' '} {backend.name:<10} {state}")

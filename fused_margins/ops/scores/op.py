@@ -1,0 +1,134 @@
+"""Schema, fake kernels and autograd of `scores`; the arithmetic is in the kernels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks, registry
+from ..double_backward import double_backward
+from . import reference
+
+_library = torch.library.Library("fused_margins", "FRAGMENT")
+_library.define(
+    "scores(Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor margin, Tensor? target, str similarity, "
+    "int ignore_index, str backend) -> Tensor"
+)
+_library.define(
+    "scores_backward(Tensor grad_scores, Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor margin, Tensor? target, "
+    "str similarity, int ignore_index, bool[] needs, str backend)"
+    " -> (Tensor grad_x, Tensor grad_y, Tensor grad_scale, Tensor grad_bias, Tensor grad_margin)"
+)
+
+
+def _forward(x: Tensor, *args: Any) -> Tensor:
+    *args, backend = args
+    return registry.kernel("scores", backend).forward(x, *args)
+
+
+def _backward(grad_scores: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *args, backend = args
+    return registry.kernel("scores", backend).backward(grad_scores, *args)
+
+
+_library.impl("scores", _forward, "CompositeExplicitAutograd")
+_library.impl("scores_backward", _backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("fused_margins::scores", lib=_library)
+def _(x, y, scale, bias, margin, target, similarity, ignore_index, backend):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[0], y.shape[0])
+
+
+@torch.library.register_fake("fused_margins::scores_backward", lib=_library)
+def _(grad_scores, x, y, scale, bias, margin, target, similarity, ignore_index, needs, backend):  # type: ignore[no-untyped-def]
+    tensors = (x, y, scale, scale if bias is None else bias, margin)
+    return tuple(t.new_empty(t.shape) if need else t.new_empty(0) for t, need in zip(tensors, needs))
+
+
+class _Scores(torch.autograd.Function):
+    @staticmethod
+    def forward(*args):  # type: ignore[no-untyped-def]
+        return torch.ops.fused_margins.scores(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        *tensors, ctx.similarity, ctx.ignore_index, ctx.backend = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, grad_scores):  # type: ignore[no-untyped-def]
+        needs = [bool(n) for n in ctx.needs_input_grad[:5]]
+        results = _ScoresBackward.apply(
+            grad_scores.contiguous(), *ctx.saved_tensors, ctx.similarity, ctx.ignore_index, needs, ctx.backend
+        )
+        return *(g if need else None for g, need in zip(results, needs)), *(None,) * 4
+
+
+class _ScoresBackward(torch.autograd.Function):
+    """The gradient as a function of its own: by the kernel, and differentiable once more by the reference's formulas."""
+
+    @staticmethod
+    def forward(*args):  # type: ignore[no-untyped-def]
+        return torch.ops.fused_margins.scores_backward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        *tensors, ctx.similarity, ctx.ignore_index, ctx.needs, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, *grad_grads):  # type: ignore[no-untyped-def]
+        grad_scores, x, y, scale, bias, margin, target = ctx.saved_tensors
+
+        def scores(x, y, scale, margin, *bias):  # type: ignore[no-untyped-def]
+            u = reference.scores(
+                x, y, scale, bias[0] if bias else None, margin, target, ctx.similarity, ctx.ignore_index
+            )
+            return (u,)
+
+        # An input that needed no gradient got an empty one, and so did its cotangent.
+        of_x, of_y, of_scale, of_bias, of_margin = (g if need else None for g, need in zip(grad_grads, ctx.needs))
+        inputs, cotangents = [x, y, scale, margin], [of_x, of_y, of_scale, of_margin]
+        if bias is not None:
+            inputs, cotangents = [*inputs, bias], [*cotangents, of_bias]
+        to_grad, to_x, to_y, to_scale, to_margin, *to_bias = double_backward(scores, inputs, [grad_scores], cotangents)
+        return to_grad, to_x, to_y, to_scale, to_bias[0] if to_bias else None, to_margin, *(None,) * 5
+
+
+def scores(
+    x: Tensor,
+    y: Tensor,
+    *,
+    similarity: str = "cosine",
+    scale: float | Tensor = 1.0,
+    bias: Tensor | None = None,
+    target: Tensor | None = None,
+    margin: float | Tensor = 0.0,
+    ignore_index: int = -1,
+    backend: str = "auto",
+) -> Tensor:
+    """The similarity matrix itself, with margin and scale applied.
+
+    Args, returns, rules and source: see `fused_margins.ops.scores`.
+    """
+    checks.similarity(similarity)
+    x, y = checks.matrices(x, y)
+    rows, columns = x.shape[0], y.shape[0]
+    checks.labels("target", target, rows, x)
+    scale = checks.row_factor("scale", scale, x, positive=True)
+    margin = checks.row_factor("margin", margin, x, positive=False)
+    bias = checks.vector("bias", bias, columns, x)
+
+    problem = registry.Problem("scores", x.device.type, x.dtype, rows, columns, x.shape[1])
+    backend = registry.resolve(backend, problem)
+    args = (scale, bias, margin, target, similarity, ignore_index)
+    if backend == "reference":
+        with torch.autocast(x.device.type, enabled=False):
+            return registry.kernel("scores", "reference").scores(x, y, *args)
+    differentiable = [t for t in (x, y, scale, bias, margin) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in differentiable):
+        # Dynamo refuses a Function that is handed one tensor twice: a batch against itself.
+        return _Scores.apply(x, y.view_as(y), *args, backend)
+    return torch.ops.fused_margins.scores(x, y, *args, backend)

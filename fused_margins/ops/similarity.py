@@ -1,0 +1,65 @@
+"""The labelled similarity matrix that every op reduces: its entries, and which of them a row admits.
+
+u_ij is one of
+
+- ``"cosine"``: <x_i, y_j> / (|x_i| |y_j|), and 0 (with zero gradient) where either vector is zero;
+- ``"dot"``: <x_i, y_j>;
+- ``"negative_squared_euclidean"``: -|x_i - y_j|^2.
+"""
+
+import torch
+from torch import Tensor
+
+SIMILARITIES = ("cosine", "dot", "negative_squared_euclidean")
+RELATIONS = ("different", "same", "any")
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows divided by their length; a zero row stays zero and passes no gradient."""
+    squared = x.square().sum(dim=-1, keepdim=True)
+    zero = squared == 0
+    return x * torch.where(zero, 0.0, torch.where(zero, 1.0, squared).rsqrt())
+
+
+def similarity_matrix(x: Tensor, y: Tensor, similarity: str) -> Tensor:
+    """u (B, N), accumulated in float32 or float64."""
+    x, y = (t.to(accumulation_dtype(t.dtype)) for t in (x, y))
+    if similarity == "cosine":
+        return unit_rows(x) @ unit_rows(y).T
+    if similarity == "dot":
+        return x @ y.T
+    # The expansion cancels when the data lie far from the origin; moving the origin to their centre changes nothing else.
+    centre = y.detach().mean(dim=0) if y.shape[0] else 0.0
+    x, y = x - centre, y - centre
+    return (2 * x @ y.T - x.square().sum(1, keepdim=True) - y.square().sum(1)).clamp(max=0)
+
+
+def pair_similarity(x: Tensor, y: Tensor, similarity: str) -> Tensor:
+    """u of row i of x with row i of y, over the last axis. Distances as sum (x - y)^2: exact at and near 0."""
+    x, y = (t.to(accumulation_dtype(t.dtype)) for t in (x, y))
+    if similarity == "cosine":
+        return (unit_rows(x) * unit_rows(y)).sum(-1)
+    if similarity == "dot":
+        return (x * y).sum(-1)
+    return -(x - y).square().sum(-1)
+
+
+def admitted(row_labels: Tensor, column_labels: Tensor, relation: str, self_index: Tensor | None) -> Tensor:
+    """(B, N) bool: the columns that each row may use; the column that is the row itself never is."""
+    if relation == "different":
+        mask = row_labels[:, None] != column_labels
+    elif relation == "same":
+        mask = row_labels[:, None] == column_labels
+    else:
+        mask = torch.ones(
+            row_labels.shape[0], column_labels.shape[0], dtype=torch.bool, device=row_labels.device
+        )
+    if self_index is not None:
+        columns = torch.arange(column_labels.shape[0], device=column_labels.device)
+        mask = mask & (self_index[:, None] != columns)
+    return mask

@@ -1,0 +1,113 @@
+"""Builds the native module with ninja: each op once per instruction set, no torch header, no torch at build time.
+
+FUSED_MARGINS_BUILD: "auto" (default: build what the compilers at hand allow, and install without it otherwise), "cpu" (a
+failure is an error), "none" (pure Python).
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import warnings
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+FAILURE_FILE = "native_build_failure.txt"
+FLAGS = (
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi"
+).split()
+# Namespace and flags of every instruction set. The baseline comes first on the link line: where the linker keeps one of
+# several equal inline functions of the standard library, it keeps the one that runs everywhere.
+ISAS = {"baseline": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    ISAS["v3"] = ["-march=x86-64-v3"]
+    ISAS["v4"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+
+
+class BuildFailure(Exception):
+    """Says what is missing."""
+
+
+def find_compiler() -> list[str]:
+    asked = os.environ.get("CXX")
+    for candidate in [asked] if asked else ["g++", "clang++", "c++"]:
+        if shutil.which(candidate.split()[0]):
+            return candidate.split()
+    raise BuildFailure(f"no C++ compiler found (looked for {asked or 'g++, clang++, c++'})")
+
+
+def openmp_flags(compiler: list[str]) -> list[str]:
+    """-fopenmp where the compiler has it; without it the kernels run on one thread."""
+    probe = [*compiler, "-fopenmp", "-x", "c++", "-fsyntax-only", "-"]
+    source = "#include <omp.h>\nint main() { return omp_get_max_threads(); }"
+    return ["-fopenmp"] if subprocess.run(probe, input=source, text=True, capture_output=True).returncode == 0 else []
+
+
+class NinjaBuild(build_ext):
+    def run(self) -> None:
+        mode = os.environ.get("FUSED_MARGINS_BUILD", "auto")
+        if mode not in ("auto", "cpu", "none"):
+            raise SystemExit(f"FUSED_MARGINS_BUILD: expected auto, cpu or none, got {mode!r}")
+        failure_file = Path(self.get_ext_fullpath(self.extensions[0].name)).parent / FAILURE_FILE
+        failure_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if mode == "none":
+                raise BuildFailure("built with FUSED_MARGINS_BUILD=none")
+            super().run()
+            failure_file.unlink(missing_ok=True)
+        except BuildFailure as failure:
+            if mode == "cpu":
+                raise SystemExit(f"fused-margins: {failure}") from failure
+            failure_file.write_text(f"{failure}\n")
+            Path(self.get_ext_fullpath(self.extensions[0].name)).unlink(missing_ok=True)
+            self.extensions = []
+            if mode == "auto":
+                warnings.warn(f"fused-margins installs without its C++ kernels: {failure}", stacklevel=1)
+
+    def build_extension(self, ext: Extension) -> None:
+        import ninja
+        import pybind11
+        from ninja import ninja_syntax
+
+        compiler = find_compiler()
+        folder = Path(self.build_temp).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        includes = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
+        openmp = openmp_flags(compiler)
+        link = ["-shared"] if sys.platform != "darwin" else ["-bundle", "-undefined", "dynamic_lookup"]
+
+        with (folder / "build.ninja").open("w") as file:
+            n = ninja_syntax.Writer(file, width=10_000)
+            n.rule(
+                "compile",
+                f"{' '.join(compiler)} $flags -MMD -MF $out.d -c $in -o $out",
+                depfile="$out.d",
+                deps="gcc",
+                description="compile $out",
+            )
+            n.rule("link", f"{' '.join(compiler)} {' '.join(link)} $in {' '.join(openmp)} -o $out")
+            objects = []
+            for isa, isa_flags in ISAS.items():
+                for source in sorted(ROOT.glob("csrc/*/cpu.cpp")):
+                    name = f"{source.parent.name}_{isa}.o"
+                    flags = [*FLAGS, *isa_flags, *openmp, f"-DFM_ISA={isa}"]
+                    objects += n.build(name, "compile", str(source), variables={"flags": flags})
+            for source in (ROOT / "csrc/common/isa.cpp", ROOT / "csrc/bindings.cpp"):
+                objects += n.build(
+                    f"{source.stem}.o", "compile", str(source), variables={"flags": [*FLAGS, *includes]}
+                )
+            n.build(str(target), "link", objects)
+        try:
+            subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder)], check=True)
+        except subprocess.CalledProcessError as error:
+            raise BuildFailure(f"the C++ build failed ({' '.join(compiler)}); `pip install -v` shows why") from error
+
+
+setup(ext_modules=[Extension("fused_margins._C", sources=[])], cmdclass={"build_ext": NinjaBuild})
