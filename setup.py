@@ -18,9 +18,17 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 FAILURE_FILE = "native_build_failure.txt"
-FLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi"
-).split()
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+]
 # Namespace and flags of every instruction set. The baseline comes first on the link line: where the linker keeps one of
 # several equal inline functions of the standard library, it keeps the one that runs everywhere.
 ISAS = {"baseline": []}
@@ -100,9 +108,7 @@ class NinjaBuild(build_ext):
                     flags = [*FLAGS, *isa_flags, *openmp, f"-DFM_ISA={isa}"]
                     objects += n.build(name, "compile", str(source), variables={"flags": flags})
             for source in (ROOT / "csrc/common/isa.cpp", ROOT / "csrc/bindings.cpp"):
-                objects += n.build(
-                    f"{source.stem}.o", "compile", str(source), variables={"flags": [*FLAGS, *includes]}
-                )
+                objects += n.build(f"{source.stem}.o", "compile", str(source), variables={"flags": [*FLAGS, *includes]})
             n.build(str(target), "link", objects)
         try:
             subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder)], check=True)

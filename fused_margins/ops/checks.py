@@ -67,7 +67,9 @@ def row_factor(argument: str, value: float | Tensor, x: Tensor, positive: bool) 
             raise ValueError(f"{argument}: expected a positive number, got {value}")
         return torch.full((), value, dtype=accumulation_dtype(x.dtype), device=x.device)
     if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != x.shape[0]):
-        raise ValueError(f"{argument}: expected a number, a 0-d tensor or shape ({x.shape[0]},), got {tuple(value.shape)}")
+        raise ValueError(
+            f"{argument}: expected a number, a 0-d tensor or shape ({x.shape[0]},), got {tuple(value.shape)}"
+        )
     return _floating(argument, value, x)
 
 

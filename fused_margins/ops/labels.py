@@ -60,9 +60,7 @@ def _check_members(clusters: Tensor, num_clusters: int) -> Tensor:
     counts = (valid[:, None] == columns).sum(0)
     if (clusters.device.type == "cpu" or _raise_everywhere) and bool((counts == 0).any()):
         empty = int((counts == 0).nonzero()[0, 0])
-        raise ValueError(
-            f"clusters: every one of the {num_clusters} clusters needs a member, cluster {empty} has none"
-        )
+        raise ValueError(f"clusters: every one of the {num_clusters} clusters needs a member, cluster {empty} has none")
     return counts
 
 

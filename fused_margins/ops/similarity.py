@@ -56,9 +56,7 @@ def admitted(row_labels: Tensor, column_labels: Tensor, relation: str, self_inde
     elif relation == "same":
         mask = row_labels[:, None] == column_labels
     else:
-        mask = torch.ones(
-            row_labels.shape[0], column_labels.shape[0], dtype=torch.bool, device=row_labels.device
-        )
+        mask = torch.ones(row_labels.shape[0], column_labels.shape[0], dtype=torch.bool, device=row_labels.device)
     if self_index is not None:
         columns = torch.arange(column_labels.shape[0], device=column_labels.device)
         mask = mask & (self_index[:, None] != columns)

@@ -39,7 +39,21 @@ _library.impl("contrast_backward", _backward, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("fused_margins::contrast", lib=_library)
-def _(x, y, scale, bias, target, row_labels, column_labels, self_index, similarity, relation, ignore_index, keep, backend):  # type: ignore[no-untyped-def]
+def _(
+    x,
+    y,
+    scale,
+    bias,
+    target,
+    row_labels,
+    column_labels,
+    self_index,
+    similarity,
+    relation,
+    ignore_index,
+    keep,
+    backend,
+):  # type: ignore[no-untyped-def]
     row = scale.new_empty(x.shape[0])
     kept = scale.new_empty((x.shape[0], y.shape[0]) if keep else (0, 0))
     return row, torch.empty_like(row), kept
@@ -101,7 +115,14 @@ class _ContrastBackward(torch.autograd.Function):
 
         def contrast(x, y, scale, *bias):  # type: ignore[no-untyped-def]
             return reference.contrast(
-                x, y, scale, bias[0] if bias else None, *integers, ctx.similarity, ctx.relation, ctx.ignore_index
+                x,
+                y,
+                scale,
+                bias[0] if bias else None,
+                *integers,
+                ctx.similarity,
+                ctx.relation,
+                ctx.ignore_index,
             )
 
         inputs = [x, y, scale] if bias is None else [x, y, scale, bias]

@@ -37,7 +37,9 @@ def contrast(
     empty = ~mask.any(dim=1)
     # A row that admits nothing is summed over zeros and then replaced, so that no gradient of it is ever inf - inf.
     z = torch.where(mask, z, torch.where(empty[:, None], 0.0, -torch.inf))
-    negative_lse = torch.where(empty, -torch.inf, torch.logsumexp(z, dim=1)) if columns else z.new_full((rows,), -torch.inf)
+    negative_lse = (
+        torch.where(empty, -torch.inf, torch.logsumexp(z, dim=1)) if columns else z.new_full((rows,), -torch.inf)
+    )
 
     if columns:
         positive = pair_similarity(x, y[target.clamp(min=0)], similarity)

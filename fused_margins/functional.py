@@ -1,0 +1,479 @@
+"""The losses and miners as functions. Each is a few lines over the vectors that one of the three ops returns."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .margins import BEYOND_PI, MARGIN_GRADIENTS, MARGIN_TYPES, apply_margin, row_margin
+from .ops import checks
+from .ops.contrast import contrast
+from .ops.labels import check_index, check_members
+from .ops.nearest import nearest
+from .ops.scores import scores
+from .ops.similarity import accumulation_dtype, pair_similarity, unit_rows
+
+__all__ = [
+    "cluster_distances",
+    "magnet_loss",
+    "margin_logits",
+    "margin_softmax_loss",
+    "mine_negatives",
+    "mine_positives",
+]
+
+REDUCTIONS = ("mean", "sum", "none")
+STRATEGIES = ("hard", "semihard")
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x) to the precision of x; torch's own default switches to x at 20, which float64 would notice."""
+    return F.softplus(x, threshold=20 if x.dtype == torch.float32 else 40)
+
+
+def reduce_loss(loss: Tensor, weight: Tensor, reduction: str) -> Tensor:
+    """The (B,) losses as they are, their sum, or their sum over that of `weight` (B,); 0 where nothing has weight."""
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    total = weight.sum()
+    return loss.sum() / torch.where(total > 0, total, 1.0)
+
+
+def margin_softmax_loss(
+    embeddings: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    scale: float | Tensor = 30.0,
+    margin: float | Tensor = 0.0,
+    similarity: str = "cosine",
+    margin_type: str = "additive",
+    angular_margin_rad: float | Tensor = 0.0,
+    angular_multiplier: float = 1.0,
+    beyond_pi: str = "standard",
+    margin_gradient: str = "exact",
+    label_smoothing: float = 0.0,
+    class_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """Softmax cross entropy over class similarities, with a margin of any sign on the own class.
+
+        z_j = scale u_ij  (j != y_i),   z_{y_i} = scale psi(u_{i,y_i}),   loss_i = -log softmax(z)_{y_i}
+
+    computed as softplus(logsumexp_{j != y_i} z_j - z_{y_i}), which keeps losses and gradients far below rounding.
+
+    Args:
+        embeddings: (B, D), float64, float32, bfloat16 or float16.
+        weight: (C, D), one row a class, same dtype.
+        labels: (B,) integers in [0, C), or `ignore_index`.
+        scale: s > 0: a number, 0-d tensor (may learn) or (B, 1).
+        margin: m: a number, 0-d tensor, (C,) one a class or (B, 1) one a sample; of any sign; differentiable as a tensor. In units of
+            similarity for "additive" and "combined", in radians for "angular".
+        similarity: "cosine", "dot" or "negative_squared_euclidean"; angular margins need "cosine".
+        margin_type: psi(u) = u - m ("additive"), cos(theta + m) ("angular") or cos(m1 theta + m2) - m ("combined").
+        angular_margin_rad, angular_multiplier: m2 (as `margin`) and m1 > 0 of "combined".
+        beyond_pi: where theta + m2 > pi: u - m2 sin m2 ("standard"), -2 - cos(theta + m2) ("continuous"), or psi(u) = u
+            wherever u <= 0 ("easy"). With m1 != 1 always the continuous one. For a negative m2, u + 1 - cos m2 where theta < |m2|.
+        margin_gradient: "exact", or "straight_through": d psi / d u taken as 1 for the angular types.
+        label_smoothing: epsilon in [0, 1]; as torch.nn.functional.cross_entropy defines it.
+        class_weight: (C,), weight of each class; "mean" then divides by the sum of the weights of the labels.
+        ignore_index: label of rows that count for nothing.
+        reduction: "mean" (over rows that are not ignored; 0 if there are none), "sum" or "none".
+        backend: "auto", or the name of one; see `fused_margins.explain`.
+
+    Returns:
+        A scalar, or (B,) for "none"; float32, float64 for float64 inputs.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, devices, unknown names, a scale that is not positive.
+        IndexError: a label out of range (on a GPU the row is NaN; see `fused_margins.checked`).
+
+    Gradients: embeddings, weight, scale, margin, angular_margin_rad, class_weight; twice differentiable.
+
+    Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, eq. 1 and 2.
+
+    >>> import torch
+    >>> from fused_margins.functional import margin_softmax_loss
+    >>> embeddings, weight, labels = torch.eye(3), torch.eye(3), torch.arange(3)
+    >>> margin_softmax_loss(embeddings, weight, labels, scale=4.0, margin=-0.5)
+    tensor(0.0049)
+    """
+    checks.choice("reduction", reduction, REDUCTIONS)
+    checks.choice("margin_type", margin_type, MARGIN_TYPES)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+    embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
+    checks.labels("labels", labels, embeddings.shape[0], embeddings)
+    class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
+    scale = _row_scale(scale, embeddings)
+    psi = _margin(
+        margin,
+        labels,
+        weight.shape[0],
+        similarity,
+        margin_type,
+        angular_margin_rad,
+        angular_multiplier,
+        beyond_pi,
+        margin_gradient,
+    )
+
+    u, negative_lse = contrast(
+        embeddings,
+        weight,
+        labels,
+        scale=scale,
+        similarity=similarity,
+        ignore_index=ignore_index,
+        backend=backend,
+    )
+    z = scale * psi(u)
+    loss = softplus(negative_lse - z)
+    counted = (labels != ignore_index).to(loss.dtype)
+    row_weight = counted
+    if class_weight is not None:
+        row_weight = counted * class_weight[labels.clamp(0, max(weight.shape[0] - 1, 0))]
+        loss = loss * row_weight
+    if label_smoothing > 0:
+        # sum_j w_j (lse - z_j): all classes' logits at once, from one vector, the weighted sum of the class directions.
+        each = class_weight if class_weight is not None else torch.ones_like(loss[:1]).expand(weight.shape[0])
+        own = row_weight if class_weight is not None else 1.0
+        lse = torch.logaddexp(negative_lse, z)
+        everyone = scale * _similarity_sum(embeddings, weight, each, similarity) + own * (z - scale * u)
+        spread = torch.where(counted > 0, lse * each.sum() - everyone, 0.0)
+        loss = (1 - label_smoothing) * loss + label_smoothing / max(weight.shape[0], 1) * spread
+    return reduce_loss(loss, row_weight, reduction)
+
+
+def margin_logits(
+    embeddings: Tensor,
+    weight: Tensor,
+    labels: Tensor | None = None,
+    *,
+    scale: float | Tensor = 30.0,
+    margin: float | Tensor = 0.0,
+    similarity: str = "cosine",
+    margin_type: str = "additive",
+    angular_margin_rad: float | Tensor = 0.0,
+    angular_multiplier: float = 1.0,
+    beyond_pi: str = "standard",
+    margin_gradient: str = "exact",
+    ignore_index: int = -100,
+    backend: str = "auto",
+) -> Tensor:
+    """The logits whose cross entropy is `margin_softmax_loss`; without labels, plain scaled similarities.
+
+        z_ij = scale u_ij  (j != y_i),   z_{i,y_i} = scale psi(u_{i,y_i})
+
+    Predict from the logits without labels: accuracy on margin-shifted ones is meaningless.
+
+    Args:
+        embeddings: (B, D), float64, float32, bfloat16 or float16. weight: (C, D), same dtype.
+        labels: (B,) integers in [0, C), `ignore_index` for rows without a margin, or None.
+        scale, margin, and all others: as for `margin_softmax_loss`.
+
+    Returns:
+        (B, C) in the dtype of the embeddings.
+
+    Raises:
+        As `margin_softmax_loss`.
+
+    Gradients: embeddings, weight, scale, margin, angular_margin_rad; twice differentiable.
+
+    Source: Liu et al., Negative Margin Matters, 2020, eq. 2.
+
+    >>> import torch
+    >>> from fused_margins.functional import margin_logits
+    >>> margin_logits(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), scale=10.0, margin=0.5)
+    tensor([[5., 0.],
+            [0., 5.]])
+    """
+    checks.choice("margin_type", margin_type, MARGIN_TYPES)
+    embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
+    scale = _row_scale(scale, embeddings)
+    options = {"similarity": similarity, "scale": scale, "backend": backend}
+    if labels is None:
+        return scores(embeddings, weight, **options)
+    checks.labels("labels", labels, embeddings.shape[0], embeddings)
+    psi = _margin(
+        margin,
+        labels,
+        weight.shape[0],
+        similarity,
+        margin_type,
+        angular_margin_rad,
+        angular_multiplier,
+        beyond_pi,
+        margin_gradient,
+    )
+    # What psi takes away from the own class: constant for additive margins, else a function of its similarity.
+    if margin_type == "additive":
+        taken: float | Tensor = row_margin("margin", margin, labels, weight.shape[0])
+    else:
+        own = weight[check_index(labels, weight.shape[0], ignore_index, "labels").clamp(min=0)]
+        u = pair_similarity(embeddings, own, similarity)
+        taken = u - psi(u)
+    return scores(embeddings, weight, target=labels, margin=taken, ignore_index=ignore_index, **options)
+
+
+def mine_positives(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    similarity: str = "cosine",
+    reference_embeddings: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+    self_index: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Each anchor's easy positive: the most similar other sample of its class.
+
+        index_i = argmax over j != i with label_j = label_i of  u_ij
+
+    Args:
+        embeddings: (B, D) anchors. labels: (B,) integers.
+        similarity: "cosine", "dot" or "negative_squared_euclidean".
+        reference_embeddings, reference_labels: (N, D) and (N,): search these instead of the batch, a memory bank or a gathered batch.
+        self_index: (B,) the reference that *is* the anchor and is never its positive, -1 for none. Within the batch it is
+            0 .. B-1; with references it is none unless given.
+        backend: "auto", or the name of one.
+
+    Returns:
+        similarity (B,), float32 (float64 for float64), and index (B,) int64; -inf and -1 for an anchor alone in its class.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, devices, unknown names. IndexError: a self index out of range.
+
+    Gradients: none; gather the positives by their index and differentiate their similarity.
+
+    Source: Levi et al., Rethinking preventing class-collapsing in metric learning with margin-based losses, 2020, eq. 6.
+
+    >>> import torch
+    >>> from fused_margins.functional import mine_positives
+    >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.0, 2.0]])
+    >>> mine_positives(embeddings, torch.tensor([0, 0, 0, 1]))
+    (tensor([0.8000, 0.8000, 0.6000,   -inf]), tensor([ 1,  0,  1, -1]))
+    """
+    arguments = _search(embeddings, labels, reference_embeddings, reference_labels, self_index)
+    value, index = nearest(
+        *arguments[:4], self_index=arguments[4], similarity=similarity, relation="same", backend=backend
+    )
+    return value[:, 0], index[:, 0]
+
+
+def mine_negatives(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    strategy: str = "hard",
+    positive_similarity: Tensor | None = None,
+    similarity: str = "cosine",
+    reference_embeddings: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+    self_index: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Each anchor's hardest negative, or the hardest that is less similar than its positive.
+
+        index_i = argmax over j with label_j != label_i (and, semi-hard, u_ij < u_positive(i)) of  u_ij
+
+    Args:
+        embeddings: (B, D) anchors. labels: (B,) integers.
+        strategy: "hard" or "semihard".
+        positive_similarity: (B,) the bound of "semihard"; None mines the easy positives for it.
+        similarity, reference_embeddings, reference_labels, self_index, backend: as for `mine_positives`.
+
+    Returns:
+        similarity (B,), float32 (float64 for float64), and index (B,) int64; -inf and -1 where no negative is admitted.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, devices, unknown names. IndexError: a self index out of range.
+
+    Gradients: none; gather the negatives by their index and differentiate their similarity.
+
+    Source: Schroff et al., FaceNet: A unified embedding for face recognition and clustering, 2015, eq. 4.
+
+    >>> import torch
+    >>> from fused_margins.functional import mine_negatives
+    >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.9, 0.1], [0.0, 1.0]])
+    >>> mine_negatives(embeddings, torch.tensor([0, 0, 1, 1]), strategy="semihard")[1]
+    tensor([ 3,  3, -1,  0])
+    """
+    checks.choice("strategy", strategy, STRATEGIES)
+    x, y, row_labels, column_labels, self_column = _search(
+        embeddings, labels, reference_embeddings, reference_labels, self_index
+    )
+    options = {"self_index": self_column, "similarity": similarity, "backend": backend}
+    below = None
+    if strategy == "semihard":
+        if positive_similarity is None:
+            positive_similarity = nearest(x, y, row_labels, column_labels, relation="same", **options)[0][:, 0]
+        below = positive_similarity
+    value, index = nearest(x, y, row_labels, column_labels, relation="different", below=below, **options)
+    return value[:, 0], index[:, 0]
+
+
+def magnet_loss(
+    embeddings: Tensor,
+    clusters: Tensor,
+    cluster_labels: Tensor,
+    *,
+    alpha: float = 1.0,
+    variance_floor: float = 1e-4,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """Pull each sample to its own cluster's mean, away from the clusters of other classes, on the scale of their variance.
+
+        loss_i = relu(alpha + |r_i - mu_own|^2 / 2 sigma^2 + log sum_{m: class(m) != class(i)} exp(-|r_i - mu_m|^2 / 2 sigma^2))
+        mu_m = mean of the batch's samples of cluster m,   sigma^2 = sum_i |r_i - mu_own|^2 / (B - 1)
+
+    Args:
+        embeddings: (B, D) r, float64, float32, bfloat16 or float16.
+        clusters: (B,) integers in [0, M): the cluster of each sample; every cluster needs a member.
+        cluster_labels: (M,) integers: the class of each cluster.
+        alpha: the desired gap, in units of log odds.
+        variance_floor: least sigma^2, so that a batch of equal embeddings does not divide by 0.
+        reduction: "mean", "sum" or "none".
+        backend: "auto", or the name of one.
+
+    Returns:
+        A scalar, or (B,) for "none"; float32, float64 for float64 inputs. A batch of one class has loss 0.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, devices, unknown names; on a CPU, a cluster without members.
+        IndexError: on a CPU, a cluster out of range.
+
+    Gradients: embeddings, also through the means and the variance; twice differentiable.
+
+    Source: Rippel et al., Metric Learning with Adaptive Density Discrimination, 2015, eq. 3 to 5.
+
+    >>> import torch
+    >>> from fused_margins.functional import magnet_loss
+    >>> embeddings = torch.tensor([[0.0], [0.2], [1.0], [1.2]])
+    >>> magnet_loss(embeddings, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1]), alpha=40.0)
+    tensor(5.0000)
+    """
+    checks.choice("reduction", reduction, REDUCTIONS)
+    if not variance_floor > 0:
+        raise ValueError(f"variance_floor: expected a positive number, got {variance_floor}")
+    embeddings, _ = checks.matrices(embeddings, embeddings, ("embeddings", "embeddings"))
+    rows = embeddings.shape[0]
+    checks.labels("clusters", clusters, rows, embeddings)
+    if not isinstance(cluster_labels, Tensor) or cluster_labels.dim() != 1:
+        raise ValueError("cluster_labels: expected an integer tensor of shape (M,), the class of each cluster")
+    num_clusters = cluster_labels.shape[0]
+    checks.labels("cluster_labels", cluster_labels, num_clusters, embeddings)
+
+    x = embeddings.to(accumulation_dtype(embeddings.dtype))
+    with torch.autocast(x.device.type, enabled=False):
+        counts = check_members(clusters, num_clusters)
+        belongs = (torch.arange(num_clusters, device=x.device)[:, None] == clusters).to(x.dtype)  # (M, B)
+        means = (belongs @ x) / counts[:, None]
+        own_cluster = clusters.clamp(0, max(num_clusters - 1, 0)).long()
+        own = (x - means[own_cluster]).square().sum(1)  # (B,) squared distances
+        variance = (own.sum() / max(rows - 1, 1)).clamp(min=variance_floor)
+        _, negative_lse = contrast(
+            x,
+            means,
+            clusters,
+            cluster_labels[own_cluster],
+            cluster_labels,
+            scale=0.5 / variance,
+            similarity="negative_squared_euclidean",
+            backend=backend,
+        )
+        # No cluster of another class: negative_lse is -inf and the hinge is closed.
+        loss = F.relu(alpha + own / (2 * variance) + negative_lse)
+    return reduce_loss(loss, torch.ones_like(loss), reduction)
+
+
+def cluster_distances(embeddings: Tensor, centroids: Tensor, *, backend: str = "auto") -> Tensor:
+    """Squared Euclidean distance of every embedding to every centroid.
+
+        d_ik = |x_i - c_k|^2
+
+    Args:
+        embeddings: (B, D), float64, float32, bfloat16 or float16. centroids: (K, D), same dtype.
+        backend: "auto", or the name of one.
+
+    Returns:
+        (B, K) in the dtype of the embeddings, never negative.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, devices.
+
+    Gradients: embeddings, centroids; twice differentiable.
+
+    Source: Rippel et al., Metric Learning with Adaptive Density Discrimination, 2015, eq. 4.
+
+    >>> import torch
+    >>> from fused_margins.functional import cluster_distances
+    >>> cluster_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 0.0]]))
+    tensor([[ 0.],
+            [25.]])
+    """
+    checks.matrices(embeddings, centroids, ("embeddings", "centroids"))
+    return 0 - scores(embeddings, centroids, similarity="negative_squared_euclidean", backend=backend)
+
+
+def _row_scale(scale: float | Tensor, embeddings: Tensor) -> Tensor:
+    """A number, 0-d or (B, 1) scale as the ops take it: 0-d or (B,), in the accumulation dtype."""
+    if isinstance(scale, Tensor) and tuple(scale.shape) == (embeddings.shape[0], 1):
+        scale = scale[:, 0]
+    elif isinstance(scale, Tensor) and scale.dim() != 0:
+        raise ValueError(
+            f"scale: expected a number, a 0-d tensor or shape ({embeddings.shape[0]}, 1), got {tuple(scale.shape)}"
+        )
+    return checks.row_factor("scale", scale, embeddings, positive=True)
+
+
+def _margin(margin, labels, num_classes, similarity, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, gradient):  # type: ignore[no-untyped-def]  # fmt: skip
+    """psi as a function of the positive similarities alone, all its options checked."""
+    checks.similarity(similarity)
+    checks.choice("beyond_pi", beyond_pi, BEYOND_PI)
+    checks.choice("margin_gradient", gradient, MARGIN_GRADIENTS)
+    if margin_type != "additive" and similarity != "cosine":
+        raise ValueError(f"similarity: expected 'cosine' for margin_type {margin_type!r}, got {similarity!r}")
+    if not angular_multiplier > 0:
+        raise ValueError(f"angular_multiplier: expected a positive number, got {angular_multiplier}")
+    angle = margin if margin_type == "angular" else angular_margin_rad
+    if not isinstance(angle, Tensor) and abs(angle) > math.pi and margin_type != "additive":
+        name = "margin" if margin_type == "angular" else "angular_margin_rad"
+        raise ValueError(f"{name}: expected radians within [-pi, pi], got {angle}")
+    of_row = row_margin("margin", margin, labels, num_classes)
+    angle_of_row = row_margin("angular_margin_rad", angular_margin_rad, labels, num_classes)
+    return lambda u: apply_margin(u, of_row, margin_type, angle_of_row, angular_multiplier, beyond_pi, gradient)
+
+
+def _similarity_sum(x: Tensor, y: Tensor, weight: Tensor, similarity: str) -> Tensor:
+    """sum_j weight_j u_ij (B,), from one vector of width D instead of the matrix."""
+    x, y = (t.to(accumulation_dtype(t.dtype)) for t in (x, y))
+    if similarity == "cosine":
+        x, y = unit_rows(x), unit_rows(y)
+    together = (x * (weight @ y)).sum(1)
+    if similarity != "negative_squared_euclidean":
+        return together
+    return 2 * together - x.square().sum(1) * weight.sum() - (weight @ y.square()).sum()
+
+
+def _search(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference_embeddings: Tensor | None,
+    reference_labels: Tensor | None,
+    self_index: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Both sides of a search, and which column is the row itself."""
+    if (reference_embeddings is None) != (reference_labels is None):
+        raise ValueError("reference_embeddings and reference_labels: expected both or neither")
+    if reference_embeddings is None or reference_labels is None:
+        if self_index is None:
+            self_index = torch.arange(embeddings.shape[0], device=embeddings.device)
+        return embeddings, embeddings, labels, labels, self_index
+    return embeddings, reference_embeddings, labels, reference_labels, self_index

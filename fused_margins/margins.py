@@ -1,0 +1,80 @@
+"""psi: what a margin does to the similarity of a row with its own class. Row code over vectors of length B, in plain PyTorch."""
+
+import math
+
+import torch
+from torch import Tensor
+
+MARGIN_TYPES = ("additive", "angular", "combined")
+BEYOND_PI = ("standard", "continuous", "easy")
+MARGIN_GRADIENTS = ("exact", "straight_through")
+
+
+def row_margin(argument: str, margin: float | Tensor, labels: Tensor, num_classes: int) -> float | Tensor:
+    """A number, 0-d, (C,) or (B, 1) margin as a number, a 0-d tensor or a (B,) tensor."""
+    if not isinstance(margin, Tensor) or margin.dim() == 0:
+        return margin
+    if margin.dim() == 1 and margin.shape[0] == num_classes:
+        return margin[labels.clamp(0, num_classes - 1)] if num_classes else margin.new_zeros(labels.shape)
+    if tuple(margin.shape) == (labels.shape[0], 1):
+        return margin[:, 0]
+    raise ValueError(
+        f"{argument}: expected a number, a 0-d tensor, one a class ({num_classes},) or one a sample ({labels.shape[0]}, 1), "
+        f"got shape {tuple(margin.shape)}"
+    )
+
+
+def apply_margin(
+    u: Tensor,
+    margin: float | Tensor,
+    margin_type: str,
+    angular_margin_rad: float | Tensor = 0.0,
+    angular_multiplier: float = 1.0,
+    beyond_pi: str = "standard",
+    gradient: str = "exact",
+) -> Tensor:
+    """psi(u) (B,): u - m, cos(theta + m), or cos(m1 theta + m2) - m with u = cos(theta).
+
+    Source: additive, Wang et al., CosFace, 2018, eq. 4, and Liu et al., Negative Margin Matters, 2020, eq. 2; angular,
+    Deng et al., ArcFace, 2019, eq. 3; combined, ibid. eq. 4.
+    """
+    if margin_type == "additive":
+        return u - margin
+    at = u.detach() if gradient == "straight_through" else u
+    if margin_type == "angular":
+        value = _angular(at, margin, 1.0, beyond_pi)
+    else:
+        value = _angular(at, angular_margin_rad, angular_multiplier, beyond_pi) - margin
+    return value + (u - at) if gradient == "straight_through" else value
+
+
+def _angular(u: Tensor, margin_rad: float | Tensor, multiplier: float, beyond_pi: str) -> Tensor:
+    """cos(multiplier theta + margin) with a monotone continuation where that angle leaves [0, pi]."""
+    margin = torch.as_tensor(margin_rad, dtype=u.dtype, device=u.device)
+    if multiplier == 1.0:
+        shifted = u * torch.cos(margin) - _sine(u) * torch.sin(margin)
+        past_pi, before_zero = u < -torch.cos(margin), u > torch.cos(margin)
+        past_pi, before_zero = past_pi & (margin > 0), before_zero & (margin < 0)
+        beyond = -2 - shifted
+        if beyond_pi == "standard":
+            beyond = u - margin * torch.sin(margin)
+        elif beyond_pi == "easy":
+            beyond, past_pi = u, (u <= 0) & (margin > 0)
+    else:
+        # |u| = 1 is kept out of acos, whose derivative is infinite there: the gradient is 0 at and beyond it.
+        edge = 1 - torch.finfo(u.dtype).eps
+        angle = multiplier * torch.acos(u.clamp(-edge, edge)) + margin
+        turns = torch.floor(angle / math.pi).detach()  # 0 inside [0, pi)
+        shifted = torch.cos(angle)
+        past_pi, before_zero = turns > 0, angle < 0
+        beyond = torch.where(turns % 2 == 0, shifted, -shifted) - 2 * turns
+    # Below 0 the cosine would turn back: a line of slope 1 that meets it at angle 0, where theta = -margin / multiplier.
+    before = u + 1 - torch.cos(margin / multiplier)
+    return torch.where(past_pi, beyond, torch.where(before_zero, before, shifted))
+
+
+def _sine(u: Tensor) -> Tensor:
+    """sin(theta) from u = cos(theta), with gradient 0 at and (by rounding) beyond |u| = 1 instead of infinity."""
+    squared = (1 - u) * (1 + u)
+    inside = squared > 0
+    return torch.where(inside, torch.sqrt(torch.where(inside, squared, 1.0)), 0.0)
