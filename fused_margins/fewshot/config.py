@@ -3,7 +3,7 @@
 from typing import Annotated, Literal, get_args
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import UserError
 
@@ -79,16 +79,10 @@ class Magnet(Settings):
     scale: Positive = 10.0
 
 
-Loss = Annotated[
-    Softmax
-    | MarginSoftmax
-    | Triplet
-    | EasyPositiveTriplet
-    | EasyPositiveMargin
-    | EasyPositiveInfoNCE
-    | Magnet,
-    Field(discriminator="name"),
-]
+LossSettings = (
+    Softmax | MarginSoftmax | Triplet | EasyPositiveTriplet | EasyPositiveMargin | EasyPositiveInfoNCE | Magnet
+)
+Loss = Annotated[LossSettings, Field(discriminator="name")]
 LossName = Literal[
     "softmax",
     "margin-softmax",
@@ -98,7 +92,9 @@ LossName = Literal[
     "easy-positive-infonce",
     "magnet",
 ]
-LOSS_NAMES: tuple[str, ...] = get_args(LossName)
+_LOSSES: dict[str, type[LossSettings]] = {
+    settings.model_fields["name"].default: settings for settings in get_args(LossSettings)
+}
 
 
 class Backbone(Settings):
@@ -155,20 +151,27 @@ class TrainConfig(Settings):
     """Where model and losses live: cpu, cuda, cuda:1, ..."""
 
 
-def make_loss(name: str, **options: object) -> Loss:
+def make_loss(name: str, **options: object) -> LossSettings:
     """Settings of the loss `name`, with `options` over its defaults; a `UserError` names what does not fit.
 
     >>> make_loss("margin-softmax", margin=-0.3).margin
     -0.3
     """
+    settings = _LOSSES.get(name)
+    if settings is None:
+        raise UserError(f"loss: expected one of {', '.join(_LOSSES)}, got {name!r}")
+    known = [option for option in settings.model_fields if option != "name"]
+    for option in options:
+        if option not in known:
+            raise UserError(f"loss: {name} has no option {option!r}, it takes {', '.join(known)}")
     try:
-        return TypeAdapter(Loss).validate_python({"name": name, **options})
+        return settings.model_validate(options)
     except ValidationError as error:
-        raise UserError(f"loss {name!r}: {explain_validation(error)}") from None
+        raise UserError(f"loss: {name}: {explain_validation(error)}") from None
 
 
 def explain_validation(error: ValidationError) -> str:
     """The first problem in one line: where it is, what was expected, and what came."""
     problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"] if part not in LOSS_NAMES)
+    where = ".".join(str(part) for part in problem["loc"] if part not in _LOSSES)
     return f"{where or 'settings'}: {problem['msg']}, got {problem['input']!r}"

@@ -38,9 +38,7 @@ class ImageSet:
         for argument, names in (("labels", self.class_names), ("coarse_labels", self.coarse_names)):
             labels = getattr(self, argument)
             if labels.dtype != torch.int64 or labels.shape != self.images.shape[:1]:
-                raise ValueError(
-                    f"{argument}: expected int64 ({len(self)},), got {labels.dtype} {tuple(labels.shape)}"
-                )
+                raise ValueError(f"{argument}: expected int64 ({len(self)},), got {labels.dtype} {tuple(labels.shape)}")
             if len(self) and (int(labels.min()) < 0 or int(labels.max()) >= len(names)):
                 raise ValueError(
                     f"{argument}: expected values in [0, {len(names)}), got {int(labels.min())} to {int(labels.max())}"
@@ -61,9 +59,7 @@ class ImageSet:
         """Only the images of these fine classes, relabelled 0, 1, ... in the order given."""
         unknown = [c for c in classes if not 0 <= c < len(self.class_names)]
         if unknown or len(set(classes)) != len(classes) or not classes:
-            raise UserError(
-                f"classes: expected different values in [0, {len(self.class_names)}), got {list(classes)}"
-            )
+            raise UserError(f"classes: expected different values in [0, {len(self.class_names)}), got {list(classes)}")
         new_label = torch.full((len(self.class_names),), -1)
         new_label[list(classes)] = torch.arange(len(classes))
         chosen = (new_label[self.labels] >= 0).nonzero()[:, 0]
@@ -118,9 +114,7 @@ def _load_digits(root: Path | None) -> dict[str, ImageSet]:
     digits = load_digits()
     images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
     labels = torch.from_numpy(digits.target.astype(np.int64))
-    everything = ImageSet(
-        images, labels, labels % 2, tuple(str(name) for name in digits.target_names), ("even", "odd")
-    )
+    everything = ImageSet(images, labels, labels % 2, tuple(str(name) for name in digits.target_names), ("even", "odd"))
     train, test = train_test_split(np.arange(len(labels)), test_size=1 / 3, stratify=labels, random_state=0)
 
     def part(indices: np.ndarray) -> ImageSet:

@@ -1,7 +1,7 @@
 """What a training run optimises: which images make a batch, and the loss of their embeddings."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,20 @@ from .. import (
     EasyPositiveInfoNCELoss,
     EasyPositiveMarginLoss,
     EasyPositiveTripletLoss,
+    MagnetBatch,
     MagnetIndex,
     MagnetLoss,
     MarginSoftmaxLoss,
 )
 from . import config
 from .samplers import BalancedBatches, Sampler, ShuffledBatches
+
+
+class Batch(NamedTuple):
+    """Which images, and for the magnet loss which clusters they stand for."""
+
+    indices: Tensor  # (B,), int64, on the CPU: into the training set
+    clusters: MagnetBatch | None = None
 
 
 class Objective(nn.Module):
@@ -44,13 +52,12 @@ class Objective(nn.Module):
     def start_epoch(self, epoch: int, embed: Callable[[], Tensor]) -> None:
         """Prepare an epoch; `embed()` gives the embeddings (N, D) of the whole training set."""
 
-    def next_batch(self) -> Tensor:
-        """Indices (B,) into the training set."""
-        return self.sampler.next_batch()
+    def next_batch(self) -> Batch:
+        return Batch(self.sampler.next_batch())
 
-    def forward(self, embeddings: Tensor, indices: Tensor) -> Tensor:
-        """The loss (0-d) of the embeddings (B, D) of the last batch drawn."""
-        return self.loss(embeddings, self.labels[indices.to(self.labels.device)])
+    def forward(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """The loss (0-d) of a batch's embeddings (B, D)."""
+        return self.loss(embeddings, self.labels[batch.indices.to(self.labels.device)])
 
     def classifier(self) -> MarginSoftmaxLoss | None:
         """The class weights that were trained along, if there are any."""
@@ -81,7 +88,6 @@ class MagnetObjective(Objective):
         self.index = MagnetIndex(settings.clusters_per_class, generator=generator, backend=backend)
         self.generator = generator
         self.warm = settings.warm_epochs > 0
-        self.batch: Any = None
 
     def num_batches(self, epoch: int) -> int:
         if epoch < self.settings.warm_epochs:
@@ -94,17 +100,17 @@ class MagnetObjective(Objective):
         if since_warm >= 0 and since_warm % self.settings.refresh_epochs == 0:
             self.index.fit(embed(), self.labels)
 
-    def next_batch(self) -> Tensor:
+    def next_batch(self) -> Batch:
         if self.warm:
             return super().next_batch()
-        self.batch = self.index.sample_batch(self.settings.num_clusters, self.settings.samples_per_cluster)
-        return self.batch.indices
+        clusters = self.index.sample_batch(self.settings.num_clusters, self.settings.samples_per_cluster)
+        return Batch(clusters.indices.cpu(), clusters)
 
-    def forward(self, embeddings: Tensor, indices: Tensor) -> Tensor:
-        if self.warm:
-            return super().forward(embeddings, indices)
-        losses = self.magnet(embeddings, self.batch.clusters, self.batch.cluster_labels)
-        self.index.update_losses(self.batch, losses.detach())
+    def forward(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        if batch.clusters is None:
+            return super().forward(embeddings, batch)
+        losses = self.magnet(embeddings, batch.clusters.clusters, batch.clusters.cluster_labels)
+        self.index.update_losses(batch.clusters, losses.detach())
         return losses.mean()
 
     def classifier(self) -> None:
@@ -156,9 +162,7 @@ def _build_loss(loss: config.Loss, num_classes: int, size: int, backend: str) ->
                 backend=backend,
             )
         case config.Triplet():
-            return EasyPositiveTripletLoss(
-                loss.margin, negatives=loss.negatives, positives="random", backend=backend
-            )
+            return EasyPositiveTripletLoss(loss.margin, negatives=loss.negatives, positives="random", backend=backend)
         case config.EasyPositiveTriplet():
             return EasyPositiveTripletLoss(loss.margin, negatives=loss.negatives, backend=backend)
         case config.EasyPositiveMargin():

@@ -14,7 +14,7 @@ from .backbones import ConvNet
 from .config import TrainConfig
 from .datasets import ImageSet
 from .errors import UserError
-from .objectives import build_objective
+from .objectives import Batch, build_objective
 from .runs import Run
 
 CHECKPOINT_SECONDS = 10.0  # at most this much work is lost to a power cut; an interrupt loses none
@@ -69,22 +69,20 @@ class Trainer:
         self.model.train()
         return torch.cat(parts)
 
-    def next_batch(self) -> tuple[Tensor, Tensor]:
-        """Augmented images and their indices; begins an epoch where one is due."""
+    def next_batch(self) -> tuple[Tensor, Batch]:
+        """Augmented images, and what the objective knows of them; begins an epoch where one is due."""
         with self._randomness():
             if not self.losses:
                 self.objective.start_epoch(self.epoch, lambda: self.embed(self.images))
-            indices = self.objective.next_batch().cpu()
-            images = random_affine(
-                self.images.pixels(indices).to(self.device), self.config.augmentation, self.generator
-            )
-        return images, indices
+            batch = self.objective.next_batch()
+        images = self.images.pixels(batch.indices).to(self.device)
+        return random_affine(images, self.config.augmentation, self.generator), batch
 
-    def loss_and_gradients(self, images: Tensor, indices: Tensor) -> Tensor:
+    def loss_and_gradients(self, images: Tensor, batch: Batch) -> Tensor:
         """The loss of a batch; its gradients are left in the parameters."""
         self.optimizer.zero_grad()
         with self._randomness():
-            loss = self.objective(self.model(images), indices)
+            loss = self.objective(self.model(images), batch)
         loss.backward()
         return loss.detach()
 
@@ -141,9 +139,9 @@ class Trainer:
         saved = time.monotonic()
         while not self.finished and not stop():
             epoch = self.epoch
-            images, indices = self.next_batch()
-            loss = self.update(self.loss_and_gradients(images, indices))
-            on_step(len(indices), loss)
+            images, batch = self.next_batch()
+            loss = self.update(self.loss_and_gradients(images, batch))
+            on_step(len(images), loss)
             if run is not None and self.epoch > epoch:
                 run.append_metrics(self.history[-1])
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:

@@ -90,7 +90,10 @@ class _Contrast(torch.autograd.Function):
             torch.zeros_like(negative_lse) if g is None else g.contiguous() for g in (grad_positive, grad_negative_lse)
         ]
         needs = [bool(n) for n in ctx.needs_input_grad[:4]]
-        results = _ContrastBackward.apply(
+        # A compiled graph has no second derivatives, and Dynamo no Functions inside a backward.
+        compiling = torch.compiler.is_compiling()
+        gradient = torch.ops.fused_margins.contrast_backward if compiling else _ContrastBackward.apply
+        results = gradient(
             *grads, *tensors, negative_lse, similarities, *ctx.options, needs, ctx.backend
         )
         return *(g if need else None for g, need in zip(results, needs)), *(None,) * 9
@@ -100,8 +103,8 @@ class _ContrastBackward(torch.autograd.Function):
     """The gradient as a function of its own: by the kernel, and differentiable once more by the reference's formulas."""
 
     @staticmethod
-    def forward(*args):  # type: ignore[no-untyped-def]
-        return torch.ops.fused_margins.contrast_backward(*args)
+    def forward(grad_positive, *rest):  # type: ignore[no-untyped-def]
+        return torch.ops.fused_margins.contrast_backward(grad_positive, *rest)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -171,7 +174,7 @@ def contrast(
     args = (target, row_labels, column_labels, self_index, similarity, relation, ignore_index)
     if backend == "reference":
         with torch.autocast(x.device.type, enabled=False):
-            return registry.kernel("contrast", "reference").contrast(x, y, scale, bias, *args)
+            return reference.contrast(x, y, scale, bias, *args)
     differentiable = [t for t in (x, y, scale, bias) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in differentiable):
         keep = registry.within_memory_budget(problem)

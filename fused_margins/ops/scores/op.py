@@ -48,8 +48,8 @@ def _(grad_scores, x, y, scale, bias, margin, target, similarity, ignore_index, 
 
 class _Scores(torch.autograd.Function):
     @staticmethod
-    def forward(*args):  # type: ignore[no-untyped-def]
-        return torch.ops.fused_margins.scores(*args)
+    def forward(x, *rest):  # type: ignore[no-untyped-def]
+        return torch.ops.fused_margins.scores(x, *rest)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -59,7 +59,10 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_scores):  # type: ignore[no-untyped-def]
         needs = [bool(n) for n in ctx.needs_input_grad[:5]]
-        results = _ScoresBackward.apply(
+        # A compiled graph has no second derivatives, and Dynamo no Functions inside a backward.
+        compiling = torch.compiler.is_compiling()
+        gradient = torch.ops.fused_margins.scores_backward if compiling else _ScoresBackward.apply
+        results = gradient(
             grad_scores.contiguous(), *ctx.saved_tensors, ctx.similarity, ctx.ignore_index, needs, ctx.backend
         )
         return *(g if need else None for g, need in zip(results, needs)), *(None,) * 4
@@ -69,8 +72,8 @@ class _ScoresBackward(torch.autograd.Function):
     """The gradient as a function of its own: by the kernel, and differentiable once more by the reference's formulas."""
 
     @staticmethod
-    def forward(*args):  # type: ignore[no-untyped-def]
-        return torch.ops.fused_margins.scores_backward(*args)
+    def forward(grad_scores, *rest):  # type: ignore[no-untyped-def]
+        return torch.ops.fused_margins.scores_backward(grad_scores, *rest)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -126,7 +129,7 @@ def scores(
     args = (scale, bias, margin, target, similarity, ignore_index)
     if backend == "reference":
         with torch.autocast(x.device.type, enabled=False):
-            return registry.kernel("scores", "reference").scores(x, y, *args)
+            return reference.scores(x, y, *args)
     differentiable = [t for t in (x, y, scale, bias, margin) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in differentiable):
         # Dynamo refuses a Function that is handed one tensor twice: a batch against itself.
