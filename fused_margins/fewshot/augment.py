@@ -1,4 +1,4 @@
-"""Random affine maps of a whole batch in one `grid_sample`: on the device of the images, reproducible from a generator."""
+"""Random affine maps of a whole batch in one `grid_sample`, reproducible from a generator."""
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,8 @@ def affine(images: Tensor, angle_rad: Tensor, zoom: Tensor, shift: Tensor) -> Te
                   [0., 0.]]]])
     """
     height, width = images.shape[-2:]
-    # The sampling grid asks for the inverse: where in the source does a pixel of the result lie? Coordinates run from -1 to 1
-    # on either axis, hence the aspect ratios.
+    # The sampling grid asks for the inverse: where in the source does a pixel of the result lie?
+    # Coordinates run from -1 to 1 on either axis, hence the aspect ratios.
     cos, sin = torch.cos(angle_rad) / zoom, torch.sin(angle_rad) / zoom
     linear = torch.stack(
         [

@@ -1,5 +1,7 @@
 """The convolutional network of the few-shot papers, arranged for speed on a CPU."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from .errors import UserError
 
 
 class ConvBlock(nn.Module):
-    """conv 3 x 3 -> max-pool 2 -> batch norm -> ReLU: pooled first, so that the rest works on a quarter of the pixels."""
+    """conv 3 x 3 -> max-pool 2 -> batch norm -> ReLU: pooled first, so that the rest sees a quarter of the pixels."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -44,7 +46,7 @@ class ConvNet(nn.Module):
                 f"at most {min(image_size).bit_length() - 1} fit"
             )
         widths = [in_channels] + [settings.channels] * settings.blocks
-        self.blocks = nn.Sequential(*(ConvBlock(a, b) for a, b in zip(widths, widths[1:])))
+        self.blocks = nn.Sequential(*(ConvBlock(a, b) for a, b in pairwise(widths)))
         self.head = nn.Linear(settings.channels * height * width, settings.embedding_size)
         self.normalize = settings.normalize
         self.to(memory_format=torch.channels_last)

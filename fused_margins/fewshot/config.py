@@ -1,4 +1,4 @@
-"""Every setting of a training run, typed: what is not listed here is rejected, and what is stored here is enough to rerun."""
+"""Every setting of a training run, typed: what is not listed here is rejected, and what is stored suffices to rerun."""
 
 from typing import Annotated, Literal, get_args
 

@@ -1,7 +1,8 @@
 """Labelled images in memory, and the registry of loaders that provide them by name.
 
-A loader takes the data root and returns one `ImageSet` for each split ("train", "test", and "val" where there is one). Splits may
-share their classes (digits) or have classes of their own (the usual few-shot sets); `make_task` sorts out which is which.
+A loader takes the data root and returns one `ImageSet` for each split ("train", "test", and "val" where there is one).
+Splits may share their classes (digits) or have classes of their own (the usual few-shot sets); `make_task` sorts out
+which is which.
 """
 
 import os
@@ -33,7 +34,8 @@ class ImageSet:
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise ValueError(
-                f"images: expected uint8 (N, channels, height, width), got {self.images.dtype} {tuple(self.images.shape)}"
+                "images: expected uint8 (N, channels, height, width), "
+                f"got {self.images.dtype} {tuple(self.images.shape)}"
             )
         for argument, names in (("labels", self.class_names), ("coarse_labels", self.coarse_names)):
             labels = getattr(self, argument)
@@ -110,7 +112,7 @@ def load(name: str) -> dict[str, ImageSet]:
 
 @register("digits")
 def _load_digits(root: Path | None) -> dict[str, ImageSet]:
-    """1797 handwritten digits of 8 x 8 pixels from scikit-learn; coarse labels are even and odd; a third is held out."""
+    """1797 handwritten digits of 8 x 8 pixels from scikit-learn; coarse labels: even, odd; a third is held out."""
     digits = load_digits()
     images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
     labels = torch.from_numpy(digits.target.astype(np.int64))
@@ -134,7 +136,7 @@ class Task:
 
 
 def make_task(splits: dict[str, ImageSet], classes: Sequence[int] | None = None) -> Task:
-    """Split by image, and by class where `classes` chooses the training classes or the splits have classes of their own."""
+    """Split by image, and by class where `classes` chooses some or the splits have classes of their own."""
     train, test = splits["train"], splits["test"]
     if train.class_names != test.class_names:
         if classes is not None:

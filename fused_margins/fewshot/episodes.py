@@ -1,9 +1,9 @@
 """Few-shot episodes over frozen features: drawn, and solved, all at once.
 
-An episode shows `k_shot` labelled samples of `n_way` classes and asks for the class of some others. Its classifier is either the
-nearest cosine centroid or a fresh cosine head, trained by the recipe of Liu et al. 2020 (scale 5, no margin; SGD with learning
-rate 0.01, momentum 0.9, dampening 0.9, weight decay 1e-3; 100 passes in batches of 4). The heads of all episodes are one batched
-problem: no episode's gradient touches another's weights.
+An episode shows `k_shot` labelled samples of `n_way` classes and asks for the class of some others. Its classifier is
+either the nearest cosine centroid or a fresh cosine head, trained by the recipe of Liu et al. 2020 (scale 5, no margin;
+SGD with learning rate 0.01, momentum 0.9, dampening 0.9, weight decay 1e-3; 100 passes in batches of 4). The heads of
+all episodes are one batched problem: no episode's gradient touches another's weights.
 """
 
 import math
@@ -21,7 +21,7 @@ SGD = {"lr": 0.01, "momentum": 0.9, "dampening": 0.9, "weight_decay": 1e-3}
 
 @dataclass(frozen=True)
 class Episodes:
-    """Indices into the labelled samples; along an episode the classes stand one after the other, renamed 0 to n_way - 1."""
+    """Indices into the labelled samples; an episode has its classes one after the other, renamed 0 to n_way - 1."""
 
     support: Tensor  # (E, n_way * k_shot)
     query: Tensor  # (E, n_way * num_queries)
@@ -59,7 +59,8 @@ def sample_episodes(
         raise UserError(f"n_way: {n_way} classes wanted, the data have {len(classes)}")
     if int(counts.min()) < needed:
         raise UserError(
-            f"k_shot + num_queries: {needed} samples a class wanted, class {int(classes[counts.argmin()])} has {int(counts.min())}"
+            f"k_shot + num_queries: {needed} samples a class wanted, "
+            f"class {int(classes[counts.argmin()])} has {int(counts.min())}"
         )
     chosen = torch.rand(num_episodes, len(classes), generator=generator).argsort(dim=1)[:, :n_way]
     by_class = labels.argsort(stable=True)  # the samples of a class stand together, from its start on
@@ -108,7 +109,7 @@ def train_heads(support: Tensor, labels: Tensor, weight: Tensor, order: Tensor) 
     Returns:
         (E, n_way, D).
     """
-    num_episodes, num_support, width = support.shape
+    width = support.shape[2]
     unit = F.normalize(support, dim=2)
     weight = weight.clone().requires_grad_()
     optimizer = torch.optim.SGD([weight], **SGD)
@@ -116,7 +117,7 @@ def train_heads(support: Tensor, labels: Tensor, weight: Tensor, order: Tensor) 
         for chosen in permutation.split(HEAD_BATCH, dim=1):  # (E, up to 4)
             batch = unit.gather(1, chosen[:, :, None].expand(-1, -1, width))
             logits = HEAD_SCALE * batch @ F.normalize(weight, dim=2).mT  # (E, 4, n_way)
-            # The mean over an episode's batch and the sum over episodes: each head has the gradient that it would have alone.
+            # Mean over an episode's batch, sum over episodes: each head has the gradient that it would have alone.
             loss = F.cross_entropy(logits.flatten(0, 1), labels[chosen].flatten(), reduction="sum")
             (weight.grad,) = torch.autograd.grad(loss / chosen.shape[1], weight)
             optimizer.step()

@@ -6,26 +6,31 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as student_t
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
-from scipy.stats import t as student_t
 from torch import Tensor
 
 from .. import MagnetIndex
-from ..functional import mine_positives
+from ..ops.nearest import nearest
 
 
-def recall_at_1(embeddings: Tensor, labels: Tensor, backend: str = "auto") -> float:
-    """Fraction of samples (N, D) whose nearest other sample, by cosine, has their label (N,).
+def recall_at_k(
+    embeddings: Tensor, labels: Tensor, ks: Sequence[int] = (1, 2, 4, 8), backend: str = "auto"
+) -> dict[str, float]:
+    """Fraction of samples (N, D) with one of their label (N,) among their k nearest others, by cosine, for each k.
 
-    >>> recall_at_1(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1]))
-    0.6666666865348816
+    >>> recall_at_k(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 0.9]]), torch.tensor([0, 0, 1, 0]), ks=(1, 3))
+    {'recall@1': 0.5, 'recall@3': 0.75}
     """
-    # With one label for all, "the nearest sample of my class" is the nearest other sample.
-    _, nearest = mine_positives(embeddings, torch.zeros_like(labels), backend=backend)
-    return float((labels[nearest] == labels).float().mean())
+    itself = torch.arange(len(labels), device=labels.device)
+    _, nearest_others = nearest(
+        embeddings, embeddings, labels, labels, relation="any", k=max(ks), self_index=itself, backend=backend
+    )
+    hits = (labels[nearest_others] == labels[:, None]) & (nearest_others >= 0)  # -1: fewer than k others
+    return {f"recall@{k}": float(hits[:, :k].any(dim=1).double().mean()) for k in ks}
 
 
 def purity(labels: Tensor, clusters: Tensor) -> float:
@@ -70,7 +75,7 @@ def knc_error(
 
 
 def discriminability(embeddings: Tensor, labels: Tensor) -> float:
-    """phi = D_inter / D_intra of unit-length embeddings: squared distance between class centres over that within classes.
+    """phi = D_inter / D_intra of unit-length embeddings: squared distances between class centres and within classes.
 
     Source: Liu et al., Negative margin matters: understanding margin in few-shot classification, 2020, section 4.1.
     """
@@ -93,7 +98,7 @@ def mean_and_interval(values: Sequence[float] | Tensor) -> tuple[float, float]:
 
 
 def mean_and_student_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95% interval by Student's t: for the few seeds of a comparison (0 wide for a single one).
+    """Mean, and half the width of its 95% interval by Student's t, for few seeds (0 for a single one).
 
     >>> mean, interval = mean_and_student_interval([1.0, 3.0])
     >>> mean, round(interval, 3)

@@ -71,7 +71,7 @@ class Objective(nn.Module):
 
 
 class MagnetObjective(Objective):
-    """Magnet loss on batches of clusters; the first epochs train a softmax, so that the first clusters mean something."""
+    """Magnet loss on batches of clusters; the first epochs train a softmax, which gives clusters a meaning."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A run's folder: config.json, metrics.jsonl, checkpoint.pt, and what the report adds. Files appear whole or not at all."""
+"""A run's folder: config.json, metrics.jsonl, checkpoint.pt, and the report. Files appear whole or not at all."""
 
 import json
 import os
@@ -91,7 +91,7 @@ class Run:
             torch.save(state, temporary)
 
     def load_checkpoint(self, restore: Callable[[dict[str, Any]], None]) -> None:
-        """Read the checkpoint, verify its checksums, and hand it to `restore`; any failure names the file and the reason."""
+        """Verify the checkpoint's checksums and hand its state to `restore`; any failure names the file and the reason."""
         path = self.checkpoint_path
         if not path.exists():
             raise UserError(f"{self.folder}: no checkpoint.pt to continue from")

@@ -43,7 +43,7 @@ class ShuffledBatches:
 
 
 class BalancedBatches:
-    """Batches of `classes_per_batch` classes with `samples_per_class` samples each, with repetition where a class is smaller.
+    """Batches of `classes_per_batch` classes, `samples_per_class` samples each, repeated where a class is smaller.
 
     Example:
         >>> labels = torch.tensor([0, 0, 0, 1, 1, 1, 2])

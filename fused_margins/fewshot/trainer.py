@@ -23,8 +23,8 @@ CHECKPOINT_SECONDS = 10.0  # at most this much work is lost to a power cut; an i
 class Trainer:
     """Trains a network on `images` as `config` says; the same config and images give the same numbers.
 
-    The global random state of torch is left alone: what draws from it (initial weights, random mining) sees a state that belongs
-    to this trainer. So two trainers can take turns in one process, and none disturbs its host.
+    The global random state of torch is left alone: what draws from it (initial weights, random mining) sees a state that
+    belongs to this trainer. So two trainers can take turns in one process, and none disturbs its host.
     """
 
     def __init__(self, config: TrainConfig, images: ImageSet) -> None:
@@ -91,7 +91,8 @@ class Trainer:
         value = float(loss)
         if not math.isfinite(value):
             raise UserError(
-                f"training diverged: loss {value} in epoch {self.epoch}, batch {len(self.losses)}; try a lower learning rate"
+                f"training diverged: loss {value} in epoch {self.epoch}, batch {len(self.losses)}; "
+                "try a lower learning rate"
             )
         learning_rate = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
@@ -135,7 +136,7 @@ class Trainer:
         stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[int, float], None] = lambda images, loss: None,
     ) -> bool:
-        """Train to the end, or until `stop()` after a step: True if the run is complete. `run` keeps it resumable throughout."""
+        """Train to the end, or until `stop()` after a step: True if complete. `run` keeps it resumable throughout."""
         saved = time.monotonic()
         while not self.finished and not stop():
             epoch = self.epoch
@@ -164,7 +165,7 @@ class Trainer:
 
 
 def resume(run: Run, images: ImageSet) -> Trainer:
-    """A trainer that goes on where the run's checkpoint was written; a damaged checkpoint leaves the folder untouched."""
+    """A trainer that goes on where the run stopped; a damaged checkpoint leaves the folder untouched."""
     trainer = Trainer(run.config(), images)
     run.load_checkpoint(trainer.load_state_dict)
     run.keep_metrics(len(trainer.history))

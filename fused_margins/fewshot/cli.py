@@ -1,0 +1,68 @@
+"""The command `fused-margins`: train few-shot embeddings, judge them, and compare backends."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+from pydantic import ValidationError
+from rich.markup import escape
+
+from . import commands
+from .config import TrainConfig, explain_validation
+from .errors import UserError
+from .progress import errors
+from .runs import Run
+
+USER_ERROR = 2
+
+
+def parse(arguments: Sequence[str] | None, stored: TrainConfig | None = None) -> Any:
+    """The subcommand and its options; `stored` takes the place of the defaults of `train`."""
+    train = commands.Train() if stored is None else commands.Train(config=stored)
+    command = (
+        Annotated[commands.Demo, tyro.conf.subcommand("demo")]
+        | Annotated[commands.Train, tyro.conf.subcommand("train", default=train)]
+        | Annotated[commands.Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[commands.ParityCommand, tyro.conf.subcommand("parity")]
+        | Annotated[commands.Doctor, tyro.conf.subcommand("doctor")]
+    )
+    return tyro.cli(command, prog="fused-margins", args=arguments, description=__doc__)  # type: ignore[call-overload]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; the exit code is 2 for a mistake of the user, 130 after an interrupt."""
+    try:
+        command = parse(arguments)
+        if isinstance(command, commands.Train) and command.resume:
+            command = _with_stored_settings(command, arguments)
+        return command.main()
+    except ValidationError as error:
+        return _fail(explain_validation(error))
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        return commands.INTERRUPTED
+
+
+def _with_stored_settings(command: commands.Train, arguments: Sequence[str] | None) -> commands.Train:
+    """The command with the settings of the run it resumes; others would lead to other numbers and are refused."""
+    stored = Run(command.folder()).config()
+    resumed = parse(arguments, stored)
+    asked, kept = resumed.settings().model_dump(), stored.model_dump()
+    changed = [name for name in kept if asked[name] != kept[name]]
+    if changed:
+        name = changed[0]
+        raise UserError(f"resume: the run has {name} = {kept[name]}, which cannot become {asked[name]}")
+    return resumed
+
+
+def _fail(message: str) -> int:
+    errors.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    return USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The losses' settings as flat command line options: `--loss magnet --alpha 0.3`."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from .config import LossName, TrainConfig, make_loss
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """The loss and what is particular to it; an option that the chosen loss does not have is an error."""
+
+    loss: LossName | None = None
+    """Loss to train with (margin-softmax if not given)."""
+    margin: float | None = None
+    """Margin of margin-softmax (of either sign), of a triplet or of easy-positive-margin."""
+    scale: float | None = None
+    """Scale of cosine logits."""
+    similarity: Literal["cosine", "dot"] | None = None
+    """Similarity of margin-softmax."""
+    negatives: Literal["semihard", "hard"] | None = None
+    """Negatives of a triplet."""
+    beta: float | None = None
+    """First boundary of easy-positive-margin."""
+    temperature: float | None = None
+    """Temperature of easy-positive-infonce."""
+    alpha: float | None = None
+    """Gap that magnet asks for, in units of twice the variance."""
+    variance_floor: float | None = None
+    """Smallest variance that magnet divides by."""
+    clusters_per_class: int | None = None
+    """Clusters of each class, for magnet."""
+    num_clusters: int | None = None
+    """Clusters in a magnet batch."""
+    samples_per_cluster: int | None = None
+    """Samples of each cluster in a magnet batch."""
+    warm_epochs: int | None = None
+    """Epochs of softmax before magnet."""
+    refresh_epochs: int | None = None
+    """Epochs between two clusterings of magnet's index."""
+
+    def apply(self, config: TrainConfig) -> TrainConfig:
+        """`config` with these options over its loss."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        name = given.pop("loss", config.loss.name)
+        kept = config.loss.model_dump(exclude={"name"}) if name == config.loss.name else {}
+        return config.model_copy(update={"loss": make_loss(name, **{**kept, **given})})
+
+
+LossFlags = tyro.conf.OmitArgPrefixes[LossOptions]
+ConfigFlags = tyro.conf.OmitArgPrefixes[TrainConfig]
