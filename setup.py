@@ -1,7 +1,7 @@
 """Builds the native module with ninja: each op once per instruction set, no torch header, no torch at build time.
 
-FUSED_MARGINS_BUILD: "auto" (default: build what the compilers at hand allow, and install without it otherwise), "cpu" (a
-failure is an error), "none" (pure Python).
+FUSED_MARGINS_BUILD: "auto" (default: build what the compilers at hand allow, and install without it otherwise), "cpu"
+(a failure is an error), "none" (pure Python).
 """
 
 import os

@@ -1,6 +1,8 @@
 """The losses and miners as functions. Each is a few lines over the vectors that one of the three ops returns."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,13 +74,14 @@ def margin_softmax_loss(
         weight: (C, D), one row a class, same dtype.
         labels: (B,) integers in [0, C), or `ignore_index`.
         scale: s > 0: a number, 0-d tensor (may learn) or (B, 1).
-        margin: m: a number, 0-d tensor, (C,) one a class or (B, 1) one a sample; of any sign; differentiable as a tensor. In units of
-            similarity for "additive" and "combined", in radians for "angular".
+        margin: m: a number, 0-d tensor, (C,) one a class or (B, 1) one a sample; of any sign; differentiable as a
+            tensor. In units of similarity for "additive" and "combined", in radians for "angular".
         similarity: "cosine", "dot" or "negative_squared_euclidean"; angular margins need "cosine".
         margin_type: psi(u) = u - m ("additive"), cos(theta + m) ("angular") or cos(m1 theta + m2) - m ("combined").
         angular_margin_rad, angular_multiplier: m2 (as `margin`) and m1 > 0 of "combined".
         beyond_pi: where theta + m2 > pi: u - m2 sin m2 ("standard"), -2 - cos(theta + m2) ("continuous"), or psi(u) = u
-            wherever u <= 0 ("easy"). With m1 != 1 always the continuous one. For a negative m2, u + 1 - cos m2 where theta < |m2|.
+            wherever u <= 0 ("easy"). With m1 != 1 always the continuous one. For a negative m2, u + 1 - cos m2 where
+            theta < |m2|.
         margin_gradient: "exact", or "straight_through": d psi / d u taken as 1 for the angular types.
         label_smoothing: epsilon in [0, 1]; as torch.nn.functional.cross_entropy defines it.
         class_weight: (C,), weight of each class; "mean" then divides by the sum of the weights of the labels.
@@ -196,7 +199,7 @@ def margin_logits(
     checks.choice("margin_type", margin_type, MARGIN_TYPES)
     embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
     scale = _row_scale(scale, embeddings)
-    options = {"similarity": similarity, "scale": scale, "backend": backend}
+    options: dict[str, Any] = {"similarity": similarity, "scale": scale, "backend": backend}
     if labels is None:
         return scores(embeddings, weight, **options)
     checks.labels("labels", labels, embeddings.shape[0], embeddings)
@@ -238,20 +241,23 @@ def mine_positives(
     Args:
         embeddings: (B, D) anchors. labels: (B,) integers.
         similarity: "cosine", "dot" or "negative_squared_euclidean".
-        reference_embeddings, reference_labels: (N, D) and (N,): search these instead of the batch, a memory bank or a gathered batch.
-        self_index: (B,) the reference that *is* the anchor and is never its positive, -1 for none. Within the batch it is
-            0 .. B-1; with references it is none unless given.
+        reference_embeddings, reference_labels: (N, D) and (N,): search these instead of the batch, a memory bank or a
+            gathered batch.
+        self_index: (B,) the reference that *is* the anchor and is never its positive, -1 for none. Within the batch it
+            is 0 .. B-1; with references it is none unless given.
         backend: "auto", or the name of one.
 
     Returns:
-        similarity (B,), float32 (float64 for float64), and index (B,) int64; -inf and -1 for an anchor alone in its class.
+        similarity (B,), float32 (float64 for float64), and index (B,) int64; -inf and -1 for an anchor alone in its
+        class.
 
     Raises:
         ValueError, TypeError: shapes, dtypes, devices, unknown names. IndexError: a self index out of range.
 
     Gradients: none; gather the positives by their index and differentiate their similarity.
 
-    Source: Levi et al., Rethinking preventing class-collapsing in metric learning with margin-based losses, 2020, eq. 6.
+    Source: Levi et al., Rethinking preventing class-collapsing in metric learning with margin-based losses,
+        2020, eq. 6.
 
     >>> import torch
     >>> from fused_margins.functional import mine_positives
@@ -308,7 +314,7 @@ def mine_negatives(
     x, y, row_labels, column_labels, self_column = _search(
         embeddings, labels, reference_embeddings, reference_labels, self_index
     )
-    options = {"self_index": self_column, "similarity": similarity, "backend": backend}
+    options: dict[str, Any] = {"self_index": self_column, "similarity": similarity, "backend": backend}
     below = None
     if strategy == "semihard":
         if positive_similarity is None:
@@ -328,10 +334,10 @@ def magnet_loss(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """Pull each sample to its own cluster's mean, away from the clusters of other classes, on the scale of their variance.
+    """Pull each sample to its cluster's mean, away from the clusters of other classes, in units of their variance.
 
-        loss_i = relu(alpha + |r_i - mu_own|^2 / 2 sigma^2 + log sum_{m: class(m) != class(i)} exp(-|r_i - mu_m|^2 / 2 sigma^2))
-        mu_m = mean of the batch's samples of cluster m,   sigma^2 = sum_i |r_i - mu_own|^2 / (B - 1)
+        loss_i = relu(alpha + d_{i,own} / 2 sigma^2 + log sum_{m: class(m) != class(i)} exp(-d_im / 2 sigma^2))
+        d_im = |r_i - mu_m|^2,   mu_m the mean of the batch's samples of cluster m,   sigma^2 = sum_i d_{i,own} / (B - 1)
 
     Args:
         embeddings: (B, D) r, float64, float32, bfloat16 or float16.
@@ -433,7 +439,17 @@ def _row_scale(scale: float | Tensor, embeddings: Tensor) -> Tensor:
     return checks.row_factor("scale", scale, embeddings, positive=True)
 
 
-def _margin(margin, labels, num_classes, similarity, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, gradient):  # type: ignore[no-untyped-def]  # fmt: skip
+def _margin(
+    margin: float | Tensor,
+    labels: Tensor,
+    num_classes: int,
+    similarity: str,
+    margin_type: str,
+    angular_margin_rad: float | Tensor,
+    angular_multiplier: float,
+    beyond_pi: str,
+    gradient: str,
+) -> Callable[[Tensor], Tensor]:
     """psi as a function of the positive similarities alone, all its options checked."""
     checks.similarity(similarity)
     checks.choice("beyond_pi", beyond_pi, BEYOND_PI)

@@ -1,4 +1,4 @@
-"""psi: what a margin does to the similarity of a row with its own class. Row code over vectors of length B, in plain PyTorch."""
+"""psi: what a margin does to the similarity of a row with its own class. Plain PyTorch over vectors of length B."""
 
 import math
 
@@ -19,8 +19,8 @@ def row_margin(argument: str, margin: float | Tensor, labels: Tensor, num_classe
     if tuple(margin.shape) == (labels.shape[0], 1):
         return margin[:, 0]
     raise ValueError(
-        f"{argument}: expected a number, a 0-d tensor, one a class ({num_classes},) or one a sample ({labels.shape[0]}, 1), "
-        f"got shape {tuple(margin.shape)}"
+        f"{argument}: expected a number, a 0-d tensor, one a class ({num_classes},) or one a sample "
+        f"({labels.shape[0]}, 1), got shape {tuple(margin.shape)}"
     )
 
 
@@ -68,7 +68,8 @@ def _angular(u: Tensor, margin_rad: float | Tensor, multiplier: float, beyond_pi
         shifted = torch.cos(angle)
         past_pi, before_zero = turns > 0, angle < 0
         beyond = torch.where(turns % 2 == 0, shifted, -shifted) - 2 * turns
-    # Below 0 the cosine would turn back: a line of slope 1 that meets it at angle 0, where theta = -margin / multiplier.
+    # Below 0 the cosine would turn back: a line of slope 1 that meets it at angle 0, theta = -margin /
+    # multiplier.
     before = u + 1 - torch.cos(margin / multiplier)
     return torch.where(past_pi, beyond, torch.where(before_zero, before, shifted))
 

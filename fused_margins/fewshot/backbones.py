@@ -49,7 +49,7 @@ class ConvNet(nn.Module):
         self.blocks = nn.Sequential(*(ConvBlock(a, b) for a, b in pairwise(widths)))
         self.head = nn.Linear(settings.channels * height * width, settings.embedding_size)
         self.normalize = settings.normalize
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, height, width) -> (B, embedding_size)."""

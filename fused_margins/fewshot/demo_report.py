@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from .demo import COARSE_TO_FINE, DATASET, MARGIN_SCALE, MARGINS, NUM_BASE_CLASSES, Outcome
 from .datasets import load
+from .demo import COARSE_TO_FINE, DATASET, MARGIN_SCALE, MARGINS, NUM_BASE_CLASSES, Outcome
 from .doctor import versions
 from .metrics import mean_and_student_interval
 from .parity import TOLERANCE
@@ -142,7 +142,7 @@ class DemoReport:
             + ", ".join(f"{name} {version}" for name, version in versions().items())
             + ".",
             *(table.markdown() for table in self.tables()),
-            "± is half the width of the 95% interval over seeds (Student's t); paired differences compare runs of the same "
+            "± is half the width of the 95% interval over seeds (Student's t); paired differences compare runs of equal "
             "seed. Parity: the same weights and batch on both backends at every step of a training; the separate runs "
             "start from the same seed and drift apart as any two runs do whose arithmetic differs in the last bit.",
             *(f"![{name}]({name})" for name in plots),

@@ -16,7 +16,7 @@ from torch import Tensor
 from .errors import UserError
 
 HEAD_SCALE, PASSES, HEAD_BATCH = 5.0, 100, 4
-SGD = {"lr": 0.01, "momentum": 0.9, "dampening": 0.9, "weight_decay": 1e-3}
+LEARNING_RATE, MOMENTUM, DAMPENING, WEIGHT_DECAY = 0.01, 0.9, 0.9, 1e-3
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ def train_heads(support: Tensor, labels: Tensor, weight: Tensor, order: Tensor) 
     width = support.shape[2]
     unit = F.normalize(support, dim=2)
     weight = weight.clone().requires_grad_()
-    optimizer = torch.optim.SGD([weight], **SGD)
+    optimizer = torch.optim.SGD(
+        [weight], LEARNING_RATE, momentum=MOMENTUM, dampening=DAMPENING, weight_decay=WEIGHT_DECAY
+    )
     for permutation in order:
         for chosen in permutation.split(HEAD_BATCH, dim=1):  # (E, up to 4)
             batch = unit.gather(1, chosen[:, :, None].expand(-1, -1, width))

@@ -22,7 +22,8 @@ def recall_at_k(
 ) -> dict[str, float]:
     """Fraction of samples (N, D) with one of their label (N,) among their k nearest others, by cosine, for each k.
 
-    >>> recall_at_k(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 0.9]]), torch.tensor([0, 0, 1, 0]), ks=(1, 3))
+    >>> embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 0.9]])
+    >>> recall_at_k(embeddings, torch.tensor([0, 0, 1, 0]), ks=(1, 3))
     {'recall@1': 0.5, 'recall@3': 0.75}
     """
     itself = torch.arange(len(labels), device=labels.device)

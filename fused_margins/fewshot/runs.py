@@ -91,7 +91,7 @@ class Run:
             torch.save(state, temporary)
 
     def load_checkpoint(self, restore: Callable[[dict[str, Any]], None]) -> None:
-        """Verify the checkpoint's checksums and hand its state to `restore`; any failure names the file and the reason."""
+        """Verify the checkpoint's checksums and hand its state to `restore`; failures name the file and the reason."""
         path = self.checkpoint_path
         if not path.exists():
             raise UserError(f"{self.folder}: no checkpoint.pt to continue from")

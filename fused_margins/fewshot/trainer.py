@@ -23,8 +23,8 @@ CHECKPOINT_SECONDS = 10.0  # at most this much work is lost to a power cut; an i
 class Trainer:
     """Trains a network on `images` as `config` says; the same config and images give the same numbers.
 
-    The global random state of torch is left alone: what draws from it (initial weights, random mining) sees a state that
-    belongs to this trainer. So two trainers can take turns in one process, and none disturbs its host.
+    The global random state of torch is left alone: what draws from it (initial weights, random mining) sees a state of
+    this trainer's own. So two trainers can take turns in one process, and none disturbs its host.
     """
 
     def __init__(self, config: TrainConfig, images: ImageSet) -> None:

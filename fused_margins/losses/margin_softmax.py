@@ -1,5 +1,7 @@
 """Margin softmax: one module, and the published losses that are settings of it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,8 @@ class MarginSoftmaxLoss(nn.Module):
         num_classes: C. embedding_size: D.
         scale: s > 0. learnable_scale: make it a parameter.
         margin: m, a number or a (C,) tensor, of any sign; radians for "angular". learnable_margin: make it a parameter.
-        similarity, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient, label_smoothing, ignore_index,
+        similarity, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient, label_smoothing,
+        ignore_index,
             reduction, backend: as for `fused_margins.functional.margin_softmax_loss`.
         class_weight: (C,) tensor or None; kept as a buffer.
 
@@ -38,6 +41,8 @@ class MarginSoftmaxLoss(nn.Module):
     >>> loss.weight.grad.shape
     torch.Size([10, 64])
     """
+
+    class_weight: Tensor | None
 
     def __init__(
         self,
@@ -78,7 +83,7 @@ class MarginSoftmaxLoss(nn.Module):
         else:
             self.margin = float(margin)
         self.register_buffer("class_weight", None if class_weight is None else class_weight.detach().clone())
-        self.margin_options = {
+        self.margin_options: dict[str, Any] = {
             "similarity": similarity,
             "margin_type": margin_type,
             "angular_margin_rad": angular_margin_rad,
@@ -102,16 +107,16 @@ class MarginSoftmaxLoss(nn.Module):
             scale=self.scale,
             margin=self.margin,
             label_smoothing=self.label_smoothing,
-            class_weight=self.class_weight,  # type: ignore[arg-type]
+            class_weight=self.class_weight,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             backend=self.backend,
-            **self.margin_options,  # type: ignore[arg-type]
+            **self.margin_options,
         )
 
     def predictions(self, embeddings: Tensor) -> Tensor:
         """Logits (B, C) without the margin: what accuracy is computed from."""
-        similarity = str(self.margin_options["similarity"])
+        similarity = self.margin_options["similarity"]
         return margin_logits(embeddings, self.weight, scale=self.scale, similarity=similarity, backend=self.backend)
 
     def extra_repr(self) -> str:
@@ -232,7 +237,7 @@ class NegativeSoftmaxLoss(MarginSoftmaxLoss):
 
     Args, call, raises, gradients: as `MarginSoftmaxLoss`.
 
-    Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, eq. 2, section 3.1.
+    Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, eq. 2.
 
     >>> from fused_margins import NegativeSoftmaxLoss
     >>> NegativeSoftmaxLoss(num_classes=10, embedding_size=64).margin

@@ -1,4 +1,4 @@
-"""What every op asks of its arguments before any kernel runs: shapes, dtypes, devices. Values are the kernels' business."""
+"""What every op asks of its arguments before any kernel runs: shapes, dtypes, devices. Values are left to the kernels."""
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def vector(argument: str, value: Tensor | None, size: int, x: Tensor) -> Tensor 
 
 
 def row_factor(argument: str, value: float | Tensor, x: Tensor, positive: bool) -> Tensor:
-    """A number, 0-d tensor or (B,) tensor as a tensor in the accumulation dtype of x; a number that must be positive is."""
+    """A number, 0-d tensor or (B,) tensor as a tensor in the accumulation dtype of x."""
     if not isinstance(value, Tensor):
         if positive and not value > 0:
             raise ValueError(f"{argument}: expected a positive number, got {value}")

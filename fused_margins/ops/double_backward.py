@@ -23,10 +23,10 @@ def double_backward(
     count = len(grad_outputs)
 
     def first_order(*primals: Tensor) -> tuple[Tensor, ...]:
-        _, pullback = torch.func.vjp(reference, *primals[count:])
+        pullback = torch.func.vjp(reference, *primals[count:])[1]
         return pullback(tuple(primals[:count]))
 
     cotangents = tuple(torch.zeros_like(t) if g is None else g for g, t in zip(grad_grad_inputs, inputs))
     with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
-        _, pullback = torch.func.vjp(first_order, *grad_outputs, *inputs)
+        pullback = torch.func.vjp(first_order, *grad_outputs, *inputs)[1]
         return pullback(cotangents)

@@ -1,7 +1,8 @@
 """Integer arguments that index something, checked where the data is read.
 
-A Python ``if`` on tensor values would break ``torch.compile(fullgraph=True)`` and make a GPU wait, so the checks are opaque
-ops: on a CPU they raise, on other devices they mark the bad rows, which then become NaN. `checked(True)` makes every device raise.
+A Python ``if`` on tensor values would break ``torch.compile(fullgraph=True)`` and make a GPU wait, so the checks are
+opaque ops: on a CPU they raise, on other devices they mark the bad rows, which then become NaN. `checked()` makes every
+device raise.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ def checked(enabled: bool = True) -> Iterator[None]:
 
 
 def check_index(index: Tensor, size: int, ignore_index: int, argument: str) -> Tensor:
-    """int64 copy of `index`: IGNORED where it equals `ignore_index`; out of [0, size): IndexError, or INVALID on a GPU."""
+    """int64 copy of `index`, IGNORED where it equals `ignore_index`; out of [0, size): IndexError, on a GPU INVALID."""
     return torch.ops.fused_margins.check_index(index, size, ignore_index, argument)
 
 
@@ -47,7 +48,8 @@ def _check_index(index: Tensor, size: int, ignore_index: int, argument: str) -> 
         if bad.any():
             row = int(bad.nonzero()[0, 0])
             raise IndexError(
-                f"{argument}: expected values in [0, {size}) or {ignore_index} (ignored), got {int(index[row])} in row {row}"
+                f"{argument}: expected values in [0, {size}) or {ignore_index} (ignored), "
+                f"got {int(index[row])} in row {row}"
             )
         return checked_index
     return torch.where(bad, INVALID, checked_index)

@@ -7,7 +7,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-# torch must be imported before: the extension then shares torch's OpenMP runtime, its threads and torch.set_num_threads.
+# torch must be imported before: the extension then shares torch's OpenMP runtime, its threads and
+# torch.set_num_threads.
 
 _FAILURE_FILE = Path(__file__).parents[1] / "native_build_failure.txt"
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}

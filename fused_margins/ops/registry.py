@@ -128,7 +128,7 @@ def refusal(backend: Backend, problem: Problem) -> str | None:
 
 
 def resolve(backend: str, problem: Problem) -> str:
-    """The name of the backend that runs `problem`: the first that can for "auto", else the one asked for, or an error."""
+    """The backend that runs `problem`: for "auto" the first that can, else the one asked for, or an error."""
     for candidate in BACKENDS:
         if backend == "auto":
             if refusal(candidate, problem) is None:

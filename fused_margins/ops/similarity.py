@@ -33,7 +33,8 @@ def similarity_matrix(x: Tensor, y: Tensor, similarity: str) -> Tensor:
         return unit_rows(x) @ unit_rows(y).T
     if similarity == "dot":
         return x @ y.T
-    # The expansion cancels when the data lie far from the origin; moving the origin to their centre changes nothing else.
+    # The expansion cancels when the data lie far from the origin; moving the origin to their centre changes nothing
+    # else.
     centre = y.detach().mean(dim=0) if y.shape[0] else 0.0
     x, y = x - centre, y - centre
     return (2 * x @ y.T - x.square().sum(1, keepdim=True) - y.square().sum(1)).clamp(max=0)

@@ -24,14 +24,14 @@ _library.define(
 )
 
 
-def _forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *args, backend = args
-    return registry.kernel("contrast", backend).forward(x, *args)
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *inputs, backend = args
+    return registry.kernel("contrast", backend).forward(*inputs)
 
 
-def _backward(grad_positive: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *args, backend = args
-    return registry.kernel("contrast", backend).backward(grad_positive, *args)
+def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *inputs, backend = args
+    return registry.kernel("contrast", backend).backward(*inputs)
 
 
 _library.impl("contrast", _forward, "CompositeExplicitAutograd")
@@ -93,14 +93,13 @@ class _Contrast(torch.autograd.Function):
         # A compiled graph has no second derivatives, and Dynamo no Functions inside a backward.
         compiling = torch.compiler.is_compiling()
         gradient = torch.ops.fused_margins.contrast_backward if compiling else _ContrastBackward.apply
-        results = gradient(
-            *grads, *tensors, negative_lse, similarities, *ctx.options, needs, ctx.backend
-        )
+        results = gradient(*grads, *tensors, negative_lse, similarities, *ctx.options, needs, ctx.backend)
         return *(g if need else None for g, need in zip(results, needs)), *(None,) * 9
 
 
 class _ContrastBackward(torch.autograd.Function):
-    """The gradient as a function of its own: by the kernel, and differentiable once more by the reference's formulas."""
+    """The gradient as a function of its own: by the kernel, and differentiable once more by the reference's
+    formulas."""
 
     @staticmethod
     def forward(grad_positive, *rest):  # type: ignore[no-untyped-def]
@@ -116,7 +115,7 @@ class _ContrastBackward(torch.autograd.Function):
     def backward(ctx, *grad_grads):  # type: ignore[no-untyped-def]
         grad_positive, grad_negative_lse, x, y, scale, bias, *integers = ctx.saved_tensors
 
-        def contrast(x, y, scale, *bias):  # type: ignore[no-untyped-def]
+        def formula(x, y, scale, *bias):  # type: ignore[no-untyped-def]
             return reference.contrast(
                 x,
                 y,
@@ -131,7 +130,9 @@ class _ContrastBackward(torch.autograd.Function):
         inputs = [x, y, scale] if bias is None else [x, y, scale, bias]
         # An input that needed no gradient got an empty one, and so did its cotangent.
         cotangents = [g if need else None for g, need in zip(grad_grads, ctx.needs)][: len(inputs)]
-        results = list(double_backward(contrast, inputs, [grad_positive, grad_negative_lse], cotangents))
+        results: list[Tensor | None] = list(
+            double_backward(formula, inputs, [grad_positive, grad_negative_lse], cotangents)
+        )
         results += [None] * (6 - len(results))
         return *results, *(None,) * 11
 
@@ -171,14 +172,15 @@ def contrast(
 
     problem = registry.Problem("contrast", x.device.type, x.dtype, rows, columns, x.shape[1])
     backend = registry.resolve(backend, problem)
-    args = (target, row_labels, column_labels, self_index, similarity, relation, ignore_index)
+    args: tuple[Any, ...] = (target, row_labels, column_labels, self_index, similarity, relation, ignore_index)
     if backend == "reference":
         with torch.autocast(x.device.type, enabled=False):
             return reference.contrast(x, y, scale, bias, *args)
     differentiable = [t for t in (x, y, scale, bias) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in differentiable):
         keep = registry.within_memory_budget(problem)
-        # Dynamo refuses a Function that is handed one tensor twice (a batch against itself, labels as targets and as row labels).
+        # Dynamo refuses a Function that is handed one tensor twice (a batch against itself, labels as targets and as
+        # row labels).
         y = y.view_as(y)
         args = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in args)
         positive, negative_lse, _ = _Contrast.apply(x, y, scale, bias, *args, keep, backend)

@@ -16,21 +16,24 @@ Args
     below: (B,) or None; admits only u_ij < below_i.
     backend: "auto", or the name of one in `fused_margins.ops.registry`.
 
-Returns similarity (B, k), float32 (float64 for float64), most similar first, and index (B, k) int64. Where fewer than k are
+Returns similarity (B, k), float32 (float64 for float64), most similar first, and index (B, k) int64. Where fewer than k
+are
 admitted: index -1, similarity -inf.
 
 Edge rules
-    Ties go to the lowest column. A similarity of NaN is never chosen. Distances are compared and returned as sum (x - y)^2.
+    Ties go to the lowest column. A similarity of NaN is never chosen. Distances are compared and returned as sum (x -
+    y)^2.
 
-Raises ValueError and TypeError for shapes, dtypes, devices and unknown names before any kernel runs; on a CPU, IndexError
-for a self index out of range.
+Raises ValueError and TypeError for shapes, dtypes, devices and unknown names before any kernel runs; on a CPU,
+IndexError for a self index out of range.
 
 Gradients: none; gather the chosen columns and differentiate their similarity.
 
 >>> import torch
 >>> from fused_margins.ops.nearest import nearest
 >>> x, labels = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([0, 0, 1])
->>> similarity, index = nearest(x, x, labels, labels, similarity="negative_squared_euclidean", self_index=torch.arange(3))
+>>> similarity, index = nearest(x, x, labels, labels, similarity="negative_squared_euclidean",
+self_index=torch.arange(3))
 >>> index.flatten(), similarity.flatten()
 (tensor([ 1,  0, -1]), tensor([-1., -1., -inf]))
 """

@@ -16,9 +16,9 @@ _library.define(
 )
 
 
-def _forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    *args, backend = args
-    return registry.kernel("nearest", backend).forward(x, *args)
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+    *inputs, backend = args
+    return registry.kernel("nearest", backend).forward(*inputs)
 
 
 _library.impl("nearest", _forward, "CompositeExplicitAutograd")

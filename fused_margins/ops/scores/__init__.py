@@ -15,8 +15,8 @@ Returns (B, N) in the dtype of x; computed in float32 (float64 for float64) and 
 Edge rules
     A zero vector has cosine 0 with everything and zero gradient.
 
-Raises ValueError and TypeError for shapes, dtypes, devices and unknown names before any kernel runs; on a CPU, IndexError
-for a target out of range and ValueError for a scale that is not positive. On other devices that row is NaN.
+Raises ValueError and TypeError for shapes, dtypes, devices and unknown names before any kernel runs; on a CPU,
+IndexError for a target out of range and ValueError for a scale that is not positive. On other devices that row is NaN.
 
 Gradients: x, y, scale, bias, margin, to second order.
 

@@ -15,20 +15,20 @@ _library.define(
     "int ignore_index, str backend) -> Tensor"
 )
 _library.define(
-    "scores_backward(Tensor grad_scores, Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor margin, Tensor? target, "
-    "str similarity, int ignore_index, bool[] needs, str backend)"
+    "scores_backward(Tensor grad_scores, Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor margin, "
+    "Tensor? target, str similarity, int ignore_index, bool[] needs, str backend)"
     " -> (Tensor grad_x, Tensor grad_y, Tensor grad_scale, Tensor grad_bias, Tensor grad_margin)"
 )
 
 
-def _forward(x: Tensor, *args: Any) -> Tensor:
-    *args, backend = args
-    return registry.kernel("scores", backend).forward(x, *args)
+def _forward(*args: Any) -> Tensor:
+    *inputs, backend = args
+    return registry.kernel("scores", backend).forward(*inputs)
 
 
-def _backward(grad_scores: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *args, backend = args
-    return registry.kernel("scores", backend).backward(grad_scores, *args)
+def _backward(*args: Any) -> tuple[Tensor, ...]:
+    *inputs, backend = args
+    return registry.kernel("scores", backend).backward(*inputs)
 
 
 _library.impl("scores", _forward, "CompositeExplicitAutograd")
@@ -69,7 +69,8 @@ class _Scores(torch.autograd.Function):
 
 
 class _ScoresBackward(torch.autograd.Function):
-    """The gradient as a function of its own: by the kernel, and differentiable once more by the reference's formulas."""
+    """The gradient as a function of its own: by the kernel, and differentiable once more by the reference's
+    formulas."""
 
     @staticmethod
     def forward(grad_scores, *rest):  # type: ignore[no-untyped-def]
@@ -85,7 +86,7 @@ class _ScoresBackward(torch.autograd.Function):
     def backward(ctx, *grad_grads):  # type: ignore[no-untyped-def]
         grad_scores, x, y, scale, bias, margin, target = ctx.saved_tensors
 
-        def scores(x, y, scale, margin, *bias):  # type: ignore[no-untyped-def]
+        def formula(x, y, scale, margin, *bias):  # type: ignore[no-untyped-def]
             u = reference.scores(
                 x, y, scale, bias[0] if bias else None, margin, target, ctx.similarity, ctx.ignore_index
             )
@@ -96,7 +97,7 @@ class _ScoresBackward(torch.autograd.Function):
         inputs, cotangents = [x, y, scale, margin], [of_x, of_y, of_scale, of_margin]
         if bias is not None:
             inputs, cotangents = [*inputs, bias], [*cotangents, of_bias]
-        to_grad, to_x, to_y, to_scale, to_margin, *to_bias = double_backward(scores, inputs, [grad_scores], cotangents)
+        to_grad, to_x, to_y, to_scale, to_margin, *to_bias = double_backward(formula, inputs, [grad_scores], cotangents)
         return to_grad, to_x, to_y, to_scale, to_bias[0] if to_bias else None, to_margin, *(None,) * 5
 
 

@@ -17,7 +17,7 @@ def scores(
     similarity: str,
     ignore_index: int,
 ) -> Tensor:
-    """(B, N) in the dtype of x, computed in float32 or float64: plain PyTorch, any device, differentiable to any order."""
+    """(B, N) in the dtype of x: plain PyTorch, any device, differentiable to any order."""
     u = similarity_matrix(x, y, similarity)
     if target is not None:
         target = check_index(target, y.shape[0], ignore_index, "target")
