@@ -337,7 +337,7 @@ def magnet_loss(
     """Pull each sample to its cluster's mean, away from the clusters of other classes, in units of their variance.
 
         loss_i = relu(alpha + d_{i,own} / 2 sigma^2 + log sum_{m: class(m) != class(i)} exp(-d_im / 2 sigma^2))
-        d_im = |r_i - mu_m|^2,   mu_m the mean of the batch's samples of cluster m,   sigma^2 = sum_i d_{i,own} / (B - 1)
+        d_im = |r_i - mu_m|^2,  mu_m the mean of the batch's samples of cluster m,  sigma^2 = sum_i d_{i,own} / (B - 1)
 
     Args:
         embeddings: (B, D) r, float64, float32, bfloat16 or float16.

@@ -1,4 +1,4 @@
-"""What every op asks of its arguments before any kernel runs: shapes, dtypes, devices. Values are left to the kernels."""
+"""What every op asks of its arguments before any kernel runs: shapes, dtypes, devices. Values are for the kernels."""
 
 import torch
 from torch import Tensor

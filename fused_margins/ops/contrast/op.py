@@ -98,8 +98,7 @@ class _Contrast(torch.autograd.Function):
 
 
 class _ContrastBackward(torch.autograd.Function):
-    """The gradient as a function of its own: by the kernel, and differentiable once more by the reference's
-    formulas."""
+    """The gradient as a function of its own: by the kernel, and once more differentiable by the reference."""
 
     @staticmethod
     def forward(grad_positive, *rest):  # type: ignore[no-untyped-def]
@@ -116,16 +115,8 @@ class _ContrastBackward(torch.autograd.Function):
         grad_positive, grad_negative_lse, x, y, scale, bias, *integers = ctx.saved_tensors
 
         def formula(x, y, scale, *bias):  # type: ignore[no-untyped-def]
-            return reference.contrast(
-                x,
-                y,
-                scale,
-                bias[0] if bias else None,
-                *integers,
-                ctx.similarity,
-                ctx.relation,
-                ctx.ignore_index,
-            )
+            given = (x, y, scale, bias[0] if bias else None, *integers, ctx.similarity, ctx.relation, ctx.ignore_index)
+            return reference.contrast(*given)
 
         inputs = [x, y, scale] if bias is None else [x, y, scale, bias]
         # An input that needed no gradient got an empty one, and so did its cotangent.

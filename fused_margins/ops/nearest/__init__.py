@@ -32,8 +32,8 @@ Gradients: none; gather the chosen columns and differentiate their similarity.
 >>> import torch
 >>> from fused_margins.ops.nearest import nearest
 >>> x, labels = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([0, 0, 1])
->>> similarity, index = nearest(x, x, labels, labels, similarity="negative_squared_euclidean",
-self_index=torch.arange(3))
+>>> options = {"similarity": "negative_squared_euclidean", "self_index": torch.arange(3)}
+>>> similarity, index = nearest(x, x, labels, labels, **options)
 >>> index.flatten(), similarity.flatten()
 (tensor([ 1,  0, -1]), tensor([-1., -1., -inf]))
 """

@@ -69,8 +69,7 @@ class _Scores(torch.autograd.Function):
 
 
 class _ScoresBackward(torch.autograd.Function):
-    """The gradient as a function of its own: by the kernel, and differentiable once more by the reference's
-    formulas."""
+    """The gradient as a function of its own: by the kernel, and once more differentiable by the reference."""
 
     @staticmethod
     def forward(grad_scores, *rest):  # type: ignore[no-untyped-def]
