@@ -1,0 +1,124 @@
+"""The margin loss on easy positives: a distance of its own, per class, between positives and negatives."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..functional import STRATEGIES, reduce_loss
+from ..ops import checks
+from ..ops.labels import IGNORED, INVALID, check_index
+from ..ops.similarity import pair_similarity
+from .easy_positive import EasyPositiveLoss, checked_margin, take_rows
+
+NEGATIVES = (*STRATEGIES, "distance-weighted")
+
+
+class EasyPositiveMarginLoss(EasyPositiveLoss):
+    """Margin loss on each anchor's easy positive: positives inside a radius beta, negatives outside it.
+
+        loss_i = relu(d_{i,p(i)} - beta + margin) + relu(beta - d_{i,n(i)} + margin)
+        p(i) = argmin over j != i with label_j = label_i of d_ij
+
+    d is the Euclidean distance of unit vectors, in [0, 2]. An anchor alone in its class has loss 0; one without a
+    negative only the first term.
+
+    Args:
+        num_classes: C makes beta a parameter of shape (C,), one a class, and asks for labels in [0, C), or -1 for an
+            anchor that counts for nothing; None keeps one fixed beta for all.
+        margin: half the width of the gap, at least 0, in units of d.
+        beta: the radius, where it starts if it learns; positive, in units of d.
+        negatives: "hard", "semihard" (the nearest farther than the positive, none where there is none) or
+            "distance-weighted" (drawn evenly over the distances; see `fused_margins.losses.sampling`).
+        positives: "easy", or "random": drawn uniformly from the class, for comparison.
+        reduction: "mean" (over the terms that are not 0, at most two an anchor), "sum" or "none".
+        backend: "auto", or the name of one; see `fused_margins.explain`.
+        generator: draws random positives and negatives; None for torch's global one. torch.compile takes only None.
+
+    Attributes:
+        beta: (C,) parameter, or a 0-d buffer.
+
+    Call: as `EasyPositiveTripletLoss`, also with references. A learnt beta is that of the anchor's class.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, devices, unknown names, a negative margin or beta.
+        IndexError: a self index or, with num_classes, a label out of range (on a GPU that row's loss is NaN).
+
+    Gradients: embeddings, reference_embeddings, beta. That of a distance is 0 at distance 0.
+
+    Source: Wu et al., Sampling matters in deep embedding learning, 2017, section 4; positives of Levi et al.,
+    Rethinking preventing class-collapsing in metric learning with margin-based losses, 2020, eq. 6.
+
+    >>> import torch
+    >>> from fused_margins import EasyPositiveMarginLoss
+    >>> loss = EasyPositiveMarginLoss(num_classes=2, beta=1.0)
+    >>> loss(torch.eye(3), torch.tensor([0, 0, 1]))  # every distance is sqrt 2: two positive terms of 0.614
+    tensor(0.6142, grad_fn=<DivBackward0>)
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        margin: float = 0.2,
+        beta: float = 1.2,
+        negatives: str = "distance-weighted",
+        positives: str = "easy",
+        *,
+        reduction: str = "mean",
+        backend: str = "auto",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(positives, "negative_squared_euclidean", reduction, backend, generator)
+        checks.choice("negatives", negatives, NEGATIVES)
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1, or None, got {num_classes}")
+        if not beta > 0:
+            raise ValueError(f"beta: expected a positive number, got {beta}")
+        self.num_classes, self.margin, self.negatives = num_classes, checked_margin(margin), negatives
+        self.initial_beta = float(beta)
+        if num_classes is None:
+            self.register_buffer("beta", torch.tensor(self.initial_beta))
+        else:
+            self.beta = nn.Parameter(torch.full((num_classes,), self.initial_beta))
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        reference_embeddings: Tensor | None = None,
+        reference_labels: Tensor | None = None,
+        self_index: Tensor | None = None,
+    ) -> Tensor:
+        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index, normalize=True)
+        x, y, *_ = sides
+        similarity, positive = self._mine_positives(*sides)
+        negative = self._mine_negatives(self.negatives, similarity, *sides)
+        beta, active = self._beta_of_rows(labels)
+        active = active & (positive >= 0)
+        too_far = F.relu(_distance(x, take_rows(y, positive)) - beta + self.margin)
+        too_near = F.relu(beta - _distance(x, take_rows(y, negative)) + self.margin)
+        too_far = torch.where(active, too_far, 0.0)
+        too_near = torch.where(active & (negative >= 0), too_near, 0.0)
+        terms = (too_far > 0).to(x.dtype) + (too_near > 0).to(x.dtype)
+        return reduce_loss(too_far + too_near, terms, self.reduction)
+
+    def _beta_of_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """beta of each anchor, (B,) or 0-d, and which anchors (B,) take part."""
+        if self.num_classes is None:
+            return self.beta, torch.ones_like(labels, dtype=torch.bool)
+        row = check_index(labels, self.num_classes, IGNORED, "labels")
+        beta = self.beta[row.clamp(min=0)]
+        return torch.where(row == INVALID, torch.nan, beta), row != IGNORED
+
+    def extra_repr(self) -> str:
+        learnt = f"num_classes={self.num_classes}, " if self.num_classes is not None else ""
+        return (
+            f"{learnt}margin={self.margin:g}, beta={self.initial_beta:g}, negatives={self.negatives!r}, "
+            f"positives={self.positives!r}, reduction={self.reduction!r}, backend={self.backend!r}"
+        )
+
+
+def _distance(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_i| (B,); the square root at 0, where easy positives land, gets gradient 0 instead of infinity."""
+    squared = -pair_similarity(x, y, "negative_squared_euclidean")
+    zero = squared == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
