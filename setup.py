@@ -78,11 +78,12 @@ class NinjaBuild(build_ext):
                 warnings.warn(f"fused-margins installs without its C++ kernels: {failure}", stacklevel=1)
 
     def build_extension(self, ext: Extension) -> None:
+        compiler = find_compiler()
+
         import ninja
         import pybind11
         from ninja import ninja_syntax
 
-        compiler = find_compiler()
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()

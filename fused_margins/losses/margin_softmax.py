@@ -120,21 +120,18 @@ class MarginSoftmaxLoss(nn.Module):
         return margin_logits(embeddings, self.weight, scale=self.scale, similarity=similarity, backend=self.backend)
 
     def extra_repr(self) -> str:
-        margin = (
-            f"({self.num_classes},)"
-            if isinstance(self.margin, Tensor) and self.margin.dim()
-            else f"{float(self.margin):g}"
-        )
-        parts = [
-            f"num_classes={self.num_classes}",
-            f"embedding_size={self.embedding_size}",
-            f"scale={float(self.scale):g}",
-        ]
-        parts += [f"margin={margin}", f"margin_type={self.margin_options['margin_type']!r}"]
-        parts += [f"similarity={self.margin_options['similarity']!r}"]
-        if self.label_smoothing:
-            parts.append(f"label_smoothing={self.label_smoothing:g}")
-        return ", ".join([*parts, f"backend={self.backend!r}"])
+        margin, scale = torch.as_tensor(self.margin).detach(), torch.as_tensor(self.scale).detach()
+        parts = {
+            "num_classes": self.num_classes,
+            "embedding_size": self.embedding_size,
+            "scale": f"{scale.item():g}",
+            "margin": tuple(margin.shape) if margin.dim() else f"{margin.item():g}",
+            "margin_type": repr(self.margin_options["margin_type"]),
+            "similarity": repr(self.margin_options["similarity"]),
+            "label_smoothing": f"{self.label_smoothing:g}",
+            "backend": repr(self.backend),
+        }
+        return ", ".join(f"{name}={value}" for name, value in parts.items())
 
 
 class NormalizedSoftmaxLoss(MarginSoftmaxLoss):

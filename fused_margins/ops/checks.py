@@ -73,6 +73,12 @@ def row_factor(argument: str, value: float | Tensor, x: Tensor, positive: bool) 
     return _floating(argument, value, x)
 
 
+def positive(argument: str, value: Tensor) -> None:
+    """Values of a reference's argument, where reading them neither breaks a compiled graph nor makes a GPU wait."""
+    if value.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((value > 0).all()):
+        raise ValueError(f"{argument}: expected positive values, got {float(value.detach().min())}")
+
+
 def _floating(argument: str, value: Tensor, x: Tensor) -> Tensor:
     if value.dtype not in FLOATING:
         raise TypeError(f"{argument}: expected a floating dtype, got {value.dtype}")

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..labels import IGNORED, INVALID, check_index
 from ..similarity import admitted, pair_similarity, similarity_matrix
 
@@ -21,6 +22,7 @@ def contrast(
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
     """positive (B,), negative_lse (B,): plain PyTorch, any device, differentiable to any order."""
+    checks.positive("scale", scale)
     rows, columns = x.shape[0], y.shape[0]
     target = check_index(target, columns, ignore_index, "target")
     row_labels = target if row_labels is None else row_labels

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..labels import INVALID, check_index
 from ..similarity import similarity_matrix
 
@@ -18,6 +19,7 @@ def scores(
     ignore_index: int,
 ) -> Tensor:
     """(B, N) in the dtype of x: plain PyTorch, any device, differentiable to any order."""
+    checks.positive("scale", scale)
     u = similarity_matrix(x, y, similarity)
     if target is not None:
         target = check_index(target, y.shape[0], ignore_index, "target")
