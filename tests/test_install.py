@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import fused_margins
@@ -52,7 +53,11 @@ def import_without_native(folder: Path, reason: str, code: str) -> subprocess.Co
     """Run `code` on a copy of the package that has no native module, for the given reason."""
     shutil.copytree(PACKAGE, folder / "fused_margins", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
     (folder / "fused_margins/native_build_failure.txt").write_text(reason)
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    # -S: no .pth file, so that an editable installation does not lend its native module.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), sysconfig.get_path("purelib")])}
+    return subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_without_the_native_module_one_warning_and_the_reference(tmp_path):
@@ -82,6 +87,7 @@ def test_a_declined_build_does_not_warn(tmp_path):
 def test_importing_compiles_nothing_and_needs_torch_and_numpy_alone():
     code = """
 import sys
+import sysconfig
 import fused_margins
 heavy = {"sklearn", "matplotlib", "rich", "tyro", "pydantic", "torch._inductor.compile_fx"} & set(sys.modules)
 assert not heavy, heavy

@@ -142,8 +142,8 @@ class DemoReport:
             + ", ".join(f"{name} {version}" for name, version in versions().items())
             + ".",
             *(table.markdown() for table in self.tables()),
-            "± is half the width of the 95% interval over seeds (Student's t); paired differences compare runs of equal "
-            "seed. Parity: the same weights and batch on both backends at every step of a training; the separate runs "
+            "± is half the width of the 95% interval over seeds (Student's t); paired differences compare runs of the "
+            "same seed. Parity: the same weights and batch on both backends at every step of a training; the separate runs "
             "start from the same seed and drift apart as any two runs do whose arithmetic differs in the last bit.",
             *(f"![{name}]({name})" for name in plots),
         ]

@@ -84,7 +84,7 @@ class MagnetObjective(Objective):
     ) -> None:
         super().__init__(warm_loss, labels, sampler)
         self.settings = settings
-        self.magnet = MagnetLoss(settings.alpha, settings.variance_floor, backend=backend)
+        self.magnet = MagnetLoss(settings.alpha, settings.variance_floor, reduction="none", backend=backend)
         self.index = MagnetIndex(settings.clusters_per_class, generator=generator, backend=backend)
         self.generator = generator
         self.warm = settings.warm_epochs > 0

@@ -141,7 +141,7 @@ class EasyPositiveTripletLoss(EasyPositiveLoss):
     Gradients: embeddings and reference_embeddings; the choice of positives and negatives has none.
 
     Source: Levi et al., Rethinking preventing class-collapsing in metric learning with margin-based losses, 2020, eq.
-    6; the triplet of Schroff et al., FaceNet, 2015, eq. 2.
+    6; the triplet of Schroff et al., FaceNet, 2015, eq. 3.
 
     >>> import torch
     >>> from fused_margins import EasyPositiveTripletLoss
