@@ -1,21 +1,15 @@
 """Fused margin softmax, nearest-positive mining and magnet losses for PyTorch.
 
-Everything is one of three reductions of a labelled similarity matrix; see `fused_margins.ops`. The losses are modules here and
-functions in `fused_margins.functional`.
+Everything is one of three reductions of a labelled similarity matrix; see `fused_margins.ops`. The losses are modules
+here and functions in `fused_margins.functional`.
 """
 
 import warnings as _warnings
 from importlib.metadata import version as _version
 
-from . import functional
-from .losses import (
-    ArcFaceLoss,
-    CosFaceLoss,
-    MarginSoftmaxLoss,
-    NegativeMarginLoss,
-    NegativeSoftmaxLoss,
-    NormalizedSoftmaxLoss,
-)
+from . import functional, losses
+from .clusters import MagnetBatch, MagnetIndex, kmeans_per_class
+from .losses import *  # noqa: F403
 from .ops import native as _native
 from .ops.labels import checked
 from .ops.registry import explain, memory_budget, set_memory_budget
@@ -23,15 +17,14 @@ from .ops.registry import explain, memory_budget, set_memory_budget
 __version__ = _version("fused-margins")
 
 __all__ = [
-    "ArcFaceLoss",
-    "CosFaceLoss",
-    "MarginSoftmaxLoss",
-    "NegativeMarginLoss",
-    "NegativeSoftmaxLoss",
-    "NormalizedSoftmaxLoss",
+    *losses.__all__,
+    "MagnetBatch",
+    "MagnetIndex",
     "checked",
     "explain",
     "functional",
+    "kmeans_per_class",
+    "losses",
     "memory_budget",
     "set_memory_budget",
 ]

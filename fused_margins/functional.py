@@ -265,7 +265,7 @@ def mine_positives(
     >>> mine_positives(embeddings, torch.tensor([0, 0, 0, 1]))
     (tensor([0.8000, 0.8000, 0.6000,   -inf]), tensor([ 1,  0,  1, -1]))
     """
-    arguments = _search(embeddings, labels, reference_embeddings, reference_labels, self_index)
+    arguments = search_sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
     value, index = nearest(
         *arguments[:4], self_index=arguments[4], similarity=similarity, relation="same", backend=backend
     )
@@ -311,7 +311,7 @@ def mine_negatives(
     tensor([ 3,  3, -1,  0])
     """
     checks.choice("strategy", strategy, STRATEGIES)
-    x, y, row_labels, column_labels, self_column = _search(
+    x, y, row_labels, column_labels, self_column = search_sides(
         embeddings, labels, reference_embeddings, reference_labels, self_index
     )
     options: dict[str, Any] = {"self_index": self_column, "similarity": similarity, "backend": backend}
@@ -478,7 +478,7 @@ def _similarity_sum(x: Tensor, y: Tensor, weight: Tensor, similarity: str) -> Te
     return 2 * together - x.square().sum(1) * weight.sum() - (weight @ y.square()).sum()
 
 
-def _search(
+def search_sides(
     embeddings: Tensor,
     labels: Tensor,
     reference_embeddings: Tensor | None,

@@ -1,5 +1,9 @@
 """The losses as modules, one file a family."""
 
+from .easy_positive import EasyPositiveTripletLoss
+from .easy_positive_infonce import EasyPositiveInfoNCELoss
+from .easy_positive_margin import EasyPositiveMarginLoss
+from .magnet import MagnetLoss
 from .margin_softmax import (
     ArcFaceLoss,
     CosFaceLoss,
@@ -12,6 +16,10 @@ from .margin_softmax import (
 __all__ = [
     "ArcFaceLoss",
     "CosFaceLoss",
+    "EasyPositiveInfoNCELoss",
+    "EasyPositiveMarginLoss",
+    "EasyPositiveTripletLoss",
+    "MagnetLoss",
     "MarginSoftmaxLoss",
     "NegativeMarginLoss",
     "NegativeSoftmaxLoss",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import REDUCTIONS, STRATEGIES, _search, mine_negatives, mine_positives, reduce_loss
+from ..functional import REDUCTIONS, STRATEGIES, search_sides, mine_negatives, mine_positives, reduce_loss
 from ..ops import checks
 from ..ops.similarity import accumulation_dtype, pair_similarity, unit_rows
 from .sampling import distance_weighted_negatives, random_positives
@@ -51,7 +51,7 @@ class EasyPositiveLoss(nn.Module):
         normalize: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """x (B, D), y (N, D), their labels, and which y is the x itself; without references y is x."""
-        x, y, labels, column_labels, self_index = _search(
+        x, y, labels, column_labels, self_index = search_sides(
             embeddings, labels, reference_embeddings, reference_labels, self_index
         )
         checks.matrices(x, y, ("embeddings", "reference_embeddings"))
