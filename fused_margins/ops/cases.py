@@ -1,0 +1,173 @@
+"""Cases, and the one rule by which a backend agrees with the definition: read by tests, benchmarks and doctor.
+
+Every op has a ``cases.py`` with the names in `OpCases`. A backend agrees where, for every output and gradient,
+
+    max |backend - truth|  <=  max |reference in the same dtype - truth|  +  small term
+
+with truth the reference in float64 on the inputs rounded to the dtype; the small term is what the op's ``small_term``
+states, plus one rounding of the largest value. Infinities and integers agree when they are equal.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from .similarity import accumulation_dtype
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Keyword arguments of an op: float64 tensors, integers and plain options, and why they are worth a test."""
+
+    name: str
+    make: Callable[[torch.Generator], Inputs]
+    reason: str
+    exact: bool = False  # built of numbers that every dtype represents: choices among them must be equal, too
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A problem to measure: B rows x N columns of width D."""
+
+    name: str
+    rows: int
+    columns: int
+    width: int
+
+
+class OpCases(Protocol):
+    """The names in every op's ``cases.py``."""
+
+    CASES: tuple[Case, ...]
+    SHAPES: tuple[Shape, ...]
+    OUTPUTS: tuple[str, ...]
+    DIFFERENTIABLE: tuple[str, ...]
+
+    def run(self, inputs: Inputs, backend: str) -> dict[str, Tensor]:
+        """The op's outputs by name."""
+
+    def observed(self, outputs: dict[str, Tensor], inputs: Inputs, exact: bool) -> dict[str, Tensor]:
+        """What of the outputs is compared; `inputs` in float64."""
+
+    def small_term(self, name: str, inputs: Inputs, dtype: torch.dtype) -> float:
+        """Error granted to an output, or to grad_<input> under incoming gradients of at most 1; `inputs` in float64."""
+
+    def make_benchmark(self, shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+        """Inputs of a shape, on the generator's device."""
+
+    def multiply_adds(self, shape: Shape) -> int:
+        """Of forward and backward together."""
+
+    def compulsory_bytes(self, shape: Shape, dtype: torch.dtype) -> int:
+        """That forward and backward must read and write: inputs, outputs and their gradients, each once."""
+
+
+def largest(t: Tensor) -> float:
+    """Largest absolute value; 0 for an empty tensor."""
+    return float(t.abs().max()) if t.numel() else 0.0
+
+
+def reach(x: Tensor, y: Tensor, similarity: str) -> tuple[float, tuple[float, float]]:
+    """The largest |u| that the two sides allow, and the largest |du/dx| and |du/dy|: what rounding errors grow with."""
+    if similarity == "negative_squared_euclidean" and y.shape[0]:
+        x, y = x - y.mean(0), y - y.mean(0)  # as the definition does before it expands the square
+    lengths = x.norm(dim=1), y.norm(dim=1)
+    longest_x, longest_y = map(largest, lengths)
+    if similarity == "cosine":
+        of_x, of_y = (1 / float(n[n > 0].min()) if (n > 0).any() else 0.0 for n in lengths)
+        return 1.0, (of_x, of_y)
+    if similarity == "dot":
+        return longest_x * longest_y, (longest_y, longest_x)
+    distance = longest_x + longest_y
+    return distance**2, (2 * distance, 2 * distance)
+
+
+def load(op: str) -> OpCases:
+    """The cases of an op in `registry.OPS`."""
+    return cast(OpCases, importlib.import_module(f"{__package__}.{op}.cases"))
+
+
+def convert(inputs: Inputs, dtype: torch.dtype, device: str = "cpu") -> Inputs:
+    """x and y in `dtype`, other floating tensors in its accumulation dtype; strides and shared tensors stay."""
+    converted: dict[int, Tensor] = {}
+
+    def one(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in converted:
+            wanted = dtype if name in ("x", "y") else accumulation_dtype(dtype)
+            # The whole storage is converted and viewed again: Tensor.to alone would make it contiguous.
+            storage = value.as_strided((value.untyped_storage().nbytes() // value.element_size(),), (1,), 0)
+            storage = storage.to(device, wanted if value.is_floating_point() else value.dtype)
+            converted[id(value)] = storage.as_strided(value.shape, value.stride(), value.storage_offset())
+        return converted[id(value)]
+
+    return {name: one(name, value) for name, value in inputs.items()}
+
+
+def evaluate(op: OpCases, inputs: Inputs, backend: str, gradients: bool = True) -> dict[str, Tensor]:
+    """The outputs, and grad_<input> of every differentiable input, under random incoming gradients of at most 1."""
+    names = [n for n in op.DIFFERENTIABLE if isinstance(inputs.get(n), Tensor)]
+    if not (gradients and names):
+        return op.run(inputs, backend)
+    leaf_of = {id(inputs[n]): inputs[n].detach().requires_grad_() for n in names}  # x and y may be one tensor
+    leaves = {n: leaf_of[id(inputs[n])] for n in names}
+    outputs = op.run(inputs | leaves, backend)
+    connected = [t for t in outputs.values() if t.requires_grad]
+    generator = torch.Generator().manual_seed(0)
+    # Multiples of 1/64 are the same in every dtype; some of them are 0.
+    incoming = [torch.randint(-64, 65, t.shape, generator=generator).to(t) / 64 for t in connected]
+    grads = torch.autograd.grad(connected, list(leaves.values()), incoming, materialize_grads=True)
+    return {n: t.detach() for n, t in outputs.items()} | {f"grad_{n}": g for n, g in zip(names, grads)}
+
+
+def disagreements(
+    op: OpCases,
+    inputs: Inputs,
+    backend: str,
+    dtype: torch.dtype,
+    *,
+    exact: bool = False,
+    gradients: bool = True,
+    device: str = "cpu",
+) -> list[str]:
+    """One line for every output and gradient in which `backend` breaks the rule; an empty list is agreement."""
+    rounded = convert(inputs, dtype, device)
+    exactly = convert(rounded, torch.float64, device)
+    raw = {
+        "backend": evaluate(op, rounded, backend, gradients),
+        "reference": evaluate(op, rounded, "reference", gradients),
+        "truth": evaluate(op, exactly, "reference", gradients),
+    }
+    lines = [
+        f"{name}: expected {tuple(r.shape)} of {r.dtype}, got {tuple(b.shape)} of {b.dtype}"
+        for name, r in raw["reference"].items()
+        if (b := raw["backend"][name]).shape != r.shape or b.dtype != r.dtype
+    ]
+    if lines:
+        return lines
+    seen = {who: op.observed(values, exactly, exact) for who, values in raw.items()}
+    for name, truth in seen["truth"].items():
+        got, reference = seen["backend"][name], seen["reference"][name]
+        if not truth.is_floating_point():
+            if not torch.equal(got, truth):
+                lines.append(f"{name}: {int((got != truth).sum())} of {truth.numel()} entries differ")
+            continue
+        # An entry beyond the range of its dtype is an infinity there.
+        special = ~truth.to(got.dtype).isfinite()
+        if not torch.allclose(got[special], truth.to(got.dtype)[special], equal_nan=True):
+            lines.append(f"{name}: infinities differ")
+        got, reference, truth = got[~special], reference[~special], truth[~special]
+        error, granted = largest(got - truth), largest(reference - truth)
+        info = torch.finfo(got.dtype)
+        granted += op.small_term(name, exactly, dtype)
+        granted += info.eps * max(largest(truth), info.tiny)
+        if not error <= granted:
+            lines.append(f"{name}: error {error:.3g}, granted {granted:.3g}")
+    return lines

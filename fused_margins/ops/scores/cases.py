@@ -1,0 +1,165 @@
+"""Cases, error terms and costs of `scores`; see `fused_margins.ops.cases`."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ..cases import Case, Inputs, Shape, largest, reach
+from ..similarity import SIMILARITIES, accumulation_dtype, similarity_matrix
+from .op import scores
+
+OUTPUTS = ("scores",)
+DIFFERENTIABLE = ("x", "y", "scale", "bias", "margin")
+
+
+def run(inputs: Inputs, backend: str) -> dict[str, Tensor]:
+    return {"scores": scores(**inputs, backend=backend)}
+
+
+def observed(outputs: dict[str, Tensor], inputs: Inputs, exact: bool) -> dict[str, Tensor]:
+    return outputs
+
+
+def _randn(g: Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+
+def _logits(g: Generator, rows: int = 37, columns: int = 53, width: int = 19, **options: Any) -> Inputs:
+    """Margin and scale on a classifier's cosines; sizes are prime."""
+    target = torch.randint(columns, (rows,), generator=g) if columns else torch.full((rows,), -1)
+    inputs = {"x": _randn(g, rows, width), "y": _randn(g, columns, width), "target": target}
+    return inputs | {"scale": 16.0, "margin": 0.35} | options
+
+
+def _plain(g: Generator, rows: int = 37, columns: int = 53, width: int = 19, **options: Any) -> Inputs:
+    return {"x": _randn(g, rows, width), "y": _randn(g, columns, width)} | options
+
+
+def _itself(g: Generator, similarity: str) -> Inputs:
+    x = _randn(g, 23, 11)
+    return {"x": x, "y": x, "similarity": similarity}
+
+
+def _learnable(g: Generator, rows: int = 37, columns: int = 53, **options: Any) -> Inputs:
+    """Scale and margin of every row, and a bias: everything that has a gradient."""
+    of_rows = {"scale": torch.logspace(0, 9, rows, 2).double(), "margin": _randn(g, rows)}
+    return _logits(g, rows, columns, bias=_randn(g, columns)) | of_rows | options
+
+
+def _single(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _ignored(g: Generator, every: int, ignore_index: int) -> Inputs:
+    inputs = _learnable(g, ignore_index=ignore_index)
+    inputs["target"][::every] = ignore_index
+    return inputs
+
+
+def _zero_rows(g: Generator, similarity: str) -> Inputs:
+    inputs = _learnable(g, similarity=similarity)
+    inputs["x"][::3] = 0
+    inputs["y"][::4] = 0
+    return inputs
+
+
+def _poles(g: Generator) -> Inputs:
+    axes = torch.cat([torch.eye(7), -torch.eye(7)]).double()
+    lengths = 2.0 ** torch.randint(3, (14, 1), generator=g)
+    return _logits(g, 14, 14) | {"x": axes * lengths, "y": axes.flip(0) * lengths, "scale": _single(64.0)}
+
+
+def _duplicates(g: Generator, offset: float = 0.0) -> Inputs:
+    x = _randn(g, 37, 19) + offset
+    return {"x": x, "y": x.clone(), "similarity": "negative_squared_euclidean", "scale": _single(0.5)}
+
+
+def _strided(g: Generator, similarity: str) -> Inputs:
+    x, y = _randn(g, 37, 40)[:, 1::2], _randn(g, 20, 60).T[5:58]  # every second number; transposed with an offset
+    of_rows = {"scale": 1 + _randn(g, 74)[::2].abs(), "margin": _randn(g, 74)[1::2], "bias": _randn(g, 106)[::2]}
+    return _logits(g) | {"x": x, "y": y, "similarity": similarity} | of_rows
+
+
+CASES = (
+    Case("logits", _logits, "the common use; sizes that no tile divides"),
+    *(Case(f"plain-{s}", partial(_plain, similarity=s), "similarities as they are") for s in SIMILARITIES),
+    *(
+        Case(f"learnable-{s}", partial(_learnable, similarity=s), "every gradient; scales of 1 to 512")
+        for s in SIMILARITIES
+    ),
+    Case(
+        "learnable-single",
+        lambda g: _logits(g, scale=_single(30.0), margin=_single(-0.3), bias=_randn(g, 53)),
+        "one scale and one negative margin that learn",
+    ),
+    Case("no-rows", lambda g: _learnable(g, rows=0), "an empty batch"),
+    Case("no-columns", lambda g: _learnable(g, columns=0), "no classes"),
+    Case("no-width", lambda g: _logits(g, width=0), "vectors of no components"),
+    Case("one-row", lambda g: _learnable(g, rows=1), "one row"),
+    Case("one-column", lambda g: _learnable(g, columns=1), "one class"),
+    Case("one-by-one", lambda g: _logits(g, 1, 1, 1, similarity="dot"), "the smallest problem"),
+    Case("some-ignored", lambda g: _ignored(g, 3, -100), "rows without a target get no margin"),
+    Case("all-ignored", lambda g: _ignored(g, 1, -1), "no margin anywhere"),
+    Case("zero-rows", lambda g: _zero_rows(g, "cosine"), "zero vectors have cosine 0 and no gradient"),
+    Case("zero-rows-dot", lambda g: _zero_rows(g, "dot"), "zero vectors that do have a gradient"),
+    Case("poles", _poles, "cosines of exactly -1, 0 and 1"),
+    Case("duplicates", _duplicates, "distances of 0"),
+    Case("far-away", lambda g: _duplicates(g, 1000.0), "the expanded distance cancels"),
+    *(Case(f"itself-{s}", partial(_itself, similarity=s), "one tensor") for s in SIMILARITIES),
+    Case("strided", lambda g: _strided(g, "cosine"), "nothing contiguous"),
+    Case("strided-euclidean", lambda g: _strided(g, "negative_squared_euclidean"), "likewise, with a centre"),
+    Case("expanded", lambda g: _logits(g) | {"y": _randn(g, 1, 19).expand(53, 19)}, "a stride of 0"),
+    Case("int32", lambda g: _logits(g) | {"target": torch.arange(37, dtype=torch.int32)}, "32-bit labels"),
+    Case("strips", lambda g: _logits(g, 13, 521, 67, scale=_single(8.0)), "more columns than one strip of 256"),
+    Case("chunks", lambda g: _learnable(g, rows=29, columns=2311), "more columns than one chunk of 2048"),
+    Case("wide", lambda g: _plain(g, 5, 7, 307, similarity="dot", scale=_single(0.1)), "wider than any tile, few rows"),
+)
+
+SHAPES = (
+    Shape("few_shot_64", 256, 64, 64),
+    Shape("few_shot_512", 256, 64, 512),
+    Shape("few_shot_200", 256, 200, 1600),
+    Shape("classes_10000", 128, 10_000, 512),
+)
+
+
+def make_benchmark(shape: Shape, dtype: torch.dtype, generator: Generator) -> Inputs:
+    def randn(rows: int) -> Tensor:
+        return torch.randn(rows, shape.width, generator=generator, device=generator.device).to(dtype)
+
+    target = torch.randint(shape.columns, (shape.rows,), generator=generator, device=generator.device)
+    return {"x": randn(shape.rows), "y": randn(shape.columns), "target": target, "scale": 30.0, "margin": 0.35}
+
+
+def multiply_adds(shape: Shape) -> int:
+    return 3 * shape.rows * shape.columns * shape.width
+
+
+def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
+    matrices = 2 * (shape.rows + shape.columns) * shape.width  # x, y and their gradients
+    return (
+        matrices + 2 * shape.rows * shape.columns
+    ) * dtype.itemsize + shape.rows * 8  # scores, their gradient; target
+
+
+def small_term(name: str, inputs: Inputs, dtype: torch.dtype) -> float:
+    """Four roundings of the sum of absolute values that makes an entry."""
+    x, y, similarity = inputs["x"], inputs["y"], inputs.get("similarity", "cosine")
+    rows, columns = x.shape[0], y.shape[0]
+    scale = torch.as_tensor(inputs.get("scale", 1.0), dtype=torch.float64)
+    margin = torch.as_tensor(inputs.get("margin", 0.0), dtype=torch.float64)
+    bias = torch.as_tensor(inputs.get("bias", 0.0))
+    u_largest, (factor_x, factor_y) = reach(x, y, similarity)
+    along = (similarity_matrix(x, y, similarity).abs().sum(1) + margin.abs()).expand(rows)
+    of_rows = scale.expand(rows)
+    sums = {
+        "scores": largest(scale) * (u_largest + largest(margin)) + largest(bias),
+        "grad_x": factor_x * columns * largest(scale),
+        "grad_y": factor_y * float(of_rows.sum()),
+        "grad_scale": largest(along if scale.dim() else along.sum()),
+        "grad_bias": rows,
+        "grad_margin": largest(scale if margin.dim() else of_rows.sum()),
+    }
+    return 4 * torch.finfo(accumulation_dtype(dtype)).eps * sums[name]
