@@ -60,7 +60,8 @@ struct Rows {
   }
 };
 
-// Mean of the rows, in double and in row order: the common centre of both sides.
+// Mean of the rows, in double and in row order: the common centre of both sides. Any centre will do: 0 where
+// a row that is not finite would pass its NaN on to all others.
 template <class T>
 Buffer<T> centre_of(const Matrix& m, Similarity similarity) {
   Buffer<T> centre(m.width);
@@ -72,7 +73,7 @@ Buffer<T> centre_of(const Matrix& m, Similarity similarity) {
     load_row(m, i, row.get());
     for (int64_t d = 0; d < m.width; ++d) sum[d] += double(row[d]);
   }
-  for (int64_t d = 0; d < m.width; ++d) centre[d] = m.rows ? T(sum[d] / double(m.rows)) : T(0);
+  for (int64_t d = 0; d < m.width; ++d) centre[d] = m.rows && std::isfinite(sum[d]) ? T(sum[d] / double(m.rows)) : T(0);
   return centre;
 }
 

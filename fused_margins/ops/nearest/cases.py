@@ -75,6 +75,7 @@ def _not_a_number(g: Generator, similarity: str) -> Inputs:
     inputs = _grid(g, similarity=similarity, relation="any", k=10)
     inputs["x"][3] = torch.nan
     inputs["y"][5, 0] = torch.nan
+    inputs["y"][7, 1] = torch.inf
     return inputs
 
 
