@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import tyro
 
 from . import doctor
@@ -88,6 +89,10 @@ class Train:
 
     def main(self) -> int:
         config, folder = self.settings(), self.folder()
+        # Stored with the run, because a resumed run has the same numbers only with as many threads.
+        threads = config.threads or torch.get_num_threads()
+        config = config.model_copy(update={"threads": threads})
+        torch.set_num_threads(threads)
         task = make_task(load(config.dataset), config.classes)
         if self.resume:
             run = Run(folder)

@@ -149,6 +149,8 @@ class TrainConfig(Settings):
     """Backend of the loss kernels: auto, reference, cpu, ..."""
     device: str = "cpu"
     """Where model and losses live: cpu, cuda, cuda:1, ..."""
+    threads: Count | None = None
+    """Threads of torch; by default as many as torch takes. The last bits of a convolution depend on them."""
 
 
 def make_loss(name: str, **options: object) -> LossSettings:

@@ -143,8 +143,8 @@ class DemoReport:
             + ".",
             *(table.markdown() for table in self.tables()),
             "± is half the width of the 95% interval over seeds (Student's t); paired differences compare runs of the "
-            "same seed. Parity: the same weights and batch on both backends at every step of a training; the separate runs "
-            "start from the same seed and drift apart as any two runs do whose arithmetic differs in the last bit.",
+            "same seed. Parity: the same weights and batch on both backends at every step of a training; the separate "
+            "runs start from the same seed and drift apart as any two do whose arithmetic differs in the last bit.",
             *(f"![{name}]({name})" for name in plots),
         ]
         write_text(folder / "report.md", "\n\n".join(parts) + "\n")

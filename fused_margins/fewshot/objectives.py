@@ -117,16 +117,10 @@ class MagnetObjective(Objective):
         return None
 
     def get_extra_state(self) -> dict[str, Any]:
-        magnet = {
-            "index": self.index.state_dict(),
-            "generator": self.generator.get_state(),
-            "warm": self.warm,
-        }
-        return super().get_extra_state() | magnet
+        return super().get_extra_state() | {"generator": self.generator.get_state(), "warm": self.warm}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
-        self.index.load_state_dict(state["index"])
         self.generator.set_state(state["generator"])
         self.warm = state["warm"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops import registry
 from .augment import random_affine
 from .backbones import ConvNet
 from .config import TrainConfig
@@ -30,6 +31,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, images: ImageSet) -> None:
         self.config, self.images = config, images
         self.device = _device(config.device)
+        _check_backend(config, len(images))
         self.generator = torch.Generator().manual_seed(config.seed)
         self._global_state = torch.Generator().manual_seed(config.seed).get_state()
         labels = images.targets(config.labels)
@@ -179,3 +181,16 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device
+
+
+def _check_backend(config: TrainConfig, num_images: int) -> None:
+    """Refuse an unknown or unavailable backend before anything is trained or written."""
+    for op in registry.OPS:
+        width = config.backbone.embedding_size
+        problem = registry.Problem(
+            op, torch.device(config.device).type, torch.float32, config.batch_size, num_images, width
+        )
+        try:
+            registry.resolve(config.backend, problem)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(str(error)) from None

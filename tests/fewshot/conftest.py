@@ -1,0 +1,48 @@
+"""A data set and a configuration small enough to train in well under a second."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fused_margins.fewshot.config import Augmentation, Backbone, TrainConfig
+from fused_margins.fewshot.datasets import ImageSet
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    # Tiny networks gain nothing from threads, and the bitwise tests must not depend on how many there are.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    """60 images of 8 x 8 in six classes (three coarse ones): a bright patch whose place is the class, and noise."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(6).repeat(10)
+    pixels = torch.randint(0, 60, (60, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for i, label in enumerate(labels.tolist()):
+        pixels[i, 0, label : label + 3, label : label + 3] += 150
+    return ImageSet(pixels, labels, labels % 3, tuple("abcdef"), ("x", "y", "z"))
+
+
+@pytest.fixture
+def config() -> TrainConfig:
+    return TrainConfig(
+        backbone=Backbone(blocks=2, channels=4, embedding_size=8),
+        augmentation=Augmentation(rotation_deg=5, shift=0.05, zoom=0.05),
+        epochs=3,
+        batch_size=16,
+        seed=3,
+    )
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, str]]:
+    """Name and digest of every file in a folder, hidden ones included."""
+    return lambda folder: {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}

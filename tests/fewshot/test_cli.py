@@ -1,0 +1,194 @@
+"""The command as a user meets it: what it writes, what it prints, and its exit codes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fused_margins.fewshot import doctor
+from fused_margins.fewshot.cli import main
+from fused_margins.fewshot.runs import Run
+
+needs_cpu_backend = pytest.mark.skipif(
+    "cpu" not in doctor.available_backends("cpu"), reason="the cpu backend is not built"
+)
+PNG = b"\x89PNG\r\n\x1a\n"
+SMALL = ["--blocks", "2", "--channels", "4", "--embedding-size", "8", "--epochs", "2"]
+
+
+def _train(folder, *options):
+    return main(["train", "--output", str(folder), *SMALL, "--episodes", "5", *options])
+
+
+def test_train_then_evaluate(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert _train(folder, "--loss", "margin-softmax", "--margin", "-0.3", "--labels", "coarse", "--seed", "4") == 0
+    config = json.loads((folder / "config.json").read_text())
+    assert config["loss"] == {"name": "margin-softmax", "scale": 10.0, "margin": -0.3, "similarity": "cosine"}
+    assert (config["labels"], config["seed"], config["backbone"]["channels"]) == ("coarse", 4, 4)
+    rows = Run(folder).read_metrics()
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert rows[1]["loss"] < rows[0]["loss"]
+    report = json.loads((folder / "report.json").read_text())
+    assert {"recall@1", "nmi", "purity", "knc_error", "accuracy"} <= report["figures"].keys()
+    assert all((folder / name).read_bytes().startswith(PNG) for name in ("loss.png", "embeddings.png"))
+    assert f"| nmi | {100 * report['figures']['nmi']:.1f} |" in (folder / "report.md").read_text()
+    assert "nmi" in capsys.readouterr().out
+
+    (folder / "report.json").unlink()
+    assert main(["evaluate", str(folder), "--episodes", "5"]) == 0
+    assert json.loads((folder / "report.json").read_text()) == report
+
+
+def test_classes_left_out_are_judged_as_novel(tmp_path):
+    folder = tmp_path / "run"
+    assert _train(folder, "--classes", "0", "1", "2", "3", "4") == 0
+    figures = json.loads((folder / "report.json").read_text())["figures"]
+    for shots in (1, 5):
+        assert 0.2 < figures[f"novel_{shots}shot"] <= 1
+        assert figures[f"novel_{shots}shot_interval"] > 0
+        assert 0.2 < figures[f"novel_{shots}shot_centroid"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss", "magnet", "--margin", "1"], "loss: magnet has no option 'margin', it takes alpha"),
+        (["--scale", "-1"], "scale: Input should be greater than 0, got -1"),
+        (["--dataset", "imagenet"], "dataset: expected one of digits, got 'imagenet'"),
+        (["--classes", "3", "12"], "classes: expected different values in [0, 10), got [3, 12]"),
+        (["--blocks", "7"], "blocks: 7 blocks halve 8 x 8 images to nothing, at most 3 fit"),
+        (["--backend", "abacus"], "backend: expected one of 'auto', 'cpu', 'reference', got 'abacus'"),
+        (["--device", "cuda:77"], "device: 'cuda:77' cannot be used"),
+        (["--resume"], "no run here"),
+    ],
+)
+def test_mistakes_get_one_clear_line_and_leave_no_run(tmp_path, capsys, arguments, message):
+    folder = tmp_path / "run"
+    assert main(["train", "--output", str(folder), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("arguments", [["train", "--epochs", "0"], ["train", "--los", "magnet"], ["nonsense"], []])
+def test_options_that_do_not_parse_exit_with_two(arguments):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+
+
+def test_a_file_in_the_way_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert _train(tmp_path / "file" / "run") == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten_and_resumes_only_as_it_was(tmp_path, capsys, contents):
+    folder = tmp_path / "run"
+    assert _train(folder, "--margin", "-0.3") == 0
+    before = contents(folder)
+    assert _train(folder, "--margin", "-0.3") == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main(["train", "--resume", "--output", str(folder), "--epochs", "9"]) == 2
+    assert "resume: the run has epochs = 2, which cannot become 9" in capsys.readouterr().err
+    assert main(["train", "--resume", "--output", str(folder), "--margin", "0.1"]) == 2
+    assert "resume: the run has loss = " in capsys.readouterr().err
+    assert contents(folder) == before
+    assert main(["train", "--resume", "--output", str(folder), "--margin", "-0.3", "--episodes", "5"]) == 0
+    assert contents(folder)["metrics.jsonl"] == before["metrics.jsonl"]
+
+
+def test_a_corrupt_checkpoint_is_one_line_and_changes_nothing(tmp_path, capsys, contents):
+    folder = tmp_path / "run"
+    _train(folder)
+    data = (folder / "checkpoint.pt").read_bytes()
+    (folder / "checkpoint.pt").write_bytes(data[: len(data) // 2])
+    before = contents(folder)
+    capsys.readouterr()
+    for arguments in (["train", "--resume", "--output", str(folder)], ["evaluate", str(folder)]):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert "checkpoint.pt: not a usable checkpoint" in error
+        assert error.count("\n") == 1
+    assert contents(folder) == before
+
+
+def test_control_c_stops_and_resume_completes_to_the_same_numbers(tmp_path):
+    options = ["--blocks", "2", "--channels", "4", "--epochs", "60", "--threads", "1", "--episodes", "5"]
+    command = [sys.executable, "-m", "fused_margins.fewshot.cli", "train", "--output", str(tmp_path / "stopped")]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "stopped in epoch" in output
+    assert 0 < len(metrics.read_text().splitlines()) < 60
+
+    assert main(["train", "--resume", "--output", str(tmp_path / "stopped"), "--episodes", "5"]) == 0
+    assert main(["train", "--output", str(tmp_path / "whole"), *options]) == 0
+    figures = [json.loads((tmp_path / name / "report.json").read_text())["figures"] for name in ("stopped", "whole")]
+    assert figures[0] == figures[1]
+    assert metrics.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+@needs_cpu_backend
+@pytest.mark.parametrize("loss", ["margin-softmax", "easy-positive-triplet", "magnet"])
+def test_parity_writes_every_step_and_its_exit_code_judges(tmp_path, capsys, loss):
+    options = [*SMALL, "--loss", loss, "--output", str(tmp_path)]
+    options += ["--warm-epochs", "1"] if loss == "magnet" else []
+    assert main(["parity", *options, "--steps", "15"]) == 0
+    assert "within the tolerance" in " ".join(capsys.readouterr().out.split())
+    steps = [json.loads(line) for line in (tmp_path / "parity.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == list(range(15))
+    assert all((tmp_path / name).read_bytes().startswith(PNG) for name in ("loss.png", "parity.png"))
+
+
+@needs_cpu_backend
+def test_parity_beyond_the_tolerance_exits_with_one(tmp_path, capsys):
+    assert main(["parity", *SMALL, "--output", str(tmp_path), "--steps", "3", "--tolerance", "1e-12"]) == 1
+    assert "BEYOND the tolerance of 1e-12" in " ".join(capsys.readouterr().out.split())
+
+
+def test_doctor_knows_this_machine_and_finds_nothing_wrong(capsys):
+    assert main(["doctor"]) == 0
+    output = capsys.readouterr().out
+    for word in ("python", "torch", "compiler", "contrast / reference", "nearest / cpu", "Self-check"):
+        assert word in output
+
+
+def test_doctor_finds_a_wrong_backend(monkeypatch):
+    if "cpu" not in doctor.available_backends("cpu"):
+        pytest.skip("the cpu backend is not built")
+    right = doctor.functional.margin_softmax_loss
+
+    def wrong(*args, backend, **kwargs):
+        return right(*args, backend=backend, **kwargs) * (1.001 if backend == "cpu" else 1)
+
+    monkeypatch.setattr(doctor.functional, "margin_softmax_loss", wrong)
+    assert main(["doctor"]) == 1
+
+
+def test_demo_in_miniature(tmp_path):
+    options = ["--seeds", "0", "--epochs", "6", "--episodes", "5", "--workers", "1"]
+    assert main(["demo", "--output", str(tmp_path), *options]) == 0
+    data = json.loads((tmp_path / "report.json").read_text())
+    parts = [run["part"] for run in data["runs"]]
+    assert (parts.count("coarse_to_fine"), parts.count("margins")) == (4, 4)
+    text = (tmp_path / "report.md").read_text()
+    for name in ("loss.png", "embeddings.png", "margins.png"):
+        assert f"]({name})" in text
+        assert (tmp_path / name).read_bytes().startswith(PNG)
+
+
+def test_demo_wants_different_seeds(capsys):
+    assert main(["demo", "--seeds", "1", "1"]) == 2
+    assert "seeds: expected one or more different numbers" in capsys.readouterr().err

@@ -1,0 +1,49 @@
+"""Settings survive a round trip, and nothing unknown or out of range gets in."""
+
+import pytest
+from pydantic import ValidationError
+
+from fused_margins.fewshot.config import LossName, Magnet, MarginSoftmax, TrainConfig, make_loss
+from fused_margins.fewshot.errors import UserError
+
+
+@pytest.mark.parametrize("name", LossName.__args__)
+def test_every_loss_survives_a_round_trip_through_json(name):
+    config = TrainConfig(loss=make_loss(name), classes=(1, 4), epochs=7, samples_per_class=4)
+    again = TrainConfig.model_validate_json(config.model_dump_json())
+    assert again == config
+    assert type(again.loss) is type(config.loss)
+    assert again.loss.name == name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epoch": 3},
+        {"backbone": {"chanels": 8}},
+        {"loss": {"name": "magnet", "margin": 0.1}},
+        {"loss": {"name": "nonsense"}},
+        {"epochs": 0},
+        {"learning_rate": 0.0},
+        {"augmentation": {"zoom": 1.0}},
+    ],
+)
+def test_unknown_names_and_values_out_of_range_are_rejected(settings):
+    with pytest.raises(ValidationError):
+        TrainConfig.model_validate(settings)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        TrainConfig().epochs = 3
+
+
+def test_make_loss_takes_options_of_that_loss_only():
+    assert make_loss("margin-softmax", margin=-0.3) == MarginSoftmax(margin=-0.3)
+    assert make_loss("magnet", alpha=2.0) == Magnet(alpha=2.0)
+    with pytest.raises(UserError, match=r"magnet has no option 'margin', it takes alpha, variance_floor"):
+        make_loss("magnet", margin=0.1)
+    with pytest.raises(UserError, match=r"expected one of softmax, margin-softmax.*got 'arcface'"):
+        make_loss("arcface")
+    with pytest.raises(UserError, match=r"scale: Input should be greater than 0, got -1"):
+        make_loss("softmax", scale=-1)

@@ -1,0 +1,94 @@
+"""Episodes hold what they should, and the batched heads are those that episodes would train alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fused_margins.fewshot import episodes as e
+from fused_margins.fewshot.errors import UserError
+
+LABELS = torch.tensor([0] * 25 + [3] * 20 + [4] * 30 + [7] * 22)[
+    torch.randperm(97, generator=torch.Generator().manual_seed(9))
+]
+
+
+def _episodes(**options):
+    defaults = {"n_way": 3, "k_shot": 2, "num_queries": 16, "num_episodes": 40}
+    return e.sample_episodes(LABELS, **(defaults | options), generator=torch.Generator().manual_seed(0))
+
+
+def test_episodes_have_distinct_samples_of_distinct_classes():
+    drawn = _episodes()
+    assert drawn.support.shape == (40, 6)
+    assert drawn.query.shape == (40, 48)
+    for support, query in zip(drawn.support, drawn.query):
+        assert len(torch.cat([support, query]).unique()) == 54
+        classes = LABELS[support].view(3, 2)
+        assert (classes[:, 0] == classes[:, 1]).all()
+        assert len(classes[:, 0].unique()) == 3
+        assert torch.equal(LABELS[query], classes[drawn.query_labels(), 0])
+    assert drawn.support_labels().tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_every_class_and_sample_gets_its_turn():
+    drawn = _episodes(num_episodes=400)
+    assert len(torch.cat([drawn.support, drawn.query], dim=1).unique()) == len(LABELS)
+    counts = LABELS[drawn.support[:, ::2]].unique(return_counts=True)[1]
+    assert counts.sum() == 1200
+    assert (counts - 300).abs().max() < 60  # each of four classes in three quarters of 400 episodes
+
+
+def test_too_few_classes_or_samples_are_named():
+    with pytest.raises(UserError, match="n_way: 5 classes wanted, the data have 4"):
+        _episodes(n_way=5)
+    with pytest.raises(UserError, match="k_shot \\+ num_queries: 21 samples a class wanted, class 3 has 20"):
+        _episodes(k_shot=5)
+
+
+def _train_one_head(support, labels, weight, order):
+    """The same recipe for one episode, with autograd through a module and torch's own optimiser loop."""
+    head = torch.nn.Parameter(weight.clone())
+    optimizer = torch.optim.SGD([head], lr=0.01, momentum=0.9, dampening=0.9, weight_decay=1e-3)
+    for permutation in order:
+        for start in range(0, len(permutation), 4):
+            chosen = permutation[start : start + 4]
+            logits = 5.0 * F.cosine_similarity(support[chosen][:, None], head[None], dim=2)
+            optimizer.zero_grad()
+            F.cross_entropy(logits, labels[chosen]).backward()
+            optimizer.step()
+    return head.detach()
+
+
+def test_batched_heads_equal_heads_trained_one_at_a_time():
+    generator = torch.Generator().manual_seed(0)
+    support = torch.randn(7, 10, 6, generator=generator, dtype=torch.float64)
+    labels = torch.arange(5).repeat_interleave(2)
+    weight = torch.randn(7, 5, 6, generator=generator, dtype=torch.float64)
+    order = torch.rand(30, 7, 10, generator=generator).argsort(dim=2)
+    heads = e.train_heads(support, labels, weight, order)
+    for i in range(7):
+        alone = _train_one_head(support[i], labels, weight[i], order[:, i])
+        torch.testing.assert_close(heads[i], alone, rtol=1e-10, atol=1e-12)
+    assert (heads - weight).abs().max() > 0.1  # they did train
+
+
+def test_separable_embeddings_are_solved_and_noise_is_not():
+    generator = torch.Generator().manual_seed(0)
+    drawn = _episodes(num_episodes=60)
+    noise = torch.randn(len(LABELS), 8, generator=generator)
+    separable = torch.eye(8)[LABELS] * 10 + noise
+    for accuracy in (
+        e.centroid_accuracy(separable, drawn),
+        e.head_accuracy(separable, drawn, generator),
+    ):
+        assert accuracy.shape == (60,)
+        assert accuracy.mean() > 0.98
+    for accuracy in (e.centroid_accuracy(noise, drawn), e.head_accuracy(noise, drawn, generator)):
+        assert abs(float(accuracy.mean()) - 1 / 3) < 0.04
+
+
+def test_centroid_accuracy_by_hand():
+    # One episode, two classes at right angles, one query of the second on the wrong side.
+    embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [1.0, 3.0], [4.0, 0.1], [3.0, 1.0]])
+    episode = e.Episodes(torch.tensor([[0, 1]]), torch.tensor([[2, 4, 3, 5]]), n_way=2)
+    assert e.centroid_accuracy(embeddings, episode).tolist() == [0.75]

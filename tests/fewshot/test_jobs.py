@@ -1,0 +1,38 @@
+"""Many jobs in several processes."""
+
+import os
+
+import pytest
+import torch
+
+from fused_margins.fewshot.jobs import available_cores, run_all
+
+
+def square(number):
+    return number * number, os.getpid(), torch.get_num_threads()
+
+
+def refuse(number):
+    raise ValueError(f"job {number} failed")
+
+
+def test_results_come_in_order_from_processes_of_one_thread():
+    results = run_all(square, [3, 1, 2], "squaring", workers=2)
+    assert [r[0] for r in results] == [9, 1, 4]
+    assert os.getpid() not in {r[1] for r in results}
+    assert {r[2] for r in results} == {1}
+
+
+def test_a_single_worker_is_this_process():
+    results = run_all(square, [3, 1], "squaring", workers=1)
+    assert [r[:2] for r in results] == [(9, os.getpid()), (1, os.getpid())]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_that_fails_fails_them_all(workers):
+    with pytest.raises(ValueError, match=r"job . failed"):
+        run_all(refuse, [1, 2, 3], "failing", workers=workers)
+
+
+def test_there_is_a_core():
+    assert available_cores() >= 1

@@ -1,0 +1,92 @@
+"""The comparison of backends: nothing to report for equal ones, and a wrong one does not pass."""
+
+import types
+
+import pytest
+import torch
+
+from fused_margins.fewshot.config import make_loss
+from fused_margins.fewshot.doctor import available_backends
+from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.parity import TOLERANCE, Parity, relative_difference
+from fused_margins.fewshot.trainer import Trainer
+from fused_margins.ops import registry
+
+LOSSES = [
+    make_loss("margin-softmax", margin=-0.3),
+    make_loss("triplet"),
+    make_loss("easy-positive-triplet"),
+    make_loss("easy-positive-infonce"),
+    make_loss("magnet", warm_epochs=1, clusters_per_class=2, num_clusters=3, samples_per_cluster=4),
+]
+IDS = [loss.name for loss in LOSSES]
+needs_cpu_backend = pytest.mark.skipif("cpu" not in available_backends("cpu"), reason="the cpu backend is not built")
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=IDS)
+def test_a_backend_equals_itself_to_the_bit(images, config, loss):
+    parity = Parity(config.model_copy(update={"loss": loss}), images, ("reference", "reference"))
+    steps = list(parity.steps())
+    assert len(steps) == parity.first.total_steps
+    assert all(s.loss_difference == s.gradient_difference == s.drift == 0 for s in steps)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=IDS)
+def test_the_first_model_trains_as_if_it_were_alone(images, config, loss):
+    config = config.model_copy(update={"loss": loss, "backend": "reference"})
+    alone = Trainer(config, images)
+    alone.train()
+    parity = Parity(config, images, ("reference", "reference"))
+    list(parity.steps())
+    assert parity.first.history == alone.history
+    for (name, a), b in zip(alone.model.state_dict().items(), parity.first.model.state_dict().values()):
+        assert torch.equal(a, b), name
+
+
+@needs_cpu_backend
+@pytest.mark.parametrize("loss", LOSSES, ids=IDS)
+def test_the_cpu_backend_agrees_with_the_reference(images, config, loss):
+    steps = list(Parity(config.model_copy(update={"loss": loss}), images, ("reference", "cpu")).steps())
+    assert max(s.loss_difference for s in steps) <= TOLERANCE
+    assert max(s.gradient_difference for s in steps) <= TOLERANCE
+
+
+def _wrong_contrast(gradient_factor=1.0, added_similarity=0.0):
+    """The C++ forward or backward, with a mistake."""
+    right = registry.kernel("contrast", "cpu")
+
+    def forward(*args):
+        positive, negative_lse, *rest = right.forward(*args)
+        return (positive + added_similarity, negative_lse, *rest)
+
+    def backward(*args):
+        grad_x, *rest = right.backward(*args)
+        return (grad_x * gradient_factor, *rest)
+
+    return types.SimpleNamespace(forward=forward, backward=backward)
+
+
+@needs_cpu_backend
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"gradient_factor": 1.01}, "gradient_difference"),
+        ({"added_similarity": 0.01}, "loss_difference"),
+    ],
+)
+def test_a_wrong_backend_is_caught(images, config, wrong, field):
+    parity = Parity(config, images, ("reference", "cpu"))
+    with registry.substitute("contrast", "cpu", _wrong_contrast(**wrong)):
+        steps = list(parity.steps(3))
+    assert all(getattr(s, field) > TOLERANCE for s in steps)
+    assert steps[0].worst_parameter
+
+
+def test_two_backends_are_wanted(images, config):
+    with pytest.raises(UserError, match="backends: expected two names"):
+        Parity(config, images, ("reference",))
+
+
+def test_relative_difference_of_zeros():
+    assert relative_difference(torch.zeros(3), torch.zeros(3)) == 0
+    assert relative_difference(torch.zeros(3), torch.full((3,), 1e-3)) > 1

@@ -1,0 +1,170 @@
+"""Run folders: whole files or none, and clear words about damaged ones."""
+
+import json
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from fused_margins.fewshot import interrupts, runs
+from fused_margins.fewshot.config import TrainConfig
+from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.runs import Run, replacing, write_json
+
+
+def test_a_write_that_fails_midway_leaves_the_old_file_and_no_trace(tmp_path, contents):
+    path = tmp_path / "report.json"
+    write_json(path, {"a": 1})
+    before = contents(tmp_path)
+
+    def fail_midway():
+        with replacing(path) as temporary:
+            temporary.write_text('{"a": ')
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fail_midway()
+    assert contents(tmp_path) == before
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert contents(tmp_path) == before
+
+
+def test_a_write_that_succeeds_replaces(tmp_path):
+    path = tmp_path / "new" / "report.json"
+    write_json(path, 1)
+    write_json(path, 2)
+    assert json.loads(path.read_text()) == 2
+    assert [p.name for p in path.parent.iterdir()] == ["report.json"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, contents):
+    run = Run.create(tmp_path / "run", TrainConfig())
+    run.save_checkpoint({"epoch": 1})
+    before = contents(run.folder)
+    with pytest.raises(AttributeError):
+        run.save_checkpoint({"epoch": lambda: None})
+    assert contents(run.folder) == before
+
+
+def test_a_run_is_not_started_over_another(tmp_path):
+    Run.create(tmp_path, TrainConfig(seed=1))
+    with pytest.raises(UserError, match="holds a run already"):
+        Run.create(tmp_path, TrainConfig(seed=2))
+    assert Run(tmp_path).config().seed == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{", "Invalid JSON"), ('{"epochz": 1}', "epochz: Extra inputs"), ('{"epochs": 0}', "epochs: Input should be")],
+)
+def test_a_damaged_configuration_names_file_and_reason(tmp_path, text, reason):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=rf"config\.json: .*{reason}"):
+        Run(tmp_path).config()
+
+
+def test_a_missing_run_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no run here"):
+        Run(tmp_path / "nowhere").config()
+    Run.create(tmp_path, TrainConfig())
+    with pytest.raises(UserError, match=r"no checkpoint\.pt"):
+        Run(tmp_path).load_checkpoint(lambda state: None)
+
+
+def _truncate(data):
+    return data[: len(data) // 2]
+
+
+def _flip_a_bit_of_a_weight(data):
+    place = data.index(torch.tensor([500.0]).numpy().tobytes())
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_truncate, "not a zip file"),
+        (_flip_a_bit_of_a_weight, "checksum of .* does not match"),
+        (lambda data: b"", "not a zip file"),
+        (lambda data: b"hello" * 100, "not a zip file"),
+    ],
+)
+def test_a_damaged_checkpoint_names_file_and_reason_and_changes_nothing(tmp_path, contents, damage, reason):
+    run = Run.create(tmp_path / "run", TrainConfig())
+    run.append_metrics({"epoch": 0})
+    run.save_checkpoint({"weight": torch.arange(1000.0)})
+    run.checkpoint_path.write_bytes(damage(run.checkpoint_path.read_bytes()))
+    before = contents(run.folder)
+    restored = []
+    with pytest.raises(UserError, match=rf"checkpoint\.pt: not a usable checkpoint: .*{reason}"):
+        run.load_checkpoint(restored.append)
+    assert not restored
+    assert contents(run.folder) == before
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "trap"),))
+
+    run = Run.create(tmp_path / "run", TrainConfig())
+    torch.save({"weight": Trap()}, run.checkpoint_path)
+    with pytest.raises(UserError, match="not a usable checkpoint"):
+        run.load_checkpoint(lambda state: None)
+    assert not (tmp_path / "trap").exists()
+
+
+def test_metrics_are_cut_to_what_a_checkpoint_knows(tmp_path):
+    run = Run(tmp_path)
+    assert run.read_metrics() == []
+    for epoch in range(4):
+        run.append_metrics({"epoch": epoch})
+    with open(run.metrics_path, "a") as file:
+        file.write('{"epoch": 4, "lo')  # the machine went down here
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 5 is not JSON"):
+        run.read_metrics()
+    run.keep_metrics(3)
+    assert run.read_metrics() == [{"epoch": 0}, {"epoch": 1}, {"epoch": 2}]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_becomes_a_request_and_the_handler_comes_back(number):
+    before = signal.getsignal(number)
+    with interrupts.stop_on_interrupt() as stop:
+        assert not stop()
+        signal.raise_signal(number)
+        assert stop()
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_interrupts():
+    def interrupted_twice():
+        with interrupts.stop_on_interrupt():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_twice()
+
+
+def test_outside_the_main_thread_nothing_is_asked():
+    answers = []
+
+    def work():
+        with interrupts.stop_on_interrupt() as stop:
+            answers.append(stop())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert answers == [False]
+
+
+def test_a_temporary_file_belongs_to_one_process(tmp_path):
+    with runs.replacing(tmp_path / "a.txt") as temporary:
+        assert str(os.getpid()) in temporary.name
+        assert temporary.parent == tmp_path  # so that replacing it is atomic
+        temporary.write_text("x")

@@ -1,0 +1,189 @@
+"""Training: it learns, it repeats itself bit by bit, it survives interrupts, and collapse does not break it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fused_margins.fewshot import trainer as trainer_module
+from fused_margins.fewshot.config import Backbone, LossName, make_loss
+from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.metrics import discriminability
+from fused_margins.fewshot.runs import Run
+from fused_margins.fewshot.trainer import Trainer, resume
+
+MAGNET = make_loss("magnet", warm_epochs=1, clusters_per_class=2, num_clusters=3, samples_per_cluster=4)
+
+
+def _loss(name):
+    return MAGNET if name == "magnet" else make_loss(name)
+
+
+def _numbers(trainer):
+    """All that training has determined."""
+    tensors = {**trainer.model.state_dict(), **dict(trainer.objective.named_parameters())}
+    return tensors, trainer.history
+
+
+def _assert_same_bits(first, second):
+    (first_tensors, first_history), (second_tensors, second_history) = _numbers(first), _numbers(second)
+    assert first_history == second_history
+    assert first_tensors.keys() == second_tensors.keys()
+    for name, tensor in first_tensors.items():
+        assert torch.equal(tensor, second_tensors[name]), name
+
+
+@pytest.mark.parametrize("name", LossName.__args__)
+def test_every_loss_separates_the_classes(images, config, name):
+    trainer = Trainer(config.model_copy(update={"loss": _loss(name), "epochs": 12}), images)
+    before = discriminability(trainer.embed(images), images.labels)
+    assert trainer.train()
+    assert [row["epoch"] for row in trainer.history] == list(range(12))
+    assert discriminability(trainer.embed(images), images.labels) > 1.5 * before
+
+
+def test_training_teaches_the_classes(images, config):
+    trainer = Trainer(config.model_copy(update={"epochs": 25}), images)
+    trainer.train()
+    predicted = trainer.objective.classifier().predictions(trainer.embed(images)).argmax(1)
+    assert (predicted == images.labels).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("name", LossName.__args__)
+@pytest.mark.parametrize("samples_per_class", [None, 4])
+def test_the_same_seed_gives_the_same_bits_and_leaves_the_host_alone(images, config, name, samples_per_class):
+    config = config.model_copy(update={"loss": _loss(name), "samples_per_class": samples_per_class})
+    host = torch.get_rng_state()
+    first = Trainer(config, images)
+    first.train()
+    assert torch.equal(torch.get_rng_state(), host)
+    torch.rand(17)  # what the host draws must not matter either
+    second = Trainer(config, images)
+    second.train()
+    _assert_same_bits(first, second)
+    other = Trainer(config.model_copy(update={"seed": 4}), images)
+    other.train()
+    assert other.history != first.history
+
+
+class StopAfter:
+    """Asks to stop when it has been asked `steps` times."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def __call__(self):
+        self.steps -= 1
+        return self.steps < 0
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4, 6, 10])  # before the start, within epochs, between epochs of four or five
+@pytest.mark.parametrize("name", ["margin-softmax", "triplet", "easy-positive-margin", "magnet"])
+def test_an_interrupted_run_resumes_to_the_same_bits(images, config, tmp_path, name, steps):
+    config = config.model_copy(update={"loss": _loss(name)})
+    whole_run = Run.create(tmp_path / "whole", config)
+    whole = Trainer(config, images)
+    assert whole.train(whole_run)
+
+    run = Run.create(tmp_path / "interrupted", config)
+    stopped = Trainer(config, images)
+    assert not stopped.train(run, StopAfter(steps))
+    assert stopped.steps_done == steps
+    run.append_metrics({"epoch": 99})  # as if more had been logged than was saved
+    resumed = resume(run, images)
+    assert resumed.steps_done == steps
+    assert resumed.train(run)
+
+    _assert_same_bits(whole, resumed)
+    assert run.metrics_path.read_bytes() == whole_run.metrics_path.read_bytes()
+
+
+def test_a_finished_run_resumes_to_itself(images, config, tmp_path, contents):
+    run = Run.create(tmp_path / "run", config)
+    Trainer(config, images).train(run)
+    before = contents(run.folder)["metrics.jsonl"]
+    assert resume(run, images).train(run)
+    assert contents(run.folder)["metrics.jsonl"] == before
+
+
+def test_a_run_is_saved_as_it_goes(images, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "CHECKPOINT_SECONDS", 0.0)
+    run = Run.create(tmp_path / "run", config)
+
+    class PowerCut(Exception):
+        pass
+
+    def cut(count, loss):
+        if len(run.read_metrics()) == 2:
+            raise PowerCut
+
+    trainer = Trainer(config, images)
+    with pytest.raises(PowerCut):
+        trainer.train(run, on_step=cut)
+    resumed = resume(run, images)
+    assert resumed.epoch == 2
+    resumed.train(run)
+    whole = Trainer(config, images)
+    whole.train()
+    _assert_same_bits(whole, resumed)
+
+
+def test_a_checkpoint_of_another_network_is_refused(images, config, tmp_path, contents):
+    other = config.model_copy(update={"backbone": Backbone(blocks=2, channels=6, embedding_size=8)})
+    run = Run.create(tmp_path / "run", config)
+    run.append_metrics({"epoch": 0})
+    run.save_checkpoint(Trainer(other, images).state_dict())
+    before = contents(run.folder)
+    with pytest.raises(UserError, match=r"checkpoint\.pt: not a usable checkpoint: .*size mismatch"):
+        resume(run, images)
+    assert contents(run.folder) == before
+
+
+def test_divergence_is_reported_and_does_not_reach_the_checkpoint(images, config, tmp_path, contents):
+    config = config.model_copy(
+        update={
+            "loss": make_loss("margin-softmax", similarity="dot"),
+            "backbone": Backbone(blocks=2, channels=4, embedding_size=8, normalize=False),
+            "learning_rate": 1e30,
+        }
+    )
+    run = Run.create(tmp_path / "run", config)
+    trainer = Trainer(config, images)
+    trainer.train(run, StopAfter(0))
+    before = contents(run.folder)
+    with pytest.raises(UserError, match=r"training diverged: loss (nan|inf) in epoch 0"):
+        trainer.train(run)
+    assert contents(run.folder) == before
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_vanishing_variance_is_survived(images, config, normalize):
+    # All images alike: every embedding is the same point, clusters have no width, and k-means has nothing to divide.
+    alike = replace(images, images=images.images[:1].expand_as(images.images).contiguous())
+    backbone = config.backbone.model_copy(update={"normalize": normalize})
+    config = config.model_copy(update={"loss": MAGNET, "backbone": backbone, "augmentation": _no_augmentation(config)})
+    trainer = Trainer(config, alike)
+    assert trainer.train()
+    assert all(0 <= row["loss"] < 10 for row in trainer.history)
+    assert trainer.embed(alike).isfinite().all()
+
+
+def test_classes_smaller_than_their_clusters_are_survived(images, config):
+    # Class "a" keeps a single image, "b" two; five clusters are asked of each.
+    kept = torch.cat([(images.labels == c).nonzero()[:n, 0] for c, n in enumerate([1, 2, 10, 10, 10, 10])])
+    small = replace(
+        images, images=images.images[kept], labels=images.labels[kept], coarse_labels=images.coarse_labels[kept]
+    )
+    loss = make_loss("magnet", warm_epochs=0, clusters_per_class=5, num_clusters=4, samples_per_cluster=4)
+    trainer = Trainer(config.model_copy(update={"loss": loss, "epochs": 6}), small)
+    assert trainer.train()
+    assert all(torch.tensor(row["loss"]).isfinite() for row in trainer.history)
+
+
+def test_an_unusable_device_is_named(images, config):
+    with pytest.raises(UserError, match="device: 'abacus' cannot be used"):
+        Trainer(config.model_copy(update={"device": "abacus"}), images)
+
+
+def _no_augmentation(config):
+    return config.augmentation.model_copy(update={"rotation_deg": 0.0, "shift": 0.0, "zoom": 0.0})
