@@ -84,7 +84,9 @@ class NinjaBuild(build_ext):
         import pybind11
         from ninja import ninja_syntax
 
-        folder = Path(self.build_temp).resolve()
+        # An editable installation gets a throw-away build_temp; objects that stay make the next one quick.
+        in_place = self.inplace or getattr(self, "editable_mode", False)
+        folder = ROOT / "build" / sys.implementation.cache_tag if in_place else Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
