@@ -42,7 +42,8 @@ def check_members(clusters: Tensor, num_clusters: int) -> Tensor:
 
 
 def _check_index(index: Tensor, size: int, ignore_index: int, argument: str) -> Tensor:
-    checked_index = torch.where(index == ignore_index, IGNORED, index.to(torch.int64, copy=True))
+    index = index.to(torch.int64)  # first: in 8 bits, `size` and `ignore_index` would wrap around
+    checked_index = torch.where(index == ignore_index, IGNORED, index)
     bad = (index != ignore_index) & ((index < 0) | (index >= size))
     if index.device.type == "cpu" or _raise_everywhere:
         if bad.any():

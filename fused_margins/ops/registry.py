@@ -100,6 +100,7 @@ def _file(op: str, backend: str) -> Path:
 
 # Looked up once: torch.compile traces `resolve`, which must not touch the file system.
 _HAS_KERNEL = {(op, b.name): _file(op, b.name).exists() for op in OPS for b in BACKENDS}
+_loaded: dict[tuple[str, str], Any] = {}  # kernel modules, from their first use on
 _substitutes: dict[tuple[str, str], Any] = {}
 
 
@@ -115,9 +116,10 @@ def substitute(op: str, backend: str, replacement: Any) -> Iterator[None]:
 
 def kernel(op: str, backend: str) -> Any:
     """The kernel module that an op's implementation calls."""
-    if (op, backend) in _substitutes:
-        return _substitutes[op, backend]
-    return importlib.import_module(f"{__package__}.{op}.{_file(op, backend).stem}")
+    module = _substitutes.get((op, backend)) or _loaded.get((op, backend))
+    if module is None:
+        module = _loaded[op, backend] = importlib.import_module(f"{__package__}.{op}.{_file(op, backend).stem}")
+    return module
 
 
 def refusal(backend: Backend, problem: Problem) -> str | None:

@@ -37,7 +37,8 @@ def similarity_matrix(x: Tensor, y: Tensor, similarity: str) -> Tensor:
     # else.
     centre = y.detach().mean(dim=0) if y.shape[0] else 0.0
     x, y = x - centre, y - centre
-    return (2 * x @ y.T - x.square().sum(1, keepdim=True) - y.square().sum(1)).clamp(max=0)
+    u = 2 * x @ y.T - x.square().sum(1, keepdim=True) - y.square().sum(1)
+    return u - u.detach().clamp(min=0)  # at most 0 in spite of rounding; a clamp would lose the second derivative
 
 
 def pair_similarity(x: Tensor, y: Tensor, similarity: str) -> Tensor:
