@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .config import EasyPositiveTriplet, Loss, Magnet, MarginSoftmax, Softmax, TrainConfig, Triplet
-from .datasets import load, make_task
+from .datasets import Task, load, make_task
 from .evaluation import evaluate
 from .jobs import run_all
 from .parity import Parity, StepDifference
@@ -38,7 +38,7 @@ PARITY_LOSSES: dict[str, Loss] = {
 
 @dataclass(frozen=True)
 class Job:
-    """One training and its evaluation; with `backends`, two of them side by side."""
+    """One training and its evaluation; with `backends`, two of them side by side, and a control."""
 
     part: str
     name: str
@@ -54,7 +54,7 @@ class Outcome:
 
     job: Job
     losses: list[list[float]]  # a curve for each model: of epochs, for parity of steps
-    figures: list[dict[str, Any]]  # for each model
+    figures: list[dict[str, Any]]  # for each model; for parity first backend, second backend, control
     seconds: float
     points: np.ndarray | None = None  # (N, 2), held-out images
     differences: list[StepDifference] = field(default_factory=list)
@@ -67,7 +67,7 @@ def run_job(job: Job) -> Outcome:
     if job.backends is not None:
         parity = Parity(job.config, task.training, job.backends)
         differences = list(parity.steps())
-        trainers, losses = [parity.first, parity.second], list(parity.losses)
+        trainers, losses = [parity.first, parity.second, _control(parity.first.config, task)], list(parity.losses)
     else:
         trainer = Trainer(job.config, task.training)
         trainer.train()
@@ -78,6 +78,15 @@ def run_job(job: Job) -> Outcome:
     if job.with_map and task.held_out is not None:
         points = plane(trainers[0].embed(task.held_out).cpu())
     return Outcome(job, losses, figures, time.perf_counter() - start, points, differences)
+
+
+def _control(config: TrainConfig, task: Task) -> Trainer:
+    """The first backend's run from weights changed in the last bit: what rounding alone does to a training."""
+    trainer = Trainer(config, task.training)
+    with torch.no_grad():
+        trainer.model.head.weight.mul_(1 + torch.finfo(torch.float32).eps)
+    trainer.train()
+    return trainer
 
 
 def base_classes(seed: int, num_classes: int = 10) -> tuple[int, ...]:

@@ -12,12 +12,11 @@ from .errors import UserError
 from .trainer import Trainer
 
 TOLERANCE = 1e-3  # see Parity: relative to the largest entry of a gradient
-SMALLEST = 1e-12  # below this a value counts as zero
 
 
 @dataclass(frozen=True)
 class StepDifference:
-    """One step. The differences are relative: |a - b| / |a|, largest entries."""
+    """One step. The differences are relative; see `relative_difference`."""
 
     step: int
     loss: float  # of the first backend
@@ -54,7 +53,7 @@ class Parity:
         total = self.first.total_steps
         for step in range(total if num_steps is None else min(num_steps, total)):
             images, batch = self.first.next_batch()
-            self._probe.load_state_dict(self.first.state_dict())
+            self._probe.mirror(self.first)
             loss = self.first.loss_and_gradients(images, batch)
             same = self._probe.loss_and_gradients(images, batch)
             own = self.second.loss_and_gradients(*self.second.next_batch())
@@ -90,9 +89,10 @@ def _gradients(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
-    """Largest |a - b| over largest |a|.
+    """Largest |a - b| over the largest entry of either; 0 where both are 0.
 
     >>> relative_difference(torch.tensor([1.0, -4.0]), torch.tensor([1.0, -3.0]))
     0.25
     """
-    return float((a - b).abs().max() / a.abs().max().clamp(min=SMALLEST))
+    size = torch.maximum(a.abs().max(), b.abs().max())
+    return float(torch.where(size > 0, (a - b).abs().max() / size, 0.0))

@@ -132,6 +132,12 @@ class Trainer:
             list(state["history"]),
         )
 
+    def mirror(self, other: "Trainer") -> None:
+        """Take over the weights and the random state of another trainer, so that its batch gives the same loss here."""
+        self.model.load_state_dict(other.model.state_dict())
+        self.objective.load_state_dict(other.objective.state_dict())
+        self._global_state = other._global_state
+
     def train(
         self,
         run: Run | None = None,

@@ -87,6 +87,9 @@ def test_two_backends_are_wanted(images, config):
         Parity(config, images, ("reference",))
 
 
-def test_relative_difference_of_zeros():
-    assert relative_difference(torch.zeros(3), torch.zeros(3)) == 0
-    assert relative_difference(torch.zeros(3), torch.full((3,), 1e-3)) > 1
+def test_relative_difference_is_symmetric_and_bounded():
+    zeros, ones = torch.zeros(3), torch.ones(3)
+    assert relative_difference(zeros, zeros) == 0
+    assert relative_difference(zeros, ones) == relative_difference(ones, zeros) == 1
+    assert relative_difference(ones, -ones) == 2
+    assert relative_difference(torch.tensor(2.0), torch.tensor(1.0)) == 0.5
