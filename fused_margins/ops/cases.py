@@ -29,6 +29,7 @@ class Case:
     make: Callable[[torch.Generator], Inputs]
     reason: str
     exact: bool = False  # built of numbers that every dtype represents: choices among them must be equal, too
+    smooth: bool = True  # finite differences approach the gradient
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def _ignored(g: Generator, every: int, ignore_index: int) -> Inputs:
 
 def _strided(g: Generator, similarity: str) -> Inputs:
     x, y = _randn(g, 37, 40)[:, 1::2], _randn(g, 20, 60).T[5:58]  # every second number; transposed with an offset
-    return _softmax(g) | {"x": x, "y": y, "bias": _randn(g, 106)[::2], "similarity": similarity}
+    return _softmax(g, scale=2.0) | {"x": x, "y": y, "bias": _randn(g, 106)[::2], "similarity": similarity}
 
 
 def _moved(inputs: Inputs, offset: float) -> Inputs:
@@ -127,7 +127,7 @@ CASES = (
         lambda g: _duplicates(g, similarity="negative_squared_euclidean", relation="any"),
         "the gradient of a distance of 0 is 0",
     ),
-    Case("zero-rows", _zero_rows, "zero vectors have cosine 0 and no gradient"),
+    Case("zero-rows", _zero_rows, "zero vectors have cosine 0 and no gradient", smooth=False),
     Case("zero-rows-dot", lambda g: _zero_rows(g, similarity="dot"), "zero vectors that do have a gradient"),
     Case("poles", _poles, "cosines of exactly -1, 0 and 1"),
     Case(
@@ -150,6 +150,16 @@ CASES = (
         "int32",
         lambda g: {n: t.int() if n.endswith(("target", "labels")) else t for n, t in _batch(g).items()},
         "32-bit labels",
+    ),
+    Case(
+        "narrow-labels",
+        lambda g: _batch(g, target=_randint(g, 53, 37).to(torch.uint8), row_labels=_randint(g, 5, 37).to(torch.int8)),
+        "labels of 8 bits, of two kinds, and an ignore_index of -1 beside them",
+    ),
+    Case(
+        "column-labels",
+        lambda g: _softmax(g, column_labels=_randint(g, 53, 53)),
+        "targets stand for the labels of the rows",
     ),
     Case(
         "large-labels",
