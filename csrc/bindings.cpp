@@ -1,5 +1,6 @@
-// The Python module fused_margins._C: names, no logic. Memory arrives as addresses (0: null) of contiguous tensors or as a
-// Matrix with strides; no torch header, so one build serves every torch release. The GIL is released while a kernel runs.
+// The Python module fused_margins._C: names, no logic. Memory arrives as addresses (0: null) of contiguous tensors or
+// as a Matrix with strides; no torch header, so one build serves every torch release. The GIL is released while a
+// kernel runs.
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -15,21 +16,45 @@ using Address = uintptr_t;
 
 namespace {
 
-const void* in(Address a) { return reinterpret_cast<const void*>(a); }
-void* out(Address a) { return reinterpret_cast<void*>(a); }
-const int64_t* ints(Address a) { return reinterpret_cast<const int64_t*>(a); }
+const void* in(Address a) {
+  return reinterpret_cast<const void*>(a);
+}
+void* out(Address a) {
+  return reinterpret_cast<void*>(a);
+}
+const int64_t* ints(Address a) {
+  return reinterpret_cast<const int64_t*>(a);
+}
 
 ContrastInputs contrast_inputs(const Matrix& x, const Matrix& y, Address scale, bool scale_per_row, Address bias,
                                Address target, Address row_labels, Address column_labels, Address self_index,
                                const std::string& similarity, const std::string& relation, int64_t ignore_index) {
-  return {x, y, in(scale), scale_per_row, in(bias), ints(target), ints(row_labels), ints(column_labels), ints(self_index),
-          parse_similarity(similarity), parse_relation(relation), ignore_index};
+  return {x,
+          y,
+          in(scale),
+          scale_per_row,
+          in(bias),
+          ints(target),
+          ints(row_labels),
+          ints(column_labels),
+          ints(self_index),
+          parse_similarity(similarity),
+          parse_relation(relation),
+          ignore_index};
 }
 
 ScoresInputs scores_inputs(const Matrix& x, const Matrix& y, Address scale, bool scale_per_row, Address bias,
                            Address margin, bool margin_per_row, Address target, const std::string& similarity,
                            int64_t ignore_index) {
-  return {x, y, in(scale), scale_per_row, in(bias), in(margin), margin_per_row, ints(target), parse_similarity(similarity),
+  return {x,
+          y,
+          in(scale),
+          scale_per_row,
+          in(bias),
+          in(margin),
+          margin_per_row,
+          ints(target),
+          parse_similarity(similarity),
           ignore_index};
 }
 
@@ -39,9 +64,8 @@ PYBIND11_MODULE(_C, m) {
   using Release = py::call_guard<py::gil_scoped_release>;
 
   py::class_<Matrix>(m, "Matrix")
-      .def(py::init([](Address data, int64_t rows, int64_t width, int64_t row_stride, int64_t column_stride, int dtype) {
-        return Matrix{in(data), rows, width, row_stride, column_stride, DType(dtype)};
-      }));
+      .def(py::init([](Address data, int64_t rows, int64_t width, int64_t row_stride, int64_t column_stride,
+                       int dtype) { return Matrix{in(data), rows, width, row_stride, column_stride, DType(dtype)}; }));
 
   m.def("instruction_set", &isa_name);
 
@@ -51,8 +75,8 @@ PYBIND11_MODULE(_C, m) {
          Address row_labels, Address column_labels, Address self_index, const std::string& similarity,
          const std::string& relation, int64_t ignore_index, bool force_running_maximum, Address positive,
          Address negative_lse, Address similarities) {
-        contrast_forward({contrast_inputs(x, y, scale, scale_per_row, bias, target, row_labels, column_labels, self_index,
-                                          similarity, relation, ignore_index),
+        contrast_forward({contrast_inputs(x, y, scale, scale_per_row, bias, target, row_labels, column_labels,
+                                          self_index, similarity, relation, ignore_index),
                           force_running_maximum, out(positive), out(negative_lse), out(similarities)});
       },
       Release());
@@ -60,11 +84,12 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "contrast_backward",
       [](Address grad_positive, Address grad_negative_lse, const Matrix& x, const Matrix& y, Address scale,
-         bool scale_per_row, Address bias, Address target, Address row_labels, Address column_labels, Address self_index,
-         const std::string& similarity, const std::string& relation, int64_t ignore_index, Address negative_lse,
-         Address similarities, Address grad_x, Address grad_y, Address grad_scale, Address grad_bias) {
-        contrast_backward({contrast_inputs(x, y, scale, scale_per_row, bias, target, row_labels, column_labels, self_index,
-                                           similarity, relation, ignore_index),
+         bool scale_per_row, Address bias, Address target, Address row_labels, Address column_labels,
+         Address self_index, const std::string& similarity, const std::string& relation, int64_t ignore_index,
+         Address negative_lse, Address similarities, Address grad_x, Address grad_y, Address grad_scale,
+         Address grad_bias) {
+        contrast_backward({contrast_inputs(x, y, scale, scale_per_row, bias, target, row_labels, column_labels,
+                                           self_index, similarity, relation, ignore_index),
                            in(grad_positive), in(grad_negative_lse), in(negative_lse), in(similarities), out(grad_x),
                            out(grad_y), out(grad_scale), out(grad_bias)});
       },
@@ -84,9 +109,9 @@ PYBIND11_MODULE(_C, m) {
       "scores_forward",
       [](const Matrix& x, const Matrix& y, Address scale, bool scale_per_row, Address bias, Address margin,
          bool margin_per_row, Address target, const std::string& similarity, int64_t ignore_index, Address scores) {
-        scores_forward({scores_inputs(x, y, scale, scale_per_row, bias, margin, margin_per_row, target, similarity,
-                                      ignore_index),
-                        out(scores)});
+        scores_forward(
+            {scores_inputs(x, y, scale, scale_per_row, bias, margin, margin_per_row, target, similarity, ignore_index),
+             out(scores)});
       },
       Release());
 
@@ -95,9 +120,9 @@ PYBIND11_MODULE(_C, m) {
       [](Address grad_scores, const Matrix& x, const Matrix& y, Address scale, bool scale_per_row, Address bias,
          Address margin, bool margin_per_row, Address target, const std::string& similarity, int64_t ignore_index,
          Address grad_x, Address grad_y, Address grad_scale, Address grad_bias, Address grad_margin) {
-        scores_backward({scores_inputs(x, y, scale, scale_per_row, bias, margin, margin_per_row, target, similarity,
-                                       ignore_index),
-                         in(grad_scores), out(grad_x), out(grad_y), out(grad_scale), out(grad_bias), out(grad_margin)});
+        scores_backward(
+            {scores_inputs(x, y, scale, scale_per_row, bias, margin, margin_per_row, target, similarity, ignore_index),
+             in(grad_scores), out(grad_x), out(grad_y), out(grad_scale), out(grad_bias), out(grad_margin)});
       },
       Release());
 }

@@ -1,5 +1,5 @@
-// The two products of every gradient, from D = dL/du (B, CHUNK) of one chunk of columns: D y, added up over the chunks, and
-// D^T x, complete for the chunk. Both sum in a fixed order.
+// The two products of every gradient, from D = dL/du (B, CHUNK) of one chunk of columns: D y, added up over the chunks,
+// and D^T x, complete for the chunk. Both sum in a fixed order.
 #pragma once
 
 #include "strips.h"

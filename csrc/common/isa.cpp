@@ -42,9 +42,12 @@ Isa isa() {
 
 const char* isa_name() {
   switch (isa()) {
-    case Isa::v4: return "x86-64-v4";
-    case Isa::v3: return "x86-64-v3";
-    default: return "baseline";
+    case Isa::v4:
+      return "x86-64-v4";
+    case Isa::v3:
+      return "x86-64-v3";
+    default:
+      return "baseline";
   }
 }
 

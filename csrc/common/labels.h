@@ -43,8 +43,8 @@ struct LabelIds {
   }
 };
 
-// value[j] becomes -infinity where the row may not use the column. `self` is the row's own column relative to the first, or
-// anything out of range.
+// value[j] becomes -infinity where the row may not use the column. `self` is the row's own column relative to the
+// first, or anything out of range.
 template <class T>
 inline void admit(T* value, int64_t count, const int32_t* column_ids, int32_t row_id, Relation relation, int64_t self) {
   constexpr T none = -std::numeric_limits<T>::infinity();

@@ -48,7 +48,8 @@ struct Rows {
       for (int64_t d = 0; d < width(); ++d) out[d] -= centre[d];
   }
 
-  // Turns sum_j dL/du_j y_j, accumulated in `sum`, into the gradient of this row of the input; `weight` is sum_j dL/du_j.
+  // Turns sum_j dL/du_j y_j, accumulated in `sum`, into the gradient of this row of the input; `weight` is sum_j
+  // dL/du_j.
   void chain(int64_t row, T weight, T* sum, T* scratch) const {
     if (similarity == Similarity::dot) return;
     prepared(row, scratch);
@@ -78,8 +79,8 @@ Buffer<T> centre_of(const Matrix& m, Similarity similarity) {
   return centre;
 }
 
-// Similarity of row i of x with row j of y. A distance is taken between the rows as they are: after centring, the difference
-// of two near rows would carry the rounding of their distance from the centre.
+// Similarity of row i of x with row j of y. A distance is taken between the rows as they are: after centring, the
+// difference of two near rows would carry the rounding of their distance from the centre.
 template <class T>
 inline T pair_similarity(const Rows<T>& x, int64_t i, const Rows<T>& y, int64_t j, T* a, T* b) {
   if (x.similarity == Similarity::negative_squared_euclidean) {

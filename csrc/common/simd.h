@@ -44,7 +44,8 @@ inline To bits(From value) {
 }
 
 // e^x to about one unit in the last place; 0 far below, infinity far above, NaN for NaN; no branch, so loops vectorise.
-// x = n ln 2 + r with |r| <= ln 2 / 2; Taylor polynomial in r; 2^n in two factors, so that subnormal results come out right.
+// x = n ln 2 + r with |r| <= ln 2 / 2; Taylor polynomial in r; 2^n in two factors, so that subnormal results come out
+// right.
 inline float exponential(float x) {
   x = x < -106.0f ? -106.0f : x;
   x = x > 89.0f ? 89.0f : x;
@@ -91,7 +92,9 @@ inline double exponential(double x) {
   return p * bits<double>((half + 1023) << 52) * bits<double>((e - half + 1023) << 52);
 }
 
-inline float from_bfloat16(uint16_t value) { return bits<float>(uint32_t(value) << 16); }
+inline float from_bfloat16(uint16_t value) {
+  return bits<float>(uint32_t(value) << 16);
+}
 
 inline uint16_t to_bfloat16(float value) {
   const uint32_t u = bits<uint32_t>(value);
@@ -108,9 +111,9 @@ inline float from_float16(uint16_t value) {
 
 inline uint16_t to_float16(float value) {
   const uint32_t u = bits<uint32_t>(value), magnitude = u & 0x7fffffffu, sign = (u >> 16) & 0x8000u;
-  if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00u);            // NaN
-  if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);           // 65520 and above round to infinity
-  if (magnitude < 0x38800000u)                                             // below 2^-14: the sum rounds at 2^-24
+  if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00u);   // NaN
+  if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);  // 65520 and above round to infinity
+  if (magnitude < 0x38800000u)                                    // below 2^-14: the sum rounds at 2^-24
     return uint16_t(sign | (bits<uint32_t>(bits<float>(magnitude) + 0.5f) - 0x3f000000u));
   return uint16_t(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1)) >> 13));
 }
@@ -128,10 +131,14 @@ inline void load_as(const Matrix& m, int64_t row, T* out, Convert convert) {
 template <class T>
 inline void load_row(const Matrix& m, int64_t row, T* out) {
   switch (m.dtype) {
-    case DType::float64: return load_as<T, double>(m, row, out, [](double v) { return v; });
-    case DType::float32: return load_as<T, float>(m, row, out, [](float v) { return v; });
-    case DType::bfloat16: return load_as<T, uint16_t>(m, row, out, from_bfloat16);
-    case DType::float16: return load_as<T, uint16_t>(m, row, out, from_float16);
+    case DType::float64:
+      return load_as<T, double>(m, row, out, [](double v) { return v; });
+    case DType::float32:
+      return load_as<T, float>(m, row, out, [](float v) { return v; });
+    case DType::bfloat16:
+      return load_as<T, uint16_t>(m, row, out, from_bfloat16);
+    case DType::float16:
+      return load_as<T, uint16_t>(m, row, out, from_float16);
   }
 }
 

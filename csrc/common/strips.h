@@ -1,8 +1,9 @@
-// The similarity matrix, a strip at a time: it is computed tile by tile and handed to a function row by row while it is hot.
+// The similarity matrix, a strip at a time: it is computed tile by tile and handed to a function row by row while it is
+// hot.
 //
-// Columns are taken in chunks of CHUNK, whose packed form fits the caches; within a chunk the work is cut into blocks of
-// ROW_BLOCK rows x STRIP columns. The cut depends on the sizes alone, so results do not depend on the number of threads.
-// Member functions marked "in parallel" are called by every thread of a parallel region and end in a barrier.
+// Columns are taken in chunks of CHUNK, whose packed form fits the caches; within a chunk the work is cut into blocks
+// of ROW_BLOCK rows x STRIP columns. The cut depends on the sizes alone, so results do not depend on the number of
+// threads. Member functions marked "in parallel" are called by every thread of a parallel region and end in a barrier.
 #pragma once
 
 #include "rows.h"
@@ -69,8 +70,8 @@ class Strips {
       for (int64_t c = 0; c < count; c += TILE_COLUMNS<T>)
         for (int64_t r = 0; r < rows; r += TILE_ROWS)
           tile_product<T, Left::contiguous_rows>(x_panels_.get() + (row0 + r) * depth, TILE_ROWS,
-                                                 y_panels_.get() + (first + c) * depth, depth,
-                                                 u.get() + r * STRIP + c, STRIP, false);
+                                                 y_panels_.get() + (first + c) * depth, depth, u.get() + r * STRIP + c,
+                                                 STRIP, false);
       for (int64_t r = 0; r < rows; ++r) {
         if (x.similarity == Similarity::negative_squared_euclidean)
           distances(x.factor[row0 + r], y.factor.get() + chunk.first + first, count, u.get() + r * STRIP);

@@ -1,8 +1,8 @@
 // The register tile that every product is made of, and the panels that feed it.
 //
-// A tile is TILE_ROWS x TILE_COLUMNS sums over `depth`; its right operand is a panel (depth, TILE_COLUMNS), contiguous, and
-// its left operand any matrix with a unit stride in one direction. Every sum runs over depth in order, whatever its place in
-// the tile: equal columns give equal bits.
+// A tile is TILE_ROWS x TILE_COLUMNS sums over `depth`; its right operand is a panel (depth, TILE_COLUMNS), contiguous,
+// and its left operand any matrix with a unit stride in one direction. Every sum runs over depth in order, whatever its
+// place in the tile: equal columns give equal bits.
 #pragma once
 
 #include <cstdlib>
@@ -18,8 +18,12 @@ constexpr int64_t TILE_ROWS = FM_TILE_ROWS;
 template <class T>
 constexpr int64_t TILE_COLUMNS = 2 * VectorOf<T>::lanes;
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+inline int64_t round_up(int64_t a, int64_t b) {
+  return ceil_div(a, b) * b;
+}
 
 // Uninitialised memory on a cache-line boundary.
 template <class T>
@@ -39,7 +43,8 @@ class Buffer {
 
 enum class Left { contiguous_rows, contiguous_depth };
 
-// out(m, n) (+)= sum_k a(m, k) b(k, n). `a_stride` is the distance between depths (contiguous_rows) or rows (contiguous_depth).
+// out(m, n) (+)= sum_k a(m, k) b(k, n). `a_stride` is the distance between depths (contiguous_rows) or rows
+// (contiguous_depth).
 template <class T, Left layout>
 inline void tile_product(const T* a, int64_t a_stride, const T* b, int64_t depth, T* out, int64_t out_stride,
                          bool accumulate) {

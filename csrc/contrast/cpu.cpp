@@ -1,10 +1,10 @@
 // contrast on a CPU: logits are made strip by strip in the cache and reduced there.
 //
-// Forward, one product: sum of exp(logit) over the admitted columns of each strip, strips added in order. No running maximum
-// where |logit| <= scale keeps the sum within range (cosine without bias); elsewhere each strip carries its own maximum.
-// Backward, two products and, where the similarities were not kept, a third: dL/du of one chunk of columns at a time.
-// Limits: labels, targets and scales are checked before anything is computed. Memory: a chunk of columns, packed, and
-// (rows, CHUNK) values of dL/du.
+// Forward, one product: sum of exp(logit) over the admitted columns of each strip, strips added in order. No running
+// maximum where |logit| <= scale keeps the sum within range (cosine without bias); elsewhere each strip carries its own
+// maximum. Backward, two products and, where the similarities were not kept, a third: dL/du of one chunk of columns at
+// a time. Limits: labels, targets and scales are checked before anything is computed. Memory: a chunk of columns,
+// packed, and (rows, CHUNK) values of dL/du.
 #include "cpu.h"
 
 #include "../common/checks.h"
@@ -146,8 +146,8 @@ class Anchors {
   template <class F>
   void for_each(int64_t column, F f) const {
     const int64_t* end = order_.get() + count_;
-    const int64_t* at =
-        std::lower_bound(order_.get(), order_.get() + count_, column, [&](int64_t i, int64_t c) { return target_[i] < c; });
+    const int64_t* at = std::lower_bound(order_.get(), order_.get() + count_, column,
+                                         [&](int64_t i, int64_t c) { return target_[i] < c; });
     for (; at != end && target_[*at] == column; ++at) f(*at);
   }
 
@@ -208,9 +208,8 @@ void backward(const ContrastBackward& args) {
                      kept + i * p.columns + chunk.first + first, chunk);
         }
       } else {
-        strips.for_each(chunk, [&](int64_t i, int64_t first, int64_t count, T* u) {
-          derivative(i, first, count, u, chunk);
-        });
+        strips.for_each(chunk,
+                        [&](int64_t i, int64_t first, int64_t count, T* u) { derivative(i, first, count, u, chunk); });
       }
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < p.rows; ++i)

@@ -8,10 +8,10 @@ namespace fused_margins {
 
 struct ContrastInputs {
   Matrix x, y;
-  const void* scale;      // T, (rows,) or one value
+  const void* scale;  // T, (rows,) or one value
   bool scale_per_row;
-  const void* bias;       // T, (columns,) or null
-  const int64_t* target;  // (rows,)
+  const void* bias;              // T, (columns,) or null
+  const int64_t* target;         // (rows,)
   const int64_t* row_labels;     // (rows,) or null: the targets
   const int64_t* column_labels;  // (columns,) or null: 0, 1, 2, ...
   const int64_t* self_index;     // (rows,) or null; -1: none

@@ -1,9 +1,9 @@
 // nearest on a CPU: tiles of similarities, each row keeping its k best while they are hot; no (rows, columns) buffer.
 //
-// A group is a set of rows with the columns that may serve them: for relation "same" the rows and columns of one label, else
-// everything. A task is a block of a group's rows against its columns in ascending order, packed by the task itself, so
-// results do not depend on the number of threads and ties go to the lowest column.
-// Euclidean: the expanded distance, with a bound on its error, only selects candidates; what is compared is sum (x - y)^2.
+// A group is a set of rows with the columns that may serve them: for relation "same" the rows and columns of one label,
+// else everything. A task is a block of a group's rows against its columns in ascending order, packed by the task
+// itself, so results do not depend on the number of threads and ties go to the lowest column. Euclidean: the expanded
+// distance, with a bound on its error, only selects candidates; what is compared is sum (x - y)^2.
 #include "cpu.h"
 
 #include <vector>
@@ -35,7 +35,9 @@ struct Groups {
       list.push_back({0, a.x.rows, 0, a.y.rows});
       return;
     }
-    const auto by = [](const int64_t* labels) { return [labels](int64_t i, int64_t j) { return labels[i] < labels[j]; }; };
+    const auto by = [](const int64_t* labels) {
+      return [labels](int64_t i, int64_t j) { return labels[i] < labels[j]; };
+    };
     std::stable_sort(row_order.get(), row_order.get() + a.x.rows, by(a.row_labels));
     std::stable_sort(column_order.get(), column_order.get() + a.y.rows, by(a.column_labels));
     int64_t c0 = 0;
@@ -184,7 +186,8 @@ void forward(const NearestForward& args) {
   std::vector<Task> tasks;
   double work = 0;
   for (const Group& g : groups.list) {
-    for (int64_t r = 0; r < g.rows; r += ROW_BLOCK) tasks.push_back({&g, g.first_row + r, std::min(ROW_BLOCK, g.rows - r)});
+    for (int64_t r = 0; r < g.rows; r += ROW_BLOCK)
+      tasks.push_back({&g, g.first_row + r, std::min(ROW_BLOCK, g.rows - r)});
     work += double(g.rows) * double(g.columns) * double(args.x.width);
   }
 

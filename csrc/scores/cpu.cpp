@@ -1,5 +1,5 @@
-// scores on a CPU: one product whose epilogue applies scale, margin and bias; backward, two products and, for the gradient of
-// the scale, a third. Targets and scales are checked before anything is computed.
+// scores on a CPU: one product whose epilogue applies scale, margin and bias; backward, two products and, for the
+// gradient of the scale, a third. Targets and scales are checked before anything is computed.
 #include "cpu.h"
 
 #include "../common/checks.h"
@@ -92,9 +92,8 @@ void backward(const ScoresBackward& args) {
       strips.prepare_columns(chunk);
       gradient.prepare_columns(chunk);
       if (args.grad_scale) {
-        strips.for_each(chunk, [&](int64_t i, int64_t first, int64_t count, T* u) {
-          derivative(i, first, count, u, chunk);
-        });
+        strips.for_each(chunk,
+                        [&](int64_t i, int64_t first, int64_t count, T* u) { derivative(i, first, count, u, chunk); });
       } else {
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < p.rows * chunk.strips(); ++task) {

@@ -8,7 +8,7 @@ namespace fused_margins {
 
 struct ScoresInputs {
   Matrix x, y;
-  const void* scale;   // T, (rows,) or one value
+  const void* scale;  // T, (rows,) or one value
   bool scale_per_row;
   const void* bias;    // T, (columns,) or null
   const void* margin;  // T, (rows,) or one value
