@@ -1,5 +1,4 @@
-"""Easy positives: each anchor is pulled to one sample of its class, the nearest, so that a class may keep several
-modes.
+"""Easy positives: an anchor is pulled to the nearest sample of its class alone, so that a class may keep several modes.
 
 Here are the choice of positives and negatives, which three losses share, and the triplet loss; the margin loss and
 InfoNCE have files of their own. `positives="random"` is the usual sampling that easy positives are compared with.
