@@ -119,4 +119,10 @@ class NinjaBuild(build_ext):
             raise BuildFailure(f"the C++ build failed ({' '.join(compiler)}); `pip install -v` shows why") from error
 
 
-setup(ext_modules=[Extension("fused_margins._C", sources=[])], cmdclass={"build_ext": NinjaBuild})
+def tree(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(f"csrc/**/{pattern}"))
+
+
+# Sources and headers are named for the source distribution; how they are compiled is NinjaBuild's business.
+extension = Extension("fused_margins._C", sources=tree("*.cpp"), depends=tree("*.h"))
+setup(ext_modules=[extension], cmdclass={"build_ext": NinjaBuild})
