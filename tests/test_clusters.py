@@ -84,6 +84,14 @@ def test_each_class_keeps_the_best_of_its_restarts(digits):
     assert sum(values[2]) < sum(values[0])
 
 
+def test_seeds_are_spread():
+    # Thirty classes, each of four tight groups far apart: k-means++ seeds one cluster in each, Lloyd alone would not.
+    x = torch.arange(480.0) % 4 * 1000 + torch.rand(480, generator=seeded())
+    labels = torch.arange(480) // 16
+    centroids, _, assignments = kmeans_per_class(x[:, None], labels, 4, generator=seeded())
+    assert inertia(x[:, None], centroids, assignments) < 480
+
+
 def test_ragged_classes(blobs, backend):
     x, labels = blobs
     result = kmeans_per_class(x, labels, 5, num_iterations=100, generator=seeded(), backend=backend)
@@ -126,6 +134,9 @@ def test_far_from_the_origin(digits, backend):
     near = kmeans_per_class(x, labels, 3, generator=seeded(), backend=backend)
     far = kmeans_per_class((x + 4096).float(), labels, 3, generator=seeded(), backend=backend)  # float32: steps of 5e-4
     assert inertia(x, far[0].double() - 4096, far[2]) < 1.05 * inertia(x, near[0], near[2])
+    many = torch.rand(20000, 2, generator=seeded()) + 4096  # a plain float32 sum of these is off by several units
+    centroid, _, _ = kmeans_per_class(many, torch.zeros(20000).long(), 1, generator=seeded(), backend=backend)
+    torch.testing.assert_close(centroid[0].double(), many.double().mean(0), atol=1e-3, rtol=0)
 
 
 def test_backends_agree_and_a_generator_decides(digits):

@@ -194,6 +194,13 @@ def test_without_negatives_and_with_an_empty_bank(backend, kind):
     assert empty == 0
 
 
+def test_margin_loss_without_negatives_keeps_its_positive_term(backend):
+    x, labels = torch.eye(3), torch.zeros(3, dtype=torch.int64)  # positives at sqrt 2
+    for negatives in ("hard", "semihard", "distance-weighted"):
+        loss = EasyPositiveMarginLoss(margin=0.2, beta=1.2, negatives=negatives, reduction="none", backend=backend)
+        torch.testing.assert_close(loss(x, labels), torch.full((3,), 2**0.5 - 1.0))
+
+
 def test_semihard_waits_where_every_negative_is_nearer(backend):
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.1, 1.0]])
     labels = torch.tensor([0, 0, 1, 2])
