@@ -53,6 +53,6 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, height, width) -> (B, embedding_size)."""
-        features = self.blocks(images.contiguous(memory_format=torch.channels_last))
+        features = self.blocks(images)  # channels_last from the first convolution on, as its weights are
         embeddings = self.head(features.flatten(1))
         return F.normalize(embeddings) if self.normalize else embeddings

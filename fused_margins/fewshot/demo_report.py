@@ -18,7 +18,7 @@ from .tables import Table, percent
 
 EASY, RANDOM = "triplet, easy positives", "triplet, random positives"
 KNC_LIMIT = 0.03
-NOTES = f"""± is half the width of the 95% interval over seeds (Student's t); paired differences compare runs of equal seed.
+NOTES = f"""± is half the width of the 95% interval over seeds (Student's t); pairs are of equal seed.
 
 Parity: at every step of a training the second backend also gets the weights and the batch of the first; the largest
 relative differences of loss and gradients are shown. Beside that it trains on its own: *steps together* counts the

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from fused_margins.fewshot import doctor
 from fused_margins.fewshot.cli import main
@@ -41,6 +42,16 @@ def test_train_then_evaluate(tmp_path, capsys):
     (folder / "report.json").unlink()
     assert main(["evaluate", str(folder), "--episodes", "5"]) == 0
     assert json.loads((folder / "report.json").read_text()) == report
+
+
+def test_the_number_of_threads_is_stored_and_used_again(tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    assert _train(tmp_path / "run", "--threads", "2") == 0
+    assert main(["train", "--resume", "--output", str(tmp_path / "run"), "--episodes", "5"]) == 0
+    assert used == [2, 2]
+    assert _train(tmp_path / "default") == 0
+    assert json.loads((tmp_path / "default" / "config.json").read_text())["threads"] == torch.get_num_threads()
 
 
 def test_classes_left_out_are_judged_as_novel(tmp_path):

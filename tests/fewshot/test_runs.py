@@ -40,6 +40,16 @@ def test_a_write_that_succeeds_replaces(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["report.json"]
 
 
+def test_whoever_reads_the_old_file_reads_it_to_its_end(tmp_path):
+    path = tmp_path / "report.txt"
+    runs.write_text(path, "old " * 1000)
+    with open(path) as reader:
+        assert reader.read(4) == "old "
+        runs.write_text(path, "new")
+        assert reader.read() == "old " * 999
+    assert path.read_text() == "new"
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, contents):
     run = Run.create(tmp_path / "run", TrainConfig())
     run.save_checkpoint({"epoch": 1})

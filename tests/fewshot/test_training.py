@@ -66,6 +66,16 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_host_alone(images, con
     assert other.history != first.history
 
 
+def test_the_magnet_index_is_refreshed_when_it_is_due(images, config, monkeypatch):
+    loss = MAGNET.model_copy(update={"warm_epochs": 1, "refresh_epochs": 2})
+    trainer = Trainer(config.model_copy(update={"loss": loss, "epochs": 6}), images)
+    fitted_in = []
+    fit = trainer.objective.index.fit
+    monkeypatch.setattr(trainer.objective.index, "fit", lambda *args: fitted_in.append(trainer.epoch) or fit(*args))
+    trainer.train()
+    assert fitted_in == [1, 3, 5]
+
+
 class StopAfter:
     """Asks to stop when it has been asked `steps` times."""
 
