@@ -14,7 +14,7 @@ from .ops.contrast import contrast
 from .ops.labels import check_index, check_members
 from .ops.nearest import nearest
 from .ops.scores import scores
-from .ops.similarity import accumulation_dtype, pair_similarity, unit_rows
+from .ops.similarity import accumulation_dtype, pair_similarity, take_rows, unit_rows
 
 __all__ = [
     "cluster_distances",
@@ -140,7 +140,7 @@ def margin_softmax_loss(
     counted = (labels != ignore_index).to(loss.dtype)
     row_weight = counted
     if class_weight is not None:
-        row_weight = counted * class_weight[labels.clamp(0, max(weight.shape[0] - 1, 0))]
+        row_weight = counted * take_rows(class_weight, labels)
         loss = loss * row_weight
     if label_smoothing > 0:
         # sum_j w_j (lse - z_j): all classes' logits at once, from one vector, the weighted sum of the class directions.
@@ -218,7 +218,7 @@ def margin_logits(
     if margin_type == "additive":
         taken: float | Tensor = row_margin("margin", margin, labels, weight.shape[0])
     else:
-        own = weight[check_index(labels, weight.shape[0], ignore_index, "labels").clamp(min=0)]
+        own = take_rows(weight, check_index(labels, weight.shape[0], ignore_index, "labels"))
         u = pair_similarity(embeddings, own, similarity)
         taken = u - psi(u)
     return scores(embeddings, weight, target=labels, margin=taken, ignore_index=ignore_index, **options)
@@ -381,14 +381,13 @@ def magnet_loss(
         counts = check_members(clusters, num_clusters)
         belongs = (torch.arange(num_clusters, device=x.device)[:, None] == clusters).to(x.dtype)  # (M, B)
         means = (belongs @ x) / counts[:, None]
-        own_cluster = clusters.clamp(0, max(num_clusters - 1, 0)).long()
-        own = (x - means[own_cluster]).square().sum(1)  # (B,) squared distances
+        own = (x - take_rows(means, clusters)).square().sum(1)  # (B,) squared distances
         variance = (own.sum() / max(rows - 1, 1)).clamp(min=variance_floor)
         _, negative_lse = contrast(
             x,
             means,
             clusters,
-            cluster_labels[own_cluster],
+            take_rows(cluster_labels, clusters),
             cluster_labels,
             scale=0.5 / variance,
             similarity="negative_squared_euclidean",

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from .ops.similarity import take_rows
+
 MARGIN_TYPES = ("additive", "angular", "combined")
 BEYOND_PI = ("standard", "continuous", "easy")
 MARGIN_GRADIENTS = ("exact", "straight_through")
@@ -15,7 +17,7 @@ def row_margin(argument: str, margin: float | Tensor, labels: Tensor, num_classe
     if not isinstance(margin, Tensor) or margin.dim() == 0:
         return margin
     if margin.dim() == 1 and margin.shape[0] == num_classes:
-        return margin[labels.clamp(0, num_classes - 1)] if num_classes else margin.new_zeros(labels.shape)
+        return take_rows(margin, labels)
     if tuple(margin.shape) == (labels.shape[0], 1):
         return margin[:, 0]
     raise ValueError(

@@ -174,7 +174,9 @@ class ParityCommand:
             "loss of separate runs": [d.drift for d in differences],
         }
         difference_curves(self.output / "parity.png", curves, self.tolerance)
-        loss_curves(self.output / "loss.png", dict(zip(self.backends, parity.losses)), x_label="step")
+        loss_curves(
+            self.output / "loss.png", {config.loss.name: dict(zip(self.backends, parity.losses))}, x_label="step"
+        )
         worst = max(differences, key=lambda d: max(d.loss_difference, d.gradient_difference))
         largest = max(worst.loss_difference, worst.gradient_difference)
         rows = [[name, f"{max(values):.1e}", f"{values[-1]:.1e}"] for name, values in curves.items()]

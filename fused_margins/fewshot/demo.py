@@ -53,8 +53,9 @@ class Outcome:
     """What a job found; plain enough to travel between processes."""
 
     job: Job
-    losses: list[list[float]]  # a curve for each model: of epochs, for parity of steps
-    figures: list[dict[str, Any]]  # for each model; for parity first backend, second backend, control
+    # For each model; for parity these are the first backend, the second backend, and the control.
+    losses: list[list[float]]  # mean of each epoch
+    figures: list[dict[str, Any]]
     seconds: float
     points: np.ndarray | None = None  # (N, 2), held-out images
     differences: list[StepDifference] = field(default_factory=list)
@@ -64,15 +65,15 @@ def run_job(job: Job) -> Outcome:
     """Train and judge."""
     start = time.perf_counter()
     task = make_task(load(job.config.dataset), job.config.classes)
+    differences: list[StepDifference] = []
     if job.backends is not None:
         parity = Parity(job.config, task.training, job.backends)
         differences = list(parity.steps())
-        trainers, losses = [parity.first, parity.second, _control(parity.first.config, task)], list(parity.losses)
+        trainers = [parity.first, parity.second, _control(parity.first.config, task)]
     else:
-        trainer = Trainer(job.config, task.training)
-        trainer.train()
-        differences, trainers = [], [trainer]
-        losses = [[row["loss"] for row in trainer.history]]
+        trainers = [Trainer(job.config, task.training)]
+        trainers[0].train()
+    losses = [[row["loss"] for row in trainer.history] for trainer in trainers]
     figures = [evaluate(trainer, task, num_episodes=job.num_episodes) for trainer in trainers]
     points = None
     if job.with_map and task.held_out is not None:

@@ -154,7 +154,7 @@ class DemoReport:
     def _write_plots(self, folder: Path) -> list[str]:
         seed = self.seeds[0]
         mapped = [o for o in self.of("coarse_to_fine") if o.job.config.seed == seed]
-        loss_curves(folder / "loss.png", {o.job.name: o.losses[0] for o in mapped})
+        loss_curves(folder / "loss.png", {f"digits, seed {seed}": {o.job.name: o.losses[0] for o in mapped}})
         test = load(DATASET)["test"]
         maps = {o.job.name: o.points for o in mapped if o.points is not None}
         embedding_maps(folder / "embeddings.png", maps, test.labels, test.class_names)
@@ -165,20 +165,16 @@ class DemoReport:
             "novel_nmi": "novel NMI",
             "novel_discriminability": "novel phi",
         }
-        panels = {}
-        for figure, title in titles.items():
-            pairs = [mean_and_student_interval(self.values("margins", f"{m:g}", figure)) for m in MARGINS]
-            panels[title] = ([mean for mean, _ in pairs], [interval for _, interval in pairs])
+        panels = {
+            title: [self.values("margins", f"{margin:g}", figure) for margin in MARGINS]
+            for figure, title in titles.items()
+        }
         margin_panel(folder / "margins.png", MARGINS, panels)
         names = ["loss.png", "embeddings.png", "margins.png"]
         parity = self.of("parity")
         if parity:
-            curves = {
-                f"{o.job.name}, {backend}": losses
-                for o in parity
-                for backend, losses in zip(o.job.backends or (), o.losses)
-            }
-            loss_curves(folder / "parity_loss.png", curves, x_label="step")
+            models = [*(parity[0].job.backends or ()), "control: one bit changed"]
+            loss_curves(folder / "parity_loss.png", {o.job.name: dict(zip(models, o.losses)) for o in parity})
             gradients = {o.job.name: [d.gradient_difference for d in o.differences] for o in parity}
             difference_curves(folder / "parity.png", gradients, TOLERANCE)
             names += ["parity_loss.png", "parity.png"]

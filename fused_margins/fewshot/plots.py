@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from torch import Tensor
 
+from .metrics import mean_and_student_interval
 from .runs import replacing
 
 
@@ -23,16 +24,18 @@ def plane(embeddings: Tensor, seed: int = 0) -> np.ndarray:
     return tsne.fit_transform(embeddings.numpy())
 
 
-def loss_curves(path: Path, curves: Mapping[str, Sequence[float]], x_label: str = "epoch") -> None:
-    """One line for each named sequence of losses."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for number, (name, losses) in enumerate(curves.items()):
-        # Dashes for every second line, so that curves that coincide are both seen.
-        axes.plot(range(1, len(losses) + 1), losses, label=name, linestyle="--" if number % 2 else "-")
-    axes.set(xlabel=x_label, ylabel="loss", yscale="log")
-    axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
+def loss_curves(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]], x_label: str = "epoch") -> None:
+    """A panel for each title, in it a line for each named sequence of losses."""
+    figure = Figure(figsize=(6.5 if len(panels) == 1 else 4.5 * len(panels), 4), layout="constrained")
+    for position, (title, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), position)
+        for number, (name, losses) in enumerate(curves.items()):
+            # Lines further down are thinner and dashed, so that curves that coincide are all seen.
+            style = {"linestyle": ("-", "--", ":")[number % 3], "linewidth": 2.4 - 0.6 * (number % 3)}
+            axes.plot(range(1, len(losses) + 1), losses, label=name, **style)
+        axes.set(title=title, xlabel=x_label, ylabel="loss", yscale="log")
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
     _save(figure, path)
 
 
@@ -52,14 +55,14 @@ def embedding_maps(path: Path, maps: Mapping[str, np.ndarray], labels: Tensor, c
     _save(figure, path)
 
 
-def margin_panel(
-    path: Path, margins: Sequence[float], panels: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-) -> None:
-    """For each title the values at the margins, and half the widths of their intervals."""
+def margin_panel(path: Path, margins: Sequence[float], panels: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """For each title the values [margin][seed]: seeds as thin lines, their mean and its 95% interval above them."""
     figure = Figure(figsize=(3.2 * len(panels), 3.2), layout="constrained")
-    for position, (title, (values, intervals)) in enumerate(panels.items(), start=1):
+    for position, (title, values) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), position)
-        axes.errorbar(margins, values, yerr=intervals, marker="o", capsize=3)
+        axes.plot(margins, values, color="grey", linewidth=0.8, alpha=0.5)
+        means, intervals = zip(*(mean_and_student_interval(of_margin) for of_margin in values))
+        axes.errorbar(margins, means, yerr=intervals, marker="o", capsize=3)
         axes.set(title=title, xlabel="margin", xticks=list(margins))
         axes.grid(alpha=0.3)
     _save(figure, path)

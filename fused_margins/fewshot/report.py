@@ -28,7 +28,8 @@ def write_run_report(run: Run, trainer: Trainer, task: Task, figures: dict[str, 
     table = figures_table(figures)
     judged = task.held_out if task.held_out is not None else task.novel
     plots = ["loss.png"]
-    loss_curves(run.folder / "loss.png", {trainer.config.loss.name: [row["loss"] for row in trainer.history]})
+    curve = [row["loss"] for row in trainer.history]
+    loss_curves(run.folder / "loss.png", {trainer.config.dataset: {trainer.config.loss.name: curve}})
     if judged is not None:
         embeddings = trainer.embed(judged).cpu()
         embedding_maps(

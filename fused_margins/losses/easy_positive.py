@@ -10,18 +10,10 @@ from torch.nn import functional as F
 
 from ..functional import REDUCTIONS, STRATEGIES, mine_negatives, mine_positives, reduce_loss, search_sides
 from ..ops import checks
-from ..ops.similarity import accumulation_dtype, pair_similarity, unit_rows
+from ..ops.similarity import accumulation_dtype, pair_similarity, take_rows, unit_rows
 from .sampling import distance_weighted_negatives, random_positives
 
 POSITIVES = ("easy", "random")
-
-
-def take_rows(y: Tensor, index: Tensor) -> Tensor:
-    """y[index] (B, D); some row, whose loss nobody counts, where the index is -1, and zeros where y has no rows.
-
-    An embedding look-up adds the gradients of a row in a fixed order; those of y[index] meet in atomics on a CPU.
-    """
-    return F.embedding(index.clamp(min=0), y) if y.shape[0] else y.new_zeros(index.shape[0], y.shape[1])
 
 
 def checked_margin(margin: float) -> float:

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from ..functional import STRATEGIES, reduce_loss
 from ..ops import checks
 from ..ops.labels import IGNORED, INVALID, check_index
-from ..ops.similarity import pair_similarity
-from .easy_positive import EasyPositiveLoss, checked_margin, take_rows
+from ..ops.similarity import pair_similarity, take_rows
+from .easy_positive import EasyPositiveLoss, checked_margin
 
 NEGATIVES = (*STRATEGIES, "distance-weighted")
 

@@ -9,6 +9,7 @@ u_ij is one of
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 SIMILARITIES = ("cosine", "dot", "negative_squared_euclidean")
 RELATIONS = ("different", "same", "any")
@@ -49,6 +50,17 @@ def pair_similarity(x: Tensor, y: Tensor, similarity: str) -> Tensor:
     if similarity == "dot":
         return (x * y).sum(-1)
     return -(x - y).square().sum(-1)
+
+
+def take_rows(t: Tensor, index: Tensor) -> Tensor:
+    """t[index] (B, ...); some row, which nobody counts, where the index is out of range, and zeros where t has none.
+
+    An embedding look-up adds the gradients of a row in a fixed order; those of t[index] meet in atomics on a CPU.
+    """
+    if not t.shape[0]:
+        return t.new_zeros(index.shape[0], *t.shape[1:])
+    index = index.long().clamp(0, t.shape[0] - 1)
+    return F.embedding(index, t) if t.dim() == 2 else F.embedding(index, t[:, None])[:, 0]
 
 
 def admitted(row_labels: Tensor, column_labels: Tensor, relation: str, self_index: Tensor | None) -> Tensor:

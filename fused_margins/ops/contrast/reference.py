@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import checks
 from ..labels import IGNORED, INVALID, check_index
-from ..similarity import admitted, pair_similarity, similarity_matrix
+from ..similarity import admitted, pair_similarity, similarity_matrix, take_rows
 
 
 def contrast(
@@ -43,9 +43,6 @@ def contrast(
         torch.where(empty, -torch.inf, torch.logsumexp(z, dim=1)) if columns else z.new_full((rows,), -torch.inf)
     )
 
-    if columns:
-        positive = pair_similarity(x, y[target.clamp(min=0)], similarity)
-    else:
-        positive = x.to(z.dtype).sum(1) * 0
+    positive = pair_similarity(x, take_rows(y, target), similarity)
     positive = torch.where(ignored, 0.0, positive)
     return torch.where(invalid, torch.nan, positive), torch.where(invalid, torch.nan, negative_lse)
