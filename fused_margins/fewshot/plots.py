@@ -31,8 +31,8 @@ def loss_curves(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]],
         axes = figure.add_subplot(1, len(panels), position)
         for number, (name, losses) in enumerate(curves.items()):
             # Lines further down are thinner and dashed, so that curves that coincide are all seen.
-            style = {"linestyle": ("-", "--", ":")[number % 3], "linewidth": 2.4 - 0.6 * (number % 3)}
-            axes.plot(range(1, len(losses) + 1), losses, label=name, **style)
+            style, width = ("-", "--", ":")[number % 3], 2.4 - 0.6 * (number % 3)
+            axes.plot(range(1, len(losses) + 1), losses, linestyle=style, linewidth=width, label=name)
         axes.set(title=title, xlabel=x_label, ylabel="loss", yscale="log")
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
