@@ -1,0 +1,61 @@
+"""Options of a benchmark run, and the fixture that measures each row once and stores it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Inductor's own worker processes would compete with whoever takes a turn.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+import pytest
+
+from . import results
+from .machine import this_machine
+from .results import RowResult
+from .rows import measure
+from .timing import Times
+from .workload import Row
+
+Measure = Callable[[Row], tuple[RowResult, dict[str, Times]]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fused-margins benchmarks")
+    group.addoption("--large", action="store_true", help="also the rows that take minutes or gigabytes")
+    group.addoption("--seconds", type=float, default=0.3, help="time for each contestant's turns (default 0.3)")
+    group.addoption("--results", type=Path, default=results.FOLDER, help="folder of the results files")
+    group.addoption("--dry-run", action="store_true", help="measure and compare, store nothing")
+    text = "leave out a contestant (torch.compile takes seconds to compile) or the memory; nothing is stored then"
+    group.addoption("--without", action="append", default=[], metavar="NAME", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Inductor imports torch.utils.mkldnn, which still uses what torch itself has deprecated.
+    config.addinivalue_line("filterwarnings", r"ignore:`torch\.jit\.script_method`:DeprecationWarning")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--large"):
+        large = [i for i in items if (spec := getattr(i, "callspec", None)) and spec.params["row"].size.large]
+        config.hook.pytest_deselected(items=large)
+        items[:] = [item for item in items if item not in large]
+
+
+@pytest.fixture(scope="session")
+def measured(pytestconfig: pytest.Config) -> Measure:
+    """Measures a row when its first contestant comes up, with all of them whoever was selected, and stores it at
+    once."""
+    machine = this_machine()
+    load_before = os.getloadavg()[0]
+    seconds, without = pytestconfig.getoption("--seconds"), frozenset(pytestconfig.getoption("--without"))
+    storing = not without and not pytestconfig.getoption("--dry-run")
+    known: dict[str, tuple[RowResult, dict[str, Times]]] = {}
+
+    def measure_once(row: Row) -> tuple[RowResult, dict[str, Times]]:
+        if row.id not in known:
+            known[row.id] = measure(row, seconds, load_before, without)
+            if storing:
+                results.store(pytestconfig.getoption("--results"), machine, known[row.id][0])
+        return known[row.id]
+
+    return measure_once

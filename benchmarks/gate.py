@@ -1,0 +1,139 @@
+"""Who computes the row's function: nobody else gets a figure.
+
+Ours must satisfy the tolerance rule of the tests (`fused_margins.ops.cases`): an error against float64 of at most
+that of the reference in the same dtype, plus a small stated term. A peer rounds where it likes, all of its logits to
+bfloat16 for instance, so it must be near enough to be the same function and no more: PEER_TOLERANCE, relative, in the
+root mean square.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fused_margins.ops import cases
+from fused_margins.ops.similarity import accumulation_dtype, admitted, similarity_matrix
+
+from .workload import Contestant, Inputs, Judge, Outputs, Step
+
+PEER_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+# Of a loss and its gradients, in roundings of their largest value: a handful of operations after the op's.
+LOSS_ROUNDINGS = 64
+# Of a choice, in roundings of the largest similarity that the lengths allow: it compares two, each computed in a few.
+CHOICE_ROUNDINGS = 16
+
+
+def judge_op(op: cases.OpCases, prepare: Callable[[Inputs, str], Step]) -> Callable[[Inputs], Judge]:
+    """For an op: ours by the op's own cases, peers against the reference in float64."""
+
+    def judge_for(inputs: Inputs) -> Judge:
+        dtype = inputs["x"].dtype
+        truths = _Truths(lambda changed: prepare(cases.convert(changed, torch.float64), "reference"), inputs)
+
+        exact = cases.convert(inputs, torch.float64)
+
+        def judge(contestant: Contestant, outputs: Outputs) -> list[str]:
+            if contestant.backend == "reference":
+                return []  # it is the definition
+            if contestant.backend is not None:
+                return cases.disagreements(op, inputs, contestant.backend, dtype)
+            return _peer_faults(
+                op.observed(outputs, exact, False), op.observed(truths.of(contestant), exact, False), dtype
+            )
+
+        return judge
+
+    return judge_for
+
+
+def judge_loss(prepare: Callable[[Inputs, str], Step], embeddings: str = "embeddings") -> Callable[[Inputs], Judge]:
+    """For a loss and its gradients; `prepare` makes our step on a backend, `embeddings` names the input with the
+    dtype."""
+
+    def judge_for(inputs: Inputs) -> Judge:
+        dtype = inputs[embeddings].dtype
+        truths = _Truths(lambda changed: prepare(_doubled(changed), "reference"), inputs)
+        same_dtype = _Truths(lambda changed: prepare(changed, "reference"), inputs)
+
+        def judge(contestant: Contestant, outputs: Outputs) -> list[str]:
+            truth = truths.of(contestant)
+            if contestant.backend is None:
+                return _peer_faults(outputs, truth, dtype)
+            faults = []
+            for name, expected in truth.items():
+                error = cases.largest(outputs[name] - expected)
+                granted = cases.largest(same_dtype.of(contestant)[name] - expected)
+                eps = LOSS_ROUNDINGS * torch.finfo(accumulation_dtype(dtype)).eps + torch.finfo(outputs[name].dtype).eps
+                granted += eps * cases.largest(expected)
+                if not error <= granted:
+                    faults.append(f"{name}: error {error:.3g}, granted {granted:.3g}")
+            return faults
+
+        return judge
+
+    return judge_for
+
+
+def judge_choice(problem: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Judge]:
+    """For "index" (B,) and perhaps "similarity" (B,): by what a choice loses against the best one.
+
+    `problem` gives x, y, row_labels, column_labels, self_index, similarity and relation of the inputs. The
+    similarities come from a float64 matrix product: the op's definition would take minutes at the sizes that are
+    measured.
+    """
+
+    def judge_for(inputs: Inputs) -> Judge:
+        p = problem(inputs)
+        x, y = p["x"].double(), p["y"].double()
+        mask = admitted(p["row_labels"], p["column_labels"], p["relation"], p["self_index"])
+        u = similarity_matrix(x, y, p["similarity"]).masked_fill_(~mask, -torch.inf)
+        best = u.amax(1)
+        u_largest, _ = cases.reach(x, y, p["similarity"])
+        granted = CHOICE_ROUNDINGS * torch.finfo(accumulation_dtype(p["x"].dtype)).eps * u_largest
+
+        def judge(contestant: Contestant, outputs: Outputs) -> list[str]:
+            index = outputs["index"]
+            found = index >= 0
+            if not torch.equal(found, best > -torch.inf):
+                return ["index: a choice where there is none, or none where there is one"]
+            chosen = u.gather(1, index.clamp(min=0)[:, None])[:, 0]  # -inf for a column that the row may not choose
+            errors = {"index": (best - chosen)[found]}
+            if "similarity" in outputs:
+                errors["similarity"] = (outputs["similarity"] - best)[found]
+            return [
+                f"{name}: off by {cases.largest(error):.3g}, granted {granted:.3g}"
+                for name, error in errors.items()
+                if not cases.largest(error) <= granted
+            ]
+
+        return judge
+
+    return judge_for
+
+
+class _Truths:
+    """The outputs to compare with, computed once for each set of changed inputs."""
+
+    def __init__(self, prepare: Callable[[Inputs], Step], inputs: Inputs) -> None:
+        self.prepare, self.inputs = prepare, inputs
+        self.known: dict[str, Outputs] = {}
+
+    def of(self, contestant: Contestant) -> Outputs:
+        key = repr(sorted(contestant.changes.items()))
+        if key not in self.known:
+            self.known[key] = self.prepare(self.inputs | contestant.changes)()
+        return self.known[key]
+
+
+def _doubled(inputs: Inputs) -> Inputs:
+    return {n: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for n, t in inputs.items()}
+
+
+def _peer_faults(outputs: Outputs, truth: Outputs, dtype: torch.dtype) -> list[str]:
+    faults = [f"{name}: missing" for name in truth.keys() - outputs.keys()]
+    for name in truth.keys() & outputs.keys():
+        expected, got = truth[name], outputs[name].double()
+        error, size = float((got - expected).norm()), float(expected.norm())
+        if not error <= PEER_TOLERANCE[dtype] * size:
+            faults.append(f"{name}: relative error {error / max(size, 1e-300):.3g}, granted {PEER_TOLERANCE[dtype]:g}")
+    return sorted(faults)

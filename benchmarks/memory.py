@@ -1,0 +1,94 @@
+"""What one call adds to a process's memory at its peak.
+
+Each contestant gets a fresh process. There it runs once, so that libraries hold the workspaces that they keep between
+calls and compiled code exists; free memory goes back to the system (malloc_trim); the high-water mark of the resident
+set is set back to the present (/proc/self/clear_refs); one more call; the mark's growth is the figure: outputs,
+gradients and everything in between, but not the inputs. The median of a few such calls, exact to a few tenths of a
+MiB. Linux only; elsewhere there is no figure.
+"""
+
+import ctypes
+import gc
+import multiprocessing
+import re
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_REPEATS, _PATIENCE_S = 5, 2.0
+_TIME_LIMIT_S, _GRACE_S = 300.0, 10.0
+
+
+class MemoryMeasurementError(RuntimeError):
+    """The process that was to measure did not answer."""
+
+
+def available() -> bool:
+    return _CLEAR_REFS.exists() and hasattr(ctypes.CDLL(None), "malloc_trim")
+
+
+def peak_growth(step: Callable[[], Any]) -> int:
+    """Bytes that one call of `step` adds to this process at its peak."""
+    step()
+    growth: list[int] = []
+    gc.collect()
+    gc.freeze()  # the libraries' objects stay; looking at them again and again would take most of the time
+    start = time.perf_counter()
+    while not growth or (len(growth) < _REPEATS and time.perf_counter() - start < _PATIENCE_S):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        _CLEAR_REFS.write_text("5")  # the high-water mark becomes the present resident set
+        before = _resident("VmRSS")
+        result = step()
+        growth.append(_resident("VmHWM") - before)
+        del result
+    return int(statistics.median(growth))
+
+
+def _resident(field: str) -> int:
+    match = re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text())
+    assert match is not None
+    return 1024 * int(match[1])
+
+
+def measure_in_child(workload: str, size: str, dtype: str, contestant: str) -> int:
+    """`peak_growth` of a contestant, named as in the results, in a process of its own with this one's thread count."""
+    # A fork server has imported torch and this package but never run anything: its children start in milliseconds,
+    # with a small resident set and no threads of a parent that OpenMP could stumble over.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.workloads", "torch._inductor.compile_fx"])
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(sending, workload, size, dtype, contestant, torch.get_num_threads()))
+    process.start()
+    sending.close()
+    with receiving:
+        try:
+            answer = receiving.recv() if receiving.poll(_TIME_LIMIT_S) else f"no answer in {_TIME_LIMIT_S:.0f} s"
+        except EOFError:
+            answer = "the process ended without an answer"
+    process.join(_GRACE_S)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    if isinstance(answer, str):
+        raise MemoryMeasurementError(
+            f"{contestant}, {workload} {size} {dtype}: {answer} (exit code {process.exitcode})"
+        )
+    return answer
+
+
+def _child(answer: Connection, workload: str, size: str, dtype: str, contestant: str, num_threads: int) -> None:
+    try:
+        from .workloads import find_row
+
+        torch.set_num_threads(num_threads)
+        row = find_row(workload, size, dtype)
+        answer.send(peak_growth(row.workload.contestant(contestant).step(row.inputs())))
+    except Exception as error:  # the parent reports it
+        answer.send(f"{type(error).__name__}: {error}")

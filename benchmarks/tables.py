@@ -1,0 +1,152 @@
+"""The README's tables, from the stored results: ``python -m benchmarks.tables``.
+
+A region of the README between ``<!-- table:NAME -->`` and ``<!-- end:NAME -->``, where NAME is a workload's, is
+rewritten with its tables: one pair (speed, memory) for every machine that has results.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from .machine import ROOT, Machine
+from .results import FOLDER, Results, ResultsError, RowResult, read, write_text
+from .workloads import WORKLOADS
+
+REGION = re.compile(r"<!-- table:(?P<name>[\w-]+) -->\n(?P<old>.*?)<!-- end:(?P=name) -->", re.DOTALL)
+IDLE_LOAD = 0.3
+MIB = 2**20
+
+
+def render(workload: str, results: list[Results]) -> str:
+    """The Markdown of a workload's region."""
+    parts = []
+    for result in results:
+        rows = [row for row in result.rows if row.workload == workload]
+        if rows:
+            parts.append(_render_machine(rows, result.machine))
+    return "\n\n".join(parts) if parts else "Not measured yet."
+
+
+def _render_machine(rows: list[RowResult], machine: Machine) -> str:
+    first = rows[-1]
+    names = list(dict.fromkeys(f.contestant for row in rows for f in row.figures))
+    ours = {f.contestant for row in rows for f in row.figures if f.ours}
+    titles = [f"ours: {name}" if name in ours else name for name in names]
+    costs = any(row.multiply_adds for row in rows)
+
+    speed = [[first.symbols, "dtype", f"{first.baseline} ms", *titles] + ["best of ours, GFLOP/s"] * costs]
+    memory = [[first.symbols, "dtype", *titles]]
+    for row in rows:
+        speedups = {f.contestant: f.speedup for f in row.figures if f.speedup is not None}
+        best = max(speedups.values(), default=None)
+        figures = {f.contestant: f for f in row.figures}
+        speed_cells, memory_cells = [], []
+        for name in names:
+            figure = figures.get(name)
+            if figure is None or figure.speedup is None:
+                speed_cells.append("wrong" if figure is not None and figure.red else "—")
+            else:
+                cell = f"{figure.speedup:.2f}×"
+                speed_cells.append(f"**{cell}**" if figure.speedup == best else cell)
+            extra = None if figure is None else figure.extra_memory_bytes
+            memory_cells.append("—" if extra is None else f"{extra / MIB:.1f}")
+        speed.append([row.size, row.dtype, _milliseconds(row, row.baseline), *speed_cells])
+        if costs:
+            speed[-1].append(_throughput(row))
+        memory.append([row.size, row.dtype, *memory_cells])
+
+    text = [f"{first.title}. {machine}.", "", "Speed-up over eager (the ratio of medians; above 1 is faster):"]
+    if first.baseline != "eager":
+        text[-1] = text[-1].replace("eager", first.baseline)
+    text += ["", *_aligned(speed), "", "Extra memory at the peak of one call, MiB, gradients included:"]
+    text += ["", *_aligned(memory), "", *_remarks(rows)]
+    return "\n".join(text).rstrip()
+
+
+def _milliseconds(row: RowResult, contestant: str) -> str:
+    median = row.figure(contestant).median_s
+    return "—" if median is None else f"{1e3 * median:.3g}"
+
+
+def _throughput(row: RowResult) -> str:
+    """Of the fastest of ours, in floating-point operations that the row needs (two a multiply-add)."""
+    medians = [f.median_s for f in row.figures if f.ours and f.median_s is not None]
+    return f"{2e-9 * row.multiply_adds / min(medians):.0f}" if medians and row.multiply_adds else "—"
+
+
+def _remarks(rows: list[RowResult]) -> list[str]:
+    """What each contestant does differently, why figures are missing, and what the rows ran with."""
+    remarks = dict.fromkeys(f"{f.contestant}: {f.note}." for row in rows for f in row.figures if f.note)
+    remarks |= dict.fromkeys(
+        f"{f.contestant} at {row.size}, {row.dtype}: {f.reason}." for row in rows for f in row.figures if f.reason
+    )
+    runs = dict.fromkeys(f"{row.date[:10]}, commit {row.commit}, torch {row.versions['torch']}" for row in rows)
+    busy = max(row.load_before for row in rows)
+    lines = [f"- {remark}" for remark in remarks] + [f"- Measured {'; '.join(runs)}."]
+    if busy > IDLE_LOAD:
+        lines.append(f"- The machine was not idle: load {busy:.1f} before the run.")
+    return lines
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
+    """A Markdown table whose columns line up as text, too; numbers to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*table)]
+    left = {0, 1}
+
+    def line(cells: list[str]) -> str:
+        padded = (
+            cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in enumerate(zip(cells, widths))
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if i in left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return [line(table[0]), line(rule), *map(line, table[1:])]
+
+
+def rewrite(text: str, results: list[Results]) -> str:
+    """`text` with the region of every workload filled anew; other regions belong to somebody else."""
+    opened, closed = (len(re.findall(rf"<!-- {word}:", text)) for word in ("table", "end"))
+    if not opened == closed == len(REGION.findall(text)):
+        raise ResultsError(f"{opened} regions opened by <!-- table:NAME -->, {closed} closed by <!-- end:NAME -->")
+    known = {workload.name for workload in WORKLOADS}
+
+    def region(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in known:
+            return match[0]
+        return f"<!-- table:{name} -->\n\n{render(name, results)}\n\n<!-- end:{name} -->"
+
+    return REGION.sub(region, text)
+
+
+def main(
+    readme: Path = ROOT / "README.md",
+    results: Path = FOLDER,
+    check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Write the benchmark tables into the README.
+
+    Args:
+        readme: the file whose marked regions are rewritten.
+        results: the folder of results files.
+        check: change nothing; fail if the file does not hold the present tables.
+    """
+    try:
+        text = readme.read_text(encoding="utf-8")
+        filled = rewrite(text, [read(path) for path in sorted(results.glob("*.json"))])
+    except (OSError, ResultsError) as error:
+        sys.exit(f"error: {error}")
+    if filled == text:
+        print(f"{readme}: up to date")
+    elif check:
+        sys.exit(f"{readme}: not the tables of {results}; run python -m benchmarks.tables")
+    else:
+        write_text(readme, filled)
+        print(f"{readme}: tables written")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,87 @@
+"""Contestants take turns, round by round, in one process."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+WARM_UP_S = 0.05  # each contestant, beyond its first call, which may compile
+TURN_S = 0.001  # a turn is as many calls as fill this: short calls are timed several at once
+LEAST_ROUNDS, MOST_ROUNDS = 5, 300
+# One that is this many times slower than the fastest leaves after LEAST_ROUNDS rounds: its figure needs no more.
+FAR_BEHIND = 20.0
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds a call, one entry a round."""
+
+    seconds: tuple[float, ...]
+    calls_per_turn: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return low, high
+
+
+def take_turns(
+    steps: dict[str, Callable[[], Any]], seconds_each: float, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Times]:
+    """Median-ready times of all steps, measured in about `seconds_each` for each of them."""
+    calls = {name: _warm_up(step, clock) for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    racing, rounds = list(steps), 0
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()  # a collection would hit whoever is running
+    try:
+        start = clock()
+        while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and clock() - start < seconds_each * len(steps)):
+            for name in racing:
+                seconds[name].append(_turn(steps[name], calls[name], clock))
+            rounds += 1
+            if rounds == LEAST_ROUNDS:
+                medians = {name: statistics.median(values) for name, values in seconds.items()}
+                fastest = min(medians.values())
+                racing = [name for name in racing if medians[name] < FAR_BEHIND * fastest]
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Times(tuple(values), calls[name]) for name, values in seconds.items()}
+
+
+def _warm_up(step: Callable[[], Any], clock: Callable[[], float]) -> int:
+    """Calls for a turn."""
+    step()
+    start, calls = clock(), 0
+    while calls == 0 or clock() - start < WARM_UP_S:
+        step()
+        calls += 1
+    return max(1, round(TURN_S * calls / (clock() - start)))
+
+
+def _turn(step: Callable[[], Any], calls: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(calls):
+        step()
+    return (clock() - start) / calls
+
+
+def fastest(steps: list[Callable[[], Any]], seconds_each: float = 0.02) -> Callable[[], Any]:
+    """The step whose best call is the shortest: to give a contestant its best setting."""
+
+    def best(step: Callable[[], Any]) -> float:
+        step()
+        seconds: list[float] = []
+        while sum(seconds) < seconds_each:
+            seconds.append(_turn(step, 1, time.perf_counter))
+        return min(seconds)
+
+    return min(steps, key=best)

@@ -1,0 +1,181 @@
+"""Easy positives: finding them, and the triplet loss on them with its gradient."""
+
+from collections.abc import Callable
+
+import torch
+from pytorch_metric_learning import distances, miners, reducers
+from pytorch_metric_learning import losses as metric_losses
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from fused_margins.functional import mine_positives
+from fused_margins.losses import EasyPositiveTripletLoss
+from fused_margins.ops.registry import Problem
+
+from ..gate import judge_choice, judge_loss
+from ..workload import (
+    Contestant,
+    Inputs,
+    Outputs,
+    Size,
+    Step,
+    Workload,
+    compiled,
+    euclidean_differences,
+    forward_backward,
+    ours,
+)
+
+MARGIN = 0.2  # of squared distances
+SHAPES = ((512, 128, 4), (2048, 512, 16))
+
+
+def _size(rows: int, width: int, per_class: int) -> Size:
+    def make(dtype: torch.dtype, g: Generator) -> Inputs:
+        labels = torch.arange(rows) // per_class
+        return {
+            "embeddings": torch.randn(rows, width, generator=g).to(dtype),
+            "labels": labels[torch.randperm(rows, generator=g)],
+        }
+
+    return Size("batch", f"{rows} x {width} x {per_class}", make)
+
+
+SIZES = tuple(_size(*shape) for shape in SHAPES)
+
+
+def _problem(inputs: Inputs) -> Problem:
+    x = inputs["embeddings"]
+    return Problem("nearest", x.device.type, x.dtype, x.shape[0], x.shape[0], x.shape[1])
+
+
+def _search(inputs: Inputs) -> Inputs:
+    x, labels = inputs["embeddings"], inputs["labels"]
+    within = {"x": x, "y": x, "row_labels": labels, "column_labels": labels, "self_index": torch.arange(len(x))}
+    return within | {"similarity": "cosine", "relation": "same"}
+
+
+def eager_positives(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    x = F.normalize(embeddings)
+    same = labels[:, None] == labels
+    u = (x @ x.T).masked_fill(~same, -torch.inf).fill_diagonal_(-torch.inf)
+    similarity, index = u.max(1)
+    return similarity, torch.where(similarity > -torch.inf, index, -1)
+
+
+def sorted_positives(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows sorted by label and padded to the largest class, one small matrix product a class."""
+    x = F.normalize(embeddings)
+    order = labels.argsort()
+    _, group, count = torch.unique_consecutive(labels[order], return_inverse=True, return_counts=True)
+    place = torch.arange(len(x)) - (count.cumsum(0) - count)[group]  # of a row within its class
+    most = int(count.max())
+    padded = x.new_zeros(len(count), most, x.shape[1])
+    padded[group, place] = x[order]
+    u = padded @ padded.mT  # (classes, most, most)
+    empty = torch.arange(most) >= count[:, None]
+    u.masked_fill_(empty[:, None] | torch.eye(most, dtype=torch.bool), -torch.inf)
+    best, mate = u.max(2)
+    member = order.new_zeros(len(count), most)
+    member[group, place] = order
+    similarity, index = torch.empty_like(best[group, place]), torch.empty_like(order)
+    similarity[order] = best[group, place]
+    index[order] = member[group, mate[group, place]]
+    return similarity, torch.where(similarity > -torch.inf, index, -1)
+
+
+def _miner(positives: str, negatives: str) -> miners.BatchEasyHardMiner:
+    return miners.BatchEasyHardMiner(
+        pos_strategy=positives, neg_strategy=negatives, distance=distances.CosineSimilarity()
+    )
+
+
+def _metric_learning_miner(inputs: Inputs) -> Step:
+    miner, labels = _miner("easy", "hard"), inputs["labels"]
+
+    def step() -> Outputs:
+        anchor, positive, _, _ = miner(inputs["embeddings"], labels)
+        return {"index": torch.full_like(labels, -1).scatter(0, anchor, positive)}
+
+    return step
+
+
+def _choice(function: Callable[..., tuple[Tensor, Tensor]], inputs: Inputs) -> Step:
+    return lambda: dict(zip(("similarity", "index"), function(**inputs)))
+
+
+def eager_triplet(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """Hard negatives; of unit vectors, so that squared distances are 2 - 2 cos. Anchors without a positive do not
+    occur here."""
+    x = F.normalize(embeddings)
+    u = x @ x.T
+    same = labels[:, None] == labels
+    closed = ~same | torch.eye(len(labels), dtype=torch.bool)
+    positive = u.masked_fill(closed, -torch.inf).amax(1)
+    negative = u.masked_fill(same, -torch.inf).amax(1)
+    return F.relu(MARGIN + 2 * (negative - positive)).mean()
+
+
+def _triplet(function: Callable[..., Tensor], inputs: Inputs) -> Step:
+    return forward_backward(lambda arguments: {"loss": function(**arguments)}, inputs, ("embeddings",))
+
+
+def _our_triplet(inputs: Inputs, backend: str) -> Step:
+    return _triplet(EasyPositiveTripletLoss(MARGIN, negatives="hard", backend=backend), inputs)
+
+
+def _metric_learning_triplet(inputs: Inputs) -> Step:
+    miner = _miner("easy", "hard")
+    squared = distances.LpDistance(power=2)
+    loss = metric_losses.TripletMarginLoss(MARGIN, distance=squared, reducer=reducers.MeanReducer())
+    return _triplet(lambda embeddings, labels: loss(embeddings, labels, miner(embeddings, labels)), inputs)
+
+
+POSITIVES = (
+    Contestant("eager", lambda inputs: _choice(eager_positives, inputs)),
+    Contestant("torch.compile", lambda inputs: _choice(compiled(eager_positives), inputs), note="of the eager code"),
+    Contestant(
+        "sorted bmm", lambda inputs: _choice(sorted_positives, inputs), note="rows sorted by label, a product a class"
+    ),
+    Contestant(
+        "PML BatchEasyHardMiner",
+        _metric_learning_miner,
+        note="pytorch-metric-learning; it mines the hardest negatives, too, and cannot do without",
+    ),
+    *ours(
+        lambda inputs, backend: _choice(lambda **arguments: mine_positives(**arguments, backend=backend), inputs),
+        _problem,
+    ),
+)
+TRIPLET = (
+    Contestant("eager", lambda inputs: _triplet(eager_triplet, inputs)),
+    Contestant("torch.compile", lambda inputs: _triplet(compiled(eager_triplet), inputs), note="of the eager code"),
+    Contestant(
+        "PML TripletMarginLoss",
+        _metric_learning_triplet,
+        note="pytorch-metric-learning with its BatchEasyHardMiner; the mean is over all triplets, as ours",
+    ),
+    *ours(_our_triplet, _problem, euclidean_differences),
+)
+
+WORKLOADS = (
+    Workload(
+        "easy_positives",
+        "Easy positives within a batch, cosine, no gradient",
+        "B x D x samples a class",
+        SIZES,
+        (torch.float32,),
+        POSITIVES,
+        judge_choice(_search),
+    ),
+    Workload(
+        "easy_positive_triplet",
+        "Triplet loss on easy positives and hard negatives: loss and gradient",
+        "B x D x samples a class",
+        SIZES,
+        (torch.float32,),
+        TRIPLET,
+        # Against the eager code in float64: the reference would take minutes.
+        judge_loss(lambda inputs, backend: _triplet(eager_triplet, inputs)),
+    ),
+)

@@ -1,0 +1,88 @@
+"""Every op of the registry at the sizes of its ``cases.py``, on every backend, beside the usual PyTorch code where it
+is written here."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fused_margins.ops import cases, registry
+
+from ..gate import judge_op
+from ..workload import Contestant, Inputs, Outputs, Size, Step, Workload, compiled, forward_backward, ours
+
+
+def eager_contrast(x: Tensor, y: Tensor, target: Tensor, scale: float) -> Outputs:
+    z = F.linear(scale * F.normalize(x), F.normalize(y))
+    own = target[:, None]
+    return {"positive": z.gather(1, own)[:, 0] / scale, "negative_lse": z.scatter(1, own, -torch.inf).logsumexp(1)}
+
+
+def eager_nearest(
+    x: Tensor, y: Tensor, row_labels: Tensor, column_labels: Tensor, relation: str, self_index: Tensor
+) -> Outputs:
+    same = row_labels[:, None] == column_labels
+    closed = ~same if relation == "same" else same
+    u = F.linear(F.normalize(x), F.normalize(y)).masked_fill(closed, -torch.inf)
+    similarity, index = u.scatter(1, self_index[:, None], -torch.inf).max(1, keepdim=True)
+    return {"similarity": similarity, "index": torch.where(similarity > -torch.inf, index, -1)}
+
+
+def eager_scores(x: Tensor, y: Tensor, target: Tensor, scale: float, margin: float) -> Outputs:
+    z = F.linear(scale * F.normalize(x), F.normalize(y))
+    taken = z.new_full((1, 1), -scale * margin).expand(len(target), 1)
+    return {"scores": z.scatter_add(1, target[:, None], taken)}
+
+
+# An op without an entry is measured against its reference.
+EAGER: dict[str, Callable[..., Outputs]] = {
+    "contrast": eager_contrast,
+    "nearest": eager_nearest,
+    "scores": eager_scores,
+}
+
+
+def _workload(name: str) -> Workload:
+    op = cases.load(name)
+
+    def prepare(inputs: Inputs, backend: str) -> Step:
+        return forward_backward(lambda arguments: op.run(arguments, backend), inputs, op.DIFFERENTIABLE)
+
+    def problem(inputs: Inputs) -> registry.Problem:
+        x, y = inputs["x"], inputs["y"]
+        return registry.Problem(name, x.device.type, x.dtype, x.shape[0], y.shape[0], x.shape[1])
+
+    def usual(title: str, function: Callable[..., Outputs], note: str = "") -> Contestant:
+        def prepare_peer(inputs: Inputs) -> Step:
+            return forward_backward(lambda arguments: function(**arguments), inputs, op.DIFFERENTIABLE)
+
+        return Contestant(title, prepare_peer, note)
+
+    def size(shape: cases.Shape) -> Size:
+        return Size(
+            shape.name,
+            f"{shape.rows} x {shape.width} x {shape.columns}",
+            lambda dtype, generator: op.make_benchmark(shape, dtype, generator),
+            large=shape.rows * shape.columns > 2**24,
+            multiply_adds=op.multiply_adds(shape),
+            compulsory_bytes=lambda dtype: op.compulsory_bytes(shape, dtype),
+        )
+
+    eager = EAGER.get(name)
+    peers = (
+        () if eager is None else (usual("eager", eager), usual("torch.compile", compiled(eager), "of the eager code"))
+    )
+    gradients = ", with gradients" if op.DIFFERENTIABLE else ""
+    return Workload(
+        name,
+        f"The op `{name}`{gradients}",
+        "B x D x N",
+        tuple(size(shape) for shape in op.SHAPES),
+        (torch.float32, torch.bfloat16),
+        (*peers, *ours(prepare, problem)),
+        judge_op(op, prepare),
+    )
+
+
+WORKLOADS = tuple(_workload(name) for name in registry.OPS)
