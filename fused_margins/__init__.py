@@ -8,7 +8,8 @@ import warnings as _warnings
 from importlib.metadata import version as _version
 
 from . import functional, losses
-from .clusters import MagnetBatch, MagnetIndex, kmeans_per_class
+from .clusters import MagnetBatch, MagnetIndex
+from .kmeans import kmeans_per_class
 from .losses import *  # noqa: F403
 from .ops import native as _native
 from .ops.labels import checked

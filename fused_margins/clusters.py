@@ -1,185 +1,12 @@
-"""Clusters within classes: k-means over all classes at once, and the index that makes batches for the magnet loss."""
+"""The magnet index: clusters within classes, the batches that they make, and classification by the nearest of them."""
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .ops import checks
+from .kmeans import EUCLIDEAN, at_least_1, checked_embeddings, draw, kmeans_per_class, ordered_sum, sum_by
 from .ops.nearest import nearest
-from .ops.similarity import accumulation_dtype
-
-EUCLIDEAN = "negative_squared_euclidean"
-
-
-@torch.no_grad()
-def kmeans_per_class(
-    embeddings: Tensor,
-    labels: Tensor,
-    clusters_per_class: int,
-    *,
-    num_iterations: int = 20,
-    num_restarts: int = 1,
-    generator: torch.Generator | None = None,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """k-means of every class apart, all classes in the same passes: k-means++ seeds, then Lloyd's iterations.
-
-        minimise over centroids c, for each class, sum over its samples of min_k |x_i - c_k|^2
-
-    An empty cluster is moved to the sample of its class that lies farthest from its centroid. A class with fewer
-    distinct samples than clusters gets as many clusters as it can fill.
-
-    Args:
-        embeddings: (n, D), finite; float64, float32, bfloat16 or float16. labels: (n,) integers.
-        clusters_per_class: K, at least 1.
-        num_iterations: at most so many updates of the centroids; it stops where no assignment changes.
-        num_restarts: runs from new seeds; each class keeps its best.
-        generator: draws the seeds; None for torch's global one. The same state gives the same bits.
-        backend: of the assignment; "auto", or the name of one.
-
-    Returns:
-        centroids (M, D), float32 (float64 for float64), grouped by class in ascending order; centroid_labels (M,)
-        int64; assignments (n,) int64 in [0, M). Every cluster has a member.
-
-    Raises:
-        ValueError, TypeError: shapes, dtypes, devices, no samples, embeddings that are not finite.
-
-    Gradients: none.
-
-    Source: Arthur and Vassilvitskii, k-means++: The advantages of careful seeding, 2007, section 2.2.
-
-    >>> import torch
-    >>> from fused_margins.clusters import kmeans_per_class
-    >>> embeddings = torch.tensor([[0.0], [0.2], [5.0], [9.0]])
-    >>> centroids, centroid_labels, assignments = kmeans_per_class(embeddings, torch.tensor([0, 0, 0, 1]), 2)
-    >>> centroid_labels, centroids[assignments].flatten()
-    (tensor([0, 0, 1]), tensor([0.1000, 0.1000, 5.0000, 9.0000]))
-    """
-    x = _checked(embeddings)
-    checks.labels("labels", labels, x.shape[0], x)
-    if x.shape[0] == 0:
-        raise ValueError("embeddings: expected at least one sample, got none")
-    _at_least_1(clusters_per_class=clusters_per_class, num_iterations=num_iterations, num_restarts=num_restarts)
-    classes, sample_class, sizes = torch.unique(labels.long(), return_inverse=True, return_counts=True)
-    slots = sizes.clamp(max=clusters_per_class)  # (C,) clusters that each class may have
-    slot_class = torch.arange(len(classes), device=x.device).repeat_interleave(slots)  # (K,)
-
-    with torch.autocast(x.device.type, enabled=False):
-        for restart in range(num_restarts):
-            seeds = _seeds(x, sample_class, slots, generator)
-            run = _lloyd(x, sample_class, seeds, slot_class, num_iterations, backend)
-            squared = _sum_by(sample_class, run[2][:, None].double(), len(classes))[:, 0]  # (C,)
-            if restart == 0:
-                (centroids, assignments, _), best = run, squared
-                continue
-            better = squared < best
-            centroids = torch.where(better[slot_class, None], run[0], centroids)
-            assignments = torch.where(better[sample_class], run[1], assignments)
-            best = torch.where(better, squared, best)
-
-    filled = torch.bincount(assignments, minlength=len(centroids)) > 0
-    renumbered = filled.cumsum(0) - 1
-    return centroids[filled], classes[slot_class[filled]], renumbered[assignments]
-
-
-def _seeds(x: Tensor, sample_class: Tensor, slots: Tensor, generator: torch.Generator | None) -> Tensor:
-    """k-means++ (K, D): the next seed of a class is drawn in proportion to squared distance from those it has."""
-    first_slot = slots.cumsum(0) - slots
-    seeds = x.new_zeros(int(slots.sum()), x.shape[1])
-    squared = x.new_ones(x.shape[0])
-    for taken in range(int(slots.max())):
-        drawn = _draw(squared, sample_class, len(slots), generator)  # (C,)
-        open_classes = slots > taken
-        seeds[first_slot[open_classes] + taken] = x[drawn[open_classes]]
-        distance = (x - x[drawn[sample_class]]).square().sum(1)
-        squared = distance if taken == 0 else torch.minimum(squared, distance)
-    return seeds
-
-
-def _lloyd(
-    x: Tensor, sample_class: Tensor, centroids: Tensor, slot_class: Tensor, num_iterations: int, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Centroids (K, D), assignments (n,), and the squared distance (n,) of each sample from its centroid."""
-
-    def assign(centroids: Tensor) -> tuple[Tensor, Tensor]:
-        u, index = nearest(
-            x, centroids, sample_class, slot_class, similarity=EUCLIDEAN, relation="same", backend=backend
-        )
-        return index[:, 0], -u[:, 0]
-
-    assignments, squared = assign(centroids)
-    for _ in range(num_iterations):
-        counts = torch.bincount(assignments, minlength=len(centroids))
-        # Means of differences from the old centroid: no cancellation, however far the data lie from the origin.
-        shift = _sum_by(assignments, x - centroids[assignments], len(centroids)) / counts.clamp(min=1)[:, None]
-        centroids = centroids + shift
-        if bool((counts == 0).any()):
-            centroids = _reseed(x, sample_class, centroids, slot_class, counts == 0, squared)
-        previous = assignments
-        assignments, squared = assign(centroids)
-        if torch.equal(previous, assignments):
-            break
-    return centroids, assignments, squared
-
-
-def _reseed(
-    x: Tensor, sample_class: Tensor, centroids: Tensor, slot_class: Tensor, empty: Tensor, squared: Tensor
-) -> Tensor:
-    """Centroids with each empty cluster on a sample of its class: the r-th such cluster on the r-th farthest sample."""
-    farthest = squared.argsort(descending=True, stable=True)
-    farthest = farthest[sample_class[farthest].argsort(stable=True)]  # grouped by class, farthest first
-    sizes = torch.bincount(sample_class)
-    first = sizes.cumsum(0) - sizes
-    slot = empty.nonzero()[:, 0]
-    of_class = slot_class[slot]  # ascending
-    rank = torch.arange(len(slot), device=x.device) - torch.searchsorted(of_class, of_class)
-    return centroids.index_copy(0, slot, x[farthest[first[of_class] + rank]])
-
-
-def _draw(weight: Tensor, group: Tensor, num_groups: int, generator: torch.Generator | None) -> Tensor:
-    """One index a group (G,), with probability in proportion to weight (n,); a group without weight gives its first.
-
-    A race of exponential waiting times: its winner is a minimum, so it does not depend on the order of a summation.
-    """
-    source = weight.device if generator is None else generator.device
-    uniform = torch.rand(weight.shape, generator=generator, device=source, dtype=torch.float64).to(weight.device)
-    time = -torch.log1p(-uniform) / weight
-    time = torch.where(weight > 0, time, torch.inf)
-    first = time.new_full((num_groups,), torch.inf).scatter_reduce(0, group, time, "amin")
-    index = torch.arange(len(weight), device=weight.device)
-    index = torch.where(time == first[group], index, len(weight))
-    return index.new_full((num_groups,), len(weight)).scatter_reduce(0, group, index, "amin")
-
-
-def _sum_by(group: Tensor, values: Tensor, num_groups: int) -> Tensor:
-    """Sums (G, D) of the rows of values (n, D), each group's in order: no atomics, so the same bits for any threads."""
-    sizes = torch.bincount(group, minlength=num_groups)
-    return F.embedding_bag(group.argsort(stable=True), values, sizes.cumsum(0) - sizes, mode="sum")
-
-
-def _total(values: Tensor) -> Tensor:
-    """Sum (0-d) of values (n,) in float64 and one order."""
-    everything = torch.zeros_like(values, dtype=torch.int64)
-    return _sum_by(everything, values[:, None].double(), 1)[0, 0].to(values.dtype)
-
-
-def _checked(embeddings: Tensor) -> Tensor:
-    """The embeddings (n, D) in float32 or float64; every distance between two of them is finite."""
-    checks.matrices(embeddings, embeddings, ("embeddings", "embeddings"))
-    x = embeddings.detach().to(accumulation_dtype(embeddings.dtype))
-    finite = (4 * x.square().sum(1)).isfinite()
-    if not bool(finite.all()):
-        row = int((~finite).nonzero()[0, 0])
-        raise ValueError(f"embeddings: expected finite values with finite squares, row {row} of {len(x)} has others")
-    return x
-
-
-def _at_least_1(**values: int) -> None:
-    for argument, value in values.items():
-        if value < 1:
-            raise ValueError(f"{argument}: expected at least 1, got {value}")
 
 
 class MagnetBatch(NamedTuple):
@@ -254,7 +81,7 @@ class MagnetIndex(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        _at_least_1(clusters_per_class=clusters_per_class, num_iterations=num_iterations, num_restarts=num_restarts)
+        at_least_1(clusters_per_class=clusters_per_class, num_iterations=num_iterations, num_restarts=num_restarts)
         if not variance_floor > 0:
             raise ValueError(f"variance_floor: expected a positive number, got {variance_floor}")
         self.clusters_per_class, self.variance_floor = clusters_per_class, float(variance_floor)
@@ -289,7 +116,7 @@ class MagnetIndex(nn.Module):
             backend=self.backend,
         )
         squared = (embeddings - self.centroids[self.assignments]).square().sum(1)
-        self.variance = (_total(squared) / max(len(squared) - 1, 1)).clamp(min=self.variance_floor)
+        self.variance = (ordered_sum(squared) / max(len(squared) - 1, 1)).clamp(min=self.variance_floor)
         self.cluster_losses = torch.zeros_like(self.centroids[:, 0])
         self.losses_seen = torch.zeros_like(self.centroid_labels)
         self._group_members()
@@ -307,9 +134,9 @@ class MagnetIndex(nn.Module):
         replacement. With fewer clusters of other classes than `num_clusters` - 1, the batch has fewer.
         """
         self._require_fit()
-        _at_least_1(num_clusters=num_clusters, samples_per_cluster=samples_per_cluster)
+        at_least_1(num_clusters=num_clusters, samples_per_cluster=samples_per_cluster)
         generator = generator or self.generator
-        seed = _draw(self._seed_weights(), torch.zeros_like(self.sizes), 1, generator)  # (1,)
+        seed = draw(self._seed_weights(), torch.zeros_like(self.sizes), 1, generator)  # (1,)
         with torch.autocast(self.centroids.device.type, enabled=False):
             _, impostors = nearest(
                 self.centroids[seed],
@@ -346,9 +173,9 @@ class MagnetIndex(nn.Module):
         finite = losses.isfinite()
         cluster = self.assignments[batch.indices.to(self.assignments.device)]
         seen = torch.bincount(cluster[finite], minlength=len(self.sizes))
-        total = _sum_by(cluster, torch.where(finite, losses, 0.0)[:, None], len(self.sizes))[:, 0]
+        sum_of_losses = sum_by(cluster, torch.where(finite, losses, 0.0)[:, None], len(self.sizes))[:, 0]
         self.losses_seen = self.losses_seen + seen
-        step = (total - seen * self.cluster_losses) / self.losses_seen.clamp(min=1)
+        step = (sum_of_losses - seen * self.cluster_losses) / self.losses_seen.clamp(min=1)
         self.cluster_losses = self.cluster_losses + step
 
     @torch.no_grad()
@@ -360,8 +187,8 @@ class MagnetIndex(nn.Module):
         Args: embeddings (B, D), finite. num_neighbours: L; all clusters where there are fewer.
         """
         self._require_fit()
-        _at_least_1(num_neighbours=num_neighbours)
-        x = _checked(embeddings).to(self.centroids.dtype)
+        at_least_1(num_neighbours=num_neighbours)
+        x = checked_embeddings(embeddings).to(self.centroids.dtype)
         row_labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         k = min(num_neighbours, len(self.sizes))
         with torch.autocast(x.device.type, enabled=False):
@@ -403,7 +230,7 @@ class MagnetIndex(nn.Module):
     def _seed_weights(self) -> Tensor:
         """(M,) mean losses; the mean over the others where none was seen, ones where no loss is positive."""
         seen = self.losses_seen > 0
-        mean = _total(self.cluster_losses) / seen.sum().clamp(min=1)
+        mean = ordered_sum(self.cluster_losses) / seen.sum().clamp(min=1)
         weights = torch.where(seen, self.cluster_losses, mean).clamp(min=0)
         return torch.where(weights.sum() > 0, weights, torch.ones_like(weights))
 

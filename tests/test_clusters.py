@@ -9,8 +9,9 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from fused_margins import MagnetIndex, MagnetLoss, clusters
-from fused_margins.clusters import MagnetBatch, kmeans_per_class
+from fused_margins import MagnetIndex, MagnetLoss, kmeans
+from fused_margins.clusters import MagnetBatch
+from fused_margins.kmeans import kmeans_per_class
 
 BACKENDS = ("reference", "cpu")
 
@@ -116,7 +117,7 @@ def test_empty_clusters_are_reseeded(backend):
     x = torch.tensor([[0.0], [1.0], [2.0], [10.0], [20.0], [0.0], [0.5], [9.0]])
     sample_class, slot_class = torch.tensor([0] * 5 + [1] * 3), torch.tensor([0, 0, 0, 1, 1])
     seeds = torch.tensor([[1.0], [1e3], [2e3], [0.0], [-1e3]])
-    centroids, assignments, squared = clusters._lloyd(x, sample_class, seeds, slot_class, 20, backend)
+    centroids, assignments, squared = kmeans._lloyd(x, sample_class, seeds, slot_class, 20, backend)
     assert torch.bincount(assignments, minlength=5).min() >= 1
     assert sorted(centroids[:3].flatten().tolist()) == [1.0, 10.0, 20.0]
     assert sorted(centroids[3:].flatten().tolist()) == [0.25, 9.0]

@@ -161,3 +161,23 @@ def test_bad_input(batch):
         MagnetLoss()(x, clusters[:3])
     with pytest.raises(ValueError, match="embeddings: expected a matrix"):
         MagnetLoss()(x[0], clusters, cluster_labels)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_same_bits_for_one_and_two_threads(backend):
+    x = torch.randn(2048, 256, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    clusters, cluster_labels = torch.arange(2048) % 12, torch.arange(12) % 4  # neighbouring rows meet in other clusters
+    before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)  # as users run it
+    grads = []
+    try:
+        for threads in (1, 2, 2):
+            torch.set_num_threads(threads)
+            loss = MagnetLoss(backend=backend)(x, clusters, cluster_labels)
+            grads.append(torch.autograd.grad(loss, x)[0])
+    finally:
+        torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(deterministic)
+    if backend == "cpu":  # torch's own products, which the reference is made of, may depend on the threads
+        assert torch.equal(grads[0], grads[1])
+    assert torch.equal(grads[1], grads[2])

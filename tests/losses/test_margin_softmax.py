@@ -252,7 +252,7 @@ def test_bad_tensors(batch, backend):
             margin_softmax_loss(x, w, wrong, backend=backend)
         with pytest.raises(IndexError, match=rf"got {bad} in row 7"):
             margin_logits(x, w, wrong, backend=backend)
-    with pytest.raises(TypeError, match="labels: expected an integer dtype, got torch.float64"):
+    with pytest.raises(TypeError, match=r"labels: expected an integer dtype, got torch\.float64"):
         margin_softmax_loss(x, w, labels.double(), backend=backend)
     with pytest.raises(ValueError, match=rf"weight: expected width {D} as embeddings has, got {D + 1}"):
         margin_softmax_loss(x, torch.ones(C, D + 1, dtype=torch.float64), labels, backend=backend)
