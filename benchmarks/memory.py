@@ -57,14 +57,14 @@ def _resident(field: str) -> int:
     return 1024 * int(match[1])
 
 
-def measure_in_child(workload: str, size: str, dtype: str, contestant: str) -> int:
-    """`peak_growth` of a contestant, named as in the results, in a process of its own with this one's thread count."""
+def measure_in_child(row_id: str, contestant: str) -> int:
+    """`peak_growth` of a contestant in a process of its own, with the thread count of this one."""
     # A fork server has imported torch and this package but never run anything: its children start in milliseconds,
     # with a small resident set and no threads of a parent that OpenMP could stumble over.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.workloads", "torch._inductor.compile_fx"])
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sending, workload, size, dtype, contestant, torch.get_num_threads()))
+    process = context.Process(target=_child, args=(sending, row_id, contestant, torch.get_num_threads()))
     process.start()
     sending.close()
     with receiving:
@@ -77,18 +77,16 @@ def measure_in_child(workload: str, size: str, dtype: str, contestant: str) -> i
         process.kill()
         process.join()
     if isinstance(answer, str):
-        raise MemoryMeasurementError(
-            f"{contestant}, {workload} {size} {dtype}: {answer} (exit code {process.exitcode})"
-        )
+        raise MemoryMeasurementError(f"{contestant}, {row_id}: {answer} (exit code {process.exitcode})")
     return answer
 
 
-def _child(answer: Connection, workload: str, size: str, dtype: str, contestant: str, num_threads: int) -> None:
+def _child(answer: Connection, row_id: str, contestant: str, num_threads: int) -> None:
     try:
         from .workloads import find_row
 
         torch.set_num_threads(num_threads)
-        row = find_row(workload, size, dtype)
+        row = find_row(row_id)
         answer.send(peak_growth(row.workload.contestant(contestant).step(row.inputs())))
     except Exception as error:  # the parent reports it
         answer.send(f"{type(error).__name__}: {error}")

@@ -34,6 +34,7 @@ class Figure(BaseModel):
 class RowResult(BaseModel):
     """All contestants of a row, and what they ran with."""
 
+    id: str
     workload: str
     title: str
     symbols: str
@@ -48,10 +49,6 @@ class RowResult(BaseModel):
     commit: str
     versions: dict[str, str]
     load_before: float  # of the machine when the run began: above about 0.3, somebody else was working
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return self.workload, self.size, self.dtype
 
     def figure(self, contestant: str) -> Figure:
         return next(f for f in self.figures if f.contestant == contestant)
@@ -81,9 +78,9 @@ def store(folder: Path, machine: Machine, row: RowResult) -> Path:
         raise ResultsError(
             f"{path}: measured on another machine ({results.machine}), this is {machine}; use another --results folder"
         )
-    keys = [r.key for r in results.rows]
-    if row.key in keys:
-        results.rows[keys.index(row.key)] = row
+    known = [r.id for r in results.rows]
+    if row.id in known:
+        results.rows[known.index(row.id)] = row
     else:
         results.rows.append(row)
     write_text(path, results.model_dump_json(indent=1) + "\n")

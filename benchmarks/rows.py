@@ -40,9 +40,10 @@ def measure(
         figure.rounds, figure.calls_per_turn = len(taken.seconds), taken.calls_per_turn
         figure.speedup = None if baseline is None else baseline.median / taken.median
         if MEMORY not in without and memory.available():
-            figure.extra_memory_bytes = memory.measure_in_child(row.workload.name, row.size.text, row.dtype_name, name)
+            figure.extra_memory_bytes = memory.measure_in_child(row.id, name)
     bytes_of = row.size.compulsory_bytes
     result = RowResult(
+        id=row.id,
         workload=row.workload.name,
         title=row.workload.title,
         symbols=row.workload.symbols,

@@ -37,8 +37,8 @@ def _render_machine(rows: list[RowResult], machine: Machine) -> str:
     titles = [f"ours: {name}" if name in ours else name for name in names]
     costs = any(row.multiply_adds for row in rows)
 
-    speed = [[first.symbols, "dtype", f"{first.baseline} ms", *titles] + ["best of ours, GFLOP/s"] * costs]
-    memory = [[first.symbols, "dtype", *titles]]
+    speed = [["case", first.symbols, "dtype", f"{first.baseline} ms", *titles] + ["best of ours, GFLOP/s"] * costs]
+    memory = [["case", first.symbols, "dtype", *titles]]
     for row in rows:
         speedups = {f.contestant: f.speedup for f in row.figures if f.speedup is not None}
         best = max(speedups.values(), default=None)
@@ -53,10 +53,10 @@ def _render_machine(rows: list[RowResult], machine: Machine) -> str:
                 speed_cells.append(f"**{cell}**" if figure.speedup == best else cell)
             extra = None if figure is None else figure.extra_memory_bytes
             memory_cells.append("—" if extra is None else f"{extra / MIB:.1f}")
-        speed.append([row.size, row.dtype, _milliseconds(row, row.baseline), *speed_cells])
+        speed.append([row.size_name, row.size, row.dtype, _milliseconds(row, row.baseline), *speed_cells])
         if costs:
             speed[-1].append(_throughput(row))
-        memory.append([row.size, row.dtype, *memory_cells])
+        memory.append([row.size_name, row.size, row.dtype, *memory_cells])
 
     text = [f"{first.title}. {machine}.", "", "Speed-up over eager (the ratio of medians; above 1 is faster):"]
     if first.baseline != "eager":
@@ -81,7 +81,10 @@ def _remarks(rows: list[RowResult]) -> list[str]:
     """What each contestant does differently, why figures are missing, and what the rows ran with."""
     remarks = dict.fromkeys(f"{f.contestant}: {f.note}." for row in rows for f in row.figures if f.note)
     remarks |= dict.fromkeys(
-        f"{f.contestant} at {row.size}, {row.dtype}: {f.reason}." for row in rows for f in row.figures if f.reason
+        f"{f.contestant} at {row.size_name}, {row.size}, {row.dtype}: {f.reason}."
+        for row in rows
+        for f in row.figures
+        if f.reason
     )
     runs = dict.fromkeys(f"{row.date[:10]}, commit {row.commit}, torch {row.versions['torch']}" for row in rows)
     busy = max(row.load_before for row in rows)
@@ -94,7 +97,7 @@ def _remarks(rows: list[RowResult]) -> list[str]:
 def _aligned(table: list[list[str]]) -> list[str]:
     """A Markdown table whose columns line up as text, too; numbers to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*table)]
-    left = {0, 1}
+    left = {0, 1, 2}
 
     def line(cells: list[str]) -> str:
         padded = (

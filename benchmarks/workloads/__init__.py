@@ -11,9 +11,8 @@ WORKLOADS: tuple[Workload, ...] = tuple(w for module in _modules for w in module
 ROWS: tuple[Row, ...] = tuple(rows(WORKLOADS))
 
 
-def find_row(workload: str, size: str, dtype: str) -> Row:
-    """The row of these names; `size` is the size's text."""
+def find_row(row_id: str) -> Row:
     for row in ROWS:
-        if (row.workload.name, row.size.text, row.dtype_name) == (workload, size, dtype):
+        if row.id == row_id:
             return row
-    raise LookupError(f"no row {workload} {size} {dtype}")
+    raise LookupError(f"no row {row_id}")
