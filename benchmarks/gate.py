@@ -29,7 +29,6 @@ def judge_op(op: cases.OpCases, prepare: Callable[[Inputs, str], Step]) -> Calla
     def judge_for(inputs: Inputs) -> Judge:
         dtype = inputs["x"].dtype
         truths = _Truths(lambda changed: prepare(cases.convert(changed, torch.float64), "reference"), inputs)
-
         exact = cases.convert(inputs, torch.float64)
 
         def judge(contestant: Contestant, outputs: Outputs) -> list[str]:
@@ -46,12 +45,11 @@ def judge_op(op: cases.OpCases, prepare: Callable[[Inputs, str], Step]) -> Calla
     return judge_for
 
 
-def judge_loss(prepare: Callable[[Inputs, str], Step], embeddings: str = "embeddings") -> Callable[[Inputs], Judge]:
-    """For a loss and its gradients; `prepare` makes our step on a backend, `embeddings` names the input with the
-    dtype."""
+def judge_loss(prepare: Callable[[Inputs, str], Step]) -> Callable[[Inputs], Judge]:
+    """For a loss and its gradients, or any function of "embeddings"; `prepare` makes our step on a backend."""
 
     def judge_for(inputs: Inputs) -> Judge:
-        dtype = inputs[embeddings].dtype
+        dtype = inputs["embeddings"].dtype
         truths = _Truths(lambda changed: prepare(_doubled(changed), "reference"), inputs)
         same_dtype = _Truths(lambda changed: prepare(changed, "reference"), inputs)
 
@@ -59,7 +57,9 @@ def judge_loss(prepare: Callable[[Inputs, str], Step], embeddings: str = "embedd
             truth = truths.of(contestant)
             if contestant.backend is None:
                 return _peer_faults(outputs, truth, dtype)
-            faults = []
+            faults = _unlike(outputs, truth)
+            if faults:
+                return faults
             for name, expected in truth.items():
                 error = cases.largest(outputs[name] - expected)
                 granted = cases.largest(same_dtype.of(contestant)[name] - expected)
@@ -129,11 +129,18 @@ def _doubled(inputs: Inputs) -> Inputs:
     return {n: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for n, t in inputs.items()}
 
 
+def _unlike(outputs: Outputs, truth: Outputs) -> list[str]:
+    """Outputs that are missing or of another shape."""
+    shapes = {name: tuple(outputs[name].shape) if name in outputs else None for name in truth}
+    return [f"{n}: expected shape {tuple(t.shape)}, got {shapes[n]}" for n, t in truth.items() if shapes[n] != t.shape]
+
+
 def _peer_faults(outputs: Outputs, truth: Outputs, dtype: torch.dtype) -> list[str]:
-    faults = [f"{name}: missing" for name in truth.keys() - outputs.keys()]
-    for name in truth.keys() & outputs.keys():
-        expected, got = truth[name], outputs[name].double()
-        error, size = float((got - expected).norm()), float(expected.norm())
+    faults = _unlike(outputs, truth)
+    if faults:
+        return faults
+    for name, expected in truth.items():
+        error, size = float((outputs[name].double() - expected).norm()), float(expected.norm())
         if not error <= PEER_TOLERANCE[dtype] * size:
             faults.append(f"{name}: relative error {error / max(size, 1e-300):.3g}, granted {PEER_TOLERANCE[dtype]:g}")
-    return sorted(faults)
+    return faults

@@ -142,6 +142,9 @@ def main(
         filled = rewrite(text, [read(path) for path in sorted(results.glob("*.json"))])
     except (OSError, ResultsError) as error:
         sys.exit(f"error: {error}")
+    others = sorted({m["name"] for m in REGION.finditer(text)} - {workload.name for workload in WORKLOADS})
+    if others:
+        print(f"{readme}: left alone, no workloads of these names: {', '.join(others)}")
     if filled == text:
         print(f"{readme}: up to date")
     elif check:

@@ -83,13 +83,16 @@ def test_a_peer_off_by_a_thousandth_is_red(name: str, output: str) -> None:
     assert line.startswith(f"{output}: relative error 0.001")
 
 
-def test_a_missing_gradient_is_red() -> None:
+@pytest.mark.parametrize("name", ["eager", "reference"])
+def test_a_missing_or_misshapen_gradient_is_red(name: str) -> None:
     row = smallest_row("magnet")
-    eager = row.workload.contestant("eager")
+    contestant = row.workload.contestant(name)
     inputs = row.inputs()
-    outputs = eager.step(inputs)()
-    del outputs["grad_embeddings"]
-    assert row.workload.judge(inputs)(eager, outputs) == ["grad_embeddings: missing"]
+    judge, outputs = row.workload.judge(inputs), contestant.step(inputs)()
+    gradient = outputs.pop("grad_embeddings")
+    assert judge(contestant, outputs) == ["grad_embeddings: expected shape (48, 128), got None"]
+    outputs["grad_embeddings"] = gradient[:1]
+    assert judge(contestant, outputs) == ["grad_embeddings: expected shape (48, 128), got (1, 128)"]
 
 
 @pytest.mark.parametrize("name", ["contrast", "margin_softmax"])
@@ -409,7 +412,9 @@ def test_the_readme_is_rewritten_in_its_regions_alone(tmp_path: Path, capsys: py
     assert written.endswith(f"<!-- end:magnet -->\n{other}after\n")
     tables.main(readme, folder, check=True)
     assert readme.read_text() == written
-    assert "up to date" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "left alone, no workloads of these names: somebody-elses\n" in output
+    assert output.endswith("up to date\n")
 
 
 def test_a_region_that_is_not_closed_is_an_error(tmp_path: Path) -> None:
