@@ -11,8 +11,8 @@ from rich.markup import escape
 from . import commands
 from .config import TrainConfig, explain_validation
 from .errors import UserError
-from .progress import errors
 from .runs import Run
+from .terminal import errors
 
 USER_ERROR = 2
 
@@ -60,7 +60,7 @@ def _with_stored_settings(command: commands.Train, arguments: Sequence[str] | No
 
 
 def _fail(message: str) -> int:
-    errors.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    errors.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return USER_ERROR
 
 

@@ -21,10 +21,10 @@ from .interrupts import stop_on_interrupt
 from .options import ConfigFlags, LossFlags, LossOptions
 from .parity import TOLERANCE, Parity, StepDifference
 from .plots import difference_curves, loss_curves
-from .progress import console, progress_bar
 from .report import write_run_report
 from .runs import Run, replacing
 from .tables import Table
+from .terminal import console, progress, say
 from .trainer import Trainer, resume
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
@@ -51,7 +51,7 @@ class Demo:
         start = time.perf_counter()
         available = doctor.available_backends("cpu")
         if not available:
-            console.print("only the reference backend is available: the parity part is left out")
+            say("only the reference backend is available: the parity part is left out")
         backends = ("reference", available[0]) if available else None
         outcomes = run_demo(
             self.seeds,
@@ -63,7 +63,7 @@ class Demo:
         report = DemoReport(outcomes, time.perf_counter() - start)
         report.write(self.output)
         report.print(console)
-        console.print(f"{time.perf_counter() - start:.0f} s; report: {self.output / 'report.md'}")
+        say(f"{time.perf_counter() - start:.0f} s; report: {self.output / 'report.md'}")
         return 0
 
 
@@ -100,14 +100,14 @@ class Train:
         else:
             trainer = Trainer(config, task.training)
             run = Run.create(folder, config)
-        with progress_bar() as bar, stop_on_interrupt() as stop:
-            name = f"{config.loss.name} on {config.dataset}"
-            progress = bar.add_task(name, total=trainer.total_steps, completed=trainer.steps_done, unit="steps")
-            complete = trainer.train(run, stop, lambda images, loss: bar.advance(progress))
+        name = f"{config.loss.name} on {config.dataset}"
+        with (
+            progress(name, trainer.total_steps, "steps", completed=trainer.steps_done) as advance,
+            stop_on_interrupt() as stop,
+        ):
+            complete = trainer.train(run, stop, advance)
         if not complete:
-            console.print(
-                f"stopped in epoch {trainer.epoch}; continue with: fused-margins train --resume --output {folder}"
-            )
+            say(f"stopped in epoch {trainer.epoch}; continue with: fused-margins train --resume --output {folder}")
             return INTERRUPTED
         _evaluate(run, trainer, task, self.episodes, seed=0)
         return 0
@@ -137,7 +137,7 @@ class Evaluate:
 def _evaluate(run: Run, trainer: Trainer, task: Task, num_episodes: int, seed: int) -> None:
     figures = evaluate(trainer, task, num_episodes=num_episodes, seed=seed)
     console.print(write_run_report(run, trainer, task, figures).rich())
-    console.print(f"report: {run.folder / 'report.md'}")
+    say(f"report: {run.folder / 'report.md'}")
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,12 @@ class ParityCommand:
     def main(self) -> int:
         config = self.loss.apply(self.config)
         parity = Parity(config, make_task(load(config.dataset), config.classes).training, self.backends)
+        num_steps = min(self.steps, parity.first.total_steps)
         differences: list[StepDifference] = []
-        with progress_bar() as bar:
-            for difference in bar.track(parity.steps(self.steps), total=self.steps, description=config.loss.name):
+        with progress(f"{config.loss.name} on {config.dataset}", num_steps, "steps") as advance:
+            for difference in parity.steps(num_steps):
                 differences.append(difference)
+                advance()
         with replacing(self.output / "parity.jsonl") as temporary:
             lines = (json.dumps(dataclasses.asdict(d)) + "\n" for d in differences)
             temporary.write_text("".join(lines), encoding="utf-8")
@@ -183,7 +185,7 @@ class ParityCommand:
         title = f"{config.loss.name} on {config.dataset}: {' and '.join(self.backends)}, {len(differences)} steps"
         console.print(Table(title, ["relative difference", "largest", "at the last step"], rows).rich())
         verdict = "within" if largest <= self.tolerance else "BEYOND"
-        console.print(
+        say(
             f"{verdict} the tolerance of {self.tolerance:g}: {largest:.1e} at step {worst.step} "
             f"({worst.worst_parameter}); details: {self.output}{os.sep}"
         )

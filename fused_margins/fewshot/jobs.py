@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from .progress import progress_bar
+from .terminal import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,13 +32,12 @@ def run_all(
         workers: processes; by default as many as cores, and none at all for a single worker.
     """
     workers = min(workers or available_cores(), len(items))
-    with progress_bar() as bar:
-        task = bar.add_task(description, total=len(items), unit="runs")
+    with progress(description, total=len(items), unit="runs") as advance:
         if workers <= 1:
             results = []
             for item in items:
                 results.append(function(item))
-                bar.advance(task)
+                advance()
             return results
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in mid-air
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
@@ -46,7 +45,7 @@ def run_all(
             try:
                 for future in as_completed(futures):
                     future.result()
-                    bar.advance(task)
+                    advance()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -142,15 +142,14 @@ class Trainer:
         self,
         run: Run | None = None,
         stop: Callable[[], bool] = lambda: False,
-        on_step: Callable[[int, float], None] = lambda images, loss: None,
+        on_step: Callable[[], None] = lambda: None,
     ) -> bool:
         """Train to the end, or until `stop()` after a step: True if complete. `run` keeps it resumable throughout."""
         saved = time.monotonic()
         while not self.finished and not stop():
             epoch = self.epoch
-            images, batch = self.next_batch()
-            loss = self.update(self.loss_and_gradients(images, batch))
-            on_step(len(images), loss)
+            self.update(self.loss_and_gradients(*self.next_batch()))
+            on_step()
             if run is not None and self.epoch > epoch:
                 run.append_metrics(self.history[-1])
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:

@@ -123,7 +123,7 @@ def test_a_run_is_saved_as_it_goes(images, config, tmp_path, monkeypatch):
     class PowerCut(Exception):
         pass
 
-    def cut(count, loss):
+    def cut():
         if len(run.read_metrics()) == 2:
             raise PowerCut
 
