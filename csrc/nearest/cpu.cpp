@@ -100,7 +100,8 @@ class Search {
   void run(const int64_t* rows, int64_t count, const int64_t* columns, int64_t total) const {
     constexpr int64_t wide = TILE_COLUMNS<T>;
     Buffer<T> row_panels(ROW_BLOCK * width_), column_panel(wide * width_), u(ROW_BLOCK * wide), squared(wide);
-    Buffer<T> row_values(ROW_BLOCK * width_), column_values(wide * width_), prepared(wide * width_);
+    Buffer<T> row_values(ROW_BLOCK * width_), column_values(wide * width_);
+    Buffer<T> prepared(std::max(wide, TILE_ROWS) * width_);  // of one panel, of either side
     Buffer<int32_t> ids(wide);
     for (int64_t r = 0; r < count; r += TILE_ROWS)
       load(x_, rows + r, std::min(TILE_ROWS, count - r), row_values.get() + r * width_, prepared.get(),
