@@ -98,7 +98,8 @@ def margin_softmax_loss(
 
     Gradients: embeddings, weight, scale, margin, angular_margin_rad, class_weight; twice differentiable.
 
-    Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, eq. 1 and 2.
+    Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, softmax
+        loss with a margin.
 
     >>> import torch
     >>> from fused_margins.functional import margin_softmax_loss
@@ -188,7 +189,7 @@ def margin_logits(
 
     Gradients: embeddings, weight, scale, margin, angular_margin_rad; twice differentiable.
 
-    Source: Liu et al., Negative Margin Matters, 2020, eq. 2.
+    Source: Liu et al., Negative Margin Matters, 2020, the logits of its softmax loss with a margin.
 
     >>> import torch
     >>> from fused_margins.functional import margin_logits
@@ -257,7 +258,7 @@ def mine_positives(
     Gradients: none; gather the positives by their index and differentiate their similarity.
 
     Source: Levi et al., Rethinking preventing class-collapsing in metric learning with margin-based losses,
-        2020, eq. 6.
+        2020, easy positive sampling.
 
     >>> import torch
     >>> from fused_margins.functional import mine_positives
@@ -302,7 +303,8 @@ def mine_negatives(
 
     Gradients: none; gather the negatives by their index and differentiate their similarity.
 
-    Source: Schroff et al., FaceNet: A unified embedding for face recognition and clustering, 2015, eq. 4.
+    Source: Schroff et al., FaceNet: A unified embedding for face recognition and clustering, 2015, semi-hard
+        negatives of section 3.2.
 
     >>> import torch
     >>> from fused_margins.functional import mine_negatives
@@ -357,7 +359,8 @@ def magnet_loss(
 
     Gradients: embeddings, also through the means and the variance; twice differentiable.
 
-    Source: Rippel et al., Metric Learning with Adaptive Density Discrimination, 2015, eq. 3 to 5.
+    Source: Rippel et al., Metric Learning with Adaptive Density Discrimination, 2015, loss of a
+        minibatch.
 
     >>> import torch
     >>> from fused_margins.functional import magnet_loss
@@ -415,7 +418,7 @@ def cluster_distances(embeddings: Tensor, centroids: Tensor, *, backend: str = "
 
     Gradients: embeddings, centroids; twice differentiable.
 
-    Source: Rippel et al., Metric Learning with Adaptive Density Discrimination, 2015, eq. 4.
+    Source: Rippel et al., Metric Learning with Adaptive Density Discrimination, 2015, distances of its loss.
 
     >>> import torch
     >>> from fused_margins.functional import cluster_distances

@@ -37,7 +37,7 @@ def apply_margin(
 ) -> Tensor:
     """psi(u) (B,): u - m, cos(theta + m), or cos(m1 theta + m2) - m with u = cos(theta).
 
-    Source: additive, Wang et al., CosFace, 2018, eq. 4, and Liu et al., Negative Margin Matters, 2020, eq. 2; angular,
+    Source: additive, Wang et al., CosFace, 2018, eq. 4, and Liu et al., Negative Margin Matters, 2020; angular,
     Deng et al., ArcFace, 2019, eq. 3; combined, ibid. eq. 4.
     """
     if margin_type == "additive":

@@ -134,8 +134,8 @@ class EasyPositiveTripletLoss(EasyPositiveLoss):
 
     Gradients: embeddings and reference_embeddings; the choice of positives and negatives has none.
 
-    Source: Levi et al., Rethinking preventing class-collapsing in metric learning with margin-based losses, 2020, eq.
-    6; the triplet of Schroff et al., FaceNet, 2015, eq. 3.
+    Source: Levi et al., Rethinking preventing class-collapsing in metric learning with margin-based losses, 2020, easy
+    positive sampling; the triplet loss of Schroff et al., FaceNet, 2015, section 3.1.
 
     >>> import torch
     >>> from fused_margins import EasyPositiveTripletLoss

@@ -32,8 +32,9 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
 
     Gradients: embeddings and reference_embeddings; the choice of positives has none.
 
-    Source: van den Oord et al., Representation learning with contrastive predictive coding, 2018, eq. 4; positives of
-    Levi et al., Rethinking preventing class-collapsing in metric learning with margin-based losses, 2020, eq. 6.
+    Source: van den Oord et al., Representation learning with contrastive predictive coding, 2018, InfoNCE; positives of
+    Levi et al., Rethinking preventing class-collapsing in metric learning with margin-based losses, 2020, easy
+    positive sampling.
 
     >>> import torch
     >>> from fused_margins import EasyPositiveInfoNCELoss

@@ -45,8 +45,8 @@ class EasyPositiveMarginLoss(EasyPositiveLoss):
 
     Gradients: embeddings, reference_embeddings, beta. That of a distance is 0 at distance 0.
 
-    Source: Wu et al., Sampling matters in deep embedding learning, 2017, section 4; positives of Levi et al.,
-    Rethinking preventing class-collapsing in metric learning with margin-based losses, 2020, eq. 6.
+    Source: Wu et al., Sampling matters in deep embedding learning, 2017, margin loss; positives of Levi et al.,
+    Rethinking preventing class-collapsing in metric learning with margin-based losses, 2020, easy positive sampling.
 
     >>> import torch
     >>> from fused_margins import EasyPositiveMarginLoss

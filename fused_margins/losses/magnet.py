@@ -33,7 +33,7 @@ class MagnetLoss(nn.Module):
 
     Gradients: embeddings, also through the means and the variance.
 
-    Source: Rippel et al., Metric learning with adaptive density discrimination, 2015, eq. 3 to 5.
+    Source: Rippel et al., Metric learning with adaptive density discrimination, 2015, loss of a minibatch.
 
     >>> import torch
     >>> from fused_margins import MagnetLoss

@@ -32,7 +32,8 @@ class MarginSoftmaxLoss(nn.Module):
 
     Gradients: embeddings, weight, and scale and margin where they learn.
 
-    Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, eq. 1 and 2.
+    Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, softmax
+    loss with a margin.
 
     >>> import torch
     >>> from fused_margins import MarginSoftmaxLoss
@@ -141,7 +142,7 @@ class NormalizedSoftmaxLoss(MarginSoftmaxLoss):
 
     Args, call, raises, gradients: as `MarginSoftmaxLoss`.
 
-    Source: Wang et al., NormFace: L2 hypersphere embedding for face verification, 2017, eq. 6.
+    Source: Wang et al., NormFace: L2 hypersphere embedding for face verification, 2017, scaled cosine softmax.
 
     >>> from fused_margins import NormalizedSoftmaxLoss
     >>> NormalizedSoftmaxLoss(num_classes=10, embedding_size=64).scale
@@ -209,7 +210,7 @@ class NegativeMarginLoss(MarginSoftmaxLoss):
 
     Args, call, raises, gradients: as `MarginSoftmaxLoss`.
 
-    Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, eq. 2.
+    Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, neg-cosine.
 
     >>> from fused_margins import NegativeMarginLoss
     >>> NegativeMarginLoss(num_classes=10, embedding_size=64).margin
@@ -234,7 +235,7 @@ class NegativeSoftmaxLoss(MarginSoftmaxLoss):
 
     Args, call, raises, gradients: as `MarginSoftmaxLoss`.
 
-    Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, eq. 2.
+    Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, neg-softmax.
 
     >>> from fused_margins import NegativeSoftmaxLoss
     >>> NegativeSoftmaxLoss(num_classes=10, embedding_size=64).margin

@@ -77,7 +77,7 @@ def distance_weighted_negatives(
     Returns:
         index (B,) int64, -1 for an anchor without a negative. Not differentiable.
 
-    Source: Wu et al., Sampling matters in deep embedding learning, 2017, section 4.
+    Source: Wu et al., Sampling matters in deep embedding learning, 2017, distance weighted sampling.
 
     >>> import torch
     >>> x = torch.eye(3)
