@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -40,19 +42,34 @@ def run_all(
                 advance()
             return results
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in mid-air
+        others = multiprocessing.active_children()
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
-            futures = [pool.submit(function, item) for item in items]
+            with _interrupts_ignored():
+                futures = [pool.submit(function, item) for item in items]
+            started = [child for child in multiprocessing.active_children() if child not in others]
             try:
                 for future in as_completed(futures):
                     future.result()
                     advance()
             except BaseException:
-                pool.shutdown(cancel_futures=True)
+                for worker in started:
+                    worker.terminate()  # rather than wait for jobs that nobody wants any more
                 raise
             return [future.result() for future in futures]
 
 
 def _prepare_worker() -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started in this block ignore Ctrl-C, which reaches them all: the parent decides what it means."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -78,7 +78,8 @@ def knc_error(
 def discriminability(embeddings: Tensor, labels: Tensor) -> float:
     """phi = D_inter / D_intra of unit-length embeddings: squared distances between class centres and within classes.
 
-    Source: Liu et al., Negative margin matters: understanding margin in few-shot classification, 2020, analysis of discriminability.
+    Source: Liu et al., Negative margin matters: understanding margin in few-shot classification, 2020, analysis of
+    discriminability.
     """
     unit = F.normalize(embeddings)
     classes = torch.unique(labels)

@@ -1,6 +1,9 @@
 """Many jobs in several processes."""
 
 import os
+import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -36,3 +39,17 @@ def test_a_job_that_fails_fails_them_all(workers):
 
 def test_there_is_a_core():
     assert available_cores() >= 1
+
+
+def wait(number):
+    time.sleep(60)
+
+
+def test_an_interrupt_ends_the_workers_at_once():
+    start = time.monotonic()
+    interrupt = threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all(wait, [1, 2], "waiting", workers=2)
+    assert time.monotonic() - start < 30
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
