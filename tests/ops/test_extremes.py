@@ -1,0 +1,146 @@
+"""Where usual formulas lose everything: tiny losses, long and short vectors, near and far points, half precision."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fused_margins.ops import cases, registry
+from fused_margins.ops.contrast import contrast
+from fused_margins.ops.nearest import nearest
+from fused_margins.ops.scores import scores
+
+BACKENDS = [b.name for b in registry.BACKENDS]
+EUCLIDEAN = "negative_squared_euclidean"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loss_far_below_the_rounding_of_its_logits(backend, device_for):
+    """Scale 64, margin 0.35, 1e5 classes, cosine 0.85 to the right one, 0.0608 to the others: the loss is 6.24e-8."""
+    device_for("contrast", backend)
+    classes, scale, margin, cosine = 100_000, 64.0, 0.35, 0.0608
+    others = torch.tensor([cosine, 0.0, math.sqrt(1 - cosine**2)])
+    weight = others.repeat(classes, 1)
+    weight[7] = torch.tensor([0.85, math.sqrt(1 - 0.85**2), 0.0])
+    x = torch.tensor([[1.0, 0.0, 0.0]], requires_grad=True)
+    positive, negative_lse = contrast(x, weight, torch.tensor([7]), scale=scale, backend=backend)
+    logit = scale * (positive - margin)
+    loss = F.softplus(negative_lse - logit)
+    expected = math.log1p((classes - 1) * math.exp(scale * (cosine - (0.85 - margin))))
+    assert expected == pytest.approx(6.24e-8, rel=0.01)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    (grad,) = torch.autograd.grad(loss, x)
+    # d loss / d cosine of the right class is scale * loss, and x turns towards it by the part at right angles.
+    assert grad[0, 1].item() == pytest.approx(-scale * expected * math.sqrt(1 - 0.85**2), rel=1e-3)
+    # What is lost otherwise: the log-sum-exp over all classes minus the logit is exactly 0.
+    assert (torch.logaddexp(negative_lse, logit) - logit).item() == 0
+
+
+@pytest.mark.parametrize("length", [1e-38, 1e-30, 1e-20, 1e-3, 1e18, 1e30, 1e38])
+def test_cosines_of_vectors_of_any_length(length, device_for):
+    """Squares of these lengths leave float32's range; the C++ kernels square in double."""
+    device_for("scores", "cpu")
+    g = torch.Generator().manual_seed(0)
+    direction = torch.randn(5, 9, generator=g)
+    x = (F.normalize(direction) * length).requires_grad_()
+    y = torch.randn(7, 9, generator=g)
+    u = scores(x, y, backend="cpu")
+    exact = x.detach().double().requires_grad_()
+    truth = scores(exact, y.double(), backend="reference")
+    torch.testing.assert_close(u.double(), truth, rtol=0, atol=1e-6)
+    weights = torch.randn(5, 7, generator=g)
+    (grad,) = torch.autograd.grad(u, x, weights)
+    (expected,) = torch.autograd.grad(truth, exact, weights.double())
+    torch.testing.assert_close(grad.double() * length, expected * length, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_vectors_of_subnormal_numbers_count_as_zero(backend, device_for):
+    device_for("scores", backend)
+    x = torch.full((2, 4), 1e-41, requires_grad=True)
+    u = scores(x, torch.ones(3, 4), backend=backend)
+    assert not u.any()
+    assert not torch.autograd.grad(u.sum(), x)[0].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", registry.OPS)
+def test_half_precision_whose_squares_overflow(op, backend, device_for):
+    """|x|^2 of 512 numbers near 300 is 4.6e7, far above float16's 65504."""
+    device_for(op, backend)
+    found = next(c for c in cases.load(op).CASES if c.name in ("cosine-same", "logits"))
+    inputs = found.make(torch.Generator().manual_seed(0))
+    inputs |= {n: 300 + 10 * torch.randn(inputs[n].shape[0], 512).double() for n in ("x", "y")}
+    assert cases.disagreements(cases.load(op), inputs, backend, torch.float16) == []
+    if op != "scores":  # whose outputs are float16 themselves
+        inputs |= {"similarity": EUCLIDEAN} | ({"scale": 1e-4} if op == "contrast" else {})
+        assert cases.disagreements(cases.load(op), inputs, backend, torch.float16) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_nearest_of_points_that_only_their_differences_tell_apart(backend, device_for):
+    """Points on a grid of 1/64 about 10000 from the origin: exact in float32, though no expanded distance is."""
+    device_for("nearest", backend)
+    g = torch.Generator().manual_seed(0)
+    x, y = ((10_000 + torch.randint(-40, 41, (n, 5), generator=g) / 64).float() for n in (61, 97))
+    x[::2] -= 20_000  # two clouds: the common centre is far from both
+    y[::2] -= 20_000
+    labels = {"row_labels": torch.arange(61) % 3, "column_labels": torch.arange(97) % 3}
+    options = {"similarity": EUCLIDEAN, "relation": "different", "k": 10}
+    similarity, index = nearest(x, y, **labels, **options, backend=backend)
+    true_similarity, true_index = nearest(x.double(), y.double(), **labels, **options, backend="reference")
+    assert torch.equal(index, true_index)
+    assert torch.equal(similarity.double(), true_similarity)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine", EUCLIDEAN])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_columns_tie_whatever_their_place(backend, similarity, device_for):
+    """Numbers that no dtype holds exactly: copies of one column must still give the same bits, wherever they stand."""
+    device_for("nearest", backend)
+    for rows, columns, width in ((1, 53, 19), (31, 271, 23), (37, 131, 64), (7, 2311, 5)):
+        g = torch.Generator().manual_seed(rows)
+        x, y = torch.randn(rows, width, generator=g), torch.randn(1, width, generator=g).repeat(columns, 1)
+        labels = torch.zeros(rows, dtype=torch.int64), torch.zeros(columns, dtype=torch.int64)
+        _, index = nearest(x, y, *labels, similarity=similarity, k=10, backend=backend)
+        assert torch.equal(index, torch.arange(10).expand(rows, 10))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_near_duplicates_are_neighbours_not_the_row_itself(backend, device_for):
+    device_for("nearest", backend)
+    x = torch.randn(20, 16)
+    x[1] = x[0] + 1e-6
+    x[3] = x[2]
+    labels = torch.zeros(20, dtype=torch.int64)
+    for similarity in ("cosine", EUCLIDEAN):
+        options = {"similarity": similarity, "self_index": torch.arange(20), "backend": backend}
+        _, index = nearest(x, x, labels, labels, **options)
+        assert index[:4, 0].tolist() == [1, 0, 3, 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_memory_bank_that_holds_the_batch(backend, device_for):
+    """The batch is enqueued before it is mined: each row must find a positive other than its own copy."""
+    device_for("nearest", backend)
+    batch, labels = torch.randn(12, 8), torch.arange(12) % 4
+    bank, bank_labels = torch.cat([torch.randn(30, 8), batch]), torch.cat([torch.arange(30) % 4, labels])
+    own = torch.arange(30, 42)
+    similarity, index = nearest(batch, bank, labels, bank_labels, self_index=own, backend=backend)
+    assert (index[:, 0] != own).all()
+    assert (index >= 0).all()
+    assert (similarity < 1 - 1e-4).all()
+    assert torch.equal(bank_labels[index[:, 0]], labels)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_not_a_number_stays_in_its_row(backend, dtype, device_for):
+    device_for("contrast", backend)
+    x, y = torch.randn(5, 6).to(dtype), torch.randn(7, 6).to(dtype)
+    x[2, 3] = torch.nan
+    positive, negative_lse = contrast(x, y, torch.arange(5), scale=10.0, backend=backend)
+    for values in (positive, negative_lse):
+        assert values.isnan().tolist() == [False, False, True, False, False]
+    assert scores(x, y, backend=backend).isnan().any(1).tolist() == [False, False, True, False, False]
