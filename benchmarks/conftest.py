@@ -10,7 +10,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 import pytest
 
 from . import results
-from .machine import this_machine
+from .machine import RunsWith, this_machine
 from .results import RowResult
 from .rows import measure
 from .timing import Times
@@ -45,15 +45,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def measured(pytestconfig: pytest.Config) -> Measure:
     """Measures a row when its first contestant comes up, with all of them whoever was selected, and stores it at
     once."""
-    machine = this_machine()
-    load_before = os.getloadavg()[0]
+    machine, runs_with = this_machine(), RunsWith.now()
     seconds, without = pytestconfig.getoption("--seconds"), frozenset(pytestconfig.getoption("--without"))
     storing = not without and not pytestconfig.getoption("--dry-run")
     known: dict[str, tuple[RowResult, dict[str, Times]]] = {}
 
     def measure_once(row: Row) -> tuple[RowResult, dict[str, Times]]:
         if row.id not in known:
-            known[row.id] = measure(row, seconds, load_before, without)
+            known[row.id] = measure(row, seconds, runs_with, without)
             if storing:
                 results.store(pytestconfig.getoption("--results"), machine, known[row.id][0])
         return known[row.id]

@@ -34,6 +34,18 @@ class Machine(BaseModel):
         return f"{self.processor}, {self.threads} of {self.cpus} CPUs, kernels for {self.instruction_set}"
 
 
+class RunsWith(BaseModel):
+    """What a run is made with, taken once when it begins: the code is loaded then."""
+
+    commit: str
+    versions: dict[str, str]
+    load_before: float  # of the machine: above about 0.3, somebody else was working
+
+    @classmethod
+    def now(cls) -> "RunsWith":
+        return cls(commit=_commit(), versions=_versions(), load_before=os.getloadavg()[0])
+
+
 def this_machine() -> Machine:
     return Machine(
         processor=_processor(),
@@ -43,7 +55,7 @@ def this_machine() -> Machine:
     )
 
 
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
     for package in PACKAGES:
         try:
@@ -53,7 +65,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str:
+def _commit() -> str:
     """Of the code that runs, "+" for uncommitted changes to it (results and README apart), "unknown" outside a
     checkout."""
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from .machine import Machine
+from .machine import Machine, RunsWith
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -46,9 +46,7 @@ class RowResult(BaseModel):
     compulsory_bytes: int | None
     figures: list[Figure]
     date: str
-    commit: str
-    versions: dict[str, str]
-    load_before: float  # of the machine when the run began: above about 0.3, somebody else was working
+    runs_with: RunsWith
 
     def figure(self, contestant: str) -> Figure:
         return next(f for f in self.figures if f.contestant == contestant)

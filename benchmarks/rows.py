@@ -4,7 +4,8 @@ from datetime import datetime, timezone
 
 import torch
 
-from . import machine, memory
+from . import memory
+from .machine import RunsWith
 from .results import Figure, RowResult
 from .timing import Times, take_turns
 from .workload import Contestant, Inputs, Judge, Row, Step
@@ -13,7 +14,7 @@ MEMORY = "memory"  # among the names in `without`: no peak memory
 
 
 def measure(
-    row: Row, seconds_each: float, load_before: float, without: frozenset[str] = frozenset()
+    row: Row, seconds_each: float, runs_with: RunsWith, without: frozenset[str] = frozenset()
 ) -> tuple[RowResult, dict[str, Times]]:
     """The row's result, and the times of every contestant that passed the gate; `without` leaves some out."""
     torch.compiler.reset()  # compiled for the shapes of this row alone, however many rows came before
@@ -55,9 +56,7 @@ def measure(
         compulsory_bytes=None if bytes_of is None else bytes_of(row.dtype),
         figures=list(figures.values()),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        commit=machine.commit(),
-        versions=machine.versions(),
-        load_before=load_before,
+        runs_with=runs_with,
     )
     return result, times
 

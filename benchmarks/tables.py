@@ -61,7 +61,7 @@ def _render_machine(rows: list[RowResult], machine: Machine) -> str:
     text = [f"{first.title}. {machine}.", "", "Speed-up over eager (the ratio of medians; above 1 is faster):"]
     if first.baseline != "eager":
         text[-1] = text[-1].replace("eager", first.baseline)
-    text += ["", *_aligned(speed), "", "Extra memory at the peak of one call, MiB, gradients included:"]
+    text += ["", *_aligned(speed), "", "Extra memory at the peak of one call, MiB, with its outputs and gradients:"]
     text += ["", *_aligned(memory), "", *_remarks(rows)]
     return "\n".join(text).rstrip()
 
@@ -86,8 +86,10 @@ def _remarks(rows: list[RowResult]) -> list[str]:
         for f in row.figures
         if f.reason
     )
-    runs = dict.fromkeys(f"{row.date[:10]}, commit {row.commit}, torch {row.versions['torch']}" for row in rows)
-    busy = max(row.load_before for row in rows)
+    runs = dict.fromkeys(
+        f"{row.date[:10]}, commit {row.runs_with.commit}, torch {row.runs_with.versions['torch']}" for row in rows
+    )
+    busy = max(row.runs_with.load_before for row in rows)
     lines = [f"- {remark}" for remark in remarks] + [f"- Measured {'; '.join(runs)}."]
     if busy > IDLE_LOAD:
         lines.append(f"- The machine was not idle: load {busy:.1f} before the run.")

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from benchmarks import memory, results, tables, timing
-from benchmarks.machine import ROOT, Machine
+from benchmarks.machine import ROOT, Machine, RunsWith
 from benchmarks.results import Figure, Results, ResultsError, RowResult
 from benchmarks.rows import measure
 from benchmarks.workload import Contestant, Row, Workload, ours
 from benchmarks.workloads import ROWS, WORKLOADS, find_row, ops
 from fused_margins.ops import registry
 
+WITH = RunsWith(commit="abc", versions={"torch": "2.9"}, load_before=0.5)
 MACHINE = Machine(processor="Some CPU(R) 9", cpus=8, threads=2, instruction_set="v3")
 
 
@@ -241,7 +242,7 @@ def test_a_row_without_figures_for_the_wrong_the_failing_and_the_refused() -> No
         dataclasses.replace(eager, name="left out"),
     )
     row = dataclasses.replace(magnet, workload=dataclasses.replace(magnet.workload, contestants=contestants))
-    result, times = measure(row, 0.0, load_before=0.5, without=frozenset({"left out", "memory"}))
+    result, times = measure(row, 0.0, WITH, without=frozenset({"left out", "memory"}))
 
     assert list(times) == ["eager"]
     by_name = {f.contestant: f for f in result.figures}
@@ -253,7 +254,7 @@ def test_a_row_without_figures_for_the_wrong_the_failing_and_the_refused() -> No
     assert (by_name["refused"].red, by_name["refused"].reason) == (False, "not today")
     assert by_name["left out"].reason == "left out"
     assert all(f.median_s is None and f.speedup is None for n, f in by_name.items() if n != "eager")
-    assert result.load_before == 0.5
+    assert result.runs_with == WITH
 
 
 def test_without_a_baseline_there_is_no_ratio() -> None:
@@ -261,7 +262,7 @@ def test_without_a_baseline_there_is_no_ratio() -> None:
     eager = magnet.workload.contestant("eager")
     contestants = (tampered(eager, "loss", lambda t: t + 1), dataclasses.replace(eager, name="other"))
     row = dataclasses.replace(magnet, workload=dataclasses.replace(magnet.workload, contestants=contestants))
-    result, _ = measure(row, 0.0, 0.0, without=frozenset({"memory"}))
+    result, _ = measure(row, 0.0, WITH, without=frozenset({"memory"}))
     other = result.figure("other")
     assert other.median_s is not None
     assert other.speedup is None
@@ -309,9 +310,7 @@ def row_result(size: str = "2 x 3", **changes: Any) -> RowResult:
         "compulsory_bytes": None,
         "figures": figures,
         "date": "2025-02-03T04:05:06+00:00",
-        "commit": "abc",
-        "versions": {"torch": "2.9"},
-        "load_before": 0.0,
+        "runs_with": WITH,
     }
     return RowResult(**(values | changes))
 
@@ -320,8 +319,8 @@ def test_a_row_measured_again_takes_the_place_of_the_old(tmp_path: Path) -> None
     path = results.store(tmp_path, MACHINE, row_result("2 x 3"))
     assert path.name == "cpu-some-cpu-r-9-2t.json"
     results.store(tmp_path, MACHINE, row_result("4 x 5"))
-    results.store(tmp_path, MACHINE, row_result("2 x 3", commit="def"))
-    assert [(r.size, r.commit) for r in results.read(path).rows] == [("2 x 3", "def"), ("4 x 5", "abc")]
+    results.store(tmp_path, MACHINE, row_result("2 x 3", runs_with=WITH.model_copy(update={"commit": "def"})))
+    assert [(r.size, r.runs_with.commit) for r in results.read(path).rows] == [("2 x 3", "def"), ("4 x 5", "abc")]
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -390,12 +389,12 @@ def test_tables_are_aligned_and_show_who_has_no_figure() -> None:
     assert "- peer: no margin." in lines
     assert "- far at batch, 2 x 3, float32: no such device." in lines
     assert "- Measured 2025-02-03, commit abc, torch 2.9." in lines
-    assert "not idle" not in text
+    assert lines[-1] == "- The machine was not idle: load 0.5 before the run."
 
 
-def test_tables_say_that_the_machine_was_busy() -> None:
-    text = tables.render("magnet", [Results(machine=MACHINE, rows=[row_result(load_before=1.26)])])
-    assert "- The machine was not idle: load 1.3 before the run." in text
+def test_tables_of_an_idle_machine_say_nothing_of_it() -> None:
+    idle = row_result(runs_with=WITH.model_copy(update={"load_before": 0.1}))
+    assert "not idle" not in tables.render("magnet", [Results(machine=MACHINE, rows=[idle])])
 
 
 def test_the_readme_is_rewritten_in_its_regions_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
