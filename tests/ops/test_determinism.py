@@ -1,6 +1,7 @@
 """The same bits twice and on any number of threads; with and without a running maximum, the same numbers."""
 
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,28 @@ def test_the_kernels_do_use_several_threads(device_for):
     torch.set_num_threads(40)
     cases.load("contrast").run(inputs, "cpu")
     assert len(list(tasks.iterdir())) >= 40
+
+
+@pytest.mark.usefixtures("threads_afterwards")
+def test_a_thread_of_python_obeys_set_num_threads(device_for):
+    """OpenMP keeps the number of threads for each thread of Python, and torch sets it in a new one only when asked."""
+    device_for("contrast", "cpu")
+    tasks = Path("/proc/self/task")
+    if not tasks.exists():
+        pytest.skip("no /proc to count threads in")
+    inputs, counts = large("contrast", torch.float32, "cosine"), []
+
+    def run() -> None:
+        before = len(list(tasks.iterdir()))
+        cases.load("contrast").run(inputs, "cpu")
+        counts.append(len(list(tasks.iterdir())) - before)
+
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert counts == [0, 2]  # a team of its own for every thread of Python
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))

@@ -207,3 +207,37 @@ def test_second_derivative_at_a_distance_of_zero(backend, device_for):
     torch.testing.assert_close(first, torch.zeros_like(x), rtol=0, atol=1e-13)
     (second,) = torch.autograd.grad(first.sum(), x)
     torch.testing.assert_close(second, torch.full_like(x, 2.0))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_a_second_derivative_holds_no_graph_unless_asked(op, backend, device_for):
+    device_for(op, backend)
+    function, tensors = differentiable(OPS[op], small_problem(op, "cosine", "rows"), backend)
+    for create_graph in (False, True):
+        value = sum(t.square().sum() for t in function(*tensors))
+        (first,) = torch.autograd.grad(value, tensors[0], create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), tensors[0], create_graph=create_graph)
+        assert second.requires_grad == create_graph
+    (third,) = torch.autograd.grad(second.sum(), tensors[0])
+    assert third.isfinite().all()
+    assert third.any()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # of torch.func.jvp, by torch
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_forward_mode(op, backend, device_for):
+    """A directional derivative agrees with the gradients of reverse mode."""
+    device_for(op, backend)
+    function, tensors = differentiable(OPS[op], small_problem(op, "cosine", "rows"), backend)
+    g = torch.Generator().manual_seed(2)
+    directions = [torch.randn(t.shape, generator=g, dtype=torch.float64) for t in tensors]
+    values, derivatives = torch.func.jvp(function, tuple(t.detach() for t in tensors), tuple(directions))
+    outputs = function(*tensors)
+    for value, derivative, output in zip(values, derivatives, outputs):
+        torch.testing.assert_close(value, output.detach())
+        weights = torch.randn(output.shape, generator=g, dtype=torch.float64)
+        grads = torch.autograd.grad(output, tensors, weights, retain_graph=True, materialize_grads=True)
+        along = sum((grad * direction).sum() for grad, direction in zip(grads, directions))
+        torch.testing.assert_close((weights * derivative).sum(), along)
