@@ -4,7 +4,8 @@ u_ij is one of
 
 - ``"cosine"``: <x_i, y_j> / (|x_i| |y_j|), and 0 (with zero gradient) where either vector is zero;
 - ``"dot"``: <x_i, y_j>;
-- ``"negative_squared_euclidean"``: -|x_i - y_j|^2.
+- ``"negative_squared_euclidean"``: -|x_i - y_j|^2. As a matrix it is expanded around the mean of y, and its error is a
+  few roundings of the squared distance from there: one far outlier costs the others digits. Single pairs are exact.
 """
 
 import torch
@@ -59,6 +60,8 @@ def take_rows(t: Tensor, index: Tensor) -> Tensor:
     """
     if not t.shape[0]:
         return t.new_zeros(index.shape[0], *t.shape[1:])
+    if not index.shape[0]:
+        return t[:0]  # an embedding of nothing has no second derivative
     index = index.long().clamp(0, t.shape[0] - 1)
     return F.embedding(index, t) if t.dim() == 2 else F.embedding(index, t[:, None])[:, 0]
 
