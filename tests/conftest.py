@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 import torch
 
@@ -20,6 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     known = {b.name for b in registry.BACKENDS}
     if unknown := required_backends(config) - known:
         raise pytest.UsageError(f"--require-backends: expected some of {sorted(known)}, got {sorted(unknown)}")
+    hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
+    hypothesis.settings.load_profile("suite")
     # torch.empty then returns NaN and the largest integer: a kernel that forgets to write is seen.
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
