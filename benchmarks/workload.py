@@ -155,6 +155,6 @@ def ours(
 def euclidean_differences(inputs: Inputs, backend: str) -> str | None:
     """`too_slow` of the nearest in Euclidean distance: the reference forms all B x N x D differences, to be exact."""
     x = inputs["embeddings"]
-    columns = inputs.get("centroids", x)
+    columns: Any = inputs.get("centroids", x)
     too_many = x.shape[0] * columns.shape[0] * x.shape[1] > 2**30
     return "half a minute a call: it forms all B x N x D differences" if backend == "reference" and too_many else None

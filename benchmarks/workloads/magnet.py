@@ -48,8 +48,12 @@ def _step(function: Callable[..., Tensor], inputs: Inputs) -> Step:
 
 
 def _our_step(inputs: Inputs, backend: str) -> Step:
-    options = {"alpha": ALPHA, "variance_floor": VARIANCE_FLOOR, "backend": backend}
-    return _step(lambda **arguments: magnet_loss(**arguments, **options), inputs)
+    def loss(embeddings: Tensor, clusters: Tensor, cluster_labels: Tensor) -> Tensor:
+        return magnet_loss(
+            embeddings, clusters, cluster_labels, alpha=ALPHA, variance_floor=VARIANCE_FLOOR, backend=backend
+        )
+
+    return _step(loss, inputs)
 
 
 def _problem(inputs: Inputs) -> Problem:
