@@ -36,4 +36,4 @@ $(VENV)/installed-%: $(BUILT_FROM)
 	touch $@
 
 clean:
-	rm -rf build dist $(VENV) *.egg-info fused_margins/*.so
+	rm -rf build dist $(VENV) *.egg-info fused_margins/*.so fused_margins/native_build_failure.txt

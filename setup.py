@@ -6,6 +6,7 @@ FUSED_MARGINS_BUILD: "auto" (default: build what the compilers at hand allow, an
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ class BuildFailure(Exception):
 
 
 def find_compiler() -> list[str]:
-    asked = os.environ.get("CXX")
+    asked = os.environ.get("CXX", "").strip()
     for candidate in [asked] if asked else ["g++", "clang++", "c++"]:
         if shutil.which(candidate.split()[0]):
             return candidate.split()
@@ -61,6 +62,7 @@ class NinjaBuild(build_ext):
         mode = os.environ.get("FUSED_MARGINS_BUILD", "auto")
         if mode not in ("auto", "cpu", "none"):
             raise SystemExit(f"FUSED_MARGINS_BUILD: expected auto, cpu or none, got {mode!r}")
+        self.keep_objects = self.inplace or getattr(self, "editable_mode", False)  # run() clears inplace for a while
         failure_file = Path(self.get_ext_fullpath(self.extensions[0].name)).parent / FAILURE_FILE
         failure_file.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -85,12 +87,12 @@ class NinjaBuild(build_ext):
         from ninja import ninja_syntax
 
         # An editable installation gets a throw-away build_temp; objects that stay make the next one quick.
-        in_place = self.inplace or getattr(self, "editable_mode", False)
-        folder = ROOT / "build" / sys.implementation.cache_tag if in_place else Path(self.build_temp).resolve()
+        folder = ROOT / "build" / sys.implementation.cache_tag if self.keep_objects else Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        includes = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
+        includes = [f"-isystem{shlex.quote(p)}" for p in (pybind11.get_include(), sysconfig.get_path("include"))]
+        own_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         openmp = openmp_flags(compiler)
         link = ["-shared"] if sys.platform != "darwin" else ["-bundle", "-undefined", "dynamic_lookup"]
 
@@ -103,15 +105,20 @@ class NinjaBuild(build_ext):
                 deps="gcc",
                 description="compile $out",
             )
-            n.rule("link", f"{' '.join(compiler)} {' '.join(link)} $in {' '.join(openmp)} -o $out")
+            n.rule(
+                "link",
+                f"{' '.join(compiler)} {' '.join(link)} $in {' '.join(openmp)} {os.environ.get('LDFLAGS', '')} -o $out",
+            )
             objects = []
             for isa, isa_flags in ISAS.items():
                 for source in sorted(ROOT.glob("csrc/*/cpu.cpp")):
                     name = f"{source.parent.name}_{isa}.o"
-                    flags = [*FLAGS, *isa_flags, *openmp, f"-DFM_ISA={isa}"]
+                    flags = [*FLAGS, *isa_flags, *openmp, f"-DFM_ISA={isa}", *own_flags]
                     objects += n.build(name, "compile", str(source), variables={"flags": flags})
             for source in (ROOT / "csrc/common/isa.cpp", ROOT / "csrc/bindings.cpp"):
-                objects += n.build(f"{source.stem}.o", "compile", str(source), variables={"flags": [*FLAGS, *includes]})
+                objects += n.build(
+                    f"{source.stem}.o", "compile", str(source), variables={"flags": [*FLAGS, *includes, *own_flags]}
+                )
             n.build(str(target), "link", objects)
         try:
             subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder)], check=True)

@@ -78,10 +78,11 @@ def margin_softmax_loss(
             tensor. In units of similarity for "additive" and "combined", in radians for "angular".
         similarity: "cosine", "dot" or "negative_squared_euclidean"; angular margins need "cosine".
         margin_type: psi(u) = u - m ("additive"), cos(theta + m) ("angular") or cos(m1 theta + m2) - m ("combined").
-        angular_margin_rad, angular_multiplier: m2 (as `margin`) and m1 > 0 of "combined".
+        angular_margin_rad, angular_multiplier: m2 (as `margin`, in radians) and m1 > 0 of "combined" alone. Angular
+            margins lie within [-pi, pi]; the values of tensors are not checked.
         beyond_pi: where theta + m2 > pi: u - m2 sin m2 ("standard"), -2 - cos(theta + m2) ("continuous"), or psi(u) = u
-            wherever u <= 0 ("easy"). With m1 != 1 always the continuous one. For a negative m2, u + 1 - cos m2 where
-            theta < |m2|.
+            wherever u <= 0 ("easy"). With m1 != 1 always the continuous one. For a negative m2,
+            u + 1 - cos(m2 / m1) where theta < |m2| / m1.
         margin_gradient: "exact", or "straight_through": d psi / d u taken as 1 for the angular types.
         label_smoothing: epsilon in [0, 1]; as torch.nn.functional.cross_entropy defines it.
         class_weight: (C,), weight of each class; "mean" then divides by the sum of the weights of the labels.
@@ -113,12 +114,13 @@ def margin_softmax_loss(
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
     embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
     checks.labels("labels", labels, embeddings.shape[0], embeddings)
+    labels = labels.long()  # ignore_index need not fit a narrower dtype
     class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
     scale = _row_scale(scale, embeddings)
     psi = _margin(
         margin,
         labels,
-        weight.shape[0],
+        weight,
         similarity,
         margin_type,
         angular_margin_rad,
@@ -145,10 +147,11 @@ def margin_softmax_loss(
         loss = loss * row_weight
     if label_smoothing > 0:
         # sum_j w_j (lse - z_j): all classes' logits at once, from one vector, the weighted sum of the class directions.
-        each = class_weight if class_weight is not None else torch.ones_like(loss[:1]).expand(weight.shape[0])
+        each = class_weight if class_weight is not None else loss.new_ones(weight.shape[0])
         own = row_weight if class_weight is not None else 1.0
         lse = torch.logaddexp(negative_lse, z)
-        everyone = scale * _similarity_sum(embeddings, weight, each, similarity) + own * (z - scale * u)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            everyone = scale * _similarity_sum(embeddings, weight, each, similarity) + own * (z - scale * u)
         spread = torch.where(counted > 0, lse * each.sum() - everyone, 0.0)
         loss = (1 - label_smoothing) * loss + label_smoothing / max(weight.shape[0], 1) * spread
     return reduce_loss(loss, row_weight, reduction)
@@ -201,13 +204,15 @@ def margin_logits(
     embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
     scale = _row_scale(scale, embeddings)
     options: dict[str, Any] = {"similarity": similarity, "scale": scale, "backend": backend}
+    plain = labels is None
     if labels is None:
-        return scores(embeddings, weight, **options)
+        labels = torch.full((embeddings.shape[0],), ignore_index, device=embeddings.device)
     checks.labels("labels", labels, embeddings.shape[0], embeddings)
+    labels = labels.long()  # ignore_index need not fit a narrower dtype
     psi = _margin(
         margin,
         labels,
-        weight.shape[0],
+        weight,
         similarity,
         margin_type,
         angular_margin_rad,
@@ -215,9 +220,11 @@ def margin_logits(
         beyond_pi,
         margin_gradient,
     )
+    if plain:
+        return scores(embeddings, weight, **options)
     # What psi takes away from the own class: constant for additive margins, else a function of its similarity.
     if margin_type == "additive":
-        taken: float | Tensor = row_margin("margin", margin, labels, weight.shape[0])
+        taken: float | Tensor = row_margin("margin", margin, labels, weight)
     else:
         own = take_rows(weight, check_index(labels, weight.shape[0], ignore_index, "labels"))
         u = pair_similarity(embeddings, own, similarity)
@@ -318,6 +325,7 @@ def mine_negatives(
     )
     options: dict[str, Any] = {"self_index": self_column, "similarity": similarity, "backend": backend}
     below = None
+    positive_similarity = checks.vector("positive_similarity", positive_similarity, embeddings.shape[0], embeddings)
     if strategy == "semihard":
         if positive_similarity is None:
             positive_similarity = nearest(x, y, row_labels, column_labels, relation="same", **options)[0][:, 0]
@@ -444,7 +452,7 @@ def _row_scale(scale: float | Tensor, embeddings: Tensor) -> Tensor:
 def _margin(
     margin: float | Tensor,
     labels: Tensor,
-    num_classes: int,
+    weight: Tensor,
     similarity: str,
     margin_type: str,
     angular_margin_rad: float | Tensor,
@@ -460,12 +468,17 @@ def _margin(
         raise ValueError(f"similarity: expected 'cosine' for margin_type {margin_type!r}, got {similarity!r}")
     if not angular_multiplier > 0:
         raise ValueError(f"angular_multiplier: expected a positive number, got {angular_multiplier}")
+    angular = angular_multiplier != 1 or isinstance(angular_margin_rad, Tensor) or angular_margin_rad != 0
+    if angular and margin_type != "combined":
+        raise ValueError(
+            f"angular_margin_rad, angular_multiplier: expected with margin_type 'combined' alone, got {margin_type!r}"
+        )
     angle = margin if margin_type == "angular" else angular_margin_rad
     if not isinstance(angle, Tensor) and abs(angle) > math.pi and margin_type != "additive":
         name = "margin" if margin_type == "angular" else "angular_margin_rad"
         raise ValueError(f"{name}: expected radians within [-pi, pi], got {angle}")
-    of_row = row_margin("margin", margin, labels, num_classes)
-    angle_of_row = row_margin("angular_margin_rad", angular_margin_rad, labels, num_classes)
+    of_row = row_margin("margin", margin, labels, weight)
+    angle_of_row = row_margin("angular_margin_rad", angular_margin_rad, labels, weight)
     return lambda u: apply_margin(u, of_row, margin_type, angle_of_row, angular_multiplier, beyond_pi, gradient)
 
 
@@ -474,6 +487,9 @@ def _similarity_sum(x: Tensor, y: Tensor, weight: Tensor, similarity: str) -> Te
     x, y = (t.to(accumulation_dtype(t.dtype)) for t in (x, y))
     if similarity == "cosine":
         x, y = unit_rows(x), unit_rows(y)
+    elif similarity == "negative_squared_euclidean" and y.shape[0]:
+        centre = y.detach().mean(0)  # the expansion below cancels far from the origin
+        x, y = x - centre, y - centre
     together = (x * (weight @ y)).sum(1)
     if similarity != "negative_squared_euclidean":
         return together
@@ -488,6 +504,9 @@ def search_sides(
     self_index: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Both sides of a search, and which column is the row itself."""
+    if not isinstance(embeddings, Tensor) or embeddings.dim() != 2:
+        got = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
+        raise ValueError(f"embeddings: expected a matrix (B, D), got {got}")
     if (reference_embeddings is None) != (reference_labels is None):
         raise ValueError("reference_embeddings and reference_labels: expected both or neither")
     if reference_embeddings is None or reference_labels is None:

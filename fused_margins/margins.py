@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from .ops import checks
 from .ops.similarity import take_rows
 
 MARGIN_TYPES = ("additive", "angular", "combined")
@@ -12,9 +13,12 @@ BEYOND_PI = ("standard", "continuous", "easy")
 MARGIN_GRADIENTS = ("exact", "straight_through")
 
 
-def row_margin(argument: str, margin: float | Tensor, labels: Tensor, num_classes: int) -> float | Tensor:
-    """A number, 0-d, (C,) or (B, 1) margin as a number, a 0-d tensor or a (B,) tensor."""
-    if not isinstance(margin, Tensor) or margin.dim() == 0:
+def row_margin(argument: str, margin: float | Tensor, labels: Tensor, weight: Tensor) -> float | Tensor:
+    """A number, 0-d, (C,) or (B, 1) margin as a number, a 0-d or a (B,) tensor; weight (C, D) gives its dtype."""
+    if not isinstance(margin, Tensor):
+        return margin
+    margin, num_classes = checks.floating(argument, margin, weight), weight.shape[0]
+    if margin.dim() == 0:
         return margin
     if margin.dim() == 1 and margin.shape[0] == num_classes:
         return take_rows(margin, labels)

@@ -43,6 +43,9 @@ class Buffer {
 
 enum class Left { contiguous_rows, contiguous_depth };
 
+// Depths summed in registers at a time: rounding errors grow with a sum's length, so long ones are sums of sums.
+constexpr int64_t DEPTH_BLOCK = 256;
+
 // out(m, n) (+)= sum_k a(m, k) b(k, n). `a_stride` is the distance between depths (contiguous_rows) or rows
 // (contiguous_depth).
 template <class T, Left layout>
@@ -50,26 +53,31 @@ inline void tile_product(const T* a, int64_t a_stride, const T* b, int64_t depth
                          bool accumulate) {
   using V = typename VectorOf<T>::type;
   constexpr int64_t lanes = VectorOf<T>::lanes;
-  V sum[TILE_ROWS][2];
+  int64_t k = 0;
+  do {
+    const int64_t end = k + DEPTH_BLOCK < depth ? k + DEPTH_BLOCK : depth;
+    V sum[TILE_ROWS][2];
 #pragma GCC unroll 16
-  for (int m = 0; m < TILE_ROWS; ++m) sum[m][0] = sum[m][1] = V{};
-  for (int64_t k = 0; k < depth; ++k) {
-    const V b0 = *reinterpret_cast<const V*>(b + k * 2 * lanes);
-    const V b1 = *reinterpret_cast<const V*>(b + k * 2 * lanes + lanes);
+    for (int m = 0; m < TILE_ROWS; ++m) sum[m][0] = sum[m][1] = V{};
+    for (; k < end; ++k) {
+      const V b0 = *reinterpret_cast<const V*>(b + k * 2 * lanes);
+      const V b1 = *reinterpret_cast<const V*>(b + k * 2 * lanes + lanes);
+#pragma GCC unroll 16
+      for (int m = 0; m < TILE_ROWS; ++m) {
+        const T value = layout == Left::contiguous_rows ? a[k * a_stride + m] : a[m * a_stride + k];
+        sum[m][0] += value * b0;
+        sum[m][1] += value * b1;
+      }
+    }
 #pragma GCC unroll 16
     for (int m = 0; m < TILE_ROWS; ++m) {
-      const T value = layout == Left::contiguous_rows ? a[k * a_stride + m] : a[m * a_stride + k];
-      sum[m][0] += value * b0;
-      sum[m][1] += value * b1;
+      V* o = reinterpret_cast<V*>(out + m * out_stride);
+      V* o1 = reinterpret_cast<V*>(out + m * out_stride + lanes);
+      *o = accumulate ? *o + sum[m][0] : sum[m][0];
+      *o1 = accumulate ? *o1 + sum[m][1] : sum[m][1];
     }
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < TILE_ROWS; ++m) {
-    V* o = reinterpret_cast<V*>(out + m * out_stride);
-    V* o1 = reinterpret_cast<V*>(out + m * out_stride + lanes);
-    *o = accumulate ? *o + sum[m][0] : sum[m][0];
-    *o1 = accumulate ? *o1 + sum[m][1] : sum[m][1];
-  }
+    accumulate = true;
+  } while (k < depth);
 }
 
 // Rows (count <= panel_rows, depth), `stride` apart, into a panel (depth, panel_rows); missing rows are zero.

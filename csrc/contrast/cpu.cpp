@@ -1,10 +1,12 @@
 // contrast on a CPU: logits are made strip by strip in the cache and reduced there.
 //
 // Forward, one product: sum of exp(logit) over the admitted columns of each strip, strips added in order. No running
-// maximum where |logit| <= scale keeps the sum within range (cosine without bias); elsewhere each strip carries its own
-// maximum. Backward, two products and, where the similarities were not kept, a third: dL/du of one chunk of columns at
-// a time. Limits: labels, targets and scales are checked before anything is computed. Memory: a chunk of columns,
-// packed, and (rows, CHUNK) values of dL/du.
+// maximum where |logit| <= scale keeps the sum within range (cosine without bias); elsewhere each strip has its own.
+//
+// Backward, two products and, where the similarities were not kept, a third: dL/du of one chunk of columns at a time.
+//
+// Limits: labels, targets and scales are checked before anything is computed. Memory beyond the outputs: x and a chunk
+// of columns, packed, and in the backward (rows, CHUNK) values of dL/du, whatever the memory budget.
 #include "cpu.h"
 
 #include "../common/checks.h"
@@ -82,7 +84,11 @@ LogSum<T> sum_exponentials(const T* z, int64_t count, bool shifted) {
     maximum = none<T>;
 #pragma omp simd reduction(max : maximum)
     for (int64_t j = 0; j < count; ++j) maximum = z[j] > maximum ? z[j] : maximum;
-    if (maximum == none<T>) return {T(0), T(0)};
+    if (maximum == none<T>) {  // nothing admitted, or nothing but NaN
+      for (int64_t j = 0; j < count; ++j)
+        if (std::isnan(z[j])) return {T(0), z[j]};
+      return {T(0), T(0)};
+    }
   }
   T sum = 0;
 #pragma omp simd reduction(+ : sum)

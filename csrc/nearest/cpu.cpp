@@ -2,8 +2,9 @@
 //
 // A group is a set of rows with the columns that may serve them: for relation "same" the rows and columns of one label,
 // else everything. A task is a block of a group's rows against its columns in ascending order, packed by the task
-// itself, so results do not depend on the number of threads and ties go to the lowest column. Euclidean: the expanded
-// distance, with a bound on its error, only selects candidates; what is compared is sum (x - y)^2.
+// itself, so results do not depend on the number of threads and ties go to the lowest column.
+//
+// Euclidean: the expanded distance, with a bound on its error, only selects candidates; compared is sum (x - y)^2.
 #include "cpu.h"
 
 #include <vector>
@@ -154,7 +155,10 @@ class Search {
       for (int64_t j = 0; j < n; ++j) {
         u[j] = 2 * u[j] - x_.factor[row] - squared[j];
         const T bound = unit * (x_.factor[row] + squared[j]);
-        slack = bound > slack ? bound : slack;
+        const bool known = bound <= std::numeric_limits<T>::max();
+        u[j] = known ? u[j] : T(0);  // squares beyond the range of T tell nothing: every column is a candidate
+        const T error = known ? bound : -none<T>;
+        slack = error > slack ? error : slack;
       }
     }
     admit(u, n, ids, labels_.rows[row], a_.relation, -1);

@@ -51,7 +51,7 @@ class EasyPositiveLoss(nn.Module):
         checks.matrices(x, y, ("embeddings", "reference_embeddings"))
         checks.labels("labels", labels, x.shape[0], x)
         checks.labels("reference_labels", column_labels, y.shape[0], x)
-        checks.labels("self_index", self_index, x.shape[0], x)
+        checks.labels("self_index", self_index, x.shape[0], x, optional=True)
         if normalize:
             within_batch = y is x
             x = unit_rows(x.to(accumulation_dtype(x.dtype)))

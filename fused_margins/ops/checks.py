@@ -36,9 +36,9 @@ def matrices(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> tuple
     return x, y
 
 
-def labels(argument: str, value: Tensor | None, size: int, x: Tensor) -> None:
-    """An integer vector of `size` on the device of x, or None."""
-    if value is None:
+def labels(argument: str, value: Tensor | None, size: int, x: Tensor, *, optional: bool = False) -> None:
+    """An integer vector of `size` on the device of x; None where it is optional."""
+    if value is None and optional:
         return
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected an integer tensor of shape ({size},), got {type(value).__name__}")
@@ -57,12 +57,14 @@ def vector(argument: str, value: Tensor | None, size: int, x: Tensor) -> Tensor 
     if not isinstance(value, Tensor) or tuple(value.shape) != (size,):
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{argument}: expected a tensor of shape ({size},), got {got}")
-    return _floating(argument, value, x)
+    return floating(argument, value, x)
 
 
 def row_factor(argument: str, value: float | Tensor, x: Tensor, positive: bool) -> Tensor:
     """A number, 0-d tensor or (B,) tensor as a tensor in the accumulation dtype of x."""
     if not isinstance(value, Tensor):
+        if not isinstance(value, int | float):
+            raise TypeError(f"{argument}: expected a number or a tensor, got {type(value).__name__}")
         if positive and not value > 0:
             raise ValueError(f"{argument}: expected a positive number, got {value}")
         return torch.full((), value, dtype=accumulation_dtype(x.dtype), device=x.device)
@@ -70,7 +72,7 @@ def row_factor(argument: str, value: float | Tensor, x: Tensor, positive: bool) 
         raise ValueError(
             f"{argument}: expected a number, a 0-d tensor or shape ({x.shape[0]},), got {tuple(value.shape)}"
         )
-    return _floating(argument, value, x)
+    return floating(argument, value, x)
 
 
 def positive(argument: str, value: Tensor) -> None:
@@ -79,7 +81,8 @@ def positive(argument: str, value: Tensor) -> None:
         raise ValueError(f"{argument}: expected positive values, got {float(value.detach().min())}")
 
 
-def _floating(argument: str, value: Tensor, x: Tensor) -> Tensor:
+def floating(argument: str, value: Tensor, x: Tensor) -> Tensor:
+    """A floating tensor on the device of x, in the accumulation dtype of x."""
     if value.dtype not in FLOATING:
         raise TypeError(f"{argument}: expected a floating dtype, got {value.dtype}")
     if value.device != x.device:

@@ -1,6 +1,7 @@
 """The native module: whether it is there, why not, and tensors as the raw pointers that it takes."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +24,15 @@ except ImportError as error:
         missing = _FAILURE_FILE.read_text().strip()
     else:
         missing = f"the native module did not load ({error})"
+
+
+def call(kernel: Callable[..., None], *args: object) -> None:
+    """Run a kernel with as many threads as torch has been told to use.
+
+    OpenMP keeps that number for each thread of Python; torch sets it when it is asked, in a new thread not before.
+    """
+    torch.get_num_threads()
+    kernel(*args)
 
 
 def matrix(t: Tensor) -> object:

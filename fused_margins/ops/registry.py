@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from . import native
+from .checks import FLOATING
 
 OPS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.ispkg))
 
@@ -107,11 +108,12 @@ _substitutes: dict[tuple[str, str], Any] = {}
 @contextlib.contextmanager
 def substitute(op: str, backend: str, replacement: Any) -> Iterator[None]:
     """Run `replacement` in place of a kernel module within this context: for experiments, and to test the tests."""
+    before = _substitutes.get((op, backend))
     _substitutes[op, backend] = replacement
     try:
         yield
     finally:
-        del _substitutes[op, backend]
+        _substitutes[op, backend] = before
 
 
 def kernel(op: str, backend: str) -> Any:
@@ -161,7 +163,7 @@ def explain(
         dtype, device: of the two matrices.
 
     Raises:
-        ValueError: an unknown op.
+        ValueError: an unknown op, a dtype that no op takes.
 
     >>> import fused_margins
     >>> fused_margins.explain("nearest", rows=256, columns=256, width=64)  # doctest: +ELLIPSIS
@@ -170,6 +172,8 @@ def explain(
     """
     if op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(map(repr, OPS))}, got {op!r}")
+    if dtype not in FLOATING:
+        raise ValueError(f"dtype: expected one of {', '.join(map(str, FLOATING))}, got {dtype}")
     problem = Problem(op, torch.device(device).type, dtype, rows, columns, width)
     chosen = resolve("auto", problem)
     for backend in BACKENDS:

@@ -21,8 +21,9 @@ Args
 Returns positive (B,) and negative_lse (B,), float32 (float64 for float64).
 
 Edge rules
-    An ignored row has positive 0 and negative_lse -inf, with zero gradient; so has, for negative_lse, a row that admits
-    no column. A zero vector has cosine 0 with everything and zero gradient. The gradient of a distance at 0 is 0.
+    An ignored row has positive 0 and negative_lse -inf, with zero gradient (its values must be finite all the same);
+    so has, for negative_lse, a row that admits no column. A zero vector has cosine 0 with everything and zero gradient.
+    The gradient of a distance at 0 is 0.
 
 Raises ValueError and TypeError for shapes, dtypes, devices and unknown names before any kernel runs; on a CPU,
 IndexError for a target or self index out of range and ValueError for a scale that is not positive. On other devices

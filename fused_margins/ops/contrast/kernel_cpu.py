@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..native import int64, matrix, module, pointer
+from ..native import call, int64, matrix, module, pointer
 
 
 def forward(
@@ -27,7 +27,8 @@ def forward(
     similarities = scale.new_empty((x.shape[0], y.shape[0]) if keep else (0, 0))
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     labels = [int64(t) for t in (target, row_labels, column_labels, self_index)]
-    module.contrast_forward(
+    call(
+        module.contrast_forward,
         matrix(x),
         matrix(y),
         scale.data_ptr(),
@@ -65,6 +66,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, scale and bias; empty where not needed."""
     assert module is not None
+    needs = [need and not (i == 3 and bias is None) for i, need in enumerate(needs)]
     shapes = (x, y, scale, scale if bias is None else bias)
     grads = [torch.empty(t.shape if need else 0, dtype=t.dtype) for t, need in zip(shapes, needs)]
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
@@ -72,7 +74,9 @@ def backward(
     kept = similarities.numel() > 0
     outputs = [g.data_ptr() if need else 0 for g, need in zip(grads, needs)]
     grad_positive, grad_negative_lse = grad_positive.contiguous(), grad_negative_lse.contiguous()
-    module.contrast_backward(
+    negative_lse, similarities = negative_lse.contiguous(), similarities.contiguous()
+    call(
+        module.contrast_backward,
         grad_positive.data_ptr(),
         grad_negative_lse.data_ptr(),
         matrix(x),

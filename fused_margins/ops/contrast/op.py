@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, registry
-from ..double_backward import double_backward
+from ..derivatives import double_backward, has_tangent
 from . import reference
 
 _library = torch.library.Library("fused_margins", "FRAGMENT")
@@ -157,23 +157,21 @@ def contrast(
     checks.relation(relation)
     x, y = checks.matrices(x, y)
     rows, columns = x.shape[0], y.shape[0]
-    for name, value, size in (
-        ("target", target, rows),
-        ("row_labels", row_labels, rows),
-        ("column_labels", column_labels, columns),
-        ("self_index", self_index, rows),
-    ):
-        checks.labels(name, value, size, x)
+    checks.labels("target", target, rows, x)
+    checks.labels("row_labels", row_labels, rows, x, optional=True)
+    checks.labels("column_labels", column_labels, columns, x, optional=True)
+    checks.labels("self_index", self_index, rows, x, optional=True)
     scale = checks.row_factor("scale", scale, x, positive=True)
     bias = checks.vector("bias", bias, columns, x)
 
     problem = registry.Problem("contrast", x.device.type, x.dtype, rows, columns, x.shape[1])
     backend = registry.resolve(backend, problem)
     args: tuple[Any, ...] = (target, row_labels, column_labels, self_index, similarity, relation, ignore_index)
-    if backend == "reference":
+    differentiable = [t for t in (x, y, scale, bias) if t is not None]
+    # Forward-mode derivatives, too, are the reference's.
+    if backend == "reference" or has_tangent(differentiable):
         with torch.autocast(x.device.type, enabled=False):
             return reference.contrast(x, y, scale, bias, *args)
-    differentiable = [t for t in (x, y, scale, bias) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in differentiable):
         keep = registry.within_memory_budget(problem)
         # Dynamo refuses a Function that is handed one tensor twice (a batch against itself, labels as targets and as

@@ -31,10 +31,13 @@ def contrast(
         self_index = check_index(self_index, columns, IGNORED, "self_index")
 
     u = similarity_matrix(x, y, similarity)
+    scale = torch.where(scale > 0, scale, torch.nan)
     z = u * scale.reshape(-1, 1)  # (B, N); scale is 0-d or (B,)
     if bias is not None:
         z = z + bias
     ignored, invalid = target == IGNORED, target == INVALID
+    if self_index is not None:
+        invalid = invalid | (self_index == INVALID)
     mask = admitted(row_labels, column_labels, relation, self_index) & ~ignored[:, None]
     empty = ~mask.any(dim=1)
     # A row that admits nothing is summed over zeros and then replaced, so that no gradient of it is ever inf - inf.

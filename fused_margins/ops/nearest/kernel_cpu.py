@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..native import int64, matrix, module, pointer
+from ..native import call, int64, matrix, module, pointer
 from ..similarity import accumulation_dtype
 
 
@@ -24,7 +24,8 @@ def forward(
     index = torch.empty(x.shape[0], k, dtype=torch.int64)
     labels = [int64(t) for t in (row_labels, column_labels, self_index)]
     below = None if below is None else below.contiguous()
-    module.nearest_forward(
+    call(
+        module.nearest_forward,
         matrix(x),
         matrix(y),
         *map(pointer, labels),

@@ -51,12 +51,13 @@ def nearest(
     checks.relation(relation)
     if k < 1:
         raise ValueError(f"k: expected at least 1, got {k}")
-    x, y = checks.matrices(x.detach(), y.detach())
+    x, y = (t.detach() for t in checks.matrices(x, y))
     rows, columns = x.shape[0], y.shape[0]
     checks.labels("row_labels", row_labels, rows, x)
     checks.labels("column_labels", column_labels, columns, x)
-    checks.labels("self_index", self_index, rows, x)
-    below = checks.vector("below", None if below is None else below.detach(), rows, x)
+    checks.labels("self_index", self_index, rows, x, optional=True)
+    below = checks.vector("below", below, rows, x)
+    below = None if below is None else below.detach()
 
     problem = registry.Problem("nearest", x.device.type, x.dtype, rows, columns, x.shape[1])
     backend = registry.resolve(backend, problem)

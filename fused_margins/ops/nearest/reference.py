@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..labels import IGNORED, check_index
-from ..similarity import admitted, pair_similarity, similarity_matrix
+from ..labels import IGNORED, INVALID, check_index
+from ..similarity import accumulation_dtype, admitted, pair_similarity, unit_rows
 
 ENTRIES_AT_ONCE = 1 << 24  # rows are taken in blocks that need about this many intermediate numbers
 
@@ -23,8 +23,10 @@ def nearest(
     """similarity (B, k), index (B, k)."""
     if self_index is not None:
         self_index = check_index(self_index, y.shape[0], IGNORED, "self_index")
-    width = x.shape[1] if similarity == "negative_squared_euclidean" else 1
-    step = max(1, ENTRIES_AT_ONCE // max(1, y.shape[0] * width))
+    if similarity == "cosine":
+        x, y = (unit_rows(t.to(accumulation_dtype(t.dtype))) for t in (x, y))
+        similarity = "dot"
+    step = max(1, ENTRIES_AT_ONCE // max(1, y.numel()))
     blocks = [
         _nearest_block(
             x[i : i + step],
@@ -53,11 +55,9 @@ def _nearest_block(
     relation: str,
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    if similarity == "negative_squared_euclidean":
-        # Differences, not the expansion: what is compared with `below`, and what ties, must be the exact distances.
-        u = pair_similarity(x[:, None], y[None], similarity)  # (B, N)
-    else:
-        u = similarity_matrix(x, y, similarity)
+    # Pair by pair, not as a matrix product: equal columns then have equal bits, so that they tie, and distances are
+    # differences, so that they compare with `below` as they are.
+    u = pair_similarity(x[:, None], y[None], similarity)  # (B, N)
     mask = admitted(row_labels, column_labels, relation, self_index) & ~u.isnan()
     if below is not None:
         mask = mask & (u < below[:, None])
@@ -70,4 +70,6 @@ def _nearest_block(
         value = torch.nn.functional.pad(value, (0, missing), value=-torch.inf)
         index = torch.nn.functional.pad(index, (0, missing), value=-1)
     found = value > -torch.inf
+    if self_index is not None:
+        value = torch.where((self_index == INVALID)[:, None], torch.nan, value)
     return value, torch.where(found, index, -1)

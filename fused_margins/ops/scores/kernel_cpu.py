@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..native import int64, matrix, module, pointer
+from ..native import call, int64, matrix, module, pointer
 
 
 def forward(
@@ -21,7 +21,8 @@ def forward(
     scores = torch.empty(x.shape[0], y.shape[0], dtype=x.dtype)
     scale, margin = scale.contiguous(), margin.contiguous()
     bias, target = None if bias is None else bias.contiguous(), int64(target)
-    module.scores_forward(
+    call(
+        module.scores_forward,
         matrix(x),
         matrix(y),
         scale.data_ptr(),
@@ -51,12 +52,14 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, scale, bias and margin; empty where not needed."""
     assert module is not None
+    needs = [need and not (i == 3 and bias is None) for i, need in enumerate(needs)]
     shapes = (x, y, scale, scale if bias is None else bias, margin)
     grads = [torch.empty(t.shape if need else 0, dtype=t.dtype) for t, need in zip(shapes, needs)]
     outputs = [g.data_ptr() if need else 0 for g, need in zip(grads, needs)]
     grad_scores, scale, margin = grad_scores.contiguous(), scale.contiguous(), margin.contiguous()
     bias, target = None if bias is None else bias.contiguous(), int64(target)
-    module.scores_backward(
+    call(
+        module.scores_backward,
         grad_scores.data_ptr(),
         matrix(x),
         matrix(y),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, registry
-from ..double_backward import double_backward
+from ..derivatives import double_backward, has_tangent
 from . import reference
 
 _library = torch.library.Library("fused_margins", "FRAGMENT")
@@ -125,7 +125,7 @@ def scores(
     checks.similarity(similarity)
     x, y = checks.matrices(x, y)
     rows, columns = x.shape[0], y.shape[0]
-    checks.labels("target", target, rows, x)
+    checks.labels("target", target, rows, x, optional=True)
     scale = checks.row_factor("scale", scale, x, positive=True)
     margin = checks.row_factor("margin", margin, x, positive=False)
     bias = checks.vector("bias", bias, columns, x)
@@ -133,10 +133,11 @@ def scores(
     problem = registry.Problem("scores", x.device.type, x.dtype, rows, columns, x.shape[1])
     backend = registry.resolve(backend, problem)
     args = (scale, bias, margin, target, similarity, ignore_index)
-    if backend == "reference":
+    differentiable = [t for t in (x, y, scale, bias, margin) if t is not None]
+    # Forward-mode derivatives, too, are the reference's.
+    if backend == "reference" or has_tangent(differentiable):
         with torch.autocast(x.device.type, enabled=False):
             return reference.scores(x, y, *args)
-    differentiable = [t for t in (x, y, scale, bias, margin) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in differentiable):
         # Dynamo refuses a Function that is handed one tensor twice: a batch against itself.
         return _Scores.apply(x, y.view_as(y), *args, backend)

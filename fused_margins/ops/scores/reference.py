@@ -26,7 +26,7 @@ def scores(
         chosen = target[:, None] == torch.arange(y.shape[0], device=y.device)
         u = torch.where(chosen, u - margin.reshape(-1, 1), u)
         u = torch.where((target == INVALID)[:, None], torch.nan, u)
-    z = u * scale.reshape(-1, 1)
+    z = u * torch.where(scale > 0, scale, torch.nan).reshape(-1, 1)
     if bias is not None:
         z = z + bias
     return z.to(x.dtype)

@@ -1,9 +1,17 @@
-"""Second derivatives of every op: the reference's formulas, whatever backend computed the first ones."""
+"""Derivatives that no kernel computes: second ones, and forward mode. They are the reference's, for every op."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def has_tangent(tensors: Sequence[Tensor]) -> bool:
+    """Whether forward-mode differentiation is going on, with respect to one of these."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def double_backward(
@@ -27,6 +35,7 @@ def double_backward(
         return pullback(tuple(primals[:count]))
 
     cotangents = tuple(torch.zeros_like(t) if g is None else g for g, t in zip(grad_grad_inputs, inputs))
-    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+    # No torch.enable_grad: vjp has its own, and a graph of the outcome is wanted only where one is being made.
+    with torch.autocast(inputs[0].device.type, enabled=False):
         pullback = torch.func.vjp(first_order, *grad_outputs, *inputs)[1]
         return pullback(cotangents)
