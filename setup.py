@@ -117,7 +117,10 @@ class NinjaBuild(build_ext):
                     objects += n.build(name, "compile", str(source), variables={"flags": flags})
             for source in (ROOT / "csrc/common/isa.cpp", ROOT / "csrc/bindings.cpp"):
                 objects += n.build(
-                    f"{source.stem}.o", "compile", str(source), variables={"flags": [*FLAGS, *includes, *own_flags]}
+                    f"{source.stem}.o",
+                    "compile",
+                    str(source),
+                    variables={"flags": [*FLAGS, *openmp, *includes, *own_flags]},
                 )
             n.build(str(target), "link", objects)
         try:

@@ -68,6 +68,7 @@ PYBIND11_MODULE(_C, m) {
                        int dtype) { return Matrix{in(data), rows, width, row_stride, column_stride, DType(dtype)}; }));
 
   m.def("instruction_set", &isa_name);
+  m.def("max_threads", &max_threads);
 
   m.def(
       "contrast_forward",

@@ -3,6 +3,9 @@
 #ifdef FM_X86
 #include <cpuid.h>
 #endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include <cstdlib>
 #include <stdexcept>
@@ -51,6 +54,14 @@ Isa chosen() {
 Isa isa() {
   static const Isa value = chosen();
   return value;
+}
+
+int max_threads() {
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
 }
 
 const char* isa_name() {

@@ -11,6 +11,7 @@ namespace fused_margins {
 enum class Isa { baseline, v3, v4 };
 
 Isa isa();               // chosen once, at first use
+int max_threads();       // that a kernel may use when called from the present thread
 const char* isa_name();  // "baseline", "x86-64-v3", "x86-64-v4"
 
 }  // namespace fused_margins

@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 # torch must be imported before: the extension then shares torch's OpenMP runtime, its threads and
 # torch.set_num_threads.
 
+T = TypeVar("T")
 _FAILURE_FILE = Path(__file__).parents[1] / "native_build_failure.txt"
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -26,13 +28,13 @@ except ImportError as error:
         missing = f"the native module did not load ({error})"
 
 
-def call(kernel: Callable[..., None], *args: object) -> None:
+def call(kernel: Callable[..., T], *args: object) -> T:
     """Run a kernel with as many threads as torch has been told to use.
 
     OpenMP keeps that number for each thread of Python; torch sets it when it is asked, in a new thread not before.
     """
     torch.get_num_threads()
-    kernel(*args)
+    return kernel(*args)
 
 
 def matrix(t: Tensor) -> object:

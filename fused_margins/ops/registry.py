@@ -57,7 +57,7 @@ def _cpu_refuses(problem: Problem) -> str | None:
 
 def _cpu_describe(problem: Problem) -> str:
     assert native.module is not None
-    text = f"C++ for {native.module.instruction_set()}, {torch.get_num_threads()} threads"
+    text = f"C++ for {native.module.instruction_set()}, {native.call(native.module.max_threads)} threads"
     if problem.op == "contrast":
         kept = "keeps" if within_memory_budget(problem) else "recomputes"
         text += f"; with gradients it {kept} the similarities ({problem.matrix_bytes / 2**20:.1f} MiB)"

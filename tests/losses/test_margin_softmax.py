@@ -313,3 +313,64 @@ def test_module_rejects_bad_sizes():
         fused_margins.CosFaceLoss(0, 4)
     with pytest.raises(ValueError, match="margin: expected a number or shape"):
         fused_margins.MarginSoftmaxLoss(3, 4, margin=torch.ones(2))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_narrow_labels_do_not_meet_a_wide_ignore_index(backend):
+    x, w = torch.randn(3, 4), torch.randn(300, 4)
+    labels = torch.tensor([156, 1, 2])  # 156 is -100 in eight bits
+    narrow = margin_softmax_loss(x, w, labels.to(torch.uint8), label_smoothing=0.1, backend=backend)
+    assert narrow == margin_softmax_loss(x, w, labels, label_smoothing=0.1, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_empty_batch(backend, label_smoothing):
+    x, w = torch.randn(0, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    labels = torch.zeros(0, dtype=torch.int64)
+    loss = margin_softmax_loss(x, w, labels, label_smoothing=label_smoothing, backend=backend)
+    loss.backward()
+    assert loss == 0
+    assert (w.grad == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_wider_margin_does_not_widen_the_loss(batch, backend):
+    x, w, labels = (t.detach() for t in batch)
+    margin = torch.linspace(-0.2, 0.2, C, dtype=torch.float64)
+    assert margin_softmax_loss(x.float(), w.float(), labels, margin=margin, backend=backend).dtype == torch.float32
+    with pytest.raises(TypeError, match=r"margin: expected a floating dtype, got torch\.int64"):
+        margin_softmax_loss(x, w, labels, margin=torch.ones(C, dtype=torch.int64), backend=backend)
+
+
+def test_label_smoothing_is_accumulated_in_float32_under_autocast():
+    x, w, labels = torch.randn(16, 256), torch.randn(1000, 256), torch.arange(16)
+    options = {"scale": 1.0, "similarity": "dot", "label_smoothing": 0.5}
+    truth = margin_softmax_loss(x.bfloat16().double(), w.bfloat16().double(), labels, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = margin_softmax_loss(x, w, labels, **options)
+    assert (loss - truth).abs() < 1e-5 * truth
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_label_smoothing_far_from_the_origin(backend):
+    x, w, labels = torch.randn(8, 8) + 1000, torch.randn(20, 8) + 1000, torch.arange(8)
+    options = {"scale": 1.0, "similarity": "negative_squared_euclidean", "label_smoothing": 0.2, "backend": backend}
+    truth = margin_softmax_loss(x.double(), w.double(), labels, **options)
+    torch.testing.assert_close(margin_softmax_loss(x, w, labels, **options).double(), truth, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"margin_type": "angular", "similarity": "dot"},
+        {"beyond_pi": "never"},
+        {"angular_multiplier": 2.0},
+        {"angular_margin_rad": 0.5},
+    ],
+)
+def test_options_are_checked_where_they_do_nothing(batch, options):
+    x, w, labels = batch
+    for call in (lambda: margin_logits(x, w, **options), lambda: margin_softmax_loss(x, w, labels, **options)):
+        with pytest.raises(ValueError, match="expected"):
+            call()

@@ -1,0 +1,92 @@
+"""Values that are not ordinary numbers, arguments that are missing, and differentiation in forward mode."""
+
+import threading
+
+import pytest
+import torch
+
+from fused_margins.functional import magnet_loss, margin_softmax_loss, mine_positives
+from fused_margins.ops import native, registry
+from fused_margins.ops.contrast import contrast
+from fused_margins.ops.nearest import nearest
+from fused_margins.ops.scores import scores
+
+BACKENDS = [b.name for b in registry.BACKENDS]
+X, Y, LABELS = torch.randn(6, 4), torch.randn(5, 4), torch.arange(6) % 5
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("labels", lambda: margin_softmax_loss(X, Y, None)),
+        ("row_labels", lambda: mine_positives(X, None)),
+        ("clusters", lambda: magnet_loss(X, None, LABELS)),
+        ("target", lambda: contrast(X, Y, None, scale=1.0)),
+        ("column_labels", lambda: nearest(X, X, LABELS, None)),
+    ],
+)
+def test_labels_that_are_needed_may_not_be_none(argument, call):
+    with pytest.raises(TypeError, match=f"{argument}: expected an integer tensor of shape"):
+        call()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "negative_squared_euclidean"])
+def test_nan_columns_reach_the_row_that_admits_them(backend, similarity):
+    """A whole strip of NaN is neither an empty strip nor nothing."""
+    y = torch.randn(1024, 4)
+    y[256:512] = torch.nan
+    _, negative_lse = contrast(X, y, LABELS, scale=1.0, similarity=similarity, backend=backend)
+    assert negative_lse.isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_outlier_whose_square_overflows_hides_nobody(backend):
+    y = torch.randn(40, 4)
+    y[0] = 1e20
+    labels = torch.zeros(40, dtype=torch.int64)
+    _, index = nearest(
+        X, y, labels[:6], labels, similarity="negative_squared_euclidean", relation="any", backend=backend
+    )
+    assert torch.equal(index[:, 0], torch.cdist(X.double(), y.double()).argmin(1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "negative_squared_euclidean"])
+def test_equal_columns_tie_whatever_their_number(backend, similarity):
+    for count in range(2, 70, 7):
+        y = torch.randn(1, 33).repeat(count, 1)
+        labels = torch.zeros(count, dtype=torch.int64)
+        _, index = nearest(torch.randn(1, 33), y, labels[:1], labels, similarity=similarity, k=count, backend=backend)
+        assert index.tolist() == [list(range(count))]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own forward mode is written in it
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_forward_mode(backend):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (6, 5))
+    direction = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    functions = (
+        lambda x: margin_softmax_loss(x, y, LABELS, scale=4.0, backend=backend),
+        lambda x: scores(x, y, scale=2.0, backend=backend).sum(),
+    )
+    for f in functions:
+        _, tangent = torch.func.jvp(f, (x,), (direction,))
+        torch.testing.assert_close(tangent, (torch.func.grad(f)(x) * direction).sum())
+
+
+@pytest.mark.skipif(native.module is None, reason="the native module is not built")
+def test_a_new_thread_uses_the_threads_that_torch_was_given():
+    """OpenMP would start with all cores in every thread of Python."""
+    before = torch.get_num_threads()
+    asked: list[int] = []
+    try:
+        torch.set_num_threads(1)
+        threads_of = lambda: asked.append(native.module.max_threads())  # noqa: E731
+        worker = threading.Thread(target=lambda: native.call(threads_of))
+        worker.start()
+        worker.join()
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [1]
