@@ -4,12 +4,15 @@ A region of the README between ``<!-- table:NAME -->`` and ``<!-- end:NAME -->``
 rewritten with its tables: one pair (speed, memory) for every machine that has results.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+from fused_margins.fewshot.tables import Table
 
 from .machine import ROOT, Machine
 from .results import FOLDER, Results, ResultsError, RowResult, read, write_text
@@ -18,6 +21,17 @@ from .workloads import WORKLOADS
 REGION = re.compile(r"<!-- table:(?P<name>[\w-]+) -->\n(?P<old>.*?)<!-- end:(?P=name) -->", re.DOTALL)
 IDLE_LOAD = 0.3
 MIB = 2**20
+
+
+def render_demo(folder: Path) -> str:
+    """The tables that ``fused-margins demo --output benchmarks/results/demo`` stored, as they stand in its report."""
+    path = folder / "demo" / "report.json"
+    if not path.exists():
+        return "Not measured yet."
+    report = json.loads(path.read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    tables = [Table(**table).markdown() for table in report["tables"]]
+    return "\n\n".join([*tables, f"{len(report['seeds'])} seeds, {report['seconds']:.0f} s; {versions}."])
 
 
 def render(workload: str, results: list[Results]) -> str:
@@ -111,8 +125,8 @@ def _aligned(table: list[list[str]]) -> list[str]:
     return [line(table[0]), line(rule), *map(line, table[1:])]
 
 
-def rewrite(text: str, results: list[Results]) -> str:
-    """`text` with the region of every workload filled anew; other regions belong to somebody else."""
+def rewrite(text: str, results: list[Results], demo: str | None = None) -> str:
+    """`text` with the regions of every workload and of the demo filled anew; others belong to somebody else."""
     opened, closed = (len(re.findall(rf"<!-- {word}:", text)) for word in ("table", "end"))
     if not opened == closed == len(REGION.findall(text)):
         raise ResultsError(f"{opened} regions opened by <!-- table:NAME -->, {closed} closed by <!-- end:NAME -->")
@@ -120,9 +134,10 @@ def rewrite(text: str, results: list[Results]) -> str:
 
     def region(match: re.Match[str]) -> str:
         name = match["name"]
-        if name not in known:
+        if name not in known and not (name == "demo" and demo):
             return match[0]
-        return f"<!-- table:{name} -->\n\n{render(name, results)}\n\n<!-- end:{name} -->"
+        tables = demo if name == "demo" else render(name, results)
+        return f"<!-- table:{name} -->\n\n{tables}\n\n<!-- end:{name} -->"
 
     return REGION.sub(region, text)
 
@@ -141,10 +156,10 @@ def main(
     """
     try:
         text = readme.read_text(encoding="utf-8")
-        filled = rewrite(text, [read(path) for path in sorted(results.glob("*.json"))])
+        filled = rewrite(text, [read(path) for path in sorted(results.glob("*.json"))], render_demo(results))
     except (OSError, ResultsError) as error:
         sys.exit(f"error: {error}")
-    others = sorted({m["name"] for m in REGION.finditer(text)} - {workload.name for workload in WORKLOADS})
+    others = sorted({m["name"] for m in REGION.finditer(text)} - {workload.name for workload in WORKLOADS} - {"demo"})
     if others:
         print(f"{readme}: left alone, no workloads of these names: {', '.join(others)}")
     if filled == text:

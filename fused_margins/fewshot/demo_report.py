@@ -199,5 +199,6 @@ class DemoReport:
             "seconds": self.seconds,
             "seeds": self.seeds,
             "checks": [dataclasses.asdict(check) for check in self.checks()],
+            "tables": [dataclasses.asdict(table) for table in self.tables()],
             "runs": runs,
         }
