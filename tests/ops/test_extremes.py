@@ -10,6 +10,7 @@ from fused_margins.ops import cases, registry
 from fused_margins.ops.contrast import contrast
 from fused_margins.ops.nearest import nearest
 from fused_margins.ops.scores import scores
+from fused_margins.ops.similarity import SIMILARITIES
 
 BACKENDS = [b.name for b in registry.BACKENDS]
 EUCLIDEAN = "negative_squared_euclidean"
@@ -135,12 +136,65 @@ def test_a_memory_bank_that_holds_the_batch(backend, device_for):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_not_a_number_stays_in_its_row(backend, dtype, device_for):
+def test_not_a_number_stays_in_its_row(backend, dtype, similarity, device_for):
     device_for("contrast", backend)
     x, y = torch.randn(5, 6).to(dtype), torch.randn(7, 6).to(dtype)
     x[2, 3] = torch.nan
-    positive, negative_lse = contrast(x, y, torch.arange(5), scale=10.0, backend=backend)
+    options = {"similarity": similarity, "backend": backend}
+    positive, negative_lse = contrast(x, y, torch.arange(5), scale=10.0, **options)
     for values in (positive, negative_lse):
         assert values.isnan().tolist() == [False, False, True, False, False]
-    assert scores(x, y, backend=backend).isnan().any(1).tolist() == [False, False, True, False, False]
+    assert scores(x, y, **options).isnan().any(1).tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_outlier_whose_square_overflows_hides_no_other_column(backend, device_for):
+    device_for("nearest", backend)
+    x, y = torch.randn(11, 5), torch.randn(40, 5)
+    labels = torch.zeros(11, dtype=torch.int64), torch.zeros(40, dtype=torch.int64)
+    options = {"similarity": EUCLIDEAN, "k": 3, "backend": backend}
+    expected = nearest(x, y[1:], labels[0], labels[1][1:], **options)
+    y[0] = 1e25
+    similarity, index = nearest(x, y, *labels, **options)
+    assert torch.equal(similarity, expected[0])
+    assert torch.equal(index, expected[1] + 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_no_distance_is_negative(backend, dtype, device_for):
+    device_for("scores", backend)
+    x = (5 + torch.randn(60, 33)).to(dtype)
+    u = scores(x, x, similarity=EUCLIDEAN, backend=backend)
+    assert (u <= 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_number_of_16_bits_is_read_and_written(backend, dtype, device_for):
+    device_for("scores", backend)
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    one = torch.ones(1, 1)
+    target = torch.zeros(2**16, dtype=torch.int64)
+    positive, _ = contrast(every[:, None], one.to(dtype), target, scale=1.0, similarity="dot", backend=backend)
+    torch.testing.assert_close(positive, every.float(), rtol=0, atol=0, equal_nan=True)
+    z = scores(every[:, None], one.to(dtype), similarity="dot", backend=backend)
+    torch.testing.assert_close(z[:, 0], every, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_results_are_rounded_to_the_nearest_number_of_16_bits(backend, dtype, device_for):
+    """A product of 1 and a scale is any float32: between two neighbours, half-way, subnormal, too large."""
+    device_for("scores", backend)
+    every = torch.arange(1, 2**15).to(torch.int16).view(dtype).float()
+    finite = every[every.isfinite()]
+    halfway = finite[1:] / 2 + finite[:-1] / 2  # exact in float32
+    scale = torch.cat([halfway, halfway.nextafter(finite[1:]), halfway.nextafter(finite[:-1]), halfway * 1.0001])
+    scale = torch.cat([scale, torch.tensor([65519.0, 65520.0, 65521.0, 3.38e38, 3.4e38])])
+    x = torch.ones(scale.shape[0], 1, dtype=dtype)
+    for sign in (1, -1):
+        z = scores(x, sign * torch.ones(1, 1, dtype=dtype), scale=scale, similarity="dot", backend=backend)[:, 0]
+        assert torch.equal(z, (sign * scale).to(dtype))
