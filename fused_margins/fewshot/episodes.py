@@ -116,8 +116,8 @@ def train_heads(support: Tensor, labels: Tensor, weight: Tensor, order: Tensor) 
             batch = unit.gather(1, chosen[:, :, None].expand(-1, -1, unit.shape[2]))
             length = weight.norm(dim=2, keepdim=True)
             direction = weight / length
-            # Gradient of the batch's mean cross entropy, first of the directions (E, n_way, D), then of the weights: without
-            # what points along a weight. Written out, because autograd takes twice the time for it.
+            # Gradient of the batch's mean cross entropy, first of the directions (E, n_way, D), then of the weights,
+            # which only turns them. Written out, because autograd takes twice the time for it.
             error = torch.softmax(HEAD_SCALE * batch @ direction.mT, dim=2) - one_hot[chosen]  # (E, 4, n_way)
             gradient = HEAD_SCALE / chosen.shape[1] * error.mT @ batch
             gradient -= direction * (gradient * direction).sum(dim=2, keepdim=True)
