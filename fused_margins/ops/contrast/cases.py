@@ -201,8 +201,8 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype) -> float:
     """Four roundings of the sum of absolute values behind an entry; a logit's error is a weight's relative one."""
     x, y, target = inputs["x"], inputs["y"], inputs["target"].long()
     similarity, relation = inputs.get("similarity", "cosine"), inputs.get("relation", "different")
-    scale = torch.as_tensor(inputs["scale"], dtype=torch.float64).reshape(-1, 1).expand(x.shape[0], 1)
-    columns = torch.arange(y.shape[0])
+    scale = torch.as_tensor(inputs["scale"], dtype=torch.float64, device=x.device).reshape(-1, 1).expand(x.shape[0], 1)
+    columns = torch.arange(y.shape[0], device=y.device)
     row_labels, column_labels = inputs.get("row_labels", target), inputs.get("column_labels", columns)
     valid = (target != inputs.get("ignore_index", -1))[:, None]
     mask = admitted(row_labels, column_labels, relation, inputs.get("self_index")) & valid

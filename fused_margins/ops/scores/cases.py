@@ -148,8 +148,8 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype) -> float:
     """Four roundings of the sum of absolute values that makes an entry."""
     x, y, similarity = inputs["x"], inputs["y"], inputs.get("similarity", "cosine")
     rows, columns = x.shape[0], y.shape[0]
-    scale = torch.as_tensor(inputs.get("scale", 1.0), dtype=torch.float64)
-    margin = torch.as_tensor(inputs.get("margin", 0.0), dtype=torch.float64)
+    scale = torch.as_tensor(inputs.get("scale", 1.0), dtype=torch.float64, device=x.device)
+    margin = torch.as_tensor(inputs.get("margin", 0.0), dtype=torch.float64, device=x.device)
     bias = torch.as_tensor(inputs.get("bias", 0.0))
     u_largest, (factor_x, factor_y) = reach(x, y, similarity)
     along = (similarity_matrix(x, y, similarity).abs().sum(1) + margin.abs()).expand(rows)
