@@ -1,6 +1,7 @@
 """The demonstration's outcomes as tables, plots, report.json and report.md."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,11 @@ class DemoReport:
             console.print(table.rich())
 
     def write(self, folder: Path) -> None:
-        """report.json, report.md and the plots, each whole or not at all."""
+        """report.json, parity.jsonl, report.md and the plots, each whole or not at all."""
         plots = self._write_plots(folder)
         write_json(folder / "report.json", self._json())
+        steps = [{"loss_name": o.job.name} | dataclasses.asdict(d) for o in self.of("parity") for d in o.differences]
+        write_text(folder / "parity.jsonl", "".join(json.dumps(step) + "\n" for step in steps))
         parts = [
             "# fused-margins demo",
             f"Digits, seeds {', '.join(map(str, self.seeds))}, {self.seconds:.0f} s. "
@@ -190,7 +193,6 @@ class DemoReport:
                 "figures": o.figures,
                 "losses": o.losses,
                 "seconds": o.seconds,
-                "differences": [dataclasses.asdict(d) for d in o.differences],
             }
             for o in self.outcomes
         ]

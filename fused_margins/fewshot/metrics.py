@@ -26,6 +26,7 @@ def recall_at_k(
     >>> recall_at_k(embeddings, torch.tensor([0, 0, 1, 0]), ks=(1, 3))
     {'recall@1': 0.5, 'recall@3': 0.75}
     """
+    labels = labels.to(embeddings.device)
     itself = torch.arange(len(labels), device=labels.device)
     _, nearest_others = nearest(
         embeddings, embeddings, labels, labels, relation="any", k=max(ks), self_index=itself, backend=backend
@@ -70,7 +71,7 @@ def knc_error(
 ) -> float:
     """Error of the k-nearest-clusters classifier whose clusters are fitted to the training embeddings."""
     index = MagnetIndex(clusters_per_class, generator=torch.Generator().manual_seed(seed), backend=backend)
-    index.fit(train_embeddings, train_labels)
+    index.fit(train_embeddings, train_labels.to(train_embeddings.device))
     predicted = index.knc_predict(embeddings, num_neighbours=num_neighbours)
     return float((predicted != labels.to(predicted.device)).float().mean())
 
@@ -81,7 +82,7 @@ def discriminability(embeddings: Tensor, labels: Tensor) -> float:
     Source: Liu et al., Negative margin matters: understanding margin in few-shot classification, 2020, analysis of
     discriminability.
     """
-    unit = F.normalize(embeddings)
+    unit, labels = F.normalize(embeddings), labels.to(embeddings.device)
     classes = torch.unique(labels)
     centres = torch.stack([unit[labels == c].mean(0) for c in classes])
     within = torch.stack([(unit[labels == c] - m).square().sum(1).mean() for c, m in zip(classes, centres)])

@@ -86,7 +86,6 @@ class MagnetObjective(Objective):
         self.settings = settings
         self.magnet = MagnetLoss(settings.alpha, settings.variance_floor, reduction="none", backend=backend)
         self.index = MagnetIndex(settings.clusters_per_class, generator=generator, backend=backend)
-        self.generator = generator
         self.warm = settings.warm_epochs > 0
 
     def num_batches(self, epoch: int) -> int:
@@ -117,11 +116,10 @@ class MagnetObjective(Objective):
         return None
 
     def get_extra_state(self) -> dict[str, Any]:
-        return super().get_extra_state() | {"generator": self.generator.get_state(), "warm": self.warm}
+        return super().get_extra_state() | {"warm": self.warm}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
-        self.generator.set_state(state["generator"])
         self.warm = state["warm"]
 
 
@@ -139,29 +137,26 @@ def build_objective(
     if isinstance(loss, config.Magnet):
         warm_loss = MarginSoftmaxLoss(num_classes, size, scale=loss.scale, backend=backend)
         return MagnetObjective(loss, warm_loss, labels, sampler, generator, backend)
-    return Objective(_build_loss(loss, num_classes, size, backend), labels, sampler)
+    return Objective(_build_loss(loss, num_classes, size, backend, generator), labels, sampler)
 
 
-def _build_loss(loss: config.Loss, num_classes: int, size: int, backend: str) -> nn.Module:
+def _build_loss(loss: config.Loss, num_classes: int, size: int, backend: str, generator: torch.Generator) -> nn.Module:
     match loss:
         case config.Softmax():
-            return MarginSoftmaxLoss(num_classes, size, scale=loss.scale, backend=backend)
+            return MarginSoftmaxLoss(num_classes, size, loss.scale, backend=backend)
         case config.MarginSoftmax():
             return MarginSoftmaxLoss(
-                num_classes,
-                size,
-                scale=loss.scale,
-                margin=loss.margin,
-                similarity=loss.similarity,
-                backend=backend,
+                num_classes, size, loss.scale, loss.margin, similarity=loss.similarity, backend=backend
             )
         case config.Triplet():
-            return EasyPositiveTripletLoss(loss.margin, negatives=loss.negatives, positives="random", backend=backend)
+            return EasyPositiveTripletLoss(
+                loss.margin, loss.negatives, positives="random", backend=backend, generator=generator
+            )
         case config.EasyPositiveTriplet():
-            return EasyPositiveTripletLoss(loss.margin, negatives=loss.negatives, backend=backend)
+            return EasyPositiveTripletLoss(loss.margin, loss.negatives, backend=backend)
         case config.EasyPositiveMargin():
-            return EasyPositiveMarginLoss(num_classes, margin=loss.margin, beta=loss.beta, backend=backend)
+            return EasyPositiveMarginLoss(num_classes, loss.margin, loss.beta, backend=backend, generator=generator)
         case config.EasyPositiveInfoNCE():
-            return EasyPositiveInfoNCELoss(temperature=loss.temperature, backend=backend)
+            return EasyPositiveInfoNCELoss(loss.temperature, backend=backend)
         case _:
             raise TypeError(f"loss: no module for {type(loss).__name__}")

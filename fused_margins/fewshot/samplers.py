@@ -1,4 +1,5 @@
-"""Which images make the next batch. A sampler's state is part of a checkpoint, down to its place within the epoch."""
+"""Which images make the next batch. A sampler's state, down to its place within the epoch, is part of a checkpoint; its
+generator belongs to whoever gave it."""
 
 from typing import Any
 
@@ -35,10 +36,9 @@ class ShuffledBatches:
         return self.order.tensor_split(self.num_batches)[self.position - 1]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state(), "order": self.order, "position": self.position}
+        return {"order": self.order, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.set_state(state["generator"])
         self.order, self.position = state["order"], state["position"]
 
 
@@ -78,10 +78,10 @@ class BalancedBatches:
         return members[chosen]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state()}
+        return {}  # every batch is drawn anew
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.set_state(state["generator"])
+        pass
 
 
 Sampler = ShuffledBatches | BalancedBatches

