@@ -1,20 +1,19 @@
 """The losses and miners as functions. Each is a few lines over the vectors that one of the three ops returns."""
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .margins import BEYOND_PI, MARGIN_GRADIENTS, MARGIN_TYPES, apply_margin, row_margin
+from .margins import MARGIN_TYPES, margin_function, row_margin, row_scale
 from .ops import checks
 from .ops.contrast import contrast
 from .ops.labels import check_index, check_members
 from .ops.nearest import nearest
 from .ops.scores import scores
-from .ops.similarity import accumulation_dtype, pair_similarity, take_rows, unit_rows
+from .ops.similarity import accumulation_dtype, pair_similarity, similarity_sum, take_rows
+from .reductions import REDUCTIONS, reduce_loss, softplus
 
 __all__ = [
     "cluster_distances",
@@ -25,23 +24,7 @@ __all__ = [
     "mine_positives",
 ]
 
-REDUCTIONS = ("mean", "sum", "none")
 STRATEGIES = ("hard", "semihard")
-
-
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) to the precision of x; torch's own default switches to x at 20, which float64 would notice."""
-    return F.softplus(x, threshold=20 if x.dtype == torch.float32 else 40)
-
-
-def reduce_loss(loss: Tensor, weight: Tensor, reduction: str) -> Tensor:
-    """The (B,) losses as they are, their sum, or their sum over that of `weight` (B,); 0 where nothing has weight."""
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
-    total = weight.sum()
-    return loss.sum() / torch.where(total > 0, total, 1.0)
 
 
 def margin_softmax_loss(
@@ -116,8 +99,8 @@ def margin_softmax_loss(
     checks.labels("labels", labels, embeddings.shape[0], embeddings)
     labels = labels.long()  # ignore_index need not fit a narrower dtype
     class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
-    scale = _row_scale(scale, embeddings)
-    psi = _margin(
+    scale = row_scale(scale, embeddings)
+    psi = margin_function(
         margin,
         labels,
         weight,
@@ -151,7 +134,7 @@ def margin_softmax_loss(
         own = row_weight if class_weight is not None else 1.0
         lse = torch.logaddexp(negative_lse, z)
         with torch.autocast(embeddings.device.type, enabled=False):
-            everyone = scale * _similarity_sum(embeddings, weight, each, similarity) + own * (z - scale * u)
+            everyone = scale * similarity_sum(embeddings, weight, each, similarity) + own * (z - scale * u)
         spread = torch.where(counted > 0, lse * each.sum() - everyone, 0.0)
         loss = (1 - label_smoothing) * loss + label_smoothing / max(weight.shape[0], 1) * spread
     return reduce_loss(loss, row_weight, reduction)
@@ -202,14 +185,14 @@ def margin_logits(
     """
     checks.choice("margin_type", margin_type, MARGIN_TYPES)
     embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
-    scale = _row_scale(scale, embeddings)
+    scale = row_scale(scale, embeddings)
     options: dict[str, Any] = {"similarity": similarity, "scale": scale, "backend": backend}
     plain = labels is None
     if labels is None:
         labels = torch.full((embeddings.shape[0],), ignore_index, device=embeddings.device)
     checks.labels("labels", labels, embeddings.shape[0], embeddings)
     labels = labels.long()  # ignore_index need not fit a narrower dtype
-    psi = _margin(
+    psi = margin_function(
         margin,
         labels,
         weight,
@@ -436,64 +419,6 @@ def cluster_distances(embeddings: Tensor, centroids: Tensor, *, backend: str = "
     """
     checks.matrices(embeddings, centroids, ("embeddings", "centroids"))
     return 0 - scores(embeddings, centroids, similarity="negative_squared_euclidean", backend=backend)
-
-
-def _row_scale(scale: float | Tensor, embeddings: Tensor) -> Tensor:
-    """A number, 0-d or (B, 1) scale as the ops take it: 0-d or (B,), in the accumulation dtype."""
-    if isinstance(scale, Tensor) and tuple(scale.shape) == (embeddings.shape[0], 1):
-        scale = scale[:, 0]
-    elif isinstance(scale, Tensor) and scale.dim() != 0:
-        raise ValueError(
-            f"scale: expected a number, a 0-d tensor or shape ({embeddings.shape[0]}, 1), got {tuple(scale.shape)}"
-        )
-    return checks.row_factor("scale", scale, embeddings, positive=True)
-
-
-def _margin(
-    margin: float | Tensor,
-    labels: Tensor,
-    weight: Tensor,
-    similarity: str,
-    margin_type: str,
-    angular_margin_rad: float | Tensor,
-    angular_multiplier: float,
-    beyond_pi: str,
-    gradient: str,
-) -> Callable[[Tensor], Tensor]:
-    """psi as a function of the positive similarities alone, all its options checked."""
-    checks.similarity(similarity)
-    checks.choice("beyond_pi", beyond_pi, BEYOND_PI)
-    checks.choice("margin_gradient", gradient, MARGIN_GRADIENTS)
-    if margin_type != "additive" and similarity != "cosine":
-        raise ValueError(f"similarity: expected 'cosine' for margin_type {margin_type!r}, got {similarity!r}")
-    if not angular_multiplier > 0:
-        raise ValueError(f"angular_multiplier: expected a positive number, got {angular_multiplier}")
-    angular = angular_multiplier != 1 or isinstance(angular_margin_rad, Tensor) or angular_margin_rad != 0
-    if angular and margin_type != "combined":
-        raise ValueError(
-            f"angular_margin_rad, angular_multiplier: expected with margin_type 'combined' alone, got {margin_type!r}"
-        )
-    angle = margin if margin_type == "angular" else angular_margin_rad
-    if not isinstance(angle, Tensor) and abs(angle) > math.pi and margin_type != "additive":
-        name = "margin" if margin_type == "angular" else "angular_margin_rad"
-        raise ValueError(f"{name}: expected radians within [-pi, pi], got {angle}")
-    of_row = row_margin("margin", margin, labels, weight)
-    angle_of_row = row_margin("angular_margin_rad", angular_margin_rad, labels, weight)
-    return lambda u: apply_margin(u, of_row, margin_type, angle_of_row, angular_multiplier, beyond_pi, gradient)
-
-
-def _similarity_sum(x: Tensor, y: Tensor, weight: Tensor, similarity: str) -> Tensor:
-    """sum_j weight_j u_ij (B,), from one vector of width D instead of the matrix."""
-    x, y = (t.to(accumulation_dtype(t.dtype)) for t in (x, y))
-    if similarity == "cosine":
-        x, y = unit_rows(x), unit_rows(y)
-    elif similarity == "negative_squared_euclidean" and y.shape[0]:
-        centre = y.detach().mean(0)  # the expansion below cancels far from the origin
-        x, y = x - centre, y - centre
-    together = (x * (weight @ y)).sum(1)
-    if similarity != "negative_squared_euclidean":
-        return together
-    return 2 * together - x.square().sum(1) * weight.sum() - (weight @ y.square()).sum()
 
 
 def search_sides(

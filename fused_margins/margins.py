@@ -1,6 +1,7 @@
 """psi: what a margin does to the similarity of a row with its own class. Plain PyTorch over vectors of length B."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,6 +29,50 @@ def row_margin(argument: str, margin: float | Tensor, labels: Tensor, weight: Te
         f"{argument}: expected a number, a 0-d tensor, one a class ({num_classes},) or one a sample "
         f"({labels.shape[0]}, 1), got shape {tuple(margin.shape)}"
     )
+
+
+def row_scale(scale: float | Tensor, embeddings: Tensor) -> Tensor:
+    """A number, 0-d or (B, 1) scale as the ops take it: 0-d or (B,), in the accumulation dtype."""
+    if isinstance(scale, Tensor) and tuple(scale.shape) == (embeddings.shape[0], 1):
+        scale = scale[:, 0]
+    elif isinstance(scale, Tensor) and scale.dim() != 0:
+        raise ValueError(
+            f"scale: expected a number, a 0-d tensor or shape ({embeddings.shape[0]}, 1), got {tuple(scale.shape)}"
+        )
+    return checks.row_factor("scale", scale, embeddings, positive=True)
+
+
+def margin_function(
+    margin: float | Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    similarity: str,
+    margin_type: str,
+    angular_margin_rad: float | Tensor,
+    angular_multiplier: float,
+    beyond_pi: str,
+    gradient: str,
+) -> Callable[[Tensor], Tensor]:
+    """psi as a function of the positive similarities alone, all its options checked."""
+    checks.similarity(similarity)
+    checks.choice("beyond_pi", beyond_pi, BEYOND_PI)
+    checks.choice("margin_gradient", gradient, MARGIN_GRADIENTS)
+    if margin_type != "additive" and similarity != "cosine":
+        raise ValueError(f"similarity: expected 'cosine' for margin_type {margin_type!r}, got {similarity!r}")
+    if not angular_multiplier > 0:
+        raise ValueError(f"angular_multiplier: expected a positive number, got {angular_multiplier}")
+    angular = angular_multiplier != 1 or isinstance(angular_margin_rad, Tensor) or angular_margin_rad != 0
+    if angular and margin_type != "combined":
+        raise ValueError(
+            f"angular_margin_rad, angular_multiplier: expected with margin_type 'combined' alone, got {margin_type!r}"
+        )
+    angle = margin if margin_type == "angular" else angular_margin_rad
+    if not isinstance(angle, Tensor) and abs(angle) > math.pi and margin_type != "additive":
+        name = "margin" if margin_type == "angular" else "angular_margin_rad"
+        raise ValueError(f"{name}: expected radians within [-pi, pi], got {angle}")
+    of_row = row_margin("margin", margin, labels, weight)
+    angle_of_row = row_margin("angular_margin_rad", angular_margin_rad, labels, weight)
+    return lambda u: apply_margin(u, of_row, margin_type, angle_of_row, angular_multiplier, beyond_pi, gradient)
 
 
 def apply_margin(

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import REDUCTIONS, STRATEGIES, mine_negatives, mine_positives, reduce_loss, search_sides
+from ..functional import STRATEGIES, mine_negatives, mine_positives, search_sides
 from ..ops import checks
 from ..ops.similarity import accumulation_dtype, pair_similarity, take_rows, unit_rows
+from ..reductions import REDUCTIONS, reduce_loss
 from .sampling import distance_weighted_negatives, random_positives
 
 POSITIVES = ("easy", "random")

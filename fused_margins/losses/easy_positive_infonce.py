@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..functional import reduce_loss, softplus
 from ..ops.contrast import contrast
+from ..reductions import reduce_loss, softplus
 from .easy_positive import EasyPositiveLoss
 
 

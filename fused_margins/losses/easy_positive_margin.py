@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import STRATEGIES, reduce_loss
+from ..functional import STRATEGIES
 from ..ops import checks
 from ..ops.labels import IGNORED, INVALID, check_index
 from ..ops.similarity import pair_similarity, take_rows
+from ..reductions import reduce_loss
 from .easy_positive import EasyPositiveLoss, checked_margin
 
 NEGATIVES = (*STRATEGIES, "distance-weighted")

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from ..functional import REDUCTIONS, magnet_loss
+from ..functional import magnet_loss
 from ..ops import checks
+from ..reductions import REDUCTIONS
 
 
 class MagnetLoss(nn.Module):

@@ -53,6 +53,20 @@ def pair_similarity(x: Tensor, y: Tensor, similarity: str) -> Tensor:
     return -(x - y).square().sum(-1)
 
 
+def similarity_sum(x: Tensor, y: Tensor, weight: Tensor, similarity: str) -> Tensor:
+    """sum_j weight_j u_ij (B,), from one vector of width D instead of the matrix."""
+    x, y = (t.to(accumulation_dtype(t.dtype)) for t in (x, y))
+    if similarity == "cosine":
+        x, y = unit_rows(x), unit_rows(y)
+    elif similarity == "negative_squared_euclidean" and y.shape[0]:
+        centre = y.detach().mean(0)  # the expansion below cancels far from the origin
+        x, y = x - centre, y - centre
+    together = (x * (weight @ y)).sum(1)
+    if similarity != "negative_squared_euclidean":
+        return together
+    return 2 * together - x.square().sum(1) * weight.sum() - (weight @ y.square()).sum()
+
+
 def take_rows(t: Tensor, index: Tensor) -> Tensor:
     """t[index] (B, ...); some row, which nobody counts, where the index is out of range, and zeros where t has none.
 
