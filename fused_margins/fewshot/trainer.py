@@ -95,8 +95,7 @@ class Trainer:
             )
         learning_rate = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
-        if self.steps_done + 1 < self.total_steps:
-            self.scheduler.step()
+        self.scheduler.step()
         self.losses.append(value)
         if len(self.losses) == self.objective.num_batches(self.epoch):
             mean = sum(self.losses) / len(self.losses)
