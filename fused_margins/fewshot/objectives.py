@@ -85,7 +85,12 @@ class MagnetObjective(Objective):
         super().__init__(warm_loss, labels, sampler)
         self.settings = settings
         self.magnet = MagnetLoss(settings.alpha, settings.variance_floor, reduction="none", backend=backend)
-        self.index = MagnetIndex(settings.clusters_per_class, generator=generator, backend=backend)
+        self.index = MagnetIndex(
+            settings.clusters_per_class,
+            variance_floor=settings.variance_floor,
+            generator=generator,
+            backend=backend,
+        )
         self.warm = settings.warm_epochs > 0
 
     def num_batches(self, epoch: int) -> int:

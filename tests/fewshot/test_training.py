@@ -175,6 +175,8 @@ def test_vanishing_variance_is_survived(images, config, normalize):
     trainer = Trainer(config, alike)
     assert trainer.train()
     assert all(0 <= row["loss"] < 10 for row in trainer.history)
+    assert float(trainer.objective.index.variance) == pytest.approx(MAGNET.variance_floor)  # the floor was reached
+    assert len(trainer.objective.index.centroids) == 6  # one cluster a class is all that can be filled
     assert trainer.embed(alike).isfinite().all()
 
 
