@@ -36,7 +36,7 @@ class Demo:
 
     output: Path = Path("runs/demo")
     """Folder of the report; what a former demo left there is replaced."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     """Seeds; all methods are compared on the same ones."""
     epochs: int = 40
     """Epochs of each training."""
