@@ -1,7 +1,8 @@
 """A data set and a configuration small enough to train in well under a second."""
 
 import hashlib
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,11 @@ def config() -> TrainConfig:
 def contents() -> Callable[[Path], dict[str, str]]:
     """Name and digest of every file in a folder, hidden ones included."""
     return lambda folder: {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+@pytest.fixture(autouse=True)
+def interrupts_interrupt() -> Iterator[None]:
+    """Ctrl-C means what it means in a terminal, also where the tests run in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
