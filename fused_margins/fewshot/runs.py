@@ -3,7 +3,7 @@
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,9 @@ class Run:
                 raise UserError(f"{self.metrics_path}: line {number} is not JSON ({error.msg})") from None
         return rows
 
-    def keep_metrics(self, rows: int) -> None:
-        """Drop what was logged after the checkpoint that a resumed run continues from, half-written lines included."""
-        if self.metrics_path.exists():
-            lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(self.metrics_path, "".join(lines[:rows]))
+    def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
+        """The log anew, as the checkpoint that a resumed run continues from has it: whatever came after it is gone."""
+        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         with replacing(self.checkpoint_path) as temporary:

