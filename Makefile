@@ -31,7 +31,7 @@ tables: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.tables
 
 $(VENV)/installed-%: $(BUILT_FROM)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
 	touch $@
 

@@ -31,8 +31,9 @@ struct Rows {
       double squared = 0;  // in double: neither overflow nor underflow for float32
 #pragma omp simd reduction(+ : squared)
       for (int64_t d = 0; d < width(); ++d) squared += double(scratch[d]) * double(scratch[d]);
-      const T inverse = T(1 / std::sqrt(squared));  // infinite for a row of subnormal numbers too: it counts as zero
-      factor[row] = std::isnan(squared) ? T(squared) : std::isinf(inverse) ? T(0) : inverse;
+      const double length = std::sqrt(squared);
+      const bool zero = length < 1 / double(std::numeric_limits<T>::max());  // its inverse would overflow
+      factor[row] = std::isnan(squared) ? T(squared) : zero ? T(0) : T(1 / length);
     } else {
       for (int64_t d = 0; d < width(); ++d) scratch[d] -= centre[d];
       factor[row] = dot(scratch, scratch, width());

@@ -25,9 +25,15 @@ from .report import write_run_report
 from .runs import Run, replacing
 from .tables import Table
 from .terminal import console, progress, say
-from .trainer import Trainer, resume
+from .trainer import Trainer, resume, usable_device
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
+
+
+def _at_least_1(**options: int) -> None:
+    for name, value in options.items():
+        if value < 1:
+            raise UserError(f"{name}: expected at least 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Demo:
     """Trainings at a time; by default as many as cores."""
 
     def main(self) -> int:
+        _at_least_1(episodes=self.episodes, epochs=self.epochs)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds: expected one or more different numbers, got {list(self.seeds)}")
         start = time.perf_counter()
@@ -88,6 +95,7 @@ class Train:
         return self.output or Path("runs") / f"{config.dataset}-{config.loss.name}-seed{config.seed}"
 
     def main(self) -> int:
+        _at_least_1(episodes=self.episodes)
         config, folder = self.settings(), self.folder()
         # Stored with the run, because a resumed run has the same numbers only with as many threads.
         threads = config.threads or torch.get_num_threads()
@@ -125,6 +133,7 @@ class Evaluate:
     """Seed of clusters and episodes."""
 
     def main(self) -> int:
+        _at_least_1(episodes=self.episodes)
         run = Run(self.run)
         config = run.config()
         task = make_task(load(config.dataset), config.classes)
@@ -159,6 +168,7 @@ class ParityCommand:
     config: ConfigFlags = field(default_factory=TrainConfig)
 
     def main(self) -> int:
+        _at_least_1(steps=self.steps)
         config = self.loss.apply(self.config)
         parity = Parity(config, make_task(load(config.dataset), config.classes).training, self.backends)
         num_steps = min(self.steps, parity.first.total_steps)
@@ -200,6 +210,7 @@ class Doctor:
     """Device to check: cpu or cuda."""
 
     def main(self) -> int:
+        usable_device(self.device)
         console.print(doctor.environment_table().rich())
         console.print(doctor.backends_table(self.device).rich())
         table, agrees = doctor.self_check(self.device)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import UserError
 
 Positive = Annotated[float, Field(gt=0)]
+AtLeast0 = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Negatives = Literal["semihard", "hard"]
 
@@ -15,7 +16,7 @@ Negatives = Literal["semihard", "hard"]
 class Settings(BaseModel):
     """Frozen, and closed to names that it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Softmax(Settings):
@@ -38,7 +39,7 @@ class Triplet(Settings):
     """Triplet loss with a positive drawn at random from the batch: what easy positives are compared with."""
 
     name: Literal["triplet"] = "triplet"
-    margin: float = 0.2
+    margin: AtLeast0 = 0.2
     negatives: Negatives = "semihard"
 
 
@@ -46,7 +47,7 @@ class EasyPositiveTriplet(Settings):
     """Triplet loss with the nearest sample of the class as positive."""
 
     name: Literal["easy-positive-triplet"] = "easy-positive-triplet"
-    margin: float = 0.2
+    margin: AtLeast0 = 0.2
     negatives: Negatives = "semihard"
 
 
@@ -54,8 +55,8 @@ class EasyPositiveMargin(Settings):
     """Margin loss with a learnable boundary `beta` and the nearest sample of the class as positive."""
 
     name: Literal["easy-positive-margin"] = "easy-positive-margin"
-    margin: float = 0.2
-    beta: float = 1.2
+    margin: AtLeast0 = 0.2
+    beta: Positive = 1.2
 
 
 class EasyPositiveInfoNCE(Settings):
@@ -141,9 +142,9 @@ class TrainConfig(Settings):
     """Make each batch of classes with this many samples each, instead of shuffling all images."""
     learning_rate: Positive = 3e-3
     """Peak of the one-cycle schedule."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: AtLeast0 = 0.0
     """Weight decay of Adam."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initial weights, batches, augmentation and mining."""
     backend: str = "auto"
     """Backend of the loss kernels: auto, reference, cpu, ..."""

@@ -1,5 +1,6 @@
 """Two backends on one training run: what differs at each step, and what that difference grows into."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,8 @@ class Parity:
                 worst,
                 relative_difference(loss, own),
             )
+            if not (loss.isfinite() and own.isfinite()):
+                return  # the difference says it: there is nothing to go on with
             for losses, trainer, value in (
                 (self.losses[0], self.first, loss),
                 (self.losses[1], self.second, own),
@@ -89,10 +92,14 @@ def _gradients(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
-    """Largest |a - b| over the largest entry of either; 0 where both are 0.
+    """Largest |a - b| over the largest entry of either; 0 where both are 0, infinite where one alone is not finite.
 
     >>> relative_difference(torch.tensor([1.0, -4.0]), torch.tensor([1.0, -3.0]))
     0.25
     """
+    equal = (a == b) | (a.isnan() & b.isnan())
+    difference = torch.where(equal, 0.0, (a - b).abs())
+    if not difference.isfinite().all():
+        return math.inf
     size = torch.maximum(a.abs().max(), b.abs().max())
-    return float(torch.where(size > 0, (a - b).abs().max() / size, 0.0))
+    return float(difference.max() / size) if difference.any() else 0.0

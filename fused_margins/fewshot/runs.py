@@ -1,6 +1,7 @@
 """A run's folder: config.json, metrics.jsonl, checkpoint.pt, and the report. Files appear whole or not at all."""
 
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """JSON knows no NaN: a figure that does not exist (the spread of one class, say) becomes null."""
+    write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Run:
@@ -62,6 +72,8 @@ class Run:
             return TrainConfig.model_validate_json(self.config_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{self.folder}: no run here (there is no config.json)") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.config_path}: not text ({error.reason} at byte {error.start})") from None
         except ValidationError as error:
             raise UserError(f"{self.config_path}: {explain_validation(error)}") from None
 

@@ -29,7 +29,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, images: ImageSet) -> None:
         self.config, self.images = config, images
-        self.device = _device(config.device)
+        self.device = usable_device(config.device)
         _check_backend(config, len(images))
         self.generator = torch.Generator().manual_seed(config.seed)
         labels = images.targets(config.labels)
@@ -53,7 +53,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        return self.epoch == self.config.epochs
+        return self.epoch >= self.config.epochs
 
     @property
     def steps_done(self) -> int:
@@ -117,6 +117,13 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state; ValueError where it is not one of a run like this."""
+        missing = self.state_dict().keys() - (state.keys() if isinstance(state, dict) else set())
+        if missing:
+            raise ValueError(f"it does not hold {', '.join(sorted(missing))}")
+        epoch, history = state["epoch"], state["history"]
+        if not (isinstance(epoch, int) and 0 <= epoch <= self.config.epochs and len(history) == epoch):
+            raise ValueError(f"expected an epoch up to {self.config.epochs} and a history of as many, got {epoch!r}")
         for name in ("model", "objective", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
         self.generator.set_state(state["generator"])
@@ -139,6 +146,8 @@ class Trainer:
         on_step: Callable[[], None] = lambda: None,
     ) -> bool:
         """Train to the end, or until `stop()` after a step: True if complete. `run` keeps it resumable throughout."""
+        if run is not None:
+            run.save_checkpoint(self.state_dict())  # resumable from the first step on
         saved = time.monotonic()
         while not self.finished and not stop():
             epoch = self.epoch
@@ -162,10 +171,11 @@ def resume(run: Run, images: ImageSet) -> Trainer:
     return trainer
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The device of this name, if tensors can live and be read there."""
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device

@@ -29,8 +29,7 @@ class MagnetLoss(nn.Module):
 
     Raises:
         ValueError, TypeError: shapes, dtypes, devices, unknown names, a variance floor that is not positive; on a
-            CPU, a cluster
-        without members. IndexError: on a CPU, a cluster out of range.
+            CPU, a cluster without members. IndexError: on a CPU, a cluster out of range.
 
     Gradients: embeddings, also through the means and the variance.
 

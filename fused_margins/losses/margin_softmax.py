@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import margin_logits, margin_softmax_loss
+from ..margins import MARGIN_TYPES
+from ..ops import checks
+from ..reductions import REDUCTIONS
 
 
 class MarginSoftmaxLoss(nn.Module):
@@ -72,6 +75,11 @@ class MarginSoftmaxLoss(nn.Module):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if not scale > 0:
             raise ValueError(f"scale: expected a positive number, got {scale}")
+        checks.similarity(similarity)
+        checks.choice("margin_type", margin_type, MARGIN_TYPES)
+        checks.choice("reduction", reduction, REDUCTIONS)
+        if class_weight is not None and tuple(class_weight.shape) != (num_classes,):
+            raise ValueError(f"class_weight: expected shape ({num_classes},), got {tuple(class_weight.shape)}")
         if isinstance(margin, Tensor) and margin.dim() > 0 and tuple(margin.shape) != (num_classes,):
             raise ValueError(f"margin: expected a number or shape ({num_classes},), got {tuple(margin.shape)}")
         self.num_classes, self.embedding_size = num_classes, embedding_size

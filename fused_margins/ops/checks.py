@@ -63,9 +63,8 @@ def vector(argument: str, value: Tensor | None, size: int, x: Tensor) -> Tensor 
 def row_factor(argument: str, value: float | Tensor, x: Tensor, positive: bool) -> Tensor:
     """A number, 0-d tensor or (B,) tensor as a tensor in the accumulation dtype of x."""
     if not isinstance(value, Tensor):
-        if not isinstance(value, int | float):
-            raise TypeError(f"{argument}: expected a number or a tensor, got {type(value).__name__}")
-        if positive and not value > 0:
+        number(argument, value)
+        if positive and not 0 < value < float("inf"):
             raise ValueError(f"{argument}: expected a positive number, got {value}")
         return torch.full((), value, dtype=accumulation_dtype(x.dtype), device=x.device)
     if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != x.shape[0]):
@@ -79,6 +78,11 @@ def positive(argument: str, value: Tensor) -> None:
     """Values of a reference's argument, where reading them neither breaks a compiled graph nor makes a GPU wait."""
     if value.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((value > 0).all()):
         raise ValueError(f"{argument}: expected positive values, got {float(value.detach().min())}")
+
+
+def number(argument: str, value: object) -> None:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{argument}: expected a number or a tensor, got {type(value).__name__}")
 
 
 def floating(argument: str, value: Tensor, x: Tensor) -> Tensor:

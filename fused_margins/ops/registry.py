@@ -172,6 +172,9 @@ def explain(
     """
     if op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(map(repr, OPS))}, got {op!r}")
+    for name, size in (("rows", rows), ("columns", columns), ("width", width)):
+        if size < 0:
+            raise ValueError(f"{name}: expected at least 0, got {size}")
     if dtype not in FLOATING:
         raise ValueError(f"dtype: expected one of {', '.join(map(str, FLOATING))}, got {dtype}")
     problem = Problem(op, torch.device(device).type, dtype, rows, columns, width)

@@ -22,9 +22,14 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Rows divided by their length; a zero row stays zero and passes no gradient."""
+    """Rows divided by their length; where its inverse would overflow the row counts as zero, and passes no gradient."""
+    if x.shape[-1] == 0:
+        return x
+    # Relative to their largest entry, which changes no direction, squares neither overflow nor vanish.
+    largest = x.detach().abs().amax(dim=-1, keepdim=True)
+    x = x / torch.where(largest == 0, 1.0, largest)
     squared = x.square().sum(dim=-1, keepdim=True)
-    zero = squared == 0
+    zero = largest * squared.detach().sqrt() < 1 / torch.finfo(x.dtype).max
     return x * torch.where(zero, 0.0, torch.where(zero, 1.0, squared).rsqrt())
 
 

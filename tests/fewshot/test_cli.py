@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from fused_margins.fewshot import doctor
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.runs import Run
+from fused_margins.ops import registry
 
 needs_cpu_backend = pytest.mark.skipif(
     "cpu" not in doctor.available_backends("cpu"), reason="the cpu backend is not built"
@@ -74,6 +76,11 @@ def test_classes_left_out_are_judged_as_novel(tmp_path):
         (["--blocks", "7"], "blocks: 7 blocks halve 8 x 8 images to nothing, at most 3 fit"),
         (["--backend", "abacus"], "backend: expected one of 'auto', 'cpu', 'reference', got 'abacus'"),
         (["--device", "cuda:77"], "device: 'cuda:77' cannot be used"),
+        (["--device", "meta"], "device: 'meta' cannot be used"),
+        (["--episodes", "0"], "episodes: expected at least 1, got 0"),
+        (["--loss", "triplet", "--margin", "-0.1"], "margin: Input should be greater than or equal to 0"),
+        (["--loss", "easy-positive-margin", "--beta", "-1"], "beta: Input should be greater than 0"),
+        (["--margin", "nan"], "margin: Input should be a finite number"),
         (["--resume"], "no run here"),
     ],
 )
@@ -115,11 +122,16 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_it_was(tmp_path, capsys, c
     assert contents(folder)["metrics.jsonl"] == before["metrics.jsonl"]
 
 
-def test_a_corrupt_checkpoint_is_one_line_and_changes_nothing(tmp_path, capsys, contents):
+@pytest.mark.parametrize("damage", ["half", {"epoch": 99}, {"epoch": "a"}, {"history": []}, {}])
+def test_a_corrupt_checkpoint_is_one_line_and_changes_nothing(tmp_path, capsys, contents, damage):
     folder = tmp_path / "run"
     _train(folder)
-    data = (folder / "checkpoint.pt").read_bytes()
-    (folder / "checkpoint.pt").write_bytes(data[: len(data) // 2])
+    if damage == "half":
+        data = (folder / "checkpoint.pt").read_bytes()
+        (folder / "checkpoint.pt").write_bytes(data[: len(data) // 2])
+    else:
+        state = torch.load(folder / "checkpoint.pt", weights_only=True)
+        torch.save(state | damage if damage else [state], folder / "checkpoint.pt")
     before = contents(folder)
     capsys.readouterr()
     for arguments in (["train", "--resume", "--output", str(folder)], ["evaluate", str(folder)]):
@@ -174,6 +186,45 @@ def test_doctor_knows_this_machine_and_finds_nothing_wrong(capsys):
     output = capsys.readouterr().out
     for word in ("python", "torch", "compiler", "contrast / reference", "nearest / cpu", "Self-check"):
         assert word in output
+
+
+def test_a_configuration_that_is_no_text_is_named(tmp_path, capsys):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe{")
+    for arguments in (["train", "--resume", "--output", str(tmp_path)], ["evaluate", str(tmp_path)]):
+        assert main(arguments) == 2
+        assert "config.json: not text" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_can_be_looked_at_and_resumed(tmp_path, capsys):
+    folder = tmp_path / "run"
+    wild = ["--learning-rate", "1e30", "--similarity", "dot", "--no-normalize"]
+    assert _train(folder, *wild) == 2
+    assert "training diverged" in capsys.readouterr().err
+    assert main(["train", "--resume", "--output", str(folder)]) == 2
+    assert "training diverged" in capsys.readouterr().err
+
+
+def test_doctor_and_parity_find_a_backend_that_returns_nan(tmp_path):
+    if "cpu" not in doctor.available_backends("cpu"):
+        pytest.skip("the cpu backend is not built")
+    right = registry.kernel("contrast", "cpu")
+
+    def forward(*args):
+        return tuple(t * float("nan") for t in right.forward(*args))
+
+    with registry.substitute("contrast", "cpu", types.SimpleNamespace(forward=forward, backward=right.backward)):
+        assert main(["doctor"]) == 1
+        assert main(["parity", "--steps", "2", "--output", str(tmp_path)]) == 1
+
+
+def test_doctor_refuses_a_device_that_is_not_there(capsys):
+    assert main(["doctor", "--device", "cuda:77"]) == 2
+    assert "device: 'cuda:77' cannot be used" in capsys.readouterr().err
+
+
+def test_parity_wants_a_step(capsys):
+    assert main(["parity", "--steps", "0"]) == 2
+    assert "steps: expected at least 1, got 0" in capsys.readouterr().err
 
 
 def test_doctor_finds_a_wrong_backend(monkeypatch):

@@ -1,5 +1,6 @@
 """The comparison of backends: nothing to report for equal ones, and a wrong one does not pass."""
 
+import math
 import types
 
 import pytest
@@ -72,12 +73,15 @@ def _wrong_contrast(gradient_factor=1.0, added_similarity=0.0):
     [
         ({"gradient_factor": 1.01}, "gradient_difference"),
         ({"added_similarity": 0.01}, "loss_difference"),
+        ({"gradient_factor": math.nan}, "gradient_difference"),
+        ({"added_similarity": math.nan}, "loss_difference"),
     ],
 )
 def test_a_wrong_backend_is_caught(images, config, wrong, field):
     parity = Parity(config, images, ("reference", "cpu"))
     with registry.substitute("contrast", "cpu", _wrong_contrast(**wrong)):
         steps = list(parity.steps(3))
+    assert steps
     assert all(getattr(s, field) > TOLERANCE for s in steps)
     assert steps[0].worst_parameter
 
@@ -93,3 +97,7 @@ def test_relative_difference_is_symmetric_and_bounded():
     assert relative_difference(zeros, ones) == relative_difference(ones, zeros) == 1
     assert relative_difference(ones, -ones) == 2
     assert relative_difference(torch.tensor(2.0), torch.tensor(1.0)) == 0.5
+    for bad in (math.nan, math.inf, -math.inf):
+        broken = torch.tensor([1.0, bad, 1.0])
+        assert relative_difference(broken, ones) == relative_difference(ones, broken) == math.inf
+        assert relative_difference(broken, broken) == 0

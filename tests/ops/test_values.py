@@ -90,3 +90,20 @@ def test_a_new_thread_uses_the_threads_that_torch_was_given():
     finally:
         torch.set_num_threads(before)
     assert asked == [1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_directions_of_very_long_and_very_short_vectors(backend, factor):
+    """Their squares are beyond float32."""
+    labels = LABELS[:5]
+    truth = margin_softmax_loss(X[:5].double(), Y.double(), labels, backend="reference")
+    loss = margin_softmax_loss(X[:5] * factor, Y * factor, labels, backend=backend)
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", ["3", None, [1.0]])
+@pytest.mark.parametrize("argument", ["scale", "margin"])
+def test_a_scale_or_margin_that_is_no_number(argument, bad):
+    with pytest.raises(TypeError, match=f"{argument}: expected a number or a tensor, got {type(bad).__name__}"):
+        margin_softmax_loss(X, Y, LABELS, **{argument: bad})
