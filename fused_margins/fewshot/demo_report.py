@@ -25,7 +25,8 @@ Parity: at every step of a training the second backend also gets the weights and
 relative differences of loss and gradients are shown. Beside that it trains on its own: *steps together* counts the
 steps before the losses of the two runs part by more than {TOLERANCE:g}. Later they drift, as any two runs do whose
 arithmetic differs in the last bit; the third figure is such a run on the first backend alone, its first weights changed
-by one bit."""
+by one bit. The triplet loss takes nothing but indices from a backend: where both choose the same pairs its figures are
+equal to the bit."""
 
 
 @dataclasses.dataclass(frozen=True)
