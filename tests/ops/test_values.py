@@ -1,12 +1,10 @@
 """Values that are not ordinary numbers, arguments that are missing, and differentiation in forward mode."""
 
-import threading
-
 import pytest
 import torch
 
 from fused_margins.functional import magnet_loss, margin_softmax_loss, mine_positives
-from fused_margins.ops import native, registry
+from fused_margins.ops import registry
 from fused_margins.ops.contrast import contrast
 from fused_margins.ops.nearest import nearest
 from fused_margins.ops.scores import scores
@@ -74,22 +72,6 @@ def test_forward_mode(backend):
     for f in functions:
         _, tangent = torch.func.jvp(f, (x,), (direction,))
         torch.testing.assert_close(tangent, (torch.func.grad(f)(x) * direction).sum())
-
-
-@pytest.mark.skipif(native.module is None, reason="the native module is not built")
-def test_a_new_thread_uses_the_threads_that_torch_was_given():
-    """OpenMP would start with all cores in every thread of Python."""
-    before = torch.get_num_threads()
-    asked: list[int] = []
-    try:
-        torch.set_num_threads(1)
-        threads_of = lambda: asked.append(native.module.max_threads())  # noqa: E731
-        worker = threading.Thread(target=lambda: native.call(threads_of))
-        worker.start()
-        worker.join()
-    finally:
-        torch.set_num_threads(before)
-    assert asked == [1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
