@@ -1,5 +1,6 @@
 """What every op asks of its arguments before any kernel runs: shapes, dtypes, devices. Values are for the kernels."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,7 +82,8 @@ def positive(argument: str, value: Tensor) -> None:
 
 
 def number(argument: str, value: object) -> None:
-    if not isinstance(value, int | float):
+    """A number of Python's or NumPy's."""
+    if not isinstance(value, int | float | np.number):
         raise TypeError(f"{argument}: expected a number or a tensor, got {type(value).__name__}")
 
 

@@ -1,5 +1,6 @@
 """Values that are not ordinary numbers, arguments that are missing, and differentiation in forward mode."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,3 +90,9 @@ def test_directions_of_very_long_and_very_short_vectors(backend, factor):
 def test_a_scale_or_margin_that_is_no_number(argument, bad):
     with pytest.raises(TypeError, match=f"{argument}: expected a number or a tensor, got {type(bad).__name__}"):
         margin_softmax_loss(X, Y, LABELS, **{argument: bad})
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64])
+def test_numbers_of_numpy_are_numbers(number):
+    ours = margin_softmax_loss(X, Y, LABELS, scale=number(16), margin=number(1))
+    assert ours == margin_softmax_loss(X, Y, LABELS, scale=16.0, margin=1.0)

@@ -27,49 +27,30 @@ def nearest(
         x, y = (unit_rows(t.to(accumulation_dtype(t.dtype))) for t in (x, y))
         similarity = "dot"
     step = max(1, ENTRIES_AT_ONCE // max(1, y.numel()))
-    blocks = [
-        _nearest_block(
-            x[i : i + step],
-            y,
-            row_labels[i : i + step],
-            column_labels,
-            None if self_index is None else self_index[i : i + step],
-            None if below is None else below[i : i + step],
-            similarity,
-            relation,
-            k,
-        )
-        for i in range(0, max(1, x.shape[0]), step)
-    ]
-    return torch.cat([s for s, _ in blocks]), torch.cat([i for _, i in blocks])
-
-
-def _nearest_block(
-    x: Tensor,
-    y: Tensor,
-    row_labels: Tensor,
-    column_labels: Tensor,
-    self_index: Tensor | None,
-    below: Tensor | None,
-    similarity: str,
-    relation: str,
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    # Pair by pair, not as a matrix product: equal columns then have equal bits, so that they tie, and distances are
-    # differences, so that they compare with `below` as they are.
-    u = pair_similarity(x[:, None], y[None], similarity)  # (B, N)
-    mask = admitted(row_labels, column_labels, relation, self_index) & ~u.isnan()
-    if below is not None:
-        mask = mask & (u < below[:, None])
-    u = torch.where(mask, u, -torch.inf)
-    # A stable sort keeps equal similarities in column order: ties go to the lowest index.
-    value, index = torch.sort(u, dim=1, descending=True, stable=True)
-    value, index = value[:, :k], index[:, :k]
-    missing = k - value.shape[1]
-    if missing > 0:
-        value = torch.nn.functional.pad(value, (0, missing), value=-torch.inf)
-        index = torch.nn.functional.pad(index, (0, missing), value=-1)
-    found = value > -torch.inf
+    values, indices = [], []
+    for start in range(0, max(1, x.shape[0]), step):
+        rows = slice(start, start + step)
+        # Pair by pair, not as a matrix product: equal columns then have equal bits, so that they tie, and distances are
+        # differences, so that they compare with `below` as they are.
+        u = pair_similarity(x[rows, None], y[None], similarity)  # (rows, N)
+        own = None if self_index is None else self_index[rows]
+        mask = admitted(row_labels[rows], column_labels, relation, own) & ~u.isnan()
+        if below is not None:
+            mask = mask & (u < below[rows, None])
+        value, index = _largest(torch.where(mask, u, -torch.inf), k)
+        values.append(value)
+        indices.append(index)
+    value, index = torch.cat(values), torch.cat(indices)
     if self_index is not None:
         value = torch.where((self_index == INVALID)[:, None], torch.nan, value)
-    return value, torch.where(found, index, -1)
+    return value, index
+
+
+def _largest(u: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row (rows, k) and their columns; -1 for -inf, and where there are fewer columns than k."""
+    # A stable sort keeps equal similarities in column order: ties go to the lowest index.
+    value, index = torch.sort(u, dim=1, descending=True, stable=True)
+    missing = (0, max(0, k - u.shape[1]))
+    value = torch.nn.functional.pad(value[:, :k], missing, value=-torch.inf)
+    index = torch.nn.functional.pad(index[:, :k], missing, value=-1)
+    return value, torch.where(value > -torch.inf, index, -1)
