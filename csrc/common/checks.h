@@ -24,6 +24,13 @@ inline Relation parse_relation(const std::string& name) {
   throw std::invalid_argument("relation: unknown value '" + name + "'");
 }
 
+inline Reduction parse_reduction(const std::string& name) {
+  if (name == "mean") return Reduction::mean;
+  if (name == "sum") return Reduction::sum;
+  if (name == "none") return Reduction::none;
+  throw std::invalid_argument("reduction: unknown value '" + name + "'");
+}
+
 // Every entry lies in [0, size) or equals `ignored`.
 inline void check_index(const char* argument, const int64_t* index, int64_t count, int64_t size, int64_t ignored) {
   for (int64_t i = 0; i < count; ++i)

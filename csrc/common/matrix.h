@@ -8,6 +8,7 @@ namespace fused_margins {
 enum class DType : int { float64, float32, bfloat16, float16 };
 enum class Similarity { cosine, dot, negative_squared_euclidean };
 enum class Relation { different, same, any };
+enum class Reduction { mean, sum, none };
 
 inline int64_t element_bytes(DType dtype) {
   return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;

@@ -8,12 +8,14 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # torch must be imported before: the extension then shares torch's OpenMP runtime, its threads and
 # torch.set_num_threads.
 
 T = TypeVar("T")
 _FAILURE_FILE = Path(__file__).parents[1] / "native_build_failure.txt"
+_PLAIN = (Tensor, torch.nn.Parameter)
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
 module: ModuleType | None
@@ -35,6 +37,22 @@ def call(kernel: Callable[..., T], *args: object) -> T:
     """
     torch.get_num_threads()
     return kernel(*args)
+
+
+def direct(*tensors: Tensor | None) -> bool:
+    """Whether nothing watches these tensors but autograd, so that a kernel may be called around torch's dispatcher.
+
+    The dispatcher and a Function that torch.func understands cost as much as a small problem. Compilation, torch.func,
+    forward-mode derivatives, modes and subclasses of tensors need them; nothing else does.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and all(t is None or type(t) in _PLAIN for t in tensors)
+    )
 
 
 def matrix(t: Tensor) -> object:
