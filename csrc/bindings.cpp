@@ -69,16 +69,18 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("instruction_set", &isa_name);
   m.def("max_threads", &max_threads);
+  m.attr("CONTRAST_BLOCK") = CONTRAST_BLOCK;
+  m.attr("CONTRAST_SPARE_ROWS") = CONTRAST_SPARE_ROWS;
 
   m.def(
       "contrast_forward",
       [](const Matrix& x, const Matrix& y, Address scale, bool scale_per_row, Address bias, Address target,
          Address row_labels, Address column_labels, Address self_index, const std::string& similarity,
          const std::string& relation, int64_t ignore_index, bool force_running_maximum, Address positive,
-         Address negative_lse, Address similarities) {
+         Address negative_lse, Address mean, Address kept, int64_t kept_blocks) {
         contrast_forward({contrast_inputs(x, y, scale, scale_per_row, bias, target, row_labels, column_labels,
                                           self_index, similarity, relation, ignore_index),
-                          force_running_maximum, out(positive), out(negative_lse), out(similarities)});
+                          force_running_maximum, out(positive), out(negative_lse), out(mean), out(kept), kept_blocks});
       },
       Release());
 
@@ -87,12 +89,12 @@ PYBIND11_MODULE(_C, m) {
       [](Address grad_positive, Address grad_negative_lse, const Matrix& x, const Matrix& y, Address scale,
          bool scale_per_row, Address bias, Address target, Address row_labels, Address column_labels,
          Address self_index, const std::string& similarity, const std::string& relation, int64_t ignore_index,
-         Address negative_lse, Address similarities, Address grad_x, Address grad_y, Address grad_scale,
-         Address grad_bias) {
+         bool force_running_maximum, Address negative_lse, Address mean, Address kept, int64_t kept_blocks,
+         Address grad_x, Address grad_y, Address grad_scale, Address grad_bias) {
         contrast_backward({contrast_inputs(x, y, scale, scale_per_row, bias, target, row_labels, column_labels,
                                            self_index, similarity, relation, ignore_index),
-                           in(grad_positive), in(grad_negative_lse), in(negative_lse), in(similarities), out(grad_x),
-                           out(grad_y), out(grad_scale), out(grad_bias)});
+                           force_running_maximum, in(grad_positive), in(grad_negative_lse), in(negative_lse), in(mean),
+                           in(kept), kept_blocks, out(grad_x), out(grad_y), out(grad_scale), out(grad_bias)});
       },
       Release());
 

@@ -53,7 +53,7 @@ def device_for(pytestconfig: pytest.Config) -> Callable[[str, str], str]:
 
 @pytest.fixture
 def no_memory_budget() -> Iterator[None]:
-    """No forward keeps similarities: every backward computes them again."""
+    """No forward keeps weights: every backward computes them again."""
     before = registry.memory_budget()
     registry.set_memory_budget(0)
     yield

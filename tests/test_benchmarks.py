@@ -105,8 +105,8 @@ def test_a_kernel_off_by_a_thousandth_is_red(name: str) -> None:
     kernel = registry.kernel("contrast", "cpu")
 
     def forward(*args: Any) -> Any:
-        positive, negative_lse, similarities = kernel.forward(*args)
-        return positive, 1.001 * negative_lse, similarities
+        positive, negative_lse, *kept = kernel.forward(*args)
+        return positive, 1.001 * negative_lse, *kept
 
     assert faults(row, cpu) == []
     with registry.substitute("contrast", "cpu", SimpleNamespace(forward=forward, backward=kernel.backward)):

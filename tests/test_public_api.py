@@ -59,10 +59,13 @@ def test_explain_names_every_backend_and_marks_one(capsys):
 def test_memory_budget_is_explained_and_bounded(capsys):
     before = fused_margins.memory_budget()
     try:
-        for budget, word in ((2**30, "keeps"), (0, "recomputes")):
+        for budget, text in (
+            (2**30, "keeps 0.1 MiB of softmax weights: 3.00"),
+            (0, "computes 100% of them again: 4.00"),
+        ):
             fused_margins.set_memory_budget(budget)
-            fused_margins.explain("contrast", rows=64, columns=64, width=8)
-            assert f"it {word} the similarities" in capsys.readouterr().out
+            fused_margins.explain("contrast", rows=256, columns=64, width=8)
+            assert f"{text} products" in capsys.readouterr().out
         with pytest.raises(ValueError, match="num_bytes: expected at least 0, got -1"):
             fused_margins.set_memory_budget(-1)
     finally:

@@ -23,24 +23,33 @@ struct Rows {
   int64_t width() const { return matrix.width; }
 
   // Fills factor[row]; to be called once for every row, before prepared().
-  void measure(int64_t row, T* scratch) {
-    factor[row] = 1;
-    if (similarity == Similarity::dot) return;
-    load_row(matrix, row, scratch);
+  void measure(int64_t row, T* scratch) { factor[row] = similarity == Similarity::dot ? T(1) : prepare(row, scratch); }
+
+  // out (width,): the row as the products take it; returns its factor.
+  T prepare(int64_t row, T* out) const {
+    const T* values = row_of(row, out);
     if (similarity == Similarity::cosine) {
-      double squared = 0;  // in double: neither overflow nor underflow for float32
-#pragma omp simd reduction(+ : squared)
-      for (int64_t d = 0; d < width(); ++d) squared += double(scratch[d]) * double(scratch[d]);
-      const double length = std::sqrt(squared);
+      const double squared = sum_of_squares(values, width()), length = std::sqrt(squared);
       const bool zero = length < 1 / double(std::numeric_limits<T>::max());  // its inverse would overflow
-      factor[row] = std::isnan(squared) ? T(squared) : zero ? T(0) : T(1 / length);
-    } else {
-      for (int64_t d = 0; d < width(); ++d) scratch[d] -= centre[d];
-      factor[row] = dot(scratch, scratch, width());
+      const T inverse = std::isnan(squared) ? T(squared) : zero ? T(0) : T(1 / length);
+      scale(out, inverse, values, width());
+      return inverse;
     }
+    if (values != out) std::copy(values, values + width(), out);
+    if (similarity == Similarity::dot) return 1;
+    for (int64_t d = 0; d < width(); ++d) out[d] -= centre[d];
+    return dot(out, out, width());
   }
 
-  // out (width,): the row as the products take it.
+  // The row where it lies, if it can be read there; else converted to T, in `scratch`.
+  const T* row_of(int64_t row, T* scratch) const {
+    if (matrix.dtype == (sizeof(T) == 8 ? DType::float64 : DType::float32) && matrix.column_stride == 1)
+      return static_cast<const T*>(matrix.data) + row * matrix.row_stride;
+    load_row(matrix, row, scratch);
+    return scratch;
+  }
+
+  // The same as prepare() where the factor is known.
   void prepared(int64_t row, T* out) const {
     load_row(matrix, row, out);
     if (similarity == Similarity::cosine)

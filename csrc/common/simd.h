@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <limits>
+#include <type_traits>
 
 #include "matrix.h"
 
@@ -31,9 +33,22 @@ namespace FM_ISA {
 
 template <class T>
 struct VectorOf {
+  using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
   typedef T type __attribute__((vector_size(FM_VECTOR_BYTES), aligned(alignof(T)), may_alias));
+  typedef Int int_type __attribute__((vector_size(FM_VECTOR_BYTES), aligned(alignof(Int)), may_alias));
   static constexpr int64_t lanes = FM_VECTOR_BYTES / sizeof(T);
 };
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class T>
+inline Vector<T> load(const T* p) {
+  return *reinterpret_cast<const Vector<T>*>(p);
+}
+template <class T>
+inline void save(T* p, Vector<T> v) {
+  *reinterpret_cast<Vector<T>*>(p) = v;
+}
 
 template <class To, class From>
 inline To bits(From value) {
@@ -43,53 +58,63 @@ inline To bits(From value) {
   return result;
 }
 
-// e^x to about one unit in the last place; 0 far below, infinity far above, NaN for NaN; no branch, so loops vectorise.
-// x = n ln 2 + r with |r| <= ln 2 / 2; Taylor polynomial in r; 2^n in two factors, so that subnormal results come out
-// right.
-inline float exponential(float x) {
-  x = x < -106.0f ? -106.0f : x;
-  x = x > 89.0f ? 89.0f : x;
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
-  const float shifted = x * 1.44269504088896341f + magic;
-  const float n = shifted - magic;
-  const float r = (x - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;  // ln 2 in two parts
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const int32_t e = bits<int32_t>(shifted) - bits<int32_t>(magic);
-  const int32_t half = e >> 1;
-  return p * bits<float>((half + 127) << 23) * bits<float>((e - half + 127) << 23);
+// What e^x is made of: x = n ln 2 + r with |r| <= ln 2 / 2, a Taylor polynomial in r, and 2^n as 2 * 2^(n-1), which
+// reaches the largest results. Below `least`, about twice the smallest normal number, the result is 0 (subnormal
+// numbers are slow and no weight needs them), above `most` infinity.
+template <class T>
+struct Exponential;
+template <>
+struct Exponential<float> {
+  static constexpr float least = -86.6f, most = 88.7228317f;
+  static constexpr float magic = 12582912;  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
+  static constexpr float ln2_high = 0.693145751953125f, ln2_low = 1.42860682030941723e-6f;
+  static constexpr int mantissa = 23, bias = 127;
+  static constexpr float inverse_factorial[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24,
+                                                1.0f / 6,    0.5f,       1.0f,       1.0f};
+};
+template <>
+struct Exponential<double> {
+  static constexpr double least = -707.6, most = 709.782712893383973;
+  static constexpr double magic = 6755399441055744;  // 1.5 * 2^52
+  static constexpr double ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
+  static constexpr int mantissa = 52, bias = 1023;
+  static constexpr double inverse_factorial[] = {
+      1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+      1.0 / 720,        1.0 / 120,       1.0 / 24,       1.0 / 6,       0.5,          1.0,         1.0};
+};
+
+// e^x of a vector, to about one unit in the last place; NaN for NaN.
+template <class T>
+inline Vector<T> exponentials(Vector<T> x) {
+  using V = Vector<T>;
+  using I = typename VectorOf<T>::int_type;
+  using E = Exponential<T>;
+  const V least = V{} + E::least, most = V{} + E::most, magic = V{} + E::magic;
+  const V within = x < least ? least : x > most ? most : x;
+  const V shifted = within * T(1.44269504088896340736) + magic;
+  const V n = shifted - magic;
+  const V r = (within - n * E::ln2_high) - n * E::ln2_low;
+  V p = V{} + E::inverse_factorial[0];
+  for (size_t k = 1; k < std::size(E::inverse_factorial); ++k) p = p * r + E::inverse_factorial[k];
+  const I e = (I)shifted - (I)magic;
+  const V result = (p + p) * (V)((e + (E::bias - 1)) << E::mantissa);
+  return x < least ? V{} : x > most ? V{} + std::numeric_limits<T>::infinity() : result;
 }
 
-inline double exponential(double x) {
-  x = x < -750.0 ? -750.0 : x;
-  x = x > 710.0 ? 710.0 : x;
-  const double magic = 6755399441055744.0;  // 1.5 * 2^52
-  const double shifted = x * 1.44269504088896340736 + magic;
-  const double n = shifted - magic;
-  const double r = (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
-  double p = 1.0 / 6227020800.0;
-  p = p * r + 1.0 / 479001600.0;
-  p = p * r + 1.0 / 39916800.0;
-  p = p * r + 1.0 / 3628800.0;
-  p = p * r + 1.0 / 362880.0;
-  p = p * r + 1.0 / 40320.0;
-  p = p * r + 1.0 / 5040.0;
-  p = p * r + 1.0 / 720.0;
-  p = p * r + 1.0 / 120.0;
-  p = p * r + 1.0 / 24.0;
-  p = p * r + 1.0 / 6.0;
-  p = p * r + 0.5;
-  p = p * r + 1.0;
-  p = p * r + 1.0;
-  const int64_t e = bits<int64_t>(shifted) - bits<int64_t>(magic);
-  const int64_t half = e >> 1;
-  return p * bits<double>((half + 1023) << 52) * bits<double>((e - half + 1023) << 52);
+// e^x of one value; no branch, so loops vectorise.
+template <class T>
+inline T exponential(T x) {
+  using I = typename VectorOf<T>::Int;
+  using E = Exponential<T>;
+  const T within = x < E::least ? E::least : x > E::most ? E::most : x;
+  const T shifted = within * T(1.44269504088896340736) + E::magic;
+  const T n = shifted - E::magic;
+  const T r = (within - n * E::ln2_high) - n * E::ln2_low;
+  T p = E::inverse_factorial[0];
+  for (size_t k = 1; k < std::size(E::inverse_factorial); ++k) p = p * r + E::inverse_factorial[k];
+  const I e = bits<I>(shifted) - bits<I>(E::magic);
+  const T result = (p + p) * bits<T>((e + (E::bias - 1)) << E::mantissa);
+  return x < E::least ? T(0) : x > E::most ? std::numeric_limits<T>::infinity() : result;
 }
 
 inline float from_bfloat16(uint16_t value) {
@@ -161,26 +186,77 @@ inline void store(void* data, DType dtype, int64_t first, const T* values, int64
   }
 }
 
+// Sum of term(d) over d < count, of term's vectors where whole ones fit; four at a time hide the latency of additions.
+template <class T, class OfVector, class OfValue>
+inline T sum_terms(int64_t count, OfVector of_vector, OfValue of_value) {
+  constexpr int64_t lanes = VectorOf<T>::lanes;
+  Vector<T> sums[4] = {};
+  int64_t d = 0;
+  for (; d + 4 * lanes <= count; d += 4 * lanes)
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) sums[v] += of_vector(d + v * lanes);
+  for (; d + lanes <= count; d += lanes) sums[0] += of_vector(d);
+  T lane[lanes], sum = 0;
+  save(lane, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (int64_t half = lanes / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
+  for (; d < count; ++d) sum += of_value(d);
+  return lane[0] + sum;
+}
+
 template <class T>
 inline T dot(const T* a, const T* b, int64_t count) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t d = 0; d < count; ++d) sum += a[d] * b[d];
-  return sum;
+  return sum_terms<T>(
+      count, [=](int64_t d) { return load(a + d) * load(b + d); }, [=](int64_t d) { return a[d] * b[d]; });
+}
+
+// |a|^2: in single precision where its sum can neither overflow nor lose small terms to underflow, else in double.
+template <class T>
+inline double sum_of_squares(const T* a, int64_t count) {
+  const double sum = double(dot(a, a, count));
+  if (sizeof(T) == 8 || (sum > 1e-24 && sum < 1e37)) return sum;
+  double exact = 0;
+#pragma omp simd reduction(+ : exact)
+  for (int64_t d = 0; d < count; ++d) exact += double(a[d]) * double(a[d]);
+  return exact;
 }
 
 template <class T>
 inline T squared_distance(const T* a, const T* b, int64_t count) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t d = 0; d < count; ++d) sum += (a[d] - b[d]) * (a[d] - b[d]);
-  return sum;
+  return sum_terms<T>(
+      count,
+      [=](int64_t d) {
+        const Vector<T> difference = load(a + d) - load(b + d);
+        return difference * difference;
+      },
+      [=](int64_t d) { return (a[d] - b[d]) * (a[d] - b[d]); });
 }
 
 template <class T>
 inline void add_scaled(T* out, T factor, const T* values, int64_t count) {
 #pragma omp simd
   for (int64_t d = 0; d < count; ++d) out[d] += factor * values[d];
+}
+
+// out = factor * values; the two may be the same.
+template <class T>
+inline void scale(T* out, T factor, const T* values, int64_t count) {
+#pragma omp simd
+  for (int64_t d = 0; d < count; ++d) out[d] = factor * values[d];
+}
+
+// out = a * b, value by value; out may be either.
+template <class T>
+inline void multiply(T* out, const T* a, const T* b, int64_t count) {
+#pragma omp simd
+  for (int64_t d = 0; d < count; ++d) out[d] = a[d] * b[d];
+}
+
+// out = factor * (out + weight * values)
+template <class T>
+inline void combine(T* out, T factor, T weight, const T* values, int64_t count) {
+#pragma omp simd
+  for (int64_t d = 0; d < count; ++d) out[d] = factor * (out[d] + weight * values[d]);
 }
 
 }  // namespace FM_ISA

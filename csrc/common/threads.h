@@ -21,5 +21,13 @@ inline int thread_count(double multiply_adds) {
 #endif
 }
 
+inline int thread_index() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
 }  // namespace FM_ISA
 }  // namespace fused_margins

@@ -1,142 +1,135 @@
-// contrast on a CPU: logits are made strip by strip in the cache and reduced there.
+// contrast on a CPU: weights exp(logit) are made block by block in the cache and multiplied while they are there.
 //
-// Forward, one product: sum of exp(logit) over the admitted columns of each strip, strips added in order. No running
-// maximum where |logit| <= scale keeps the sum within range (cosine without bias); elsewhere each strip has its own.
+// Forward: sums of the weights over the columns, one product; where a gradient will be asked for, also the columns'
+// average under the weights, a second product that makes the gradient of x free. No running maximum where
+// |logit| <= scale keeps every sum within range (cosine without bias); elsewhere each block of columns has its own.
 //
-// Backward, two products and, where the similarities were not kept, a third: dL/du of one chunk of columns at a time.
+// Backward: the gradient of y, a product of the weights with x, scaled by row; a second one makes weights that were not
+// kept. Columns are independent of each other, so no thread waits for another.
 //
-// Limits: labels, targets and scales are checked before anything is computed. Memory beyond the outputs: x and a chunk
-// of columns, packed, and in the backward (rows, CHUNK) values of dL/du, whatever the memory budget.
-#include "cpu.h"
-
-#include "../common/checks.h"
-#include "../common/gradient.h"
-#include "../common/labels.h"
+// Every sum runs in an order that the sizes alone decide. Labels, targets and scales are checked before anything is
+// computed. Memory beyond the outputs: x as panels, and for each chunk of columns its vectors and its weights.
+#include "problem.h"
 
 namespace fused_margins {
 namespace FM_ISA {
 namespace {
 
-template <class T>
-constexpr T none = -std::numeric_limits<T>::infinity();
-
-// What both directions know of every row.
-template <class T>
-struct Problem {
-  const ContrastInputs& in;
-  int64_t rows, columns, width;
-  LabelIds labels;
-
-  explicit Problem(const ContrastInputs& inputs)
-      : in(inputs),
-        rows(checked(inputs)),
-        columns(inputs.y.rows),
-        width(inputs.x.width),
-        labels(inputs.row_labels ? inputs.row_labels : inputs.target, rows, inputs.column_labels, columns) {}
-
-  T scale(int64_t i) const { return static_cast<const T*>(in.scale)[in.scale_per_row ? i : 0]; }
-  const T* bias() const { return static_cast<const T*>(in.bias); }
-  bool ignored(int64_t i) const { return in.target[i] == in.ignore_index; }
-
-  // z (count,): logits of row i from its similarities u, -infinity where not admitted.
-  void logits(int64_t i, int64_t first, int64_t count, const T* u, T* z) const {
-    const T s = scale(i);
-    if (bias())
-      for (int64_t j = 0; j < count; ++j) z[j] = s * u[j] + bias()[first + j];
-    else
-      for (int64_t j = 0; j < count; ++j) z[j] = s * u[j];
-    admit(z, count, labels.columns.get() + first, labels.rows[i], in.relation,
-          in.self_index && in.self_index[i] >= 0 ? in.self_index[i] - first : -1);
-  }
-
- private:
-  static int64_t checked(const ContrastInputs& in) {
-    check_index("target", in.target, in.x.rows, in.y.rows, in.ignore_index);
-    if (in.self_index) check_index("self_index", in.self_index, in.x.rows, in.y.rows, -1);
-    check_scale(static_cast<const T*>(in.scale), in.scale_per_row ? in.x.rows : 1);
-    return in.x.rows;
-  }
-};
+constexpr int64_t ROW_TASK =
+    8 * TILE_ROWS;  // rows of which a task averages: they share a panel in the first-level cache
 
 // The running log-sum-exp of a row: `sum` of exp(z - maximum).
 template <class T>
 struct LogSum {
   T maximum, sum;
 
-  void add(const LogSum& other) {
-    if (other.sum == 0) return;
-    if (sum == 0) {
+  // Adds another; what the two sums were multiplied by.
+  std::pair<T, T> add(const LogSum& other) {
+    std::pair<T, T> factors(1, 1);
+    if (other.sum == 0) {
+      factors.second = 0;
+    } else if (sum == 0) {
+      factors.first = 0;
       *this = other;
-    } else if (other.maximum > maximum) {
-      sum = sum * exponential(maximum - other.maximum) + other.sum;
-      maximum = other.maximum;
     } else {
-      sum += other.sum * exponential(other.maximum - maximum);
+      const T larger = std::max(maximum, other.maximum);
+      factors = {exponential(maximum - larger), exponential(other.maximum - larger)};
+      *this = {larger, sum * factors.first + other.sum * factors.second};
     }
+    return factors;
   }
   T value() const { return sum == 0 ? none<T> : maximum + std::log(sum); }
 };
 
 template <class T>
-LogSum<T> sum_exponentials(const T* z, int64_t count, bool shifted) {
-  T maximum = 0;
-  if (shifted) {
-    maximum = none<T>;
-#pragma omp simd reduction(max : maximum)
-    for (int64_t j = 0; j < count; ++j) maximum = z[j] > maximum ? z[j] : maximum;
-    if (maximum == none<T>) {  // nothing admitted, or nothing but NaN
-      for (int64_t j = 0; j < count; ++j)
-        if (std::isnan(z[j])) return {T(0), z[j]};
-      return {T(0), T(0)};
-    }
-  }
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < count; ++j) sum += exponential(z[j] - maximum);
-  return {maximum, sum};
-}
-
-// Whether every exp(logit), and the sum of them all, stays well inside the range of T.
-template <class T>
-bool needs_maximum(const Problem<T>& p) {
-  if (p.in.similarity != Similarity::cosine || p.in.bias) return true;
-  T largest = 0;
-  for (int64_t i = 0; i < (p.in.scale_per_row ? p.rows : 1); ++i) largest = std::max(largest, p.scale(i));
-  return !(largest + std::log(T(p.columns + 1)) < T(sizeof(T) == 4 ? 86 : 700));
-}
-
-template <class T>
 void forward(const ContrastForward& args) {
+  using Side = Weights<T>;
   const Problem<T> p(args.in);
   T *positive = static_cast<T*>(args.positive), *lse = static_cast<T*>(args.negative_lse);
-  T* kept = static_cast<T*>(args.similarities);
-  const bool shifted = args.force_running_maximum || needs_maximum(p);
-  Strips<T> strips(args.in.x, args.in.y, args.in.similarity, 1);
-  Buffer<LogSum<T>> total(p.rows), partial(p.rows * STRIPS);
-  std::fill(total.get(), total.get() + p.rows, LogSum<T>{0, 0});
+  T *mean = static_cast<T*>(args.mean), *kept = static_cast<T*>(args.kept);
+  const bool maximum = args.force_running_maximum || p.needs_maximum(), average = mean && p.width > 0;
+  const int threads = thread_count(double(p.rows) * double(p.columns) * double(p.width) * (average ? 2 : 1));
+  Side side(p, true);
+  const int64_t panels = side.panels(), padded = round_up(p.width, VectorOf<T>::lanes);
+  // Enough blocks at a time to occupy the threads; few, so that what one phase leaves in the caches serves the next.
+  const int64_t chunk = std::min(side.blocks(), threads == 1 ? 1 : std::max<int64_t>(1, ceil_div(4 * threads, panels)));
 
-#pragma omp parallel num_threads(strips.threads)
+  Buffer<T> columns(chunk * BLOCK * side.y_width), own(chunk * (BLOCK + SPARE) * side.stride);
+  Buffer<typename Side::Sums> sums(chunk * panels);
+  Buffer<T> averages(average ? round_up(p.rows, ROW_QUANTUM) * padded : 0), along(mean ? p.rows : 0);
+  Buffer<std::pair<T, T>> factors(chunk * p.rows);
+  Buffer<LogSum<T>> total(p.rows);
+  Scratch<T> scratch(threads, std::max(Side::WIDE * side.y_width, ROW_TASK * Side::WIDE));
+  std::fill(total.get(), total.get() + p.rows, LogSum<T>{0, 0});
+  if (!p.rows) std::fill(kept, kept + kept_size(p.rows, p.columns, args.kept_blocks), T(0));
+  if (mean) std::fill(along.get(), along.get() + p.rows, T(0));
+  const auto weights = [&](int64_t first, int64_t block) {
+    return block < args.kept_blocks ? kept_weights(kept, block, p.rows, p.columns)
+                                    : own.get() + (block - first) * (BLOCK + SPARE) * side.stride;
+  };
+
+#pragma omp parallel num_threads(threads)
   {
-    strips.prepare_rows();
-    for (int64_t c = 0; c < strips.chunks(); ++c) {
-      const Chunk chunk = strips.chunk(c);
-      strips.prepare_columns(chunk);
-      strips.for_each(chunk, [&](int64_t i, int64_t first, int64_t count, T* u) {
-        if (kept) std::copy(u, u + count, kept + i * p.columns + first);
-        p.logits(i, first, count, u, u);
-        partial[i * STRIPS + (first - chunk.first) / STRIP] = sum_exponentials(u, count, shifted);
-      });
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < panels; ++panel) side.prepare_panel(panel, scratch.mine());
+    for (int64_t first = 0; first < side.blocks(); first += chunk) {
+      const int64_t last = std::min(first + chunk, side.blocks()), end = std::min(last * BLOCK, p.columns);
+#pragma omp for schedule(static)
+      for (int64_t j = first * BLOCK; j < end; j += TILE_ROWS)
+        side.prepare_columns(j, std::min(TILE_ROWS, end - j), columns.get() + (j - first * BLOCK) * side.y_width);
+#pragma omp for schedule(dynamic)
+      for (int64_t task = 0; task < (last - first) * panels; ++task) {
+        const int64_t block = first + task / panels, panel = task % panels, count = side.block_columns(block);
+        typename Side::Sums& of = sums[task];
+        side.make(block * BLOCK, count, columns.get() + (block - first) * BLOCK * side.y_width, panel, maximum, nullptr,
+                  weights(first, block), positive, &of);
+        side.keep_shifts(panel, of, kept_shifts(kept, block, p.rows));
+        if (block < args.kept_blocks) side.fill_margins(panel, count, weights(first, block));
+      }
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < p.rows; ++i)
-        for (int64_t s = 0; s < chunk.strips(); ++s) total[i].add(partial[i * STRIPS + s]);
+        for (int64_t block = first; block < last; ++block) {
+          const typename Side::Sums& of = sums[(block - first) * panels + i / Side::WIDE];
+          const int64_t lane = i % Side::WIDE;
+          const std::pair<T, T> f = total[i].add({of.shift[lane], of.weight[lane]});
+          factors[(block - first) * p.rows + i] = f;
+          if (mean) along[i] = along[i] * f.first + of.along[lane] * f.second;
+        }
+      if (!average) continue;
+      const int64_t row_tasks = ceil_div(p.rows, ROW_TASK), parts = ceil_div(padded, Side::WIDE);
+#pragma omp for schedule(dynamic)
+      for (int64_t task = 0; task < row_tasks * parts; ++task) {
+        const int64_t row0 = task % row_tasks * ROW_TASK, rows = std::min(ROW_TASK, p.rows - row0);
+        const int64_t d0 = task / row_tasks * Side::WIDE, width = std::min(Side::WIDE, padded - d0);
+        T *out = averages.get() + row0 * padded + d0, *product = scratch.mine();
+        for (int64_t block = first; block < last; ++block) {
+          const bool direct = !maximum || block == 0;
+          panel_product<T, Left::contiguous_rows>(
+              weights(first, block) + row0, side.stride, rows,
+              columns.get() + (block - first) * BLOCK * side.y_width + d0, side.y_width, width,
+              side.block_columns(block), direct ? out : product, direct ? padded : Side::WIDE, direct && block > 0);
+          for (int64_t i = 0; !direct && i < rows; ++i) {
+            const std::pair<T, T> f = factors[(block - first) * p.rows + row0 + i];
+            scale(out + i * padded, f.first, out + i * padded, width);
+            add_scaled(out + i * padded, f.second, product + i * Side::WIDE, width);
+          }
+        }
+      }
     }
-    Buffer<T> a(p.width), b(p.width);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < p.rows; ++i) {
-      positive[i] = 0;
-      lse[i] = p.ignored(i) ? none<T> : total[i].value();
-      if (p.ignored(i)) continue;
-      positive[i] = pair_similarity(strips.x, i, strips.y, args.in.target[i], a.get(), b.get());
+      const bool ignored = p.ignored(i);
+      if (ignored || !p.columns) positive[i] = 0;
+      lse[i] = ignored ? none<T> : total[i].value();
+      if (p.euclidean() && !ignored)
+        positive[i] = pair_similarity(side.x, i, side.y, args.in.target[i], scratch.mine(), scratch.mine() + p.width);
+      if (!mean) continue;
+      const T inverse = lse[i] == none<T> ? T(0) : 1 / total[i].sum;
+      mean[p.rows * p.width + i] = inverse == 0 ? T(0) : along[i] * inverse;
+      if (inverse == 0)
+        std::fill(mean + i * p.width, mean + (i + 1) * p.width, T(0));
+      else
+        scale(mean + i * p.width, inverse, averages.get() + i * padded, p.width);
     }
   }
 }
@@ -164,107 +157,192 @@ class Anchors {
 };
 
 template <class T>
-void backward(const ContrastBackward& args) {
-  const ContrastInputs& in = args.in;
-  const Problem<T> p(in);
-  const T *g = static_cast<const T*>(args.grad_negative_lse), *h = static_cast<const T*>(args.grad_positive);
-  const T *lse = static_cast<const T*>(args.negative_lse), *kept = static_cast<const T*>(args.similarities);
-  const bool euclidean = in.similarity == Similarity::negative_squared_euclidean;
-  Strips<T> strips(in.x, in.y, in.similarity, kept ? 2 : 3);
-  Gradient<T> gradient(strips, args.grad_x, args.grad_y);
-  const Anchors anchors(in.target, p.rows, in.ignore_index);
-  // Of each row, summed over the columns: dL/du, and dL/dscale = g q u.
-  Buffer<T> partial(p.rows * STRIPS * 2), total(p.rows * 2), inverse_scale(p.rows);
-  std::fill(total.get(), total.get() + p.rows * 2, T(0));
-  for (int64_t i = 0; i < p.rows; ++i) inverse_scale[i] = 1 / p.scale(i);
+class Backward {
+ public:
+  explicit Backward(const ContrastBackward& args)
+      : args_(args),
+        p_(args.in),
+        maximum_(args.force_running_maximum || p_.needs_maximum()),
+        recompute_(args.kept_blocks < ceil_div(p_.columns, BLOCK)),
+        columns_wanted_(args.grad_y || args.grad_bias),
+        threads_(thread_count(double(p_.rows) * double(p_.columns) * double(p_.width) * (recompute_ ? 2 : 1))),
+        side_(p_, columns_wanted_ && recompute_),
+        anchors_(args.in.target, args.grad_y ? p_.rows : 0, args.in.ignore_index),
+        padded_(round_up(p_.width, VectorOf<T>::lanes)),
+        x_panels_(args.grad_y ? parts() * p_.rows * Side::WIDE : 0),
+        row_factor_(side_.stride),
+        bias_factor_(side_.stride),
+        scratch_(threads_, scratch_size()) {}
 
-#pragma omp parallel num_threads(strips.threads)
-  {
-    Buffer<T> z(STRIP), other(p.width);
-    const auto derivative = [&](int64_t i, int64_t first, int64_t count, const T* u, const Chunk& chunk) {
-      T* d = gradient.row(i) + first - chunk.first;
-      T weight = 0, along = 0;
-      if (p.ignored(i) || lse[i] == none<T> || g[i] == 0) {
-        std::fill(d, d + count, T(0));
-      } else {
-        p.logits(i, first, count, u, z.get());
-        const T factor = g[i] * p.scale(i);
-#pragma omp simd reduction(+ : weight, along)
-        for (int64_t j = 0; j < count; ++j) {
-          d[j] = factor * exponential(z[j] - lse[i]);
-          weight += d[j];
-          along += d[j] * u[j];
-        }
-      }
-      T* sums = partial.get() + (i * STRIPS + (first - chunk.first) / STRIP) * 2;
-      sums[0] = weight;
-      sums[1] = along * inverse_scale[i];
-    };
-    strips.prepare_rows();
-    gradient.prepare_rows();
-    for (int64_t c = 0; c < strips.chunks(); ++c) {
-      const Chunk chunk = strips.chunk(c);
-      strips.prepare_columns(chunk);
-      gradient.prepare_columns(chunk);
-      if (kept) {
-#pragma omp for schedule(static)
-        for (int64_t task = 0; task < p.rows * chunk.strips(); ++task) {
-          const int64_t i = task / chunk.strips(), first = task % chunk.strips() * STRIP;
-          derivative(i, chunk.first + first, std::min(STRIP, chunk.count - first),
-                     kept + i * p.columns + chunk.first + first, chunk);
-        }
-      } else {
-        strips.for_each(chunk,
-                        [&](int64_t i, int64_t first, int64_t count, T* u) { derivative(i, first, count, u, chunk); });
-      }
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < p.rows; ++i)
-        for (int64_t s = 0; s < chunk.strips() * 2; ++s) total[i * 2 + s % 2] += partial[i * STRIPS * 2 + s];
-      gradient.products(chunk, [&](int64_t j, T* sum, T* scratch) {
-        if (!euclidean)
-          anchors.for_each(j, [&](int64_t i) {
-            strips.x.prepared(i, scratch);
-            add_scaled(sum, h[i], scratch, p.width);
-          });
-        strips.y.chain(j, euclidean ? gradient.column_sum(j - chunk.first, nullptr) : T(0), sum, scratch);
-        if (euclidean)
-          anchors.for_each(j, [&](int64_t i) {
-            load_row(in.x, i, scratch);
-            load_row(in.y, j, other.get());
-            for (int64_t d = 0; d < p.width; ++d) sum[d] += 2 * h[i] * (scratch[d] - other[d]);
-          });
-        store(args.grad_y, in.y.dtype, j * p.width, sum, p.width);
-      });
-      if (args.grad_bias) {
-#pragma omp for schedule(static)
-        for (int64_t j = 0; j < chunk.count; ++j)
-          static_cast<T*>(args.grad_bias)[chunk.first + j] = gradient.column_sum(j, inverse_scale.get());
-      }
+  void run() {
+    // What the weights of each row are multiplied by to be dL/du, and dL/dbias; weights come unshifted, or relative to
+    // negative_lse.
+    for (int64_t i = 0; i < side_.stride; ++i) {
+      bias_factor_[i] = row_factor_[i] = 0;
+      if (i >= p_.rows || !counts(i)) continue;
+      bias_factor_[i] = maximum_ ? g(i) : g(i) * std::exp(-lse(i));
+      row_factor_[i] = bias_factor_[i] * p_.scale(i);
     }
-    gradient.rows([&](int64_t i, T* sum, T* scratch) {
-      const bool positive = !p.ignored(i);
-      if (positive && !euclidean) {
-        strips.y.prepared(in.target[i], other.get());
-        add_scaled(sum, h[i], other.get(), p.width);
-      }
-      strips.x.chain(i, total[i * 2], sum, scratch);
-      if (positive && euclidean) {
-        load_row(in.x, i, scratch);
-        load_row(in.y, in.target[i], other.get());
-        for (int64_t d = 0; d < p.width; ++d) sum[d] += 2 * h[i] * (other[d] - scratch[d]);
-      }
-      store(args.grad_x, in.x.dtype, i * p.width, sum, p.width);
-    });
+#pragma omp parallel num_threads(threads_)
+    {
+      prepare();
+      const int64_t groups = columns_wanted_ ? ceil_div(p_.columns, GROUP) : 0;
+#pragma omp for schedule(dynamic)
+      for (int64_t group = 0; group < groups; ++group) columns(group * GROUP);
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < (args_.grad_x ? p_.rows : 0); ++i) row(i);
+    }
+    if (args_.grad_scale) grad_scale();
   }
-  if (!args.grad_scale) return;
-  T* grad_scale = static_cast<T*>(args.grad_scale);
-  if (!in.scale_per_row) grad_scale[0] = 0;
-  for (int64_t i = 0; i < p.rows; ++i)
-    if (in.scale_per_row)
-      grad_scale[i] = total[i * 2 + 1];
+
+ private:
+  using Side = Weights<T>;
+  const ContrastBackward& args_;
+  Problem<T> p_;
+  bool maximum_, recompute_, columns_wanted_;
+  int threads_;
+  Side side_;
+  Anchors anchors_;
+  int64_t padded_;      // width, in whole vectors
+  Buffer<T> x_panels_;  // (parts, rows, WIDE): x as right operand, each row times its factor
+  Buffer<T> row_factor_, bias_factor_;
+  Scratch<T> scratch_;  // of a group: its columns, weights and gradient; two rows
+
+  int64_t parts() const { return ceil_div(padded_, Side::WIDE); }
+  int64_t gradient_stride() const { return odd_lines(parts() * Side::WIDE); }
+  int64_t scratch_size() const {
+    return std::max(GROUP * (side_.y_width + side_.stride + gradient_stride()), Side::WIDE * side_.y_width) +
+           2 * side_.y_width;
+  }
+  T lse(int64_t i) const { return static_cast<const T*>(args_.negative_lse)[i]; }
+  bool counts(int64_t i) const { return !p_.ignored(i) && lse(i) != none<T>; }
+  T g(int64_t i) const { return static_cast<const T*>(args_.grad_negative_lse)[i]; }
+  T h(int64_t i) const { return static_cast<const T*>(args_.grad_positive)[i]; }
+  const T* mean(int64_t i) const { return static_cast<const T*>(args_.mean) + i * p_.width; }
+  T mean_similarity(int64_t i) const { return mean(p_.rows)[i]; }
+
+  // In parallel: x as right operand, of the logits where they are made again and of the gradient of y.
+  void prepare() {
+    T *values = scratch_.mine(), *zeros = values;
+    if (columns_wanted_ && recompute_) {
+#pragma omp for schedule(static)
+      for (int64_t panel = 0; panel < side_.panels(); ++panel) side_.prepare_panel(panel, values);
+    }
+    if (!args_.grad_y) return;
+    std::fill(zeros, zeros + parts() * Side::WIDE, T(0));
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      side_.x.factor[i] = side_.x.prepare(i, values);
+      scale(values, row_factor_[i], values, p_.width);
+      for (int64_t part = 0; part < parts(); ++part)
+        std::copy(values + part * Side::WIDE, values + (part + 1) * Side::WIDE,
+                  x_panels_.get() + (part * p_.rows + i) * Side::WIDE);
+    }
+  }
+
+  // The weights of a group of columns, as kept or made again; where they are shifted, relative to negative_lse.
+  const T* weights(int64_t first, int64_t count, const T* columns, T* own) const {
+    const int64_t block = first / BLOCK;
+    const T *kept = static_cast<const T*>(args_.kept), *shift = kept_shifts(kept, block, p_.rows), *w = own;
+    if (block < args_.kept_blocks)
+      w = kept_weights(kept, block, p_.rows, p_.columns) + first % BLOCK * side_.stride;
     else
-      grad_scale[0] += total[i * 2 + 1];
-}
+      for (int64_t panel = 0; panel < side_.panels(); ++panel)
+        side_.make(first, count, columns, panel, false, maximum_ ? shift : nullptr, own, nullptr, nullptr);
+    if (!maximum_) return w;
+    T factor[BLOCK];
+    for (int64_t i0 = 0; i0 < p_.rows; i0 += BLOCK) {
+      const int64_t rows = std::min(BLOCK, p_.rows - i0);
+      for (int64_t i = 0; i < rows; ++i) factor[i] = counts(i0 + i) ? exponential(shift[i0 + i] - lse(i0 + i)) : T(0);
+      for (int64_t j = 0; j < count; ++j)
+        multiply(own + j * side_.stride + i0, factor, w + j * side_.stride + i0, rows);
+    }
+    return own;
+  }
+
+  // Gradients of columns first ... first + GROUP.
+  void columns(int64_t first) {
+    const int64_t count = std::min(GROUP, p_.columns - first);
+    T* prepared = scratch_.mine();
+    T *own = prepared + GROUP * side_.y_width, *gradient = own + GROUP * side_.stride;
+    T* row = scratch_.mine() + scratch_size() - 2 * side_.y_width;
+    side_.prepare_columns(first, count, prepared);
+    const T* w = weights(first, count, prepared, own);
+    if (args_.grad_bias)
+      for (int64_t j = 0; j < count; ++j)
+        static_cast<T*>(args_.grad_bias)[first + j] = dot(w + j * side_.stride, bias_factor_.get(), p_.rows);
+    if (!args_.grad_y) return;
+    const int64_t stride = gradient_stride();
+    for (int64_t part = 0; part < parts(); ++part)
+      panel_product<T, Left::contiguous_depth>(w, side_.stride, count, x_panels_.get() + part * p_.rows * Side::WIDE,
+                                               Side::WIDE, std::min(Side::WIDE, padded_ - part * Side::WIDE), p_.rows,
+                                               gradient + part * Side::WIDE, stride, false);
+    for (int64_t j = 0; j < count; ++j) {
+      T *sum = gradient + j * stride, *y = prepared + j * side_.y_width;
+      if (p_.euclidean()) {
+        const T weight = dot(w + j * side_.stride, row_factor_.get(), p_.rows);
+        combine(sum, T(2), -weight, y, p_.width);
+        anchors_.for_each(first + j, [&](int64_t i) {  // of the rows as they are: exact where they are near
+          load_row(args_.in.x, i, row);
+          load_row(args_.in.y, first + j, row + side_.y_width);
+          for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h(i) * (row[d] - row[side_.y_width + d]);
+        });
+      } else {
+        anchors_.for_each(first + j, [&](int64_t i) {
+          side_.x.prepared(i, row);
+          add_scaled(sum, h(i), row, p_.width);
+        });
+        chain(side_.y.factor[first + j], y, sum);
+      }
+      store(args_.grad_y, args_.in.y.dtype, (first + j) * p_.width, sum, p_.width);
+    }
+  }
+
+  // Gradient of one row, from the average that the forward saved.
+  void row(int64_t i) {
+    T *sum = scratch_.mine(), *x = sum + side_.y_width, *y = x + side_.y_width;
+    const bool positive = !p_.ignored(i);
+    const T weight = counts(i) ? g(i) * p_.scale(i) : T(0);
+    const T x_factor = side_.x.prepare(i, x);
+    counts(i) ? scale(sum, weight, mean(i), p_.width) : std::fill(sum, sum + p_.width, T(0));
+    if (p_.euclidean()) {
+      combine(sum, T(2), -weight, x, p_.width);
+      if (positive) {
+        load_row(args_.in.x, i, x);
+        load_row(args_.in.y, args_.in.target[i], y);
+        for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h(i) * (y[d] - x[d]);
+      }
+    } else {
+      if (positive) {
+        side_.y.prepare(args_.in.target[i], y);
+        add_scaled(sum, h(i), y, p_.width);
+      }
+      chain(x_factor, x, sum);
+    }
+    store(args_.grad_x, args_.in.x.dtype, i * p_.width, sum, p_.width);
+  }
+
+  // From the gradient of a row as the products take it to that of the row itself.
+  void chain(T factor, const T* prepared, T* sum) const {
+    if (p_.in.similarity != Similarity::cosine) return;
+    combine(sum, factor, -dot(sum, prepared, p_.width), prepared, p_.width);
+  }
+
+  // g_i sum_j q_ij u_ij: the average column's similarity with the row.
+  void grad_scale() {
+    T* out = static_cast<T*>(args_.grad_scale);
+    if (!p_.in.scale_per_row) out[0] = 0;
+    T* x = scratch_.mine();
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      T value = 0;
+      if (counts(i)) {
+        if (!p_.euclidean()) side_.x.prepare(i, x);
+        value = g(i) * (p_.euclidean() ? mean_similarity(i) : dot(x, mean(i), p_.width));
+      }
+      p_.in.scale_per_row ? out[i] = value : out[0] += value;
+    }
+  }
+};
 
 }  // namespace
 
@@ -273,7 +351,7 @@ void contrast_forward(const ContrastForward& args) {
 }
 
 void contrast_backward(const ContrastBackward& args) {
-  args.in.x.dtype == DType::float64 ? backward<double>(args) : backward<float>(args);
+  args.in.x.dtype == DType::float64 ? Backward<double>(args).run() : Backward<float>(args).run();
 }
 
 }  // namespace FM_ISA

@@ -20,24 +20,37 @@ struct ContrastInputs {
   int64_t ignore_index;
 };
 
+// Weights exp(logit - shift) are made in blocks of columns with a shift for each block and row (0 where none is
+// needed). From forward to backward go all shifts, (blocks, 16 n), 16 n being the rows rounded up to an odd n, and
+// after them the weights of the first blocks: for each (CONTRAST_BLOCK + CONTRAST_SPARE_ROWS, 16 n) values.
+constexpr int64_t CONTRAST_BLOCK = 240;
+constexpr int64_t CONTRAST_SPARE_ROWS = 4;
+
 struct ContrastForward {
   ContrastInputs in;
   bool force_running_maximum;
   void* positive;      // T, (rows,)
   void* negative_lse;  // T, (rows,)
-  void* similarities;  // T, (rows, columns), or null: not kept
+  // T, (rows, width), then (rows,): columns averaged by their weights, as the products take them (unit length, relative
+  // to the centre), and the mean similarity; null: not needed.
+  void* mean;
+  void* kept;  // T: shifts, and weights of the first kept_blocks blocks
+  int64_t kept_blocks;
 };
 
 struct ContrastBackward {
   ContrastInputs in;
+  bool force_running_maximum;     // as in the forward
   const void* grad_positive;      // T, (rows,)
   const void* grad_negative_lse;  // T, (rows,)
   const void* negative_lse;       // T, (rows,)
-  const void* similarities;       // T, (rows, columns), or null: computed again
-  void* grad_x;                   // dtype of x, (rows, width), or null: not needed; likewise below
-  void* grad_y;                   // (columns, width)
-  void* grad_scale;               // T, as scale
-  void* grad_bias;                // T, (columns,)
+  const void* mean;               // of the forward
+  const void* kept;               // of the forward
+  int64_t kept_blocks;
+  void* grad_x;      // dtype of x, (rows, width), or null: not needed; likewise below
+  void* grad_y;      // (columns, width)
+  void* grad_scale;  // T, as scale
+  void* grad_bias;   // T, (columns,)
 };
 
 FM_KERNEL(contrast_forward, ContrastForward)

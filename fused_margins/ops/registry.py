@@ -32,11 +32,6 @@ class Problem:
     columns: int
     width: int
 
-    @property
-    def matrix_bytes(self) -> int:
-        """Size of the whole similarity matrix in the accumulation dtype."""
-        return self.rows * self.columns * (8 if self.dtype == torch.float64 else 4)
-
 
 @dataclass(frozen=True)
 class Backend:
@@ -58,10 +53,8 @@ def _cpu_refuses(problem: Problem) -> str | None:
 def _cpu_describe(problem: Problem) -> str:
     assert native.module is not None
     text = f"C++ for {native.module.instruction_set()}, {native.call(native.module.max_threads)} threads"
-    if problem.op == "contrast":
-        kept = "keeps" if within_memory_budget(problem) else "recomputes"
-        text += f"; with gradients it {kept} the similarities ({problem.matrix_bytes / 2**20:.1f} MiB)"
-    return text
+    describe = getattr(kernel(problem.op, "cpu"), "describe", None)
+    return f"{text}; {describe(problem)}" if describe else text
 
 
 BACKENDS: list[Backend] = [
@@ -69,7 +62,7 @@ BACKENDS: list[Backend] = [
     Backend("reference", lambda problem: None, lambda problem: "PyTorch, differentiable to any order"),
 ]
 
-_memory_budget_bytes = int(os.environ.get("FUSED_MARGINS_MEMORY_BUDGET", 256 * 2**20))
+_memory_budget_bytes = int(os.environ.get("FUSED_MARGINS_MEMORY_BUDGET", 128 * 2**20))
 
 
 def memory_budget() -> int:
@@ -78,9 +71,9 @@ def memory_budget() -> int:
 
 
 def set_memory_budget(num_bytes: int) -> None:
-    """Let a forward keep up to `num_bytes` of similarities for its backward; beyond that they are computed again.
+    """Let a forward keep up to `num_bytes` of softmax weights for its backward; the others are computed again.
 
-    The environment variable ``FUSED_MARGINS_MEMORY_BUDGET`` sets the value at import (default 256 MiB).
+    The environment variable ``FUSED_MARGINS_MEMORY_BUDGET`` sets the value at import (default 128 MiB).
 
     >>> import fused_margins
     >>> fused_margins.set_memory_budget(64 * 2**20)
@@ -89,10 +82,6 @@ def set_memory_budget(num_bytes: int) -> None:
     if num_bytes < 0:
         raise ValueError(f"num_bytes: expected at least 0, got {num_bytes}")
     _memory_budget_bytes = int(num_bytes)
-
-
-def within_memory_budget(problem: Problem) -> bool:
-    return problem.matrix_bytes <= _memory_budget_bytes
 
 
 def _file(op: str, backend: str) -> Path:

@@ -102,9 +102,9 @@ def test_with_and_without_a_running_maximum(name, scale, dtype, device_for):
     labels = [inputs.get(n) for n in ("target", "row_labels", "column_labels", "self_index")]
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     args = (inputs["x"], inputs["y"], torch.tensor(scale, dtype=accumulator), None, *labels)
-    options = ("cosine", inputs.get("relation", "different"), inputs.get("ignore_index", -1), False)
-    positive, plain, _ = kernel.forward(*args, *options)
-    same_positive, shifted, _ = kernel.forward(*args, *options, force_running_maximum=True)
+    options = ("cosine", inputs.get("relation", "different"), inputs.get("ignore_index", -1), False, 0)
+    positive, plain, *_ = kernel.forward(*args, *options)
+    same_positive, shifted, *_ = kernel.forward(*args, *options, force_running_maximum=True)
     assert torch.equal(positive, same_positive)
     assert torch.equal(plain == -torch.inf, shifted == -torch.inf)
     # Relative errors of the sums, a few units each and more where logits are large, are absolute errors of logarithms.

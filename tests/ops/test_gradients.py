@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from fused_margins.ops import cases, registry
+from fused_margins.ops import cases, native, registry
 from fused_margins.ops.cases import Inputs, OpCases
 from fused_margins.ops.contrast import contrast
+from fused_margins.ops.contrast.op import BLOCK, SPARE_ROWS, kept_size
 from fused_margins.ops.scores import scores
 from fused_margins.ops.similarity import SIMILARITIES
 
@@ -114,24 +115,32 @@ def test_memory_budget_changes_no_bit_of_a_gradient(similarity, backend, device_
 
 def test_the_memory_budget_decides_what_is_kept(device_for, no_memory_budget):
     device_for("contrast", "cpu")
-    x, y = torch.randn(6, 4, requires_grad=True), torch.randn(8, 4)
+    x, y = torch.randn(6, 4, requires_grad=True), torch.randn(2 * BLOCK + 8, 4)
 
-    def kept_bytes() -> int:
+    def kept_blocks() -> int:
         sizes = []
 
         def pack(t: Tensor) -> Tensor:
-            sizes.append(t.numel() if t.shape == (6, 8) else 0)
+            sizes.append(t.numel())
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             contrast(x, y, torch.arange(6), scale=3.0, backend="cpu")
-        return 4 * sum(sizes)
+        return next(blocks for blocks in range(4) if kept_size(6, y.shape[0], blocks) in sizes)
 
-    assert kept_bytes() == 0
-    registry.set_memory_budget(4 * 6 * 8 - 1)
-    assert kept_bytes() == 0
-    registry.set_memory_budget(4 * 6 * 8)
-    assert kept_bytes() == 4 * 6 * 8
+    block_bytes = 4 * (kept_size(6, y.shape[0], 1) - kept_size(6, y.shape[0], 0))
+    assert kept_blocks() == 0
+    registry.set_memory_budget(block_bytes - 1)
+    assert kept_blocks() == 0
+    registry.set_memory_budget(2 * block_bytes)
+    assert kept_blocks() == 2
+    registry.set_memory_budget(2**30)
+    assert kept_blocks() == 3
+
+
+def test_both_sides_agree_on_what_is_kept(device_for):
+    device_for("contrast", "cpu")
+    assert (BLOCK, SPARE_ROWS) == (native.module.CONTRAST_BLOCK, native.module.CONTRAST_SPARE_ROWS)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

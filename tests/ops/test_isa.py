@@ -32,7 +32,7 @@ def test_parity_on_every_instruction_set(level):
     if f"this processor does not have {level}" in probe.stderr:
         pytest.skip(f"this processor does not have {level}")
     assert probe.stdout.strip() == LEVELS[level], probe.stderr
-    chosen = "float64-cpu or float32-cpu or bfloat16-cpu or (kept_similarities and cpu)"
+    chosen = "float64-cpu or float32-cpu or bfloat16-cpu or (kept_weights and cpu)"
     run = python("-m", "pytest", "tests/ops/test_parity.py", "-k", chosen, "--require-backends=cpu", level=level)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr
 

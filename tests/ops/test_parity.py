@@ -35,7 +35,7 @@ def test_gradients(op, case, dtype, backend, device_for):
 @pytest.mark.usefixtures("no_memory_budget")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("op", "case"), CASES_WITH_GRADIENTS)
-def test_gradients_without_kept_similarities(op, case, backend, device_for):
+def test_gradients_without_kept_weights(op, case, backend, device_for):
     agrees(op, case, backend, torch.float32, device_for(op, backend), gradients=True)
 
 

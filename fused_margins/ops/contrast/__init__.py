@@ -35,8 +35,8 @@ and g_i, h_i the gradients of negative_lse_i, positive_i:
     dL/du_ij = g_i scale_i q_ij + h_i [j == target_i]     dL/dbias_j = sum_i g_i q_ij
     dL/dscale_i = g_i sum_j q_ij u_ij
 
-Costs in multiplications of B x N x D: forward 1; forward and backward 3 where the similarities fit the memory budget
-(`fused_margins.set_memory_budget`) and are kept, else 4.
+Costs in multiplications of B x N x D: forward 1, with a gradient of x or scale 2; backward 1, and a second for those
+softmax weights that did not fit the memory budget (`fused_margins.set_memory_budget`): 3 to 4 together.
 
 >>> import torch
 >>> from fused_margins.ops.contrast import contrast

@@ -4,6 +4,20 @@ import torch
 from torch import Tensor
 
 from ..native import call, int64, matrix, module, pointer
+from ..registry import Problem
+from ..similarity import accumulation_dtype
+from .op import BLOCK, kept_blocks, kept_size
+
+
+def describe(problem: Problem) -> str:
+    """What the memory budget makes of the problem."""
+    blocks = kept_blocks(problem)
+    share = min(1.0, blocks * BLOCK / problem.columns) if problem.columns else 1.0
+    mebibytes = kept_size(problem.rows, problem.columns, blocks) * accumulation_dtype(problem.dtype).itemsize / 2**20
+    text = f"with gradients it keeps {mebibytes:.1f} MiB of softmax weights"
+    if share < 1:
+        text += f" and computes {1 - share:.0%} of them again"
+    return f"{text}: {4 - share:.2f} products"
 
 
 def forward(
@@ -18,13 +32,16 @@ def forward(
     similarity: str,
     relation: str,
     ignore_index: int,
-    keep: bool,
+    with_mean: bool,
+    kept_blocks: int,
     force_running_maximum: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """positive (B,), negative_lse (B,), similarities (B, N) or empty; the accumulation dtype throughout."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """positive (B,), negative_lse (B,), mean (B (D + 1),) or empty, kept weights; the accumulation dtype throughout."""
     assert module is not None
-    positive, negative_lse = scale.new_empty(x.shape[0]), scale.new_empty(x.shape[0])
-    similarities = scale.new_empty((x.shape[0], y.shape[0]) if keep else (0, 0))
+    rows, width = x.shape
+    positive, negative_lse = scale.new_empty(rows), scale.new_empty(rows)
+    mean = scale.new_empty(rows * (width + 1) if with_mean else 0)
+    kept = scale.new_empty(kept_size(rows, y.shape[0], kept_blocks))
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     labels = [int64(t) for t in (target, row_labels, column_labels, self_index)]
     call(
@@ -41,9 +58,11 @@ def forward(
         force_running_maximum,
         positive.data_ptr(),
         negative_lse.data_ptr(),
-        similarities.data_ptr() if keep else 0,
+        mean.data_ptr() if with_mean else 0,
+        kept.data_ptr(),
+        kept_blocks,
     )
-    return positive, negative_lse, similarities
+    return positive, negative_lse, mean, kept
 
 
 def backward(
@@ -58,11 +77,14 @@ def backward(
     column_labels: Tensor | None,
     self_index: Tensor | None,
     negative_lse: Tensor,
-    similarities: Tensor,
+    mean: Tensor,
+    kept: Tensor,
     similarity: str,
     relation: str,
     ignore_index: int,
+    kept_blocks: int,
     needs: list[bool],
+    force_running_maximum: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, scale and bias; empty where not needed."""
     assert module is not None
@@ -71,10 +93,9 @@ def backward(
     grads = [torch.empty(t.shape if need else 0, dtype=t.dtype) for t, need in zip(shapes, needs)]
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     labels = [int64(t) for t in (target, row_labels, column_labels, self_index)]
-    kept = similarities.numel() > 0
     outputs = [g.data_ptr() if need else 0 for g, need in zip(grads, needs)]
     grad_positive, grad_negative_lse = grad_positive.contiguous(), grad_negative_lse.contiguous()
-    negative_lse, similarities = negative_lse.contiguous(), similarities.contiguous()
+    negative_lse, mean, kept = negative_lse.contiguous(), mean.contiguous(), kept.contiguous()
     call(
         module.contrast_backward,
         grad_positive.data_ptr(),
@@ -88,8 +109,11 @@ def backward(
         similarity,
         relation,
         ignore_index,
+        force_running_maximum,
         negative_lse.data_ptr(),
-        similarities.data_ptr() if kept else 0,
+        mean.data_ptr(),
+        kept.data_ptr(),
+        kept_blocks,
         *outputs,
     )
     return grads[0], grads[1], grads[2], grads[3]

@@ -8,24 +8,50 @@ from torch import Tensor
 
 from .. import checks, registry
 from ..derivatives import double_backward, has_tangent
+from ..similarity import accumulation_dtype
 from . import reference
 
 _library = torch.library.Library("fused_margins", "FRAGMENT")
-# similarities: (B, N) where `keep`, else empty; what a kernel's backward may read instead of computing it again.
+# For a kernel's backward: mean (B (D + 1),) where `with_mean`, the columns averaged under each row's softmax weights, and
+# the softmax weights of the first `kept_blocks` blocks of columns, which it need not compute again.
 _library.define(
     "contrast(Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor target, Tensor? row_labels, "
-    "Tensor? column_labels, Tensor? self_index, str similarity, str relation, int ignore_index, bool keep, str backend)"
-    " -> (Tensor positive, Tensor negative_lse, Tensor similarities)"
+    "Tensor? column_labels, Tensor? self_index, str similarity, str relation, int ignore_index, bool with_mean, "
+    "SymInt kept_blocks, str backend) -> (Tensor positive, Tensor negative_lse, Tensor mean, Tensor kept)"
 )
 _library.define(
     "contrast_backward(Tensor grad_positive, Tensor grad_negative_lse, Tensor x, Tensor y, Tensor scale, Tensor? bias, "
-    "Tensor target, Tensor? row_labels, Tensor? column_labels, Tensor? self_index, Tensor negative_lse, "
-    "Tensor similarities, str similarity, str relation, int ignore_index, bool[] needs, str backend)"
+    "Tensor target, Tensor? row_labels, Tensor? column_labels, Tensor? self_index, Tensor negative_lse, Tensor mean, "
+    "Tensor kept, str similarity, str relation, int ignore_index, SymInt kept_blocks, bool[] needs, str backend)"
     " -> (Tensor grad_x, Tensor grad_y, Tensor grad_scale, Tensor grad_bias)"
 )
 
+BLOCK, SPARE_ROWS = 240, 4  # columns of a block, and rows of weights beside them: CONTRAST_BLOCK of csrc/contrast/cpu.h
 
-def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+
+def _row_size(rows: int) -> int:
+    """Values in a row of kept weights: the rows of x, rounded up to an odd number of cache lines."""
+    return 16 * ((rows + 15) // 16 // 2 * 2 + 1)
+
+
+def _blocks(columns: int) -> int:
+    return (columns + BLOCK - 1) // BLOCK
+
+
+def kept_size(rows: int, columns: int, kept_blocks: int) -> int:
+    """Values in the shifts of all blocks of columns, and the weights of the first `kept_blocks`."""
+    weights = min(columns, BLOCK * kept_blocks) + SPARE_ROWS * kept_blocks
+    return (_blocks(columns) + weights) * _row_size(rows)
+
+
+def kept_blocks(problem: registry.Problem) -> int:
+    """Blocks of columns whose weights the memory budget lets the forward keep."""
+    block = min(BLOCK, problem.columns) + SPARE_ROWS
+    block_bytes = block * _row_size(problem.rows) * accumulation_dtype(problem.dtype).itemsize
+    return min(_blocks(problem.columns), registry.memory_budget() // block_bytes)
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *inputs, backend = args
     return registry.kernel("contrast", backend).forward(*inputs)
 
@@ -40,28 +66,15 @@ _library.impl("contrast_backward", _backward, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("fused_margins::contrast", lib=_library)
-def _(
-    x,
-    y,
-    scale,
-    bias,
-    target,
-    row_labels,
-    column_labels,
-    self_index,
-    similarity,
-    relation,
-    ignore_index,
-    keep,
-    backend,
-):  # type: ignore[no-untyped-def]
-    row = scale.new_empty(x.shape[0])
-    kept = scale.new_empty((x.shape[0], y.shape[0]) if keep else (0, 0))
-    return row, torch.empty_like(row), kept
+def _(x, y, scale, bias, target, row_labels, column_labels, self_index, similarity, relation, ignore_index, with_mean, kept_blocks, backend):  # type: ignore[no-untyped-def]  # fmt: skip
+    rows, width = x.shape
+    row = scale.new_empty(rows)
+    mean = scale.new_empty(rows * (width + 1) if with_mean else 0)
+    return row, torch.empty_like(row), mean, scale.new_empty(kept_size(rows, y.shape[0], kept_blocks))
 
 
 @torch.library.register_fake("fused_margins::contrast_backward", lib=_library)
-def _(grad_positive, grad_negative_lse, x, y, scale, bias, target, row_labels, column_labels, self_index, negative_lse, similarities, similarity, relation, ignore_index, needs, backend):  # type: ignore[no-untyped-def]  # fmt: skip
+def _(grad_positive, grad_negative_lse, x, y, scale, bias, target, row_labels, column_labels, self_index, negative_lse, mean, kept, similarity, relation, ignore_index, kept_blocks, needs, backend):  # type: ignore[no-untyped-def]  # fmt: skip
     def like(t, need):  # type: ignore[no-untyped-def]
         return t.new_empty(t.shape) if need else t.new_empty(0)
 
@@ -76,26 +89,25 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        x, y, scale, bias, target, row_labels, column_labels, self_index, *ctx.options, _, ctx.backend = inputs
-        _, negative_lse, similarities = output
-        ctx.mark_non_differentiable(similarities)
+        x, y, scale, bias, target, row_labels, column_labels, self_index, *options, ctx.backend = inputs
+        ctx.options = [*options[:3], options[4]]  # all but `with_mean`
+        _, *saved = output
+        ctx.mark_non_differentiable(*saved[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            x, y, scale, bias, target, row_labels, column_labels, self_index, negative_lse, similarities
-        )
+        ctx.save_for_backward(x, y, scale, bias, target, row_labels, column_labels, self_index, *saved)
 
     @staticmethod
-    def backward(ctx, grad_positive, grad_negative_lse, _):  # type: ignore[no-untyped-def]
-        *tensors, negative_lse, similarities = ctx.saved_tensors
+    def backward(ctx, grad_positive, grad_negative_lse, *_):  # type: ignore[no-untyped-def]
+        tensors = ctx.saved_tensors
         grads = [
-            torch.zeros_like(negative_lse) if g is None else g.contiguous() for g in (grad_positive, grad_negative_lse)
+            torch.zeros_like(tensors[8]) if g is None else g.contiguous() for g in (grad_positive, grad_negative_lse)
         ]
         needs = [bool(n) for n in ctx.needs_input_grad[:4]]
         # Second derivatives are wanted where a graph is being made of this backward; a compiled graph has none.
         again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         gradient = _ContrastBackward.apply if again else torch.ops.fused_margins.contrast_backward
-        results = gradient(*grads, *tensors, negative_lse, similarities, *ctx.options, needs, ctx.backend)
-        return *(g if need else None for g, need in zip(results, needs)), *(None,) * 9
+        results = gradient(*grads, *tensors, *ctx.options, needs, ctx.backend)
+        return *(g if need else None for g, need in zip(results, needs)), *(None,) * 10
 
 
 class _ContrastBackward(torch.autograd.Function):
@@ -107,7 +119,7 @@ class _ContrastBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        *tensors, ctx.similarity, ctx.relation, ctx.ignore_index, ctx.needs, _ = inputs
+        *tensors, ctx.similarity, ctx.relation, ctx.ignore_index, _, ctx.needs, _ = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors[:10])
 
@@ -126,7 +138,7 @@ class _ContrastBackward(torch.autograd.Function):
             double_backward(formula, inputs, [grad_positive, grad_negative_lse], cotangents)
         )
         results += [None] * (6 - len(results))
-        return *results, *(None,) * 11
+        return *results, *(None,) * 13
 
 
 # torch binds the arguments of `forward` at every call; with the signature at hand that takes a third of the time.
@@ -173,12 +185,13 @@ def contrast(
         with torch.autocast(x.device.type, enabled=False):
             return reference.contrast(x, y, scale, bias, *args)
     if torch.is_grad_enabled() and any(t.requires_grad for t in differentiable):
-        keep = registry.within_memory_budget(problem)
         # Dynamo refuses a Function that is handed one tensor twice (a batch against itself, labels as targets and as
         # row labels).
         y = y.view_as(y)
         args = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in args)
-        positive, negative_lse, _ = _Contrast.apply(x, y, scale, bias, *args, keep, backend)
+        with_mean = x.requires_grad or scale.requires_grad
+        args = (*args, with_mean, kept_blocks(problem), backend)
+        positive, negative_lse, *_ = _Contrast.apply(x, y, scale, bias, *args)
     else:
-        positive, negative_lse, _ = torch.ops.fused_margins.contrast(x, y, scale, bias, *args, False, backend)
+        positive, negative_lse, *_ = torch.ops.fused_margins.contrast(x, y, scale, bias, *args, False, 0, backend)
     return positive, negative_lse

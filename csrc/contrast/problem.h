@@ -1,0 +1,233 @@
+// What both directions of contrast know of a problem, and the matrix of weights exp(logit - shift) that they share.
+//
+// The weights lie with columns as rows: (columns, weight_stride(rows)). So the columns' vectors are left operands of
+// every product and are never packed, sums over columns are sums of vectors, and the weights themselves serve as left
+// operand of both weighted products. They are made in blocks of BLOCK columns; whatever needs a running maximum has
+// one shift for each block and row.
+#pragma once
+
+#include "../common/checks.h"
+#include "../common/labels.h"
+#include "../common/rows.h"
+#include "../common/scratch.h"
+#include "../common/transpose.h"
+#include "cpu.h"
+
+namespace fused_margins {
+namespace FM_ISA {
+
+template <class T>
+constexpr T none = -std::numeric_limits<T>::infinity();
+
+constexpr int64_t BLOCK = CONTRAST_BLOCK;       // columns whose weights are made together
+constexpr int64_t GROUP = 4 * TILE_ROWS;        // columns of which a task of the backward makes the gradient
+constexpr int64_t SPARE = CONTRAST_SPARE_ROWS;  // rows after the weights of a block, for the last tile
+static_assert(BLOCK % GROUP == 0 && SPARE >= ROW_QUANTUM, "blocks are whole groups of whole tiles");
+
+template <class T>
+struct Problem {
+  const ContrastInputs& in;
+  int64_t rows, columns, width;
+  bool one_label;  // each row excludes one column and no label is needed: the softmax case
+  LabelIds labels;
+
+  explicit Problem(const ContrastInputs& inputs)
+      : in(inputs),
+        rows(checked(inputs)),
+        columns(inputs.y.rows),
+        width(inputs.x.width),
+        one_label(!inputs.column_labels && !inputs.row_labels && inputs.relation == Relation::different),
+        labels(inputs.row_labels ? inputs.row_labels : inputs.target, needs_labels() ? rows : 0, inputs.column_labels,
+               needs_labels() ? columns : 0) {}
+
+  T scale(int64_t i) const { return static_cast<const T*>(in.scale)[in.scale_per_row ? i : 0]; }
+  const T* bias() const { return static_cast<const T*>(in.bias); }
+  bool ignored(int64_t i) const { return in.target[i] == in.ignore_index; }
+  bool euclidean() const { return in.similarity == Similarity::negative_squared_euclidean; }
+  bool needs_labels() const { return !one_label && in.relation != Relation::any; }
+
+  // Whether some exp(logit), or the sum of them all, might leave the range of T.
+  bool needs_maximum() const {
+    if (in.similarity != Similarity::cosine || in.bias) return true;
+    T largest = 0;
+    for (int64_t i = 0; i < (in.scale_per_row ? rows : 1); ++i) largest = std::max(largest, scale(i));
+    return !(largest + std::log(T(columns + 1)) < T(sizeof(T) == 4 ? 86 : 700));
+  }
+
+ private:
+  static int64_t checked(const ContrastInputs& in) {
+    check_index("target", in.target, in.x.rows, in.y.rows, in.ignore_index);
+    if (in.self_index) check_index("self_index", in.self_index, in.x.rows, in.y.rows, -1);
+    check_scale(static_cast<const T*>(in.scale), in.scale_per_row ? in.x.rows : 1);
+    return in.x.rows;
+  }
+};
+
+// An odd number of cache lines: rows a power of two apart would meet in few sets of a cache.
+inline int64_t odd_lines(int64_t values) {
+  return (ceil_div(values, 16) | 1) * 16;
+}
+inline int64_t weight_stride(int64_t rows) {
+  return odd_lines(rows);
+}
+// Within what a forward keeps: the shifts (rows,) of a block, and its weights.
+template <class T>
+T* kept_shifts(T* kept, int64_t block, int64_t rows) {
+  return kept + block * weight_stride(rows);
+}
+template <class T>
+T* kept_weights(T* kept, int64_t block, int64_t rows, int64_t columns) {
+  return kept + (ceil_div(columns, BLOCK) + block * (BLOCK + SPARE)) * weight_stride(rows);
+}
+inline int64_t kept_size(int64_t rows, int64_t columns, int64_t blocks) {
+  return (ceil_div(columns, BLOCK) + std::min(columns, blocks * BLOCK) + blocks * SPARE) * weight_stride(rows);
+}
+
+// Both sides as the products take them, and the weights made of them.
+template <class T>
+class Weights {
+ public:
+  static constexpr int64_t WIDE = TILE_COLUMNS<T>;  // rows of x that a panel holds
+  const Problem<T>& p;
+  Buffer<T> centre;
+  Rows<T> x, y;
+  int64_t stride;   // of the weights
+  int64_t y_width;  // of prepared rows, padded with zeros
+
+  explicit Weights(const Problem<T>& problem, bool with_panels)
+      : p(problem),
+        centre(centre_of<T>(p.in.y, p.in.similarity)),
+        x(p.in.x, p.in.similarity, centre.get()),
+        y(p.in.y, p.in.similarity, centre.get()),
+        stride(weight_stride(p.rows)),
+        y_width(odd_lines(p.width)),
+        x_panels_(with_panels ? panels() * WIDE * p.width : 0) {}
+
+  int64_t panels() const { return ceil_div(p.rows, WIDE); }
+  int64_t blocks() const { return ceil_div(p.columns, BLOCK); }
+  int64_t block_columns(int64_t block) const { return std::min(BLOCK, p.columns - block * BLOCK); }
+
+  // Panel `panel` of x, as right operand; scratch (WIDE, y_width).
+  void prepare_panel(int64_t panel, T* scratch) {
+    const int64_t first = panel * WIDE, count = std::min(WIDE, p.rows - first);
+    std::fill(scratch, scratch + WIDE * y_width, T(0));
+    for (int64_t i = 0; i < count; ++i) x.factor[first + i] = x.prepare(first + i, scratch + i * y_width);
+    transpose_panel(scratch, y_width, p.width, x_panels_.get() + panel * WIDE * p.width);
+  }
+
+  // Columns first ... first + count of y as left operand (count rounded up to tiles, y_width).
+  void prepare_columns(int64_t first, int64_t count, T* out) {
+    for (int64_t j = 0; j < round_up(count, ROW_QUANTUM); ++j) {
+      T* row = out + j * y_width;
+      if (j < count) y.factor[first + j] = y.prepare(first + j, row);
+      std::fill(row + (j < count ? p.width : 0), row + y_width, T(0));
+    }
+  }
+
+  // Of a panel's rows, summed over the columns.
+  struct Sums {
+    T weight[WIDE], shift[WIDE], along[WIDE];  // exp(logit - shift); what was taken off; weight * similarity, Euclidean
+  };
+
+  // The shifts of a panel's rows into those of their block.
+  void keep_shifts(int64_t panel, const Sums& sums, T* shifts) const {
+    const int64_t row0 = panel * WIDE, rows = std::min(WIDE, p.rows - row0);
+    std::copy(sums.shift, sums.shift + rows, shifts + row0);
+    if (panel + 1 == panels()) std::fill(shifts + p.rows, shifts + stride, T(0));
+  }
+
+  // Zeros around the weights of a panel's rows: what is handed over is the same at every call.
+  void fill_margins(int64_t panel, int64_t count, T* weights) const {
+    const int64_t row0 = panel * WIDE, end = panel + 1 == panels() ? stride : row0 + WIDE;
+    for (int64_t j = 0; j < count; ++j)
+      std::fill(weights + j * stride + std::min(p.rows, end), weights + j * stride + end, T(0));
+    for (int64_t j = count; j < count + SPARE; ++j)
+      std::fill(weights + j * stride + row0, weights + j * stride + end, T(0));
+  }
+
+  // w: exp(logit - shift) of `count` columns from `first` on, prepared in `columns`, and of the rows of a panel; 0
+  // where a row does not admit a column. The shift is the one given for each row, else the largest logit if `maximum`,
+  // else 0. `positive` (rows,), if any, gets the similarity of the rows whose target is among the columns.
+  void make(int64_t first, int64_t count, const T* columns, int64_t panel, bool maximum, const T* given, T* weights,
+            T* positive, Sums* sums) const {
+    constexpr int64_t lanes = VectorOf<T>::lanes;
+    const int64_t row0 = panel * WIDE, rows = std::min(WIDE, p.rows - row0);
+    T* w = weights + row0;
+    panel_product<T, Left::contiguous_depth>(columns, y_width, count, x_panels_.get() + panel * WIDE * p.width, WIDE,
+                                             rows, p.width, w, stride, false);
+    if (p.euclidean()) distances(first, count, row0, rows, w);
+    if (positive)
+      for (int64_t i = row0; i < row0 + rows; ++i) {
+        const int64_t j = p.in.target[i] - first;
+        if (j >= 0 && j < count && !p.ignored(i)) positive[i] = w[j * stride + i - row0];
+      }
+    mask(first, count, row0, rows, w);
+    for (int64_t v = 0; v < rows; v += lanes)
+      exponentiate(first, count, row0 + v, std::min(lanes, rows - v), maximum, given, w + v, sums, v);
+  }
+
+ private:
+  Buffer<T> x_panels_;  // (panels, width, WIDE)
+
+  // -|x - y|^2 from products of centred rows and their squared lengths.
+  void distances(int64_t first, int64_t count, int64_t row0, int64_t rows, T* w) const {
+    const T* squared = x.factor.get() + row0;
+    for (int64_t j = 0; j < count; ++j)
+      for (int64_t i = 0; i < rows; ++i) {
+        const T value = 2 * w[j * stride + i] - squared[i] - y.factor[first + j];
+        w[j * stride + i] = value > 0 ? T(0) : value;
+      }
+  }
+
+  // Similarities that are not admitted become -infinity.
+  void mask(int64_t first, int64_t count, int64_t row0, int64_t rows, T* w) const {
+    const auto exclude = [&](const int64_t* index) {
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t j = index[row0 + i] - first;
+        if (j >= 0 && j < count) w[j * stride + i] = none<T>;
+      }
+    };
+    if (p.one_label) exclude(p.in.target);
+    if (p.needs_labels())
+      for (int64_t j = 0; j < count; ++j)
+        admit(w + j * stride, rows, p.labels.rows.get() + row0, p.labels.columns[first + j], p.in.relation, -1);
+    if (p.in.self_index) exclude(p.in.self_index);
+  }
+
+  // One vector of rows, all columns; u in, weights out.
+  void exponentiate(int64_t first, int64_t count, int64_t row, int64_t rows, bool maximum, const T* given, T* w,
+                    Sums* sums, int64_t at) const {
+    using V = Vector<T>;
+    T lane[VectorOf<T>::lanes] = {};
+    for (int64_t i = 0; i < rows; ++i) lane[i] = p.scale(row + i);
+    const V scale = load(lane);
+    const T* bias = p.bias() ? p.bias() + first : nullptr;
+    V shift = V{}, weight = V{}, along = V{};
+    if (given) {
+      for (int64_t i = 0; i < rows; ++i) lane[i] = given[row + i];
+      shift = load(lane);
+    } else if (maximum) {
+      V largest = V{} + none<T>;
+      for (int64_t j = 0; j < count; ++j) {
+        const V z = load(w + j * stride) * scale + (bias ? bias[j] : T(0));
+        largest = z > largest ? z : largest;
+      }
+      shift = largest == none<T> ? V{} : largest;  // nothing admitted, or nothing but NaN
+    }
+    const bool euclidean = p.euclidean();
+    for (int64_t j = 0; j < count; ++j) {
+      const V u = load(w + j * stride);
+      const V e = exponentials<T>(u * scale + ((bias ? bias[j] : T(0)) - shift));
+      weight += e;
+      if (euclidean) along += e == T(0) ? V{} : e * u;
+      save(w + j * stride, e);
+    }
+    if (!sums) return;
+    save(sums->weight + at, weight);
+    save(sums->shift + at, shift);
+    save(sums->along + at, along);
+  }
+};
+
+}  // namespace FM_ISA
+}  // namespace fused_margins
