@@ -7,6 +7,7 @@
 
 #include "common/checks.h"
 #include "contrast/cpu.h"
+#include "margin_softmax/cpu.h"
 #include "nearest/cpu.h"
 #include "scores/cpu.h"
 
@@ -58,6 +59,24 @@ ScoresInputs scores_inputs(const Matrix& x, const Matrix& y, Address scale, bool
           ignore_index};
 }
 
+MarginSoftmaxInputs margin_softmax_inputs(const Matrix& x, const Matrix& y, Address scale, bool scale_per_row,
+                                          Address margin, bool margin_per_row, Address target,
+                                          const std::string& similarity, int64_t ignore_index,
+                                          const std::string& reduction, bool with_mean, int64_t kept_blocks) {
+  return {x,
+          y,
+          in(scale),
+          scale_per_row,
+          in(margin),
+          margin_per_row,
+          ints(target),
+          parse_similarity(similarity),
+          ignore_index,
+          parse_reduction(reduction),
+          with_mean,
+          kept_blocks};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -95,6 +114,30 @@ PYBIND11_MODULE(_C, m) {
                                            self_index, similarity, relation, ignore_index),
                            force_running_maximum, in(grad_positive), in(grad_negative_lse), in(negative_lse), in(mean),
                            in(kept), kept_blocks, out(grad_x), out(grad_y), out(grad_scale), out(grad_bias)});
+      },
+      Release());
+
+  m.def(
+      "margin_softmax_forward",
+      [](const Matrix& x, const Matrix& y, Address scale, bool scale_per_row, Address margin, bool margin_per_row,
+         Address target, const std::string& similarity, int64_t ignore_index, const std::string& reduction,
+         bool with_mean, int64_t kept_blocks, Address loss, Address saved) {
+        margin_softmax_forward({margin_softmax_inputs(x, y, scale, scale_per_row, margin, margin_per_row, target,
+                                                      similarity, ignore_index, reduction, with_mean, kept_blocks),
+                                out(loss), out(saved)});
+      },
+      Release());
+
+  m.def(
+      "margin_softmax_backward",
+      [](Address grad_loss, const Matrix& x, const Matrix& y, Address scale, bool scale_per_row, Address margin,
+         bool margin_per_row, Address target, const std::string& similarity, int64_t ignore_index,
+         const std::string& reduction, bool with_mean, int64_t kept_blocks, Address saved, Address grad_x,
+         Address grad_y, Address grad_scale, Address grad_margin) {
+        margin_softmax_backward({margin_softmax_inputs(x, y, scale, scale_per_row, margin, margin_per_row, target,
+                                                       similarity, ignore_index, reduction, with_mean, kept_blocks),
+                                 in(grad_loss), in(saved), out(grad_x), out(grad_y), out(grad_scale),
+                                 out(grad_margin)});
       },
       Release());
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .margins import MARGIN_TYPES, margin_function, row_margin, row_scale
+from .margins import MARGIN_TYPES, check_options, margin_function, row_margin, row_scale
 from .ops import checks
 from .ops.contrast import contrast
 from .ops.labels import check_index, check_members
+from .ops.margin_softmax.op import apply as margin_softmax
 from .ops.nearest import nearest
 from .ops.scores import scores
 from .ops.similarity import accumulation_dtype, pair_similarity, similarity_sum, take_rows
@@ -100,18 +101,14 @@ def margin_softmax_loss(
     labels = labels.long()  # ignore_index need not fit a narrower dtype
     class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
     scale = row_scale(scale, embeddings)
-    psi = margin_function(
-        margin,
-        labels,
-        weight,
-        similarity,
-        margin_type,
-        angular_margin_rad,
-        angular_multiplier,
-        beyond_pi,
-        margin_gradient,
-    )
+    options = (similarity, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient)
+    if margin_type == "additive" and label_smoothing == 0 and class_weight is None:
+        check_options(margin, *options)
+        of_row = row_margin("margin", margin, labels, weight)
+        of_row = checks.row_factor("margin", of_row, embeddings, positive=False)
+        return margin_softmax(embeddings, weight, labels, scale, of_row, similarity, ignore_index, reduction, backend)
 
+    psi = margin_function(margin, labels, weight, *options)
     u, negative_lse = contrast(
         embeddings,
         weight,

@@ -43,18 +43,16 @@ def row_scale(scale: float | Tensor, embeddings: Tensor) -> Tensor:
     return checks.row_factor("scale", scale, embeddings, positive=True)
 
 
-def margin_function(
+def check_options(
     margin: float | Tensor,
-    labels: Tensor,
-    weight: Tensor,
     similarity: str,
     margin_type: str,
     angular_margin_rad: float | Tensor,
     angular_multiplier: float,
     beyond_pi: str,
     gradient: str,
-) -> Callable[[Tensor], Tensor]:
-    """psi as a function of the positive similarities alone, all its options checked."""
+) -> None:
+    """ValueError where they are unknown or do not go together."""
     checks.similarity(similarity)
     checks.choice("beyond_pi", beyond_pi, BEYOND_PI)
     checks.choice("margin_gradient", gradient, MARGIN_GRADIENTS)
@@ -71,6 +69,21 @@ def margin_function(
     if not isinstance(angle, Tensor) and abs(angle) > math.pi and margin_type != "additive":
         name = "margin" if margin_type == "angular" else "angular_margin_rad"
         raise ValueError(f"{name}: expected radians within [-pi, pi], got {angle}")
+
+
+def margin_function(
+    margin: float | Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    similarity: str,
+    margin_type: str,
+    angular_margin_rad: float | Tensor,
+    angular_multiplier: float,
+    beyond_pi: str,
+    gradient: str,
+) -> Callable[[Tensor], Tensor]:
+    """psi as a function of the positive similarities alone, all its options checked."""
+    check_options(margin, similarity, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, gradient)
     of_row = row_margin("margin", margin, labels, weight)
     angle_of_row = row_margin("angular_margin_rad", angular_margin_rad, labels, weight)
     return lambda u: apply_margin(u, of_row, margin_type, angle_of_row, angular_multiplier, beyond_pi, gradient)

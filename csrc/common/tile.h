@@ -5,10 +5,7 @@
 // place in the tile: equal columns give equal bits.
 #pragma once
 
-#include <cstdlib>
-#include <memory>
-#include <new>
-
+#include "buffer.h"
 #include "simd.h"
 
 namespace fused_margins {
@@ -17,29 +14,6 @@ namespace FM_ISA {
 constexpr int64_t TILE_ROWS = FM_TILE_ROWS;
 template <class T>
 constexpr int64_t TILE_COLUMNS = 2 * VectorOf<T>::lanes;
-
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-inline int64_t round_up(int64_t a, int64_t b) {
-  return ceil_div(a, b) * b;
-}
-
-// Uninitialised memory on a cache-line boundary.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count = 0) : data_(nullptr, &std::free) {
-    if (count <= 0) return;
-    data_.reset(static_cast<T*>(std::aligned_alloc(64, size_t(round_up(count * int64_t(sizeof(T)), 64)))));
-    if (!data_) throw std::bad_alloc();
-  }
-  T* get() const { return data_.get(); }
-  T& operator[](int64_t i) const { return data_.get()[i]; }
-
- private:
-  std::unique_ptr<T, void (*)(void*)> data_;
-};
 
 enum class Left { contiguous_rows, contiguous_depth };
 

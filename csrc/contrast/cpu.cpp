@@ -61,7 +61,7 @@ void forward(const ContrastForward& args) {
   Buffer<LogSum<T>> total(p.rows);
   Scratch<T> scratch(threads, std::max(Side::WIDE * side.y_width, ROW_TASK * Side::WIDE));
   std::fill(total.get(), total.get() + p.rows, LogSum<T>{0, 0});
-  if (!p.rows) std::fill(kept, kept + kept_size(p.rows, p.columns, args.kept_blocks), T(0));
+  if (!p.rows) std::fill(kept, kept + contrast_kept_size(p.rows, p.columns, args.kept_blocks), T(0));
   if (mean) std::fill(along.get(), along.get() + p.rows, T(0));
   const auto weights = [&](int64_t first, int64_t block) {
     return block < args.kept_blocks ? kept_weights(kept, block, p.rows, p.columns)

@@ -26,6 +26,15 @@ struct ContrastInputs {
 constexpr int64_t CONTRAST_BLOCK = 240;
 constexpr int64_t CONTRAST_SPARE_ROWS = 4;
 
+inline int64_t contrast_weight_stride(int64_t rows) {
+  return ((rows + 15) / 16 | 1) * 16;
+}
+inline int64_t contrast_kept_size(int64_t rows, int64_t columns, int64_t kept_blocks) {
+  const int64_t whole = kept_blocks * CONTRAST_BLOCK, weights = columns < whole ? columns : whole;
+  const int64_t shifts = (columns + CONTRAST_BLOCK - 1) / CONTRAST_BLOCK;
+  return (shifts + weights + kept_blocks * CONTRAST_SPARE_ROWS) * contrast_weight_stride(rows);
+}
+
 struct ContrastForward {
   ContrastInputs in;
   bool force_running_maximum;

@@ -68,8 +68,9 @@ inline int64_t odd_lines(int64_t values) {
   return (ceil_div(values, 16) | 1) * 16;
 }
 inline int64_t weight_stride(int64_t rows) {
-  return odd_lines(rows);
+  return contrast_weight_stride(rows);
 }
+
 // Within what a forward keeps: the shifts (rows,) of a block, and its weights.
 template <class T>
 T* kept_shifts(T* kept, int64_t block, int64_t rows) {
@@ -79,10 +80,6 @@ template <class T>
 T* kept_weights(T* kept, int64_t block, int64_t rows, int64_t columns) {
   return kept + (ceil_div(columns, BLOCK) + block * (BLOCK + SPARE)) * weight_stride(rows);
 }
-inline int64_t kept_size(int64_t rows, int64_t columns, int64_t blocks) {
-  return (ceil_div(columns, BLOCK) + std::min(columns, blocks * BLOCK) + blocks * SPARE) * weight_stride(rows);
-}
-
 // Both sides as the products take them, and the weights made of them.
 template <class T>
 class Weights {

@@ -1,9 +1,12 @@
 """What every op asks of its arguments before any kernel runs: shapes, dtypes, devices. Values are for the kernels."""
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import native
 from .similarity import RELATIONS, SIMILARITIES, accumulation_dtype
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -67,12 +70,21 @@ def row_factor(argument: str, value: float | Tensor, x: Tensor, positive: bool) 
         number(argument, value)
         if positive and not 0 < value < float("inf"):
             raise ValueError(f"{argument}: expected a positive number, got {value}")
+        if native.direct(x):
+            return _constant(float(value), accumulation_dtype(x.dtype), x.device)
         return torch.full((), value, dtype=accumulation_dtype(x.dtype), device=x.device)
     if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != x.shape[0]):
         raise ValueError(
             f"{argument}: expected a number, a 0-d tensor or shape ({x.shape[0]},), got {tuple(value.shape)}"
         )
     return floating(argument, value, x)
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a tensor that nobody writes to."""
+    with torch.inference_mode(False):  # else autograd could not save it later
+        return torch.full((), value, dtype=dtype, device=device)
 
 
 def positive(argument: str, value: Tensor) -> None:

@@ -147,7 +147,7 @@ def explain(
     """Print one line a backend: whether it can run the problem, how, or why not; ``*`` marks what "auto" takes.
 
     Args:
-        op: "contrast", "nearest" or "scores".
+        op: "contrast", "margin_softmax", "nearest", "scores", ...: the name of an op.
         rows, columns, width: sizes B, N and D of the problem.
         dtype, device: of the two matrices.
 

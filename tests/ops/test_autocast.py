@@ -7,7 +7,12 @@ from fused_margins.ops import cases, registry
 from fused_margins.ops.cases import Inputs
 
 BACKENDS = [b.name for b in registry.BACKENDS]
-NAMES = {"contrast": "scale-rows", "nearest": "cosine-same", "scores": "learnable-cosine"}
+NAMES = {
+    "contrast": "scale-rows",
+    "margin_softmax": "scale-rows",
+    "nearest": "cosine-same",
+    "scores": "learnable-cosine",
+}
 
 
 def inputs_of(op: str, dtype: torch.dtype) -> Inputs:

@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from fused_margins.ops import cases, native, registry
 from fused_margins.ops.cases import Inputs, OpCases
 from fused_margins.ops.contrast import contrast
-from fused_margins.ops.contrast.op import BLOCK, SPARE_ROWS, kept_size
+from fused_margins.ops.kept import BLOCK, SPARE_ROWS, kept_size
 from fused_margins.ops.scores import scores
 from fused_margins.ops.similarity import SIMILARITIES
 

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 OUTPUTS = {
     ("contrast", "forward"): ("positive", "negative_lse"),
     ("contrast", "backward"): ("grad_x", "grad_y", "grad_scale", "grad_bias"),
+    ("margin_softmax", "forward"): ("loss",),
+    ("margin_softmax", "backward"): ("grad_x", "grad_y", "grad_scale", "grad_margin"),
     ("nearest", "forward"): ("similarity", "index"),
     ("scores", "forward"): ("scores",),
     ("scores", "backward"): ("grad_x", "grad_y", "grad_scale", "grad_bias", "grad_margin"),
@@ -65,7 +67,7 @@ def disagreements(
         return cases.disagreements(cases.load(op), inputs, "cpu", torch.float32, exact=found.exact)
 
 
-CASE = {"contrast": "strided", "nearest": "cosine-same", "scores": "learnable-cosine"}
+CASE = {"contrast": "strided", "margin_softmax": "scale-rows", "nearest": "cosine-same", "scores": "learnable-cosine"}
 
 
 @pytest.fixture(autouse=True)

@@ -93,7 +93,21 @@ def scores(inputs: Inputs) -> dict[str, Tensor]:
     return {"scores": z}
 
 
-BY_HAND = {"contrast": contrast, "nearest": nearest, "scores": scores}
+def margin_softmax(inputs: Inputs) -> dict[str, Tensor]:
+    target, ignored = inputs["target"].tolist(), inputs.get("ignore_index", -1)
+    both = contrast(inputs)
+    losses = []
+    for i, (u, negative_lse) in enumerate(zip(both["positive"].tolist(), both["negative_lse"].tolist())):
+        z = of_row(inputs["scale"], i) * (u - of_row(inputs["margin"], i))
+        gap = negative_lse - z
+        losses.append(0.0 if target[i] == ignored else max(gap, 0.0) + math.log1p(math.exp(-abs(gap))))
+    counted = sum(t != ignored for t in target)
+    reduction = inputs.get("reduction", "mean")
+    values = torch.tensor(losses, dtype=torch.float64)
+    return {"loss": values if reduction == "none" else values.sum() / (counted or 1 if reduction == "mean" else 1)}
+
+
+BY_HAND = {"contrast": contrast, "margin_softmax": margin_softmax, "nearest": nearest, "scores": scores}
 
 
 @pytest.mark.parametrize(

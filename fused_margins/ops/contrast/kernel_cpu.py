@@ -3,21 +3,10 @@
 import torch
 from torch import Tensor
 
+from ..kept import describe, kept_size
 from ..native import call, int64, matrix, module, pointer
-from ..registry import Problem
-from ..similarity import accumulation_dtype
-from .op import BLOCK, kept_blocks, kept_size
 
-
-def describe(problem: Problem) -> str:
-    """What the memory budget makes of the problem."""
-    blocks = kept_blocks(problem)
-    share = min(1.0, blocks * BLOCK / problem.columns) if problem.columns else 1.0
-    mebibytes = kept_size(problem.rows, problem.columns, blocks) * accumulation_dtype(problem.dtype).itemsize / 2**20
-    text = f"with gradients it keeps {mebibytes:.1f} MiB of softmax weights"
-    if share < 1:
-        text += f" and computes {1 - share:.0%} of them again"
-    return f"{text}: {4 - share:.2f} products"
+__all__ = ["backward", "describe", "forward"]
 
 
 def forward(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import checks, registry
 from ..derivatives import double_backward, has_tangent
-from ..similarity import accumulation_dtype
+from ..kept import kept_blocks, kept_size
 from . import reference
 
 _library = torch.library.Library("fused_margins", "FRAGMENT")
@@ -25,30 +25,6 @@ _library.define(
     "Tensor kept, str similarity, str relation, int ignore_index, SymInt kept_blocks, bool[] needs, str backend)"
     " -> (Tensor grad_x, Tensor grad_y, Tensor grad_scale, Tensor grad_bias)"
 )
-
-BLOCK, SPARE_ROWS = 240, 4  # columns of a block, and rows of weights beside them: CONTRAST_BLOCK of csrc/contrast/cpu.h
-
-
-def _row_size(rows: int) -> int:
-    """Values in a row of kept weights: the rows of x, rounded up to an odd number of cache lines."""
-    return 16 * ((rows + 15) // 16 // 2 * 2 + 1)
-
-
-def _blocks(columns: int) -> int:
-    return (columns + BLOCK - 1) // BLOCK
-
-
-def kept_size(rows: int, columns: int, kept_blocks: int) -> int:
-    """Values in the shifts of all blocks of columns, and the weights of the first `kept_blocks`."""
-    weights = min(columns, BLOCK * kept_blocks) + SPARE_ROWS * kept_blocks
-    return (_blocks(columns) + weights) * _row_size(rows)
-
-
-def kept_blocks(problem: registry.Problem) -> int:
-    """Blocks of columns whose weights the memory budget lets the forward keep."""
-    block = min(BLOCK, problem.columns) + SPARE_ROWS
-    block_bytes = block * _row_size(problem.rows) * accumulation_dtype(problem.dtype).itemsize
-    return min(_blocks(problem.columns), registry.memory_budget() // block_bytes)
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
