@@ -102,14 +102,14 @@ def test_a_kernel_off_by_a_thousandth_is_red(name: str) -> None:
     cpu = row.workload.contestant("cpu")
     if reason := cpu.refuses(row.inputs()):
         pytest.skip(f"cpu: {reason}")
-    kernel = registry.kernel("contrast", "cpu")
+    kernel = registry.kernel(name, "cpu")
 
     def forward(*args: Any) -> Any:
-        positive, negative_lse, *kept = kernel.forward(*args)
-        return positive, 1.001 * negative_lse, *kept
+        first, *others = kernel.forward(*args)
+        return 1.001 * first, *others
 
     assert faults(row, cpu) == []
-    with registry.substitute("contrast", "cpu", SimpleNamespace(forward=forward, backward=kernel.backward)):
+    with registry.substitute(name, "cpu", SimpleNamespace(forward=forward, backward=kernel.backward)):
         assert any("error" in line for line in faults(row, cpu))
 
 

@@ -29,9 +29,7 @@ struct Rows {
   T prepare(int64_t row, T* out) const {
     const T* values = row_of(row, out);
     if (similarity == Similarity::cosine) {
-      const double squared = sum_of_squares(values, width()), length = std::sqrt(squared);
-      const bool zero = length < 1 / double(std::numeric_limits<T>::max());  // its inverse would overflow
-      const T inverse = std::isnan(squared) ? T(squared) : zero ? T(0) : T(1 / length);
+      const T inverse = inverse_length(values);
       scale(out, inverse, values, width());
       return inverse;
     }
@@ -39,6 +37,13 @@ struct Rows {
     if (similarity == Similarity::dot) return 1;
     for (int64_t d = 0; d < width(); ++d) out[d] -= centre[d];
     return dot(out, out, width());
+  }
+
+  // 1 / |values|; 0 where that would overflow.
+  T inverse_length(const T* values) const {
+    const double squared = sum_of_squares(values, width()), length = std::sqrt(squared);
+    const bool zero = length < 1 / double(std::numeric_limits<T>::max());
+    return std::isnan(squared) ? T(squared) : zero ? T(0) : T(1 / length);
   }
 
   // The row where it lies, if it can be read there; else converted to T, in `scratch`.

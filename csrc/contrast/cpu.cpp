@@ -46,10 +46,10 @@ void forward(const ContrastForward& args) {
   using Side = Weights<T>;
   const Problem<T> p(args.in);
   T *positive = static_cast<T*>(args.positive), *lse = static_cast<T*>(args.negative_lse);
-  T *mean = static_cast<T*>(args.mean), *kept = static_cast<T*>(args.kept);
+  T* mean = static_cast<T*>(args.mean);
   const bool maximum = args.force_running_maximum || p.needs_maximum(), average = mean && p.width > 0;
   const int threads = thread_count(double(p.rows) * double(p.columns) * double(p.width) * (average ? 2 : 1));
-  Side side(p, true);
+  Side side(p, args.kept, true);
   const int64_t panels = side.panels(), padded = round_up(p.width, VectorOf<T>::lanes);
   // Enough blocks at a time to occupy the threads; few, so that what one phase leaves in the caches serves the next.
   const int64_t chunk = std::min(side.blocks(), threads == 1 ? 1 : std::max<int64_t>(1, ceil_div(4 * threads, panels)));
@@ -61,29 +61,31 @@ void forward(const ContrastForward& args) {
   Buffer<LogSum<T>> total(p.rows);
   Scratch<T> scratch(threads, std::max(Side::WIDE * side.y_width, ROW_TASK * Side::WIDE));
   std::fill(total.get(), total.get() + p.rows, LogSum<T>{0, 0});
-  if (!p.rows) std::fill(kept, kept + contrast_kept_size(p.rows, p.columns, args.kept_blocks), T(0));
+  if (!p.rows) std::fill_n(static_cast<T*>(args.kept), contrast_kept_size(0, p.columns, args.kept_blocks), T(0));
+  std::fill(side.kept.x_factor + p.rows, side.kept.y_factor, T(0));
+  std::fill(side.kept.y_factor + p.columns, side.kept.all_shifts, T(0));
   if (mean) std::fill(along.get(), along.get() + p.rows, T(0));
   const auto weights = [&](int64_t first, int64_t block) {
-    return block < args.kept_blocks ? kept_weights(kept, block, p.rows, p.columns)
+    return block < args.kept_blocks ? side.kept.weights(block)
                                     : own.get() + (block - first) * (BLOCK + SPARE) * side.stride;
   };
 
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < panels; ++panel) side.prepare_panel(panel, scratch.mine());
+    for (int64_t panel = 0; panel < panels; ++panel) side.prepare_panel(panel, true, scratch.mine());
     for (int64_t first = 0; first < side.blocks(); first += chunk) {
       const int64_t last = std::min(first + chunk, side.blocks()), end = std::min(last * BLOCK, p.columns);
 #pragma omp for schedule(static)
       for (int64_t j = first * BLOCK; j < end; j += TILE_ROWS)
-        side.prepare_columns(j, std::min(TILE_ROWS, end - j), columns.get() + (j - first * BLOCK) * side.y_width);
+        side.prepare_columns(j, std::min(TILE_ROWS, end - j), true, columns.get() + (j - first * BLOCK) * side.y_width);
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < (last - first) * panels; ++task) {
         const int64_t block = first + task / panels, panel = task % panels, count = side.block_columns(block);
         typename Side::Sums& of = sums[task];
         side.make(block * BLOCK, count, columns.get() + (block - first) * BLOCK * side.y_width, panel, maximum, nullptr,
                   weights(first, block), positive, &of);
-        side.keep_shifts(panel, of, kept_shifts(kept, block, p.rows));
+        side.keep_shifts(panel, of, side.kept.shifts(block));
         if (block < args.kept_blocks) side.fill_margins(panel, count, weights(first, block));
       }
 #pragma omp for schedule(static)
@@ -166,7 +168,7 @@ class Backward {
         recompute_(args.kept_blocks < ceil_div(p_.columns, BLOCK)),
         columns_wanted_(args.grad_y || args.grad_bias),
         threads_(thread_count(double(p_.rows) * double(p_.columns) * double(p_.width) * (recompute_ ? 2 : 1))),
-        side_(p_, columns_wanted_ && recompute_),
+        side_(p_, const_cast<void*>(args.kept), columns_wanted_ && recompute_),
         anchors_(args.in.target, args.grad_y ? p_.rows : 0, args.in.ignore_index),
         padded_(round_up(p_.width, VectorOf<T>::lanes)),
         x_panels_(args.grad_y ? parts() * p_.rows * Side::WIDE : 0),
@@ -223,29 +225,32 @@ class Backward {
 
   // In parallel: x as right operand, of the logits where they are made again and of the gradient of y.
   void prepare() {
-    T *values = scratch_.mine(), *zeros = values;
+    T* values = scratch_.mine();
     if (columns_wanted_ && recompute_) {
 #pragma omp for schedule(static)
-      for (int64_t panel = 0; panel < side_.panels(); ++panel) side_.prepare_panel(panel, values);
+      for (int64_t panel = 0; panel < side_.panels(); ++panel) side_.prepare_panel(panel, false, values);
     }
     if (!args_.grad_y) return;
-    std::fill(zeros, zeros + parts() * Side::WIDE, T(0));
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < p_.rows; ++i) {
-      side_.x.factor[i] = side_.x.prepare(i, values);
-      scale(values, row_factor_[i], values, p_.width);
-      for (int64_t part = 0; part < parts(); ++part)
-        std::copy(values + part * Side::WIDE, values + (part + 1) * Side::WIDE,
-                  x_panels_.get() + (part * p_.rows + i) * Side::WIDE);
+      const T factor = row_factor_[i] * (p_.euclidean() ? T(1) : side_.kept.x_factor[i]);
+      if (p_.euclidean()) side_.x.prepare(i, values);
+      const T* x = p_.euclidean() ? values : side_.x.row_of(i, values);
+      for (int64_t part = 0; part < parts(); ++part) {
+        T* panel = x_panels_.get() + (part * p_.rows + i) * Side::WIDE;
+        const int64_t d = part * Side::WIDE, width = std::min(Side::WIDE, p_.width - d);
+        scale(panel, factor, x + d, width);
+        std::fill(panel + width, panel + Side::WIDE, T(0));
+      }
     }
   }
 
   // The weights of a group of columns, as kept or made again; where they are shifted, relative to negative_lse.
   const T* weights(int64_t first, int64_t count, const T* columns, T* own) const {
     const int64_t block = first / BLOCK;
-    const T *kept = static_cast<const T*>(args_.kept), *shift = kept_shifts(kept, block, p_.rows), *w = own;
+    const T *shift = side_.kept.shifts(block), *w = own;
     if (block < args_.kept_blocks)
-      w = kept_weights(kept, block, p_.rows, p_.columns) + first % BLOCK * side_.stride;
+      w = side_.kept.weights(block) + first % BLOCK * side_.stride;
     else
       for (int64_t panel = 0; panel < side_.panels(); ++panel)
         side_.make(first, count, columns, panel, false, maximum_ ? shift : nullptr, own, nullptr, nullptr);
@@ -266,7 +271,7 @@ class Backward {
     T* prepared = scratch_.mine();
     T *own = prepared + GROUP * side_.y_width, *gradient = own + GROUP * side_.stride;
     T* row = scratch_.mine() + scratch_size() - 2 * side_.y_width;
-    side_.prepare_columns(first, count, prepared);
+    if (recompute_ || p_.euclidean()) side_.prepare_columns(first, count, false, prepared);
     const T* w = weights(first, count, prepared, own);
     if (args_.grad_bias)
       for (int64_t j = 0; j < count; ++j)
@@ -278,10 +283,10 @@ class Backward {
                                                Side::WIDE, std::min(Side::WIDE, padded_ - part * Side::WIDE), p_.rows,
                                                gradient + part * Side::WIDE, stride, false);
     for (int64_t j = 0; j < count; ++j) {
-      T *sum = gradient + j * stride, *y = prepared + j * side_.y_width;
+      T* sum = gradient + j * stride;
       if (p_.euclidean()) {
         const T weight = dot(w + j * side_.stride, row_factor_.get(), p_.rows);
-        combine(sum, T(2), -weight, y, p_.width);
+        combine(sum, T(2), -weight, prepared + j * side_.y_width, p_.width);
         anchors_.for_each(first + j, [&](int64_t i) {  // of the rows as they are: exact where they are near
           load_row(args_.in.x, i, row);
           load_row(args_.in.y, first + j, row + side_.y_width);
@@ -289,10 +294,9 @@ class Backward {
         });
       } else {
         anchors_.for_each(first + j, [&](int64_t i) {
-          side_.x.prepared(i, row);
-          add_scaled(sum, h(i), row, p_.width);
+          add_scaled(sum, h(i) * side_.kept.x_factor[i], side_.x.row_of(i, row), p_.width);
         });
-        chain(side_.y.factor[first + j], y, sum);
+        chain(side_.kept.y_factor[first + j], side_.y.row_of(first + j, row), sum);
       }
       store(args_.grad_y, args_.in.y.dtype, (first + j) * p_.width, sum, p_.width);
     }
@@ -303,9 +307,9 @@ class Backward {
     T *sum = scratch_.mine(), *x = sum + side_.y_width, *y = x + side_.y_width;
     const bool positive = !p_.ignored(i);
     const T weight = counts(i) ? g(i) * p_.scale(i) : T(0);
-    const T x_factor = side_.x.prepare(i, x);
     counts(i) ? scale(sum, weight, mean(i), p_.width) : std::fill(sum, sum + p_.width, T(0));
     if (p_.euclidean()) {
+      side_.x.prepare(i, x);
       combine(sum, T(2), -weight, x, p_.width);
       if (positive) {
         load_row(args_.in.x, i, x);
@@ -313,19 +317,17 @@ class Backward {
         for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h(i) * (y[d] - x[d]);
       }
     } else {
-      if (positive) {
-        side_.y.prepare(args_.in.target[i], y);
-        add_scaled(sum, h(i), y, p_.width);
-      }
-      chain(x_factor, x, sum);
+      const int64_t j = args_.in.target[i];
+      if (positive) add_scaled(sum, h(i) * side_.kept.y_factor[j], side_.y.row_of(j, y), p_.width);
+      chain(side_.kept.x_factor[i], side_.x.row_of(i, x), sum);
     }
     store(args_.grad_x, args_.in.x.dtype, i * p_.width, sum, p_.width);
   }
 
-  // From the gradient of a row as the products take it to that of the row itself.
-  void chain(T factor, const T* prepared, T* sum) const {
+  // From the gradient of a row as the products take it, `factor` times `values`, to that of the row itself.
+  void chain(T factor, const T* values, T* sum) const {
     if (p_.in.similarity != Similarity::cosine) return;
-    combine(sum, factor, -dot(sum, prepared, p_.width), prepared, p_.width);
+    combine(sum, factor, -dot(sum, values, p_.width) * factor * factor, values, p_.width);
   }
 
   // g_i sum_j q_ij u_ij: the average column's similarity with the row.
@@ -336,8 +338,8 @@ class Backward {
     for (int64_t i = 0; i < p_.rows; ++i) {
       T value = 0;
       if (counts(i)) {
-        if (!p_.euclidean()) side_.x.prepare(i, x);
-        value = g(i) * (p_.euclidean() ? mean_similarity(i) : dot(x, mean(i), p_.width));
+        value = g(i) * (p_.euclidean() ? mean_similarity(i)
+                                       : side_.kept.x_factor[i] * dot(side_.x.row_of(i, x), mean(i), p_.width));
       }
       p_.in.scale_per_row ? out[i] = value : out[0] += value;
     }

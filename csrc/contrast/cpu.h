@@ -21,8 +21,9 @@ struct ContrastInputs {
 };
 
 // Weights exp(logit - shift) are made in blocks of columns with a shift for each block and row (0 where none is
-// needed). From forward to backward go all shifts, (blocks, 16 n), 16 n being the rows rounded up to an odd n, and
-// after them the weights of the first blocks: for each (CONTRAST_BLOCK + CONTRAST_SPARE_ROWS, 16 n) values.
+// needed). From forward to backward go the factors of the rows (16 n), 16 n being their number rounded up to an odd n,
+// and of the columns (a multiple of 16), all shifts (blocks, 16 n), and the weights of the first blocks: for each
+// (CONTRAST_BLOCK + CONTRAST_SPARE_ROWS, 16 n) values.
 constexpr int64_t CONTRAST_BLOCK = 240;
 constexpr int64_t CONTRAST_SPARE_ROWS = 4;
 
@@ -32,7 +33,8 @@ inline int64_t contrast_weight_stride(int64_t rows) {
 inline int64_t contrast_kept_size(int64_t rows, int64_t columns, int64_t kept_blocks) {
   const int64_t whole = kept_blocks * CONTRAST_BLOCK, weights = columns < whole ? columns : whole;
   const int64_t shifts = (columns + CONTRAST_BLOCK - 1) / CONTRAST_BLOCK;
-  return (shifts + weights + kept_blocks * CONTRAST_SPARE_ROWS) * contrast_weight_stride(rows);
+  const int64_t column_factors = (columns + 15) / 16 * 16;
+  return (1 + shifts + weights + kept_blocks * CONTRAST_SPARE_ROWS) * contrast_weight_stride(rows) + column_factors;
 }
 
 struct ContrastForward {
@@ -43,7 +45,7 @@ struct ContrastForward {
   // T, (rows, width), then (rows,): columns averaged by their weights, as the products take them (unit length, relative
   // to the centre), and the mean similarity; null: not needed.
   void* mean;
-  void* kept;  // T: shifts, and weights of the first kept_blocks blocks
+  void* kept;  // T: factors, shifts, and weights of the first kept_blocks blocks
   int64_t kept_blocks;
 };
 

@@ -71,28 +71,37 @@ inline int64_t weight_stride(int64_t rows) {
   return contrast_weight_stride(rows);
 }
 
-// Within what a forward keeps: the shifts (rows,) of a block, and its weights.
+// Where things lie in what a forward keeps.
 template <class T>
-T* kept_shifts(T* kept, int64_t block, int64_t rows) {
-  return kept + block * weight_stride(rows);
-}
-template <class T>
-T* kept_weights(T* kept, int64_t block, int64_t rows, int64_t columns) {
-  return kept + (ceil_div(columns, BLOCK) + block * (BLOCK + SPARE)) * weight_stride(rows);
-}
+struct Kept {
+  T *x_factor, *y_factor, *all_shifts, *all_weights;
+  int64_t stride;
+
+  Kept(T* kept, int64_t rows, int64_t columns)
+      : x_factor(kept),
+        y_factor(kept + weight_stride(rows)),
+        all_shifts(y_factor + round_up(columns, 16)),
+        all_weights(all_shifts + ceil_div(columns, BLOCK) * weight_stride(rows)),
+        stride(weight_stride(rows)) {}
+
+  T* shifts(int64_t block) const { return all_shifts + block * stride; }  // (rows,)
+  T* weights(int64_t block) const { return all_weights + block * (BLOCK + SPARE) * stride; }
+};
 // Both sides as the products take them, and the weights made of them.
 template <class T>
 class Weights {
  public:
   static constexpr int64_t WIDE = TILE_COLUMNS<T>;  // rows of x that a panel holds
   const Problem<T>& p;
+  Kept<T> kept;
   Buffer<T> centre;
   Rows<T> x, y;
   int64_t stride;   // of the weights
   int64_t y_width;  // of prepared rows, padded with zeros
 
-  explicit Weights(const Problem<T>& problem, bool with_panels)
+  Weights(const Problem<T>& problem, void* memory, bool with_panels)
       : p(problem),
+        kept(static_cast<T*>(memory), p.rows, p.columns),
         centre(centre_of<T>(p.in.y, p.in.similarity)),
         x(p.in.x, p.in.similarity, centre.get()),
         y(p.in.y, p.in.similarity, centre.get()),
@@ -104,19 +113,34 @@ class Weights {
   int64_t blocks() const { return ceil_div(p.columns, BLOCK); }
   int64_t block_columns(int64_t block) const { return std::min(BLOCK, p.columns - block * BLOCK); }
 
-  // Panel `panel` of x, as right operand; scratch (WIDE, y_width).
-  void prepare_panel(int64_t panel, T* scratch) {
+  // Panel `panel` of x, as right operand; `measure`: and the factors of its rows. scratch (WIDE, y_width).
+  void prepare_panel(int64_t panel, bool measure, T* scratch) {
     const int64_t first = panel * WIDE, count = std::min(WIDE, p.rows - first);
-    std::fill(scratch, scratch + WIDE * y_width, T(0));
-    for (int64_t i = 0; i < count; ++i) x.factor[first + i] = x.prepare(first + i, scratch + i * y_width);
+    const bool measured = !measure && !p.euclidean();
+    if (count < WIDE || p.width % VectorOf<T>::lanes) std::fill(scratch, scratch + WIDE * y_width, T(0));
+    for (int64_t i = 0; i < count; ++i) {
+      T *row = scratch + i * y_width, *factor = kept.x_factor + first + i;
+      if (measured) {
+        scale(row, *factor, x.row_of(first + i, row), p.width);
+        continue;
+      }
+      const T value = x.prepare(first + i, row);
+      if (measure) *factor = value;
+    }
     transpose_panel(scratch, y_width, p.width, x_panels_.get() + panel * WIDE * p.width);
   }
 
-  // Columns first ... first + count of y as left operand (count rounded up to tiles, y_width).
-  void prepare_columns(int64_t first, int64_t count, T* out) {
+  // Columns first ... first + count of y as left operand (count rounded up to tiles, y_width), and their factors.
+  void prepare_columns(int64_t first, int64_t count, bool measure, T* out) {
+    const bool measured = !measure && !p.euclidean();
     for (int64_t j = 0; j < round_up(count, ROW_QUANTUM); ++j) {
-      T* row = out + j * y_width;
-      if (j < count) y.factor[first + j] = y.prepare(first + j, row);
+      T *row = out + j * y_width, *factor = kept.y_factor + first + j;
+      if (j < count && measured) {
+        scale(row, *factor, y.row_of(first + j, row), p.width);
+      } else if (j < count) {
+        const T value = y.prepare(first + j, row);
+        if (measure) *factor = value;
+      }
       std::fill(row + (j < count ? p.width : 0), row + y_width, T(0));
     }
   }
@@ -168,10 +192,10 @@ class Weights {
 
   // -|x - y|^2 from products of centred rows and their squared lengths.
   void distances(int64_t first, int64_t count, int64_t row0, int64_t rows, T* w) const {
-    const T* squared = x.factor.get() + row0;
+    const T* squared = kept.x_factor + row0;
     for (int64_t j = 0; j < count; ++j)
       for (int64_t i = 0; i < rows; ++i) {
-        const T value = 2 * w[j * stride + i] - squared[i] - y.factor[first + j];
+        const T value = 2 * w[j * stride + i] - squared[i] - kept.y_factor[first + j];
         w[j * stride + i] = value > 0 ? T(0) : value;
       }
   }

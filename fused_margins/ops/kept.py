@@ -1,6 +1,7 @@
 """What a forward keeps for its backward: softmax weights of as many columns as the memory budget allows.
 
-The layout is that of ``csrc/contrast/cpu.h``: the shifts of all blocks of columns, then the weights of the first ones.
+The layout is that of ``csrc/contrast/cpu.h``: factors of rows and columns, shifts of all blocks, weights
+of the first ones.
 """
 
 from . import registry
@@ -19,9 +20,9 @@ def _blocks(columns: int) -> int:
 
 
 def kept_size(rows: int, columns: int, kept_blocks: int) -> int:
-    """Values in the shifts of all blocks of columns, and the weights of the first `kept_blocks`."""
+    """Values in the factors of rows and columns, all shifts, and the weights of the first `kept_blocks` blocks."""
     weights = min(columns, BLOCK * kept_blocks) + SPARE_ROWS * kept_blocks
-    return (_blocks(columns) + weights) * _row_size(rows)
+    return (1 + _blocks(columns) + weights) * _row_size(rows) + (columns + 15) // 16 * 16
 
 
 def kept_blocks(problem: registry.Problem) -> int:

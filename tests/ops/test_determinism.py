@@ -24,6 +24,8 @@ def large(op: str, dtype: torch.dtype, similarity: str) -> Inputs:
     if op == "nearest":
         labels = {"row_labels": target % 2, "column_labels": torch.arange(2311) % 2}
         return cases.convert(inputs | labels | {"k": 3}, dtype)
+    if op == "margin_softmax":
+        return cases.convert(inputs | {"target": target, "scale": torch.tensor(4.0).double(), "margin": -0.1}, dtype)
     inputs |= {"target": target, "scale": torch.tensor(4.0).double(), "bias": torch.randn(2311, generator=g).double()}
     return cases.convert(inputs, dtype)
 

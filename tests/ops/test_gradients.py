@@ -58,6 +58,9 @@ def small_problem(op: str, similarity: str, scale: str) -> Inputs:
     shared = {"x": x, "y": y, "similarity": similarity, "target": target, "scale": scales[scale].double(), "bias": bias}
     if op == "scores":
         return shared | {"margin": margin if scale == "rows" else margin[0]}
+    if op == "margin_softmax":
+        del shared["bias"]
+        return shared | {"margin": margin if scale == "rows" else margin[0], "reduction": "none"}
     labels = {"row_labels": torch.tensor([0, 0, 1, 7, 1]), "column_labels": torch.tensor([0, 1, 1, 0])}
     return shared | labels | {"self_index": torch.tensor([1, -1, 0, 3, -1]), "relation": "same"}
 
@@ -65,7 +68,8 @@ def small_problem(op: str, similarity: str, scale: str) -> Inputs:
 @pytest.mark.parametrize("budget", ["kept", "recomputed"])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    ("op", "similarity", "scale"), list(product(["contrast", "scores"], SIMILARITIES, ["single", "rows"]))
+    ("op", "similarity", "scale"),
+    list(product(["contrast", "margin_softmax", "scores"], SIMILARITIES, ["single", "rows"])),
 )
 def test_every_entry_of_the_derivatives(op, similarity, scale, backend, budget, device_for, request):
     device_for(op, backend)

@@ -83,7 +83,7 @@ def test_explain_prints_one_line_a_backend(device_for, capsys):
 def test_explain_says_recomputes_beyond_the_budget(device_for, capsys, no_memory_budget):
     device_for("contrast", "cpu")
     explain("contrast", rows=1024, columns=1024, width=64, dtype=torch.float64)
-    recomputes = "it keeps 0.0 MiB of softmax weights and computes 100% of them again: 4.00 products"
+    recomputes = "it keeps 0.1 MiB of softmax weights and computes 100% of them again: 4.00 products"
     assert recomputes in capsys.readouterr().out
 
 

@@ -17,7 +17,12 @@ Args
 
 Returns a scalar, or (B,) for "none"; float32 (float64 for float64).
 
-Edge rules, errors and costs are those of `fused_margins.ops.contrast`.
+Edge rules
+    An ignored row has loss 0 and no gradient; so has a row without another class. The other rules are those of
+    `fused_margins.ops.contrast`.
+
+Raises ValueError and TypeError for shapes, dtypes, devices and unknown names before any kernel runs; on a CPU,
+IndexError for a target out of range and ValueError for a scale that is not positive. On other devices that row is NaN.
 
 Gradients: x, y, scale, margin, to second order; with q_i the softmax probability that the row is not of its class,
 
