@@ -36,6 +36,9 @@ ISAS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS["v3"] = ["-march=x86-64-v3"]
     ISAS["v4"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+# One more for the ops that gain by it: v4 and the matrix unit, where the compiler knows it.
+AMX = [*ISAS.get("v4", []), "-mavx512bf16", "-mamx-tile", "-mamx-bf16"] if "v4" in ISAS else []
+AMX_OPS = ("contrast",)
 
 
 class BuildFailure(Exception):
@@ -50,11 +53,15 @@ def find_compiler() -> list[str]:
     raise BuildFailure(f"no C++ compiler found (looked for {asked or 'g++, clang++, c++'})")
 
 
+def accepted(compiler: list[str], flags: list[str], source: str) -> list[str]:
+    """The flags, if the compiler compiles `source` with them; else none."""
+    probe = [*compiler, *flags, "-x", "c++", "-fsyntax-only", "-"]
+    return flags if subprocess.run(probe, input=source, text=True, capture_output=True).returncode == 0 else []
+
+
 def openmp_flags(compiler: list[str]) -> list[str]:
     """-fopenmp where the compiler has it; without it the kernels run on one thread."""
-    probe = [*compiler, "-fopenmp", "-x", "c++", "-fsyntax-only", "-"]
-    source = "#include <omp.h>\nint main() { return omp_get_max_threads(); }"
-    return ["-fopenmp"] if subprocess.run(probe, input=source, text=True, capture_output=True).returncode == 0 else []
+    return accepted(compiler, ["-fopenmp"], "#include <omp.h>\nint main() { return omp_get_max_threads(); }")
 
 
 class NinjaBuild(build_ext):
@@ -94,6 +101,10 @@ class NinjaBuild(build_ext):
         includes = [f"-isystem{shlex.quote(p)}" for p in (pybind11.get_include(), sysconfig.get_path("include"))]
         own_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         openmp = openmp_flags(compiler)
+        isas = dict(ISAS)
+        if AMX and accepted(compiler, AMX, "#include <immintrin.h>\nvoid f() { _tile_dpbf16ps(0, 1, 2); }"):
+            isas["amx"] = AMX
+        has_amx = ["-DFM_HAS_AMX"] if "amx" in isas else []
         link = ["-shared"] if sys.platform != "darwin" else ["-bundle", "-undefined", "dynamic_lookup"]
 
         with (folder / "build.ninja").open("w") as file:
@@ -110,17 +121,19 @@ class NinjaBuild(build_ext):
                 f"{' '.join(compiler)} {' '.join(link)} $in {' '.join(openmp)} {os.environ.get('LDFLAGS', '')} -o $out",
             )
             objects = []
-            for isa, isa_flags in ISAS.items():
+            for isa, isa_flags in isas.items():
                 for source in sorted(ROOT.glob("csrc/*/cpu.cpp")):
+                    if isa == "amx" and source.parent.name not in AMX_OPS:
+                        continue
                     name = f"{source.parent.name}_{isa}.o"
-                    flags = [*FLAGS, *isa_flags, *openmp, f"-DFM_ISA={isa}", *own_flags]
+                    flags = [*FLAGS, *isa_flags, *has_amx, *openmp, f"-DFM_ISA={isa}", *own_flags]
                     objects += n.build(name, "compile", str(source), variables={"flags": flags})
             for source in (ROOT / "csrc/common/isa.cpp", ROOT / "csrc/bindings.cpp"):
                 objects += n.build(
                     f"{source.stem}.o",
                     "compile",
                     str(source),
-                    variables={"flags": [*FLAGS, *openmp, *includes, *own_flags]},
+                    variables={"flags": [*FLAGS, *has_amx, *openmp, *includes, *own_flags]},
                 )
             n.build(str(target), "link", objects)
         try:

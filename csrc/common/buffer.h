@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 namespace fused_margins {
 
@@ -12,6 +13,11 @@ inline int64_t ceil_div(int64_t a, int64_t b) {
 }
 inline int64_t round_up(int64_t a, int64_t b) {
   return ceil_div(a, b) * b;
+}
+
+// An odd number of cache lines: rows a power of two apart would meet in few sets of a cache.
+inline int64_t odd_lines(int64_t values) {
+  return (ceil_div(values, 16) | 1) * 16;
 }
 
 // Blocks that past calls of this thread gave back, up to BYTES of them. A training step asks for the same ones again;
@@ -77,6 +83,11 @@ class Buffer {
 #endif
   }
   Buffer(Buffer&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.data_ = nullptr; }
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() {

@@ -2,6 +2,10 @@
 
 #ifdef FM_X86
 #include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 #ifdef _OPENMP
 #include <omp.h>
@@ -21,6 +25,19 @@ bool has_small_extensions() {
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_MOVBE) || !(c & bit_F16C)) return false;
   return __get_cpuid(0x80000001, &a, &b, &c, &d) && (c & bit_LZCNT);
 }
+
+// The matrix unit and bfloat16 conversions; the system hands out the unit's registers on request.
+bool has_amx() {
+#if defined(FM_HAS_AMX) && defined(__linux__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & (1u << 22)) || !(d & (1u << 24))) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & (1u << 5))) return false;
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 Isa detected() {
@@ -31,7 +48,7 @@ Isa detected() {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
-  return v4 ? Isa::v4 : v3 ? Isa::v3 : Isa::baseline;
+  return v4 && has_amx() ? Isa::amx : v4 ? Isa::v4 : v3 ? Isa::v3 : Isa::baseline;
 #else
   return Isa::baseline;
 #endif
@@ -42,9 +59,9 @@ Isa chosen() {
   const char* wish = std::getenv("FUSED_MARGINS_ISA");
   if (!wish || !*wish) return best;
   const std::string name = wish;
-  if (name != "baseline" && name != "v3" && name != "v4")
-    throw std::invalid_argument("FUSED_MARGINS_ISA: expected baseline, v3 or v4, got " + name);
-  const Isa asked = name == "v4" ? Isa::v4 : name == "v3" ? Isa::v3 : Isa::baseline;
+  if (name != "baseline" && name != "v3" && name != "v4" && name != "amx")
+    throw std::invalid_argument("FUSED_MARGINS_ISA: expected baseline, v3, v4 or amx, got " + name);
+  const Isa asked = name == "amx" ? Isa::amx : name == "v4" ? Isa::v4 : name == "v3" ? Isa::v3 : Isa::baseline;
   if (asked > best) throw std::invalid_argument("FUSED_MARGINS_ISA: this processor does not have " + name);
   return asked;
 }
@@ -66,6 +83,8 @@ int max_threads() {
 
 const char* isa_name() {
   switch (isa()) {
+    case Isa::amx:
+      return "x86-64-v4 with AMX";
     case Isa::v4:
       return "x86-64-v4";
     case Isa::v3:

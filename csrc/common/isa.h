@@ -8,42 +8,54 @@
 
 namespace fused_margins {
 
-enum class Isa { baseline, v3, v4 };
+enum class Isa { baseline, v3, v4, amx };  // amx: v4 and the matrix unit
 
 Isa isa();               // chosen once, at first use
 int max_threads();       // that a kernel may use when called from the present thread
-const char* isa_name();  // "baseline", "x86-64-v3", "x86-64-v4"
+const char* isa_name();  // "baseline", "x86-64-v3", "x86-64-v4", "x86-64-v4 with AMX"
 
 }  // namespace fused_margins
 
+#define FM_DECLARE(isa, name, Args) \
+  namespace isa {                   \
+  void name(const Args&);           \
+  }
+
 // Declares `name` in every instruction set's namespace, and a dispatcher of that name outside them.
 #ifdef FM_X86
-#define FM_KERNEL(name, Args)          \
-  namespace baseline {                 \
-  void name(const Args&);              \
-  }                                    \
-  namespace v3 {                       \
-  void name(const Args&);              \
-  }                                    \
-  namespace v4 {                       \
-  void name(const Args&);              \
-  }                                    \
-  inline void name(const Args& args) { \
-    switch (isa()) {                   \
-      case Isa::v4:                    \
-        return v4::name(args);         \
-      case Isa::v3:                    \
-        return v3::name(args);         \
-      default:                         \
-        return baseline::name(args);   \
-    }                                  \
+#define FM_DECLARE_ALL(name, Args) \
+  FM_DECLARE(baseline, name, Args) \
+  FM_DECLARE(v3, name, Args)       \
+  FM_DECLARE(v4, name, Args)
+#define FM_DISPATCH(name, args)    \
+  switch (isa()) {                 \
+    case Isa::amx:                 \
+    case Isa::v4:                  \
+      return v4::name(args);       \
+    case Isa::v3:                  \
+      return v3::name(args);       \
+    default:                       \
+      return baseline::name(args); \
   }
 #else
+#define FM_DECLARE_ALL(name, Args) FM_DECLARE(baseline, name, Args)
+#define FM_DISPATCH(name, args) return baseline::name(args);
+#endif
 #define FM_KERNEL(name, Args)          \
-  namespace baseline {                 \
-  void name(const Args&);              \
-  }                                    \
+  FM_DECLARE_ALL(name, Args)           \
   inline void name(const Args& args) { \
-    baseline::name(args);              \
+    FM_DISPATCH(name, args)            \
   }
+
+// The same for a kernel that the matrix unit has as well, for arguments that suit it.
+#ifdef FM_HAS_AMX
+#define FM_AMX_KERNEL(name, Args, suits)                          \
+  FM_DECLARE_ALL(name, Args)                                      \
+  FM_DECLARE(amx, name, Args)                                     \
+  inline void name(const Args& args) {                            \
+    if (isa() == Isa::amx && suits(args)) return amx::name(args); \
+    FM_DISPATCH(name, args)                                       \
+  }
+#else
+#define FM_AMX_KERNEL(name, Args, suits) FM_KERNEL(name, Args)
 #endif

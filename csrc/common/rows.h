@@ -39,6 +39,16 @@ struct Rows {
     return dot(out, out, width());
   }
 
+  // The same, and the factor is measured, or known and not written to.
+  void prepare(int64_t row, bool measure, T& factor, T* out) const {
+    if (!measure && similarity != Similarity::negative_squared_euclidean) {
+      scale(out, factor, row_of(row, out), width());
+    } else {
+      const T value = prepare(row, out);
+      if (measure) factor = value;
+    }
+  }
+
   // 1 / |values|; 0 where that would overflow.
   T inverse_length(const T* values) const {
     const double squared = sum_of_squares(values, width()), length = std::sqrt(squared);
@@ -46,10 +56,13 @@ struct Rows {
     return std::isnan(squared) ? T(squared) : zero ? T(0) : T(1 / length);
   }
 
+  bool readable() const {
+    return matrix.dtype == (sizeof(T) == 8 ? DType::float64 : DType::float32) && matrix.column_stride == 1;
+  }
+
   // The row where it lies, if it can be read there; else converted to T, in `scratch`.
   const T* row_of(int64_t row, T* scratch) const {
-    if (matrix.dtype == (sizeof(T) == 8 ? DType::float64 : DType::float32) && matrix.column_stride == 1)
-      return static_cast<const T*>(matrix.data) + row * matrix.row_stride;
+    if (readable()) return static_cast<const T*>(matrix.data) + row * matrix.row_stride;
     load_row(matrix, row, scratch);
     return scratch;
   }

@@ -10,13 +10,15 @@
 // Every sum runs in an order that the sizes alone decide. Labels, targets and scales are checked before anything is
 // computed. Memory beyond the outputs: x as panels, and for each chunk of columns its vectors and its weights.
 #include "problem.h"
+#ifdef __AMX_BF16__
+#include "products_amx.h"
+#else
+#include "products.h"
+#endif
 
 namespace fused_margins {
 namespace FM_ISA {
 namespace {
-
-constexpr int64_t ROW_TASK =
-    8 * TILE_ROWS;  // rows of which a task averages: they share a panel in the first-level cache
 
 // The running log-sum-exp of a row: `sum` of exp(z - maximum).
 template <class T>
@@ -41,50 +43,66 @@ struct LogSum {
   T value() const { return sum == 0 ? none<T> : maximum + std::log(sum); }
 };
 
-template <class T>
+template <class Products>
 void forward(const ContrastForward& args) {
-  using Side = Weights<T>;
+  using Side = Weights<Products>;
+  using T = typename Products::Value;
   const Problem<T> p(args.in);
   T *positive = static_cast<T*>(args.positive), *lse = static_cast<T*>(args.negative_lse);
   T* mean = static_cast<T*>(args.mean);
+  constexpr int64_t PIECE = 4 * TILE_ROWS;  // columns that a task prepares
+  constexpr int64_t ROW_TASK = Products::ROW_TASK;
   const bool maximum = args.force_running_maximum || p.needs_maximum(), average = mean && p.width > 0;
   const int threads = thread_count(double(p.rows) * double(p.columns) * double(p.width) * (average ? 2 : 1));
-  Side side(p, args.kept, true);
-  const int64_t panels = side.panels(), padded = round_up(p.width, VectorOf<T>::lanes);
+  Side side(p, args.kept);
+  Products& products = side.products;
+  const int64_t panels = side.panels(), padded = round_up(p.width, 16);
   // Enough blocks at a time to occupy the threads; few, so that what one phase leaves in the caches serves the next.
   const int64_t chunk = std::min(side.blocks(), threads == 1 ? 1 : std::max<int64_t>(1, ceil_div(4 * threads, panels)));
 
-  Buffer<T> columns(chunk * BLOCK * side.y_width), own(chunk * (BLOCK + SPARE) * side.stride);
+  const int64_t block_size = products.block_size(std::min(BLOCK, p.columns));
+  Buffer<T> columns(chunk * block_size), own(chunk * (BLOCK + SPARE) * side.stride);
   Buffer<typename Side::Sums> sums(chunk * panels);
-  Buffer<T> averages(average ? round_up(p.rows, ROW_QUANTUM) * padded : 0), along(mean ? p.rows : 0);
+  T *inverse_sum = mean + round_up(p.rows, 4) * padded, *along = inverse_sum + p.rows;  // used where there is a mean
   Buffer<std::pair<T, T>> factors(chunk * p.rows);
   Buffer<LogSum<T>> total(p.rows);
-  Scratch<T> scratch(threads, std::max(Side::WIDE * side.y_width, ROW_TASK * Side::WIDE));
+  Scratch<T> scratch(threads, std::max({products.scratch_size(), ROW_TASK * Side::WIDE, 2 * p.width}));
   std::fill(total.get(), total.get() + p.rows, LogSum<T>{0, 0});
   if (!p.rows) std::fill_n(static_cast<T*>(args.kept), contrast_kept_size(0, p.columns, args.kept_blocks), T(0));
   std::fill(side.kept.x_factor + p.rows, side.kept.y_factor, T(0));
   std::fill(side.kept.y_factor + p.columns, side.kept.all_shifts, T(0));
-  if (mean) std::fill(along.get(), along.get() + p.rows, T(0));
+  products.allocate_logits();
+  if (average) products.allocate_average(chunk);
+  if (mean) std::fill(along, along + p.rows, T(0));
   const auto weights = [&](int64_t first, int64_t block) {
     return block < args.kept_blocks ? side.kept.weights(block)
                                     : own.get() + (block - first) * (BLOCK + SPARE) * side.stride;
   };
 
+  if (mean) std::fill(mean + p.rows * padded, inverse_sum, T(0));
+
 #pragma omp parallel num_threads(threads)
   {
+    [[maybe_unused]] typename Products::Session session;
 #pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < panels; ++panel) side.prepare_panel(panel, true, scratch.mine());
+    for (int64_t panel = 0; panel < panels; ++panel) products.prepare_panel(panel, true, scratch.mine());
     for (int64_t first = 0; first < side.blocks(); first += chunk) {
-      const int64_t last = std::min(first + chunk, side.blocks()), end = std::min(last * BLOCK, p.columns);
+      const int64_t last = std::min(first + chunk, side.blocks()), pieces = BLOCK / PIECE;
 #pragma omp for schedule(static)
-      for (int64_t j = first * BLOCK; j < end; j += TILE_ROWS)
-        side.prepare_columns(j, std::min(TILE_ROWS, end - j), true, columns.get() + (j - first * BLOCK) * side.y_width);
+      for (int64_t task = 0; task < (last - first) * pieces; ++task) {
+        const int64_t block = first + task / pieces, at = task % pieces * PIECE, total = side.block_columns(block);
+        if (at < total)
+          products.prepare_columns(block * BLOCK, at, std::min(PIECE, total - at), total, true,
+                                   columns.get() + (block - first) * block_size, scratch.mine());
+      }
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < (last - first) * panels; ++task) {
         const int64_t block = first + task / panels, panel = task % panels, count = side.block_columns(block);
+        T* of_block = columns.get() + (block - first) * block_size;
         typename Side::Sums& of = sums[task];
-        side.make(block * BLOCK, count, columns.get() + (block - first) * BLOCK * side.y_width, panel, maximum, nullptr,
-                  weights(first, block), positive, &of);
+        side.make(block * BLOCK, count, of_block, panel, maximum, nullptr, weights(first, block), positive, &of);
+        if (average)
+          products.weights_are_made(block - first, panel, weights(first, block) + panel * Side::WIDE, count, of_block);
         side.keep_shifts(panel, of, side.kept.shifts(block));
         if (block < args.kept_blocks) side.fill_margins(panel, count, weights(first, block));
       }
@@ -102,14 +120,13 @@ void forward(const ContrastForward& args) {
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < row_tasks * parts; ++task) {
         const int64_t row0 = task % row_tasks * ROW_TASK, rows = std::min(ROW_TASK, p.rows - row0);
-        const int64_t d0 = task / row_tasks * Side::WIDE, width = std::min(Side::WIDE, padded - d0);
-        T *out = averages.get() + row0 * padded + d0, *product = scratch.mine();
+        const int64_t d0 = task / row_tasks * Side::WIDE, width = std::min(Side::WIDE, p.width - d0);
+        T *out = mean + row0 * padded + d0, *product = scratch.mine();
         for (int64_t block = first; block < last; ++block) {
           const bool direct = !maximum || block == 0;
-          panel_product<T, Left::contiguous_rows>(
-              weights(first, block) + row0, side.stride, rows,
-              columns.get() + (block - first) * BLOCK * side.y_width + d0, side.y_width, width,
-              side.block_columns(block), direct ? out : product, direct ? padded : Side::WIDE, direct && block > 0);
+          products.average(block - first, weights(first, block), columns.get() + (block - first) * block_size,
+                           side.block_columns(block), row0, rows, d0, direct ? out : product,
+                           direct ? padded : Side::WIDE, direct && block > 0);
           for (int64_t i = 0; !direct && i < rows; ++i) {
             const std::pair<T, T> f = factors[(block - first) * p.rows + row0 + i];
             scale(out + i * padded, f.first, out + i * padded, width);
@@ -127,11 +144,9 @@ void forward(const ContrastForward& args) {
         positive[i] = pair_similarity(side.x, i, side.y, args.in.target[i], scratch.mine(), scratch.mine() + p.width);
       if (!mean) continue;
       const T inverse = lse[i] == none<T> ? T(0) : 1 / total[i].sum;
-      mean[p.rows * p.width + i] = inverse == 0 ? T(0) : along[i] * inverse;
-      if (inverse == 0)
-        std::fill(mean + i * p.width, mean + (i + 1) * p.width, T(0));
-      else
-        scale(mean + i * p.width, inverse, averages.get() + i * padded, p.width);
+      inverse_sum[i] = inverse;
+      along[i] = inverse == 0 ? T(0) : along[i] * inverse;
+      if (inverse == 0) std::fill(mean + i * padded, mean + (i + 1) * padded, T(0));
     }
   }
 }
@@ -158,9 +173,12 @@ class Anchors {
   int64_t count_ = 0;
 };
 
-template <class T>
+template <class Products>
 class Backward {
  public:
+  using T = typename Products::Value;
+  using Side = Weights<Products>;
+
   explicit Backward(const ContrastBackward& args)
       : args_(args),
         p_(args.in),
@@ -168,13 +186,15 @@ class Backward {
         recompute_(args.kept_blocks < ceil_div(p_.columns, BLOCK)),
         columns_wanted_(args.grad_y || args.grad_bias),
         threads_(thread_count(double(p_.rows) * double(p_.columns) * double(p_.width) * (recompute_ ? 2 : 1))),
-        side_(p_, const_cast<void*>(args.kept), columns_wanted_ && recompute_),
+        group_(Products::group(p_.columns, threads_)),
+        side_(p_, const_cast<void*>(args.kept)),
         anchors_(args.in.target, args.grad_y ? p_.rows : 0, args.in.ignore_index),
-        padded_(round_up(p_.width, VectorOf<T>::lanes)),
-        x_panels_(args.grad_y ? parts() * p_.rows * Side::WIDE : 0),
         row_factor_(side_.stride),
         bias_factor_(side_.stride),
-        scratch_(threads_, scratch_size()) {}
+        scratch_(threads_, scratch_size()) {
+    if (columns_wanted_ && recompute_) side_.products.allocate_logits();
+    if (args.grad_y) side_.products.allocate_gradient();
+  }
 
   void run() {
     // What the weights of each row are multiplied by to be dL/du, and dL/dbias; weights come unshifted, or relative to
@@ -187,10 +207,11 @@ class Backward {
     }
 #pragma omp parallel num_threads(threads_)
     {
+      [[maybe_unused]] typename Products::Session session;
       prepare();
-      const int64_t groups = columns_wanted_ ? ceil_div(p_.columns, GROUP) : 0;
+      const int64_t groups = columns_wanted_ ? ceil_div(p_.columns, group_) : 0;
 #pragma omp for schedule(dynamic)
-      for (int64_t group = 0; group < groups; ++group) columns(group * GROUP);
+      for (int64_t group = 0; group < groups; ++group) columns(group * group_);
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < (args_.grad_x ? p_.rows : 0); ++i) row(i);
     }
@@ -198,55 +219,49 @@ class Backward {
   }
 
  private:
-  using Side = Weights<T>;
   const ContrastBackward& args_;
   Problem<T> p_;
   bool maximum_, recompute_, columns_wanted_;
   int threads_;
+  int64_t group_;  // columns of a task
   Side side_;
   Anchors anchors_;
-  int64_t padded_;      // width, in whole vectors
-  Buffer<T> x_panels_;  // (parts, rows, WIDE): x as right operand, each row times its factor
   Buffer<T> row_factor_, bias_factor_;
   Scratch<T> scratch_;  // of a group: its columns, weights and gradient; two rows
 
-  int64_t parts() const { return ceil_div(padded_, Side::WIDE); }
-  int64_t gradient_stride() const { return odd_lines(parts() * Side::WIDE); }
+  int64_t gradient_stride() const { return odd_lines(side_.products.parts() * Side::WIDE); }
+  int64_t columns_size() const { return recompute_ ? side_.products.block_size(group_) : 0; }
   int64_t scratch_size() const {
-    return std::max(GROUP * (side_.y_width + side_.stride + gradient_stride()), Side::WIDE * side_.y_width) +
-           2 * side_.y_width;
+    const Products& products = side_.products;
+    const int64_t of_group = columns_size() + group_ * (side_.stride + gradient_stride());
+    return std::max(of_group + products.gradient_scratch_size(group_), products.scratch_size()) +
+           std::max(products.scratch_size(), 3 * p_.width);
+  }
+  // Behind the rest: a few rows.
+  T* rows_scratch() const {
+    return scratch_.mine() + scratch_size() - std::max(side_.products.scratch_size(), 3 * p_.width);
   }
   T lse(int64_t i) const { return static_cast<const T*>(args_.negative_lse)[i]; }
   bool counts(int64_t i) const { return !p_.ignored(i) && lse(i) != none<T>; }
   T g(int64_t i) const { return static_cast<const T*>(args_.grad_negative_lse)[i]; }
   T h(int64_t i) const { return static_cast<const T*>(args_.grad_positive)[i]; }
-  const T* mean(int64_t i) const { return static_cast<const T*>(args_.mean) + i * p_.width; }
-  T mean_similarity(int64_t i) const { return mean(p_.rows)[i]; }
+  // Columns summed under the weights of a row, what makes it their average, and the average similarity.
+  const T* sum_of_columns(int64_t i) const { return static_cast<const T*>(args_.mean) + i * round_up(p_.width, 16); }
+  T inverse_sum(int64_t i) const { return sum_of_columns(round_up(p_.rows, 4))[i]; }
+  T mean_similarity(int64_t i) const { return sum_of_columns(round_up(p_.rows, 4))[p_.rows + i]; }
 
-  // In parallel: x as right operand, of the logits where they are made again and of the gradient of y.
+  // In parallel: x as the products take it, for logits that are made again and for the gradient of y.
   void prepare() {
-    T* values = scratch_.mine();
+    T* values = rows_scratch();
     if (columns_wanted_ && recompute_) {
 #pragma omp for schedule(static)
-      for (int64_t panel = 0; panel < side_.panels(); ++panel) side_.prepare_panel(panel, false, values);
+      for (int64_t panel = 0; panel < side_.panels(); ++panel) side_.products.prepare_panel(panel, false, values);
     }
-    if (!args_.grad_y) return;
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < p_.rows; ++i) {
-      const T factor = row_factor_[i] * (p_.euclidean() ? T(1) : side_.kept.x_factor[i]);
-      if (p_.euclidean()) side_.x.prepare(i, values);
-      const T* x = p_.euclidean() ? values : side_.x.row_of(i, values);
-      for (int64_t part = 0; part < parts(); ++part) {
-        T* panel = x_panels_.get() + (part * p_.rows + i) * Side::WIDE;
-        const int64_t d = part * Side::WIDE, width = std::min(Side::WIDE, p_.width - d);
-        scale(panel, factor, x + d, width);
-        std::fill(panel + width, panel + Side::WIDE, T(0));
-      }
-    }
+    if (args_.grad_y) side_.products.prepare_gradient(row_factor_.get(), values);
   }
 
   // The weights of a group of columns, as kept or made again; where they are shifted, relative to negative_lse.
-  const T* weights(int64_t first, int64_t count, const T* columns, T* own) const {
+  const T* weights(int64_t first, int64_t count, T* columns, T* own) const {
     const int64_t block = first / BLOCK;
     const T *shift = side_.kept.shifts(block), *w = own;
     if (block < args_.kept_blocks)
@@ -265,32 +280,30 @@ class Backward {
     return own;
   }
 
-  // Gradients of columns first ... first + GROUP.
+  // Gradients of columns first ... first + group_.
   void columns(int64_t first) {
-    const int64_t count = std::min(GROUP, p_.columns - first);
-    T* prepared = scratch_.mine();
-    T *own = prepared + GROUP * side_.y_width, *gradient = own + GROUP * side_.stride;
-    T* row = scratch_.mine() + scratch_size() - 2 * side_.y_width;
-    if (recompute_ || p_.euclidean()) side_.prepare_columns(first, count, false, prepared);
+    const int64_t count = std::min(group_, p_.columns - first);
+    T *prepared = scratch_.mine(), *own = prepared + columns_size(), *gradient = own + group_ * side_.stride;
+    T *rest = gradient + group_ * gradient_stride(), *row = rows_scratch(), *other = row + p_.width;
+    if (first / BLOCK >= args_.kept_blocks)
+      side_.products.prepare_columns(first, 0, count, count, false, prepared, row);
     const T* w = weights(first, count, prepared, own);
     if (args_.grad_bias)
       for (int64_t j = 0; j < count; ++j)
         static_cast<T*>(args_.grad_bias)[first + j] = dot(w + j * side_.stride, bias_factor_.get(), p_.rows);
     if (!args_.grad_y) return;
     const int64_t stride = gradient_stride();
-    for (int64_t part = 0; part < parts(); ++part)
-      panel_product<T, Left::contiguous_depth>(w, side_.stride, count, x_panels_.get() + part * p_.rows * Side::WIDE,
-                                               Side::WIDE, std::min(Side::WIDE, padded_ - part * Side::WIDE), p_.rows,
-                                               gradient + part * Side::WIDE, stride, false);
+    side_.products.gradient(w, count, gradient, stride, rest);
     for (int64_t j = 0; j < count; ++j) {
       T* sum = gradient + j * stride;
       if (p_.euclidean()) {
         const T weight = dot(w + j * side_.stride, row_factor_.get(), p_.rows);
-        combine(sum, T(2), -weight, prepared + j * side_.y_width, p_.width);
+        side_.y.prepare(first + j, row);
+        combine(sum, T(2), -weight, row, p_.width);
         anchors_.for_each(first + j, [&](int64_t i) {  // of the rows as they are: exact where they are near
           load_row(args_.in.x, i, row);
-          load_row(args_.in.y, first + j, row + side_.y_width);
-          for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h(i) * (row[d] - row[side_.y_width + d]);
+          load_row(args_.in.y, first + j, other);
+          for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h(i) * (row[d] - other[d]);
         });
       } else {
         anchors_.for_each(first + j, [&](int64_t i) {
@@ -304,10 +317,10 @@ class Backward {
 
   // Gradient of one row, from the average that the forward saved.
   void row(int64_t i) {
-    T *sum = scratch_.mine(), *x = sum + side_.y_width, *y = x + side_.y_width;
+    T *sum = rows_scratch(), *x = sum + p_.width, *y = x + p_.width;
     const bool positive = !p_.ignored(i);
     const T weight = counts(i) ? g(i) * p_.scale(i) : T(0);
-    counts(i) ? scale(sum, weight, mean(i), p_.width) : std::fill(sum, sum + p_.width, T(0));
+    counts(i) ? scale(sum, weight * inverse_sum(i), sum_of_columns(i), p_.width) : std::fill(sum, sum + p_.width, T(0));
     if (p_.euclidean()) {
       side_.x.prepare(i, x);
       combine(sum, T(2), -weight, x, p_.width);
@@ -334,12 +347,13 @@ class Backward {
   void grad_scale() {
     T* out = static_cast<T*>(args_.grad_scale);
     if (!p_.in.scale_per_row) out[0] = 0;
-    T* x = scratch_.mine();
+    T* x = rows_scratch();
     for (int64_t i = 0; i < p_.rows; ++i) {
       T value = 0;
       if (counts(i)) {
         value = g(i) * (p_.euclidean() ? mean_similarity(i)
-                                       : side_.kept.x_factor[i] * dot(side_.x.row_of(i, x), mean(i), p_.width));
+                                       : side_.kept.x_factor[i] * inverse_sum(i) *
+                                             dot(side_.x.row_of(i, x), sum_of_columns(i), p_.width));
       }
       p_.in.scale_per_row ? out[i] = value : out[0] += value;
     }
@@ -348,13 +362,24 @@ class Backward {
 
 }  // namespace
 
+#ifdef __AMX_BF16__
 void contrast_forward(const ContrastForward& args) {
-  args.in.x.dtype == DType::float64 ? forward<double>(args) : forward<float>(args);
+  forward<MatrixProducts>(args);
 }
 
 void contrast_backward(const ContrastBackward& args) {
-  args.in.x.dtype == DType::float64 ? Backward<double>(args).run() : Backward<float>(args).run();
+  Backward<MatrixProducts>(args).run();
 }
+#else
+void contrast_forward(const ContrastForward& args) {
+  args.in.x.dtype == DType::float64 ? forward<VectorProducts<double>>(args) : forward<VectorProducts<float>>(args);
+}
+
+void contrast_backward(const ContrastBackward& args) {
+  args.in.x.dtype == DType::float64 ? Backward<VectorProducts<double>>(args).run()
+                                    : Backward<VectorProducts<float>>(args).run();
+}
+#endif
 
 }  // namespace FM_ISA
 }  // namespace fused_margins

@@ -24,7 +24,7 @@ struct ContrastInputs {
 // needed). From forward to backward go the factors of the rows (16 n), 16 n being their number rounded up to an odd n,
 // and of the columns (a multiple of 16), all shifts (blocks, 16 n), and the weights of the first blocks: for each
 // (CONTRAST_BLOCK + CONTRAST_SPARE_ROWS, 16 n) values.
-constexpr int64_t CONTRAST_BLOCK = 240;
+constexpr int64_t CONTRAST_BLOCK = 192;
 constexpr int64_t CONTRAST_SPARE_ROWS = 4;
 
 inline int64_t contrast_weight_stride(int64_t rows) {
@@ -37,13 +37,18 @@ inline int64_t contrast_kept_size(int64_t rows, int64_t columns, int64_t kept_bl
   return (1 + shifts + weights + kept_blocks * CONTRAST_SPARE_ROWS) * contrast_weight_stride(rows) + column_factors;
 }
 
+inline int64_t contrast_mean_size(int64_t rows, int64_t width) {
+  return (rows + 3) / 4 * 4 * ((width + 15) / 16 * 16) + 2 * rows;
+}
+
 struct ContrastForward {
   ContrastInputs in;
   bool force_running_maximum;
   void* positive;      // T, (rows,)
   void* negative_lse;  // T, (rows,)
-  // T, (rows, width), then (rows,): columns averaged by their weights, as the products take them (unit length, relative
-  // to the centre), and the mean similarity; null: not needed.
+  // T: columns summed under the weights of each row, as the products take them (unit length, relative to the centre),
+  // (rows, width) rounded up to 4 and to 16; then (rows,) what makes the sum an average, and (rows,) the average
+  // similarity, for distances. Null: not needed.
   void* mean;
   void* kept;  // T: factors, shifts, and weights of the first kept_blocks blocks
   int64_t kept_blocks;
@@ -64,7 +69,13 @@ struct ContrastBackward {
   void* grad_bias;   // T, (columns,)
 };
 
-FM_KERNEL(contrast_forward, ContrastForward)
-FM_KERNEL(contrast_backward, ContrastBackward)
+// Products of bfloat16 numbers are the matrix unit's; distances are taken between centred numbers, which are float32.
+template <class Args>
+inline bool suits_matrix_unit(const Args& args) {
+  return args.in.x.dtype == DType::bfloat16 && args.in.similarity != Similarity::negative_squared_euclidean;
+}
+
+FM_AMX_KERNEL(contrast_forward, ContrastForward, suits_matrix_unit)
+FM_AMX_KERNEL(contrast_backward, ContrastBackward, suits_matrix_unit)
 
 }  // namespace fused_margins

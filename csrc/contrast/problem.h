@@ -10,19 +10,10 @@
 #include "../common/labels.h"
 #include "../common/rows.h"
 #include "../common/scratch.h"
-#include "../common/transpose.h"
-#include "cpu.h"
+#include "kept.h"
 
 namespace fused_margins {
 namespace FM_ISA {
-
-template <class T>
-constexpr T none = -std::numeric_limits<T>::infinity();
-
-constexpr int64_t BLOCK = CONTRAST_BLOCK;       // columns whose weights are made together
-constexpr int64_t GROUP = 4 * TILE_ROWS;        // columns of which a task of the backward makes the gradient
-constexpr int64_t SPARE = CONTRAST_SPARE_ROWS;  // rows after the weights of a block, for the last tile
-static_assert(BLOCK % GROUP == 0 && SPARE >= ROW_QUANTUM, "blocks are whole groups of whole tiles");
 
 template <class T>
 struct Problem {
@@ -63,87 +54,31 @@ struct Problem {
   }
 };
 
-// An odd number of cache lines: rows a power of two apart would meet in few sets of a cache.
-inline int64_t odd_lines(int64_t values) {
-  return (ceil_div(values, 16) | 1) * 16;
-}
-inline int64_t weight_stride(int64_t rows) {
-  return contrast_weight_stride(rows);
-}
-
-// Where things lie in what a forward keeps.
-template <class T>
-struct Kept {
-  T *x_factor, *y_factor, *all_shifts, *all_weights;
-  int64_t stride;
-
-  Kept(T* kept, int64_t rows, int64_t columns)
-      : x_factor(kept),
-        y_factor(kept + weight_stride(rows)),
-        all_shifts(y_factor + round_up(columns, 16)),
-        all_weights(all_shifts + ceil_div(columns, BLOCK) * weight_stride(rows)),
-        stride(weight_stride(rows)) {}
-
-  T* shifts(int64_t block) const { return all_shifts + block * stride; }  // (rows,)
-  T* weights(int64_t block) const { return all_weights + block * (BLOCK + SPARE) * stride; }
-};
-// Both sides as the products take them, and the weights made of them.
-template <class T>
+// Both sides of a problem, and the weights made of their products.
+template <class Products>
 class Weights {
  public:
-  static constexpr int64_t WIDE = TILE_COLUMNS<T>;  // rows of x that a panel holds
+  using T = typename Products::Value;
+  static constexpr int64_t WIDE = Products::WIDE;  // rows of x in a panel
   const Problem<T>& p;
   Kept<T> kept;
   Buffer<T> centre;
   Rows<T> x, y;
-  int64_t stride;   // of the weights
-  int64_t y_width;  // of prepared rows, padded with zeros
+  Products products;
+  int64_t stride;  // of the weights
 
-  Weights(const Problem<T>& problem, void* memory, bool with_panels)
+  Weights(const Problem<T>& problem, void* memory)
       : p(problem),
         kept(static_cast<T*>(memory), p.rows, p.columns),
         centre(centre_of<T>(p.in.y, p.in.similarity)),
         x(p.in.x, p.in.similarity, centre.get()),
         y(p.in.y, p.in.similarity, centre.get()),
-        stride(weight_stride(p.rows)),
-        y_width(odd_lines(p.width)),
-        x_panels_(with_panels ? panels() * WIDE * p.width : 0) {}
+        products(x, y, kept),
+        stride(kept.stride) {}
 
-  int64_t panels() const { return ceil_div(p.rows, WIDE); }
+  int64_t panels() const { return products.panels(); }
   int64_t blocks() const { return ceil_div(p.columns, BLOCK); }
   int64_t block_columns(int64_t block) const { return std::min(BLOCK, p.columns - block * BLOCK); }
-
-  // Panel `panel` of x, as right operand; `measure`: and the factors of its rows. scratch (WIDE, y_width).
-  void prepare_panel(int64_t panel, bool measure, T* scratch) {
-    const int64_t first = panel * WIDE, count = std::min(WIDE, p.rows - first);
-    const bool measured = !measure && !p.euclidean();
-    if (count < WIDE || p.width % VectorOf<T>::lanes) std::fill(scratch, scratch + WIDE * y_width, T(0));
-    for (int64_t i = 0; i < count; ++i) {
-      T *row = scratch + i * y_width, *factor = kept.x_factor + first + i;
-      if (measured) {
-        scale(row, *factor, x.row_of(first + i, row), p.width);
-        continue;
-      }
-      const T value = x.prepare(first + i, row);
-      if (measure) *factor = value;
-    }
-    transpose_panel(scratch, y_width, p.width, x_panels_.get() + panel * WIDE * p.width);
-  }
-
-  // Columns first ... first + count of y as left operand (count rounded up to tiles, y_width), and their factors.
-  void prepare_columns(int64_t first, int64_t count, bool measure, T* out) {
-    const bool measured = !measure && !p.euclidean();
-    for (int64_t j = 0; j < round_up(count, ROW_QUANTUM); ++j) {
-      T *row = out + j * y_width, *factor = kept.y_factor + first + j;
-      if (j < count && measured) {
-        scale(row, *factor, y.row_of(first + j, row), p.width);
-      } else if (j < count) {
-        const T value = y.prepare(first + j, row);
-        if (measure) *factor = value;
-      }
-      std::fill(row + (j < count ? p.width : 0), row + y_width, T(0));
-    }
-  }
 
   // Of a panel's rows, summed over the columns.
   struct Sums {
@@ -166,16 +101,15 @@ class Weights {
       std::fill(weights + j * stride + row0, weights + j * stride + end, T(0));
   }
 
-  // w: exp(logit - shift) of `count` columns from `first` on, prepared in `columns`, and of the rows of a panel; 0
+  // w: exp(logit - shift) of all `count` columns that `columns` holds, from `first` on, and of the rows of a panel; 0
   // where a row does not admit a column. The shift is the one given for each row, else the largest logit if `maximum`,
   // else 0. `positive` (rows,), if any, gets the similarity of the rows whose target is among the columns.
-  void make(int64_t first, int64_t count, const T* columns, int64_t panel, bool maximum, const T* given, T* weights,
+  void make(int64_t first, int64_t count, T* columns, int64_t panel, bool maximum, const T* given, T* weights,
             T* positive, Sums* sums) const {
     constexpr int64_t lanes = VectorOf<T>::lanes;
     const int64_t row0 = panel * WIDE, rows = std::min(WIDE, p.rows - row0);
     T* w = weights + row0;
-    panel_product<T, Left::contiguous_depth>(columns, y_width, count, x_panels_.get() + panel * WIDE * p.width, WIDE,
-                                             rows, p.width, w, stride, false);
+    products.logits(columns, count, count, panel, w);
     if (p.euclidean()) distances(first, count, row0, rows, w);
     if (positive)
       for (int64_t i = row0; i < row0 + rows; ++i) {
@@ -188,8 +122,6 @@ class Weights {
   }
 
  private:
-  Buffer<T> x_panels_;  // (panels, width, WIDE)
-
   // -|x - y|^2 from products of centred rows and their squared lengths.
   void distances(int64_t first, int64_t count, int64_t row0, int64_t rows, T* w) const {
     const T* squared = kept.x_factor + row0;

@@ -17,7 +17,7 @@ struct Problem {
   Problem(const MarginSoftmaxInputs& inputs, void* saved) : in(inputs), rows(inputs.x.rows) {
     kept = static_cast<T*>(saved);
     mean = kept + contrast_kept_size(rows, in.y.rows, in.kept_blocks);
-    positive = mean + (in.with_mean ? rows * (in.x.width + 1) : 0);
+    positive = mean + (in.with_mean ? contrast_mean_size(rows, in.x.width) : 0);
     lse = positive + rows;
   }
 
@@ -41,7 +41,7 @@ struct Problem {
 template <class T>
 void forward(const MarginSoftmaxForward& args) {
   const Problem<T> p(args.in, args.saved);
-  contrast_forward(
+  fused_margins::contrast_forward(
       {p.contrast(), false, p.positive, p.lse, args.in.with_mean ? p.mean : nullptr, p.kept, args.in.kept_blocks});
   T* loss = static_cast<T*>(args.loss);
   T sum = 0;
@@ -68,8 +68,8 @@ void backward(const MarginSoftmaxBackward& args) {
     g[i] = p.ignored(i) ? T(0) : grad[per_row ? i : 0] / divisor * share;
     h[i] = -p.scale(i) * g[i];
   }
-  contrast_backward({p.contrast(), false, h.get(), g.get(), p.lse, p.mean, p.kept, in.kept_blocks, args.grad_x,
-                     args.grad_y, args.grad_scale, nullptr});
+  fused_margins::contrast_backward({p.contrast(), false, h.get(), g.get(), p.lse, p.mean, p.kept, in.kept_blocks,
+                                    args.grad_x, args.grad_y, args.grad_scale, nullptr});
   const auto reduce = [&](void* out, bool one_each, bool add, auto value) {
     if (!out) return;
     T* o = static_cast<T*>(out);

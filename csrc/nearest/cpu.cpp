@@ -1,58 +1,31 @@
-// nearest on a CPU: tiles of similarities, each row keeping its k best while they are hot; no (rows, columns) buffer.
+// nearest on a CPU: each row keeps its k best while similarities are hot; no (rows, columns) buffer.
 //
 // A group is a set of rows with the columns that may serve them: for relation "same" the rows and columns of one label,
-// else everything. A task is a block of a group's rows against its columns in ascending order, packed by the task
-// itself, so results do not depend on the number of threads and ties go to the lowest column.
+// else everything. Small groups are compared pair by pair where they lie. Large ones go through tiles, a chunk of
+// columns at a time, which all threads share. Columns come in ascending order, so ties go to the lowest, and nothing
+// depends on the number of threads.
 //
-// Euclidean: the expanded distance, with a bound on its error, only selects candidates; compared is sum (x - y)^2.
+// Euclidean tiles: the expanded distance, with a bound on its error, only selects candidates; compared is sum (x -
+// y)^2.
 #include "cpu.h"
-
-#include <vector>
 
 #include "../common/checks.h"
 #include "../common/labels.h"
-#include "../common/strips.h"
+#include "../common/rows.h"
+#include "../common/scratch.h"
+#include "groups.h"
+#include "pairs.h"
 
 namespace fused_margins {
 namespace FM_ISA {
 namespace {
 
+constexpr int64_t SMALL = 256;           // rows and columns of a group that is compared pair by pair
+constexpr int64_t ROWS = 8 * TILE_ROWS;  // of a task: they share a panel of columns in the first-level cache
+constexpr int64_t CHUNK = 2048;          // columns whose panels are made together
+
 template <class T>
 constexpr T none = -std::numeric_limits<T>::infinity();
-
-struct Group {
-  int64_t first_row, rows, first_column, columns;  // ranges of the two orders below
-};
-
-// Rows and columns ordered so that groups are ranges; columns of a group ascend.
-struct Groups {
-  Buffer<int64_t> row_order, column_order;
-  std::vector<Group> list;
-
-  explicit Groups(const NearestForward& a) : row_order(a.x.rows), column_order(a.y.rows) {
-    for (int64_t i = 0; i < a.x.rows; ++i) row_order[i] = i;
-    for (int64_t j = 0; j < a.y.rows; ++j) column_order[j] = j;
-    if (a.relation != Relation::same) {
-      list.push_back({0, a.x.rows, 0, a.y.rows});
-      return;
-    }
-    const auto by = [](const int64_t* labels) {
-      return [labels](int64_t i, int64_t j) { return labels[i] < labels[j]; };
-    };
-    std::stable_sort(row_order.get(), row_order.get() + a.x.rows, by(a.row_labels));
-    std::stable_sort(column_order.get(), column_order.get() + a.y.rows, by(a.column_labels));
-    int64_t c0 = 0;
-    for (int64_t r0 = 0, r1; r0 < a.x.rows; r0 = r1) {
-      const int64_t label = a.row_labels[row_order[r0]];
-      for (r1 = r0; r1 < a.x.rows && a.row_labels[row_order[r1]] == label;) ++r1;
-      while (c0 < a.y.rows && a.column_labels[column_order[c0]] < label) ++c0;
-      int64_t c1 = c0;
-      while (c1 < a.y.rows && a.column_labels[column_order[c1]] == label) ++c1;
-      list.push_back({r0, r1 - r0, c0, c1 - c0});
-      c0 = c1;
-    }
-  }
-};
 
 // The k best of one row, best first; equal values in the order of insertion.
 template <class T>
@@ -83,135 +56,193 @@ class Search {
  public:
   explicit Search(const NearestForward& args)
       : a_(args),
+        groups_(args),
         centre_(centre_of<T>(args.y, args.similarity)),
         x_(args.x, args.similarity, centre_.get()),
         y_(args.y, args.similarity, centre_.get()),
-        labels_(args.row_labels, args.x.rows, args.column_labels, args.y.rows),
-        width_(args.x.width) {}
+        euclidean_(args.similarity == Similarity::negative_squared_euclidean),
+        itself_(args.x.data == args.y.data && args.row_labels == args.column_labels && args.x.rows == args.y.rows &&
+                args.x.row_stride == args.y.row_stride && args.x.column_stride == args.y.column_stride),
+        width_(args.x.width),
+        stride_(odd_lines(args.x.width)) {}
 
-  // In parallel: factors of both sides.
-  void measure() {
-    Buffer<T> scratch(width_);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < x_.count() + y_.count(); ++i)
-      i < x_.count() ? x_.measure(i, scratch.get()) : y_.measure(i - x_.count(), scratch.get());
-  }
-
-  // Rows rows[0..count), at most ROW_BLOCK, against columns[0..total): fills the rows of the outputs.
-  void run(const int64_t* rows, int64_t count, const int64_t* columns, int64_t total) const {
-    constexpr int64_t wide = TILE_COLUMNS<T>;
-    Buffer<T> row_panels(ROW_BLOCK * width_), column_panel(wide * width_), u(ROW_BLOCK * wide), squared(wide);
-    Buffer<T> row_values(ROW_BLOCK * width_), column_values(wide * width_);
-    Buffer<T> prepared(std::max(wide, TILE_ROWS) * width_);  // of one panel, of either side
-    Buffer<int32_t> ids(wide);
-    for (int64_t r = 0; r < count; r += TILE_ROWS)
-      load(x_, rows + r, std::min(TILE_ROWS, count - r), row_values.get() + r * width_, prepared.get(),
-           row_panels.get() + r * width_, TILE_ROWS);
-    for (int64_t r = 0; r < count; ++r) best(rows[r]).clear();
-    for (int64_t c = 0; c < total; c += wide) {
-      const int64_t n = std::min(wide, total - c);
-      load(y_, columns + c, n, column_values.get(), prepared.get(), column_panel.get(), wide);
-      for (int64_t j = 0; j < n; ++j) {
-        ids[j] = labels_.columns[columns[c + j]];
-        squared[j] = y_.factor[columns[c + j]];
-      }
-      for (int64_t r = 0; r < count; r += TILE_ROWS)
-        tile_product<T, Left::contiguous_rows>(row_panels.get() + r * width_, TILE_ROWS, column_panel.get(), width_,
-                                               u.get() + r * wide, wide, false);
-      for (int64_t r = 0; r < count; ++r)
-        select(rows[r], row_values.get() + r * width_, columns + c, n, u.get() + r * wide, ids.get(), squared.get(),
-               column_values.get());
+  void run() {
+    double work = 0;
+    int64_t most_rows = 0, most_columns = 0;
+    std::vector<const Group*> small, large;
+    for (const Group& g : groups_.list) {
+      const bool is_small = a_.relation == Relation::same && g.rows <= SMALL && g.columns <= SMALL;
+      (is_small ? small : large).push_back(&g);
+      work += double(g.rows) * double(g.columns) * double(width_);
+      if (is_small) most_rows = std::max(most_rows, g.rows), most_columns = std::max(most_columns, g.columns);
     }
+    const int threads = thread_count(work);
+    const bool copies = !x_.readable() || !y_.readable();
+    const int64_t pair_values =
+        most_rows * most_columns + most_rows + most_columns + (copies ? (most_rows + most_columns) * width_ : 0);
+    Scratch<T> pairs(threads, pair_values);
+    Scratch<const T*> pointers(threads, most_rows + most_columns);
+    std::vector<const Group*> extreme;  // lengths so far from 1 that products of rows as they are might leave the range
+    Buffer<uint8_t> in_range(int64_t(small.size()));
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(dynamic, 16)
+      for (int64_t g = 0; g < int64_t(small.size()); ++g)
+        in_range[g] = compare_pairs(*small[size_t(g)], pairs.mine(), pointers.mine());
+    }
+    for (size_t g = 0; g < small.size(); ++g)
+      if (!in_range[int64_t(g)]) large.push_back(small[g]);
+    if (!large.empty()) through_tiles(large, threads);
   }
 
  private:
   const NearestForward& a_;
+  Groups groups_;
   Buffer<T> centre_;
   Rows<T> x_, y_;
-  LabelIds labels_;
-  int64_t width_;
+  bool euclidean_, itself_;
+  int64_t width_, stride_;
 
   Best<T> best(int64_t row) const { return {static_cast<T*>(a_.best) + row * a_.k, a_.index + row * a_.k, a_.k}; }
+  T below(int64_t row) const { return a_.below ? static_cast<const T*>(a_.below)[row] : -none<T>; }
+  int64_t self(int64_t row) const { return a_.self_index ? a_.self_index[row] : -1; }
 
-  // The named rows as they are, and as a panel of the products' operands.
-  void load(const Rows<T>& side, const int64_t* names, int64_t count, T* values, T* prepared, T* panel,
-            int64_t panel_rows) const {
-    for (int64_t r = 0; r < count; ++r) {
-      load_row(side.matrix, names[r], values + r * width_);
-      side.prepared(names[r], prepared + r * width_);
+  // -- Small groups --
+
+  // False, and nothing done, where lengths are extreme.
+  bool compare_pairs(const Group& g, T* memory, const T** pointers) const {
+    const int64_t *rows = groups_.row_order.get() + g.first_row, *columns = groups_.column_order.get() + g.first_column;
+    const bool mirror = itself_;
+    T *u = memory, *row_factor = u + g.rows * g.columns, *column_factor = row_factor + g.rows;
+    T* copies = column_factor + g.columns;
+    const T **left = pointers, **right = pointers + g.rows;
+    bool in_range = true;
+    const auto gather = [&](const Rows<T>& side, const int64_t* names, int64_t count, const T** to, T* factors) {
+      for (int64_t r = 0; r < count; ++r) {
+        to[r] = side.row_of(names[r], copies);
+        if (to[r] == copies) copies += width_;
+        if (a_.similarity != Similarity::cosine) continue;
+        factors[r] = side.inverse_length(to[r]);
+        in_range = in_range && (factors[r] == 0 || (factors[r] > T(1e-12) && factors[r] < T(1e12)));
+      }
+    };
+    gather(x_, rows, g.rows, left, row_factor);
+    if (mirror)
+      right = left, column_factor = row_factor;
+    else
+      gather(y_, columns, g.columns, right, column_factor);
+    if (!in_range) return false;
+    if (g.rows && g.columns) all_pairs(left, g.rows, right, g.columns, width_, euclidean_, mirror, u, g.columns);
+    for (int64_t r = 0; r < g.rows; ++r) {
+      const Best<T> best = this->best(rows[r]);
+      best.clear();
+      const T below = this->below(rows[r]);
+      const int64_t self = this->self(rows[r]);
+      T* of_row = u + r * g.columns;
+      if (euclidean_)
+        for (int64_t j = 0; j < g.columns; ++j) of_row[j] = -of_row[j];
+      else if (a_.similarity == Similarity::cosine)
+        for (int64_t j = 0; j < g.columns; ++j) of_row[j] *= row_factor[r] * column_factor[j];
+      for (int64_t j = 0; j < g.columns; ++j)
+        if (of_row[j] > best.worst() && columns[j] != self && (of_row[j] < below || !a_.below))
+          best.insert(of_row[j], columns[j]);
     }
-    pack_transposed(prepared, width_, count, width_, panel, panel_rows);
+    return true;
+  }
+
+  // -- Large groups --
+
+  void through_tiles(const std::vector<const Group*>& groups, int threads) {
+    constexpr int64_t wide = TILE_COLUMNS<T>;
+    int64_t most = 0;
+    for (const Group* g : groups) most = std::max(most, g->columns);
+    const LabelIds ids(a_.row_labels, a_.x.rows, a_.column_labels, a_.y.rows);
+    const int64_t chunk = round_up(std::min(CHUNK, most), wide);
+    Buffer<T> panels(chunk * width_), factors(chunk);
+    Buffer<int32_t> labels(chunk);
+    // Of a thread: rows as the products take them, products, a pair of rows as they are.
+    const int64_t own = std::max(ROWS, wide) * stride_;
+    Scratch<T> scratch(threads, own + ROWS * wide + 2 * width_);
+    Buffer<T> row_factor(a_.x.rows);
+
+#pragma omp parallel num_threads(threads)
+    {
+      T *prepared = scratch.mine(), *u = prepared + own, *pair = u + ROWS * wide;
+      for (const Group* g : groups) {
+        const int64_t* rows = groups_.row_order.get() + g->first_row;
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < g->rows; ++r) best(rows[r]).clear();
+        for (int64_t first = 0; first < g->columns; first += chunk) {
+          const int64_t* columns = groups_.column_order.get() + g->first_column + first;
+          const int64_t count = std::min(chunk, g->columns - first), tasks = ceil_div(g->rows, ROWS);
+#pragma omp for schedule(static)
+          for (int64_t c = 0; c < count; c += wide) {
+            std::fill(prepared, prepared + wide * stride_, T(0));
+            for (int64_t j = c; j < std::min(c + wide, count); ++j) {
+              factors[j] = y_.prepare(columns[j], prepared + (j - c) * stride_);
+              labels[j] = ids.columns[columns[j]];
+            }
+            transpose_panel(prepared, stride_, width_, panels.get() + c * width_);
+          }
+#pragma omp for schedule(dynamic)
+          for (int64_t task = 0; task < tasks; ++task) {
+            const int64_t row0 = task * ROWS, height = std::min(ROWS, g->rows - row0);
+            for (int64_t r = 0; r < height; ++r)
+              row_factor[rows[row0 + r]] = x_.prepare(rows[row0 + r], prepared + r * stride_);
+            for (int64_t c = 0; c < count; c += wide) {
+              const int64_t n = std::min(wide, count - c);
+              panel_product<T, Left::contiguous_depth>(prepared, stride_, height, panels.get() + c * width_, wide, n,
+                                                       width_, u, wide, false);
+              for (int64_t r = 0; r < height; ++r)
+                select(rows[row0 + r], row_factor[rows[row0 + r]], ids.rows[rows[row0 + r]], columns + c, n,
+                       u + r * wide, labels.get() + c, factors.get() + c, pair);
+            }
+          }
+        }
+      }
+    }
   }
 
   // Offers the admitted ones of n columns to the row's best; u (n,) holds products, and is overwritten.
-  void select(int64_t row, const T* x, const int64_t* columns, int64_t n, T* u, const int32_t* ids, const T* squared,
-              const T* y) const {
+  void select(int64_t row, T row_factor, int32_t label, const int64_t* columns, int64_t n, T* u, const int32_t* ids,
+              const T* squared, T* pair) const {
     const Best<T> best = this->best(row);
-    const bool euclidean = a_.similarity == Similarity::negative_squared_euclidean;
-    const T below = a_.below ? static_cast<const T*>(a_.below)[row] : -none<T>;
+    const T below = this->below(row), worst = best.worst();
     T slack = 0;  // bound on the error of the expanded distances: rounding of the sums over width_, and of the centring
-    if (euclidean) {
+    if (euclidean_) {
       const T unit = std::numeric_limits<T>::epsilon() * T(8 + width_);
       for (int64_t j = 0; j < n; ++j) {
-        u[j] = 2 * u[j] - x_.factor[row] - squared[j];
-        const T bound = unit * (x_.factor[row] + squared[j]);
+        u[j] = 2 * u[j] - row_factor - squared[j];
+        const T bound = unit * (row_factor + squared[j]);
         const bool known = bound <= std::numeric_limits<T>::max();
         u[j] = known ? u[j] : T(0);  // squares beyond the range of T tell nothing: every column is a candidate
         const T error = known ? bound : -none<T>;
         slack = error > slack ? error : slack;
       }
     }
-    admit(u, n, ids, labels_.rows[row], a_.relation, -1);
+    admit(u, n, ids, label, a_.relation, -1);
     T top = none<T>;
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < n; ++j) {
       const T value = u[j] < below + slack ? u[j] : none<T>;
       top = value > top ? value : top;
     }
-    if (!(top + slack > best.worst())) return;
-    const int64_t self = a_.self_index ? a_.self_index[row] : -1;
+    if (!(top + slack > worst)) return;
+    const int64_t self = this->self(row);
     for (int64_t j = 0; j < n; ++j) {
       if (!(u[j] + slack > best.worst()) || u[j] == none<T> || columns[j] == self) continue;
-      const T value = euclidean ? -squared_distance(x, y + j * width_, width_) : u[j];
+      T value = u[j];
+      if (euclidean_) value = -squared_distance(x_.row_of(row, pair), y_.row_of(columns[j], pair + width_), width_);
       if (value < below || !a_.below) best.insert(value, columns[j]);
     }
   }
 };
 
-template <class T>
-void forward(const NearestForward& args) {
-  if (args.self_index) check_index("self_index", args.self_index, args.x.rows, args.y.rows, -1);
-  const Groups groups(args);
-  Search<T> search(args);
-
-  struct Task {
-    const Group* group;
-    int64_t first, rows;
-  };
-  std::vector<Task> tasks;
-  double work = 0;
-  for (const Group& g : groups.list) {
-    for (int64_t r = 0; r < g.rows; r += ROW_BLOCK)
-      tasks.push_back({&g, g.first_row + r, std::min(ROW_BLOCK, g.rows - r)});
-    work += double(g.rows) * double(g.columns) * double(args.x.width);
-  }
-
-#pragma omp parallel num_threads(thread_count(work))
-  {
-    search.measure();
-#pragma omp for schedule(dynamic)
-    for (int64_t t = 0; t < int64_t(tasks.size()); ++t) {
-      const Task& task = tasks[size_t(t)];
-      search.run(groups.row_order.get() + task.first, task.rows, groups.column_order.get() + task.group->first_column,
-                 task.group->columns);
-    }
-  }
-}
-
 }  // namespace
 
 void nearest_forward(const NearestForward& args) {
-  args.x.dtype == DType::float64 ? forward<double>(args) : forward<float>(args);
+  if (args.self_index) check_index("self_index", args.self_index, args.x.rows, args.y.rows, -1);
+  args.x.dtype == DType::float64 ? Search<double>(args).run() : Search<float>(args).run();
 }
 
 }  // namespace FM_ISA

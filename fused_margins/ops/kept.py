@@ -7,7 +7,7 @@ of the first ones.
 from . import registry
 from .similarity import accumulation_dtype
 
-BLOCK, SPARE_ROWS = 240, 4  # columns of a block, and rows of weights beside them
+BLOCK, SPARE_ROWS = 192, 4  # columns of a block, and rows of weights beside them
 
 
 def _row_size(rows: int) -> int:
@@ -23,6 +23,16 @@ def kept_size(rows: int, columns: int, kept_blocks: int) -> int:
     """Values in the factors of rows and columns, all shifts, and the weights of the first `kept_blocks` blocks."""
     weights = min(columns, BLOCK * kept_blocks) + SPARE_ROWS * kept_blocks
     return (1 + _blocks(columns) + weights) * _row_size(rows) + (columns + 15) // 16 * 16
+
+
+def mean_size(rows: int, width: int) -> int:
+    """Values in the columns' sums under the weights of each row, padded, and two numbers for each row."""
+    return (rows + 3) // 4 * 4 * ((width + 15) // 16 * 16) + 2 * rows
+
+
+def saved_size(rows: int, columns: int, width: int, with_mean: bool, kept_blocks: int) -> int:
+    """Values that the forward of a loss hands to its backward: the above, positive and negative_lse."""
+    return kept_size(rows, columns, kept_blocks) + (mean_size(rows, width) if with_mean else 0) + 2 * rows
 
 
 def kept_blocks(problem: registry.Problem) -> int:

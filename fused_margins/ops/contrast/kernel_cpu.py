@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..kept import describe, kept_size
+from ..kept import describe, kept_size, mean_size
 from ..native import call, int64, matrix, module, pointer
 
 __all__ = ["backward", "describe", "forward"]
@@ -25,11 +25,11 @@ def forward(
     kept_blocks: int,
     force_running_maximum: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """positive (B,), negative_lse (B,), mean (B (D + 1),) or empty, kept weights; the accumulation dtype throughout."""
+    """positive (B,), negative_lse (B,), mean or empty, kept weights; the accumulation dtype throughout."""
     assert module is not None
     rows, width = x.shape
     positive, negative_lse = scale.new_empty(rows), scale.new_empty(rows)
-    mean = scale.new_empty(rows * (width + 1) if with_mean else 0)
+    mean = scale.new_empty(mean_size(rows, width) if with_mean else 0)
     kept = scale.new_empty(kept_size(rows, y.shape[0], kept_blocks))
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     labels = [int64(t) for t in (target, row_labels, column_labels, self_index)]

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from .. import checks, registry
 from ..derivatives import double_backward, has_tangent
-from ..kept import kept_blocks, kept_size
+from ..kept import kept_blocks, kept_size, mean_size
 from . import reference
 
 _library = torch.library.Library("fused_margins", "FRAGMENT")
-# For a kernel's backward: mean (B (D + 1),) where `with_mean`, the columns averaged under each row's softmax weights, and
+# For a kernel's backward: mean where `with_mean`, the columns averaged under each row's softmax weights, and
 # the softmax weights of the first `kept_blocks` blocks of columns, which it need not compute again.
 _library.define(
     "contrast(Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor target, Tensor? row_labels, "
@@ -45,7 +45,7 @@ _library.impl("contrast_backward", _backward, "CompositeExplicitAutograd")
 def _(x, y, scale, bias, target, row_labels, column_labels, self_index, similarity, relation, ignore_index, with_mean, kept_blocks, backend):  # type: ignore[no-untyped-def]  # fmt: skip
     rows, width = x.shape
     row = scale.new_empty(rows)
-    mean = scale.new_empty(rows * (width + 1) if with_mean else 0)
+    mean = scale.new_empty(mean_size(rows, width) if with_mean else 0)
     return row, torch.empty_like(row), mean, scale.new_empty(kept_size(rows, y.shape[0], kept_blocks))
 
 

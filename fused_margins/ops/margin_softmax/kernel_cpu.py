@@ -3,15 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..kept import describe, kept_size
+from ..kept import describe, saved_size
 from ..native import call, matrix, module
 
-__all__ = ["backward", "describe", "forward", "saved_size"]
-
-
-def saved_size(rows: int, columns: int, width: int, with_mean: bool, kept_blocks: int) -> int:
-    """Values that a forward hands to its backward."""
-    return kept_size(rows, columns, kept_blocks) + rows * (width + 3 if with_mean else 2)
+__all__ = ["backward", "describe", "forward"]
 
 
 def forward(

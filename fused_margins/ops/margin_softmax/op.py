@@ -9,7 +9,7 @@ from torch import Tensor
 from ...reductions import REDUCTIONS
 from .. import checks, native, registry
 from ..derivatives import double_backward, has_tangent
-from ..kept import kept_blocks, kept_size
+from ..kept import kept_blocks, saved_size
 from . import reference
 
 _library = torch.library.Library("fused_margins", "FRAGMENT")
@@ -42,7 +42,7 @@ _library.impl("margin_softmax_backward", _backward, "CompositeExplicitAutograd")
 @torch.library.register_fake("fused_margins::margin_softmax", lib=_library)
 def _(x, y, scale, margin, target, similarity, ignore_index, reduction, with_mean, kept_blocks, backend):  # type: ignore[no-untyped-def]
     rows, width = x.shape
-    saved = kept_size(rows, y.shape[0], kept_blocks) + rows * (width + 3 if with_mean else 2)
+    saved = saved_size(rows, y.shape[0], width, with_mean, kept_blocks)
     return scale.new_empty((rows,) if reduction == "none" else ()), scale.new_empty(saved)
 
 

@@ -1,0 +1,40 @@
+// What a forward keeps for its backward, and the sizes of the pieces that problems are cut into.
+#pragma once
+
+#include <algorithm>
+
+#include "../common/tile.h"
+#include "cpu.h"
+
+namespace fused_margins {
+namespace FM_ISA {
+
+template <class T>
+constexpr T none = -std::numeric_limits<T>::infinity();
+
+constexpr int64_t BLOCK = CONTRAST_BLOCK;       // columns whose weights are made together
+constexpr int64_t SPARE = CONTRAST_SPARE_ROWS;  // rows after the weights of a block, for the last tile
+static_assert(BLOCK % TILE_ROWS == 0 && SPARE >= ROW_QUANTUM, "blocks are whole tiles");
+
+inline int64_t weight_stride(int64_t rows) {
+  return contrast_weight_stride(rows);
+}
+
+// Where things lie in what a forward keeps.
+template <class T>
+struct Kept {
+  T *x_factor, *y_factor, *all_shifts, *all_weights;
+  int64_t stride;
+
+  Kept(T* kept, int64_t rows, int64_t columns)
+      : x_factor(kept),
+        y_factor(kept + weight_stride(rows)),
+        all_shifts(y_factor + round_up(columns, 16)),
+        all_weights(all_shifts + ceil_div(columns, BLOCK) * weight_stride(rows)),
+        stride(weight_stride(rows)) {}
+
+  T* shifts(int64_t block) const { return all_shifts + block * stride; }  // (rows,)
+  T* weights(int64_t block) const { return all_weights + block * (BLOCK + SPARE) * stride; }
+};
+}  // namespace FM_ISA
+}  // namespace fused_margins

@@ -1,0 +1,118 @@
+// The three products of contrast: logits, the average of the columns, and the gradient of the columns. Here with the
+// vector unit's tiles; products_amx.h has them for the matrix unit. Their operands are what each of them likes best.
+#pragma once
+
+#include "../common/rows.h"
+#include "../common/transpose.h"
+#include "kept.h"
+
+namespace fused_margins {
+namespace FM_ISA {
+
+template <class T>
+class VectorProducts {
+ public:
+  using Value = T;
+  static constexpr int64_t WIDE = TILE_COLUMNS<T>;  // rows of x that a panel holds
+  // Rows of which a task averages the columns, and columns of which a task makes the gradient: they share what lies in
+  // the first-level cache.
+  static constexpr int64_t ROW_TASK = 8 * TILE_ROWS;
+  static int64_t group(int64_t, int) { return 4 * TILE_ROWS; }
+  struct Session {};  // what a thread has to set up
+
+  VectorProducts(const Rows<T>& x, const Rows<T>& y, const Kept<T>& kept)
+      : x_(x),
+        y_(y),
+        kept_(kept),
+        rows_(x.count()),
+        width_(x.width()),
+        y_width_(odd_lines(width_)),
+        padded_(round_up(width_, VectorOf<T>::lanes)) {}
+
+  int64_t panels() const { return ceil_div(rows_, WIDE); }
+  int64_t parts() const { return ceil_div(padded_, WIDE); }
+  // Values of T that hold `count` columns, and that a thread needs for itself.
+  int64_t block_size(int64_t count) const { return round_up(count, ROW_QUANTUM) * y_width_; }
+  int64_t scratch_size() const { return WIDE * y_width_; }
+
+  // -- Logits --
+
+  void allocate_logits() { logit_panels_ = Buffer<T>(panels() * WIDE * width_); }
+
+  // Panel of x as right operand; `measure`: and the factors of its rows.
+  void prepare_panel(int64_t panel, bool measure, T* scratch) {
+    const int64_t first = panel * WIDE, count = std::min(WIDE, rows_ - first);
+    if (count < WIDE || width_ % VectorOf<T>::lanes) std::fill(scratch, scratch + WIDE * y_width_, T(0));
+    for (int64_t i = 0; i < count; ++i)
+      x_.prepare(first + i, measure, kept_.x_factor[first + i], scratch + i * y_width_);
+    transpose_panel(scratch, y_width_, width_, logit_panels_.get() + panel * WIDE * width_);
+  }
+
+  // Columns first + at ... of the `total` columns that `block` holds from its start, as left operand.
+  void prepare_columns(int64_t first, int64_t at, int64_t count, int64_t, bool measure, T* block, T*) {
+    for (int64_t j = at; j < at + round_up(count, ROW_QUANTUM); ++j) {
+      T* row = block + j * y_width_;
+      const bool there = j < at + count;
+      if (there) y_.prepare(first + j, measure, kept_.y_factor[first + j], row);
+      std::fill(row + (there ? width_ : 0), row + y_width_, T(0));
+    }
+  }
+
+  // Similarities of `count` columns with the rows of a panel.
+  void logits(const T* block, int64_t, int64_t count, int64_t panel, T* w) const {
+    panel_product<T, Left::contiguous_depth>(block, y_width_, count, logit_panels_.get() + panel * WIDE * width_, WIDE,
+                                             std::min(WIDE, rows_ - panel * WIDE), width_, w, kept_.stride, false);
+  }
+
+  // -- Average --
+
+  void allocate_average(int64_t) {}
+  void weights_are_made(int64_t, int64_t, const T*, int64_t, T*) {}
+
+  // Columns weighted, rows row0 ..., width d0 ... d0 + WIDE; w (count, stride) of all rows.
+  void average(int64_t, const T* w, const T* block, int64_t count, int64_t row0, int64_t rows, int64_t d0, T* out,
+               int64_t out_stride, bool accumulate) const {
+    panel_product<T, Left::contiguous_rows>(w + row0, kept_.stride, rows, block + d0, y_width_,
+                                            std::min(WIDE, padded_ - d0), count, out, out_stride, accumulate);
+  }
+
+  // -- Gradient of the columns --
+
+  void allocate_gradient() { gradient_panels_ = Buffer<T>(parts() * rows_ * WIDE); }
+  int64_t gradient_scratch_size(int64_t) const { return 0; }
+
+  // In parallel: x as right operand, each row times its factor of dL/du.
+  void prepare_gradient(const T* factors, T* values) {
+    const bool plain = x_.similarity != Similarity::negative_squared_euclidean;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < rows_; ++i) {
+      const T factor = factors[i] * (plain ? kept_.x_factor[i] : T(1));
+      if (!plain) x_.prepare(i, values);
+      const T* x = plain ? x_.row_of(i, values) : values;
+      for (int64_t part = 0; part < parts(); ++part) {
+        T* panel = gradient_panels_.get() + (part * rows_ + i) * WIDE;
+        const int64_t width = std::min(WIDE, width_ - part * WIDE);
+        scale(panel, factor, x + part * WIDE, width);
+        std::fill(panel + width, panel + WIDE, T(0));
+      }
+    }
+  }
+
+  // out (count, out_stride): w^T x of a group of columns.
+  void gradient(const T* w, int64_t count, T* out, int64_t out_stride, T*) const {
+    for (int64_t part = 0; part < parts(); ++part)
+      panel_product<T, Left::contiguous_depth>(w, kept_.stride, count, gradient_panels_.get() + part * rows_ * WIDE,
+                                               WIDE, std::min(WIDE, padded_ - part * WIDE), rows_, out + part * WIDE,
+                                               out_stride, false);
+  }
+
+ private:
+  const Rows<T>&x_, &y_;
+  Kept<T> kept_;
+  int64_t rows_, width_, y_width_, padded_;
+  Buffer<T> logit_panels_;     // (panels, width, WIDE)
+  Buffer<T> gradient_panels_;  // (parts, rows, WIDE)
+};
+
+}  // namespace FM_ISA
+}  // namespace fused_margins
