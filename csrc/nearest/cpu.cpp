@@ -158,7 +158,7 @@ class Search {
     for (const Group* g : groups) most = std::max(most, g->columns);
     const LabelIds ids(a_.row_labels, a_.x.rows, a_.column_labels, a_.y.rows);
     const int64_t chunk = round_up(std::min(CHUNK, most), wide);
-    Buffer<T> panels(chunk * width_), factors(chunk);
+    Buffer<T> panels(chunk * width_), factors(chunk), longest(chunk / wide);
     Buffer<int32_t> labels(chunk);
     // Of a thread: rows as the products take them, products, a pair of rows as they are.
     const int64_t own = std::max(ROWS, wide) * stride_;
@@ -182,6 +182,8 @@ class Search {
               factors[j] = y_.prepare(columns[j], prepared + (j - c) * stride_);
               labels[j] = ids.columns[columns[j]];
             }
+            for (int64_t j = count; j < c + wide; ++j) factors[j] = 0;
+            longest[c / wide] = *std::max_element(factors.get() + c, factors.get() + std::min(c + wide, count));
             transpose_panel(prepared, stride_, width_, panels.get() + c * width_);
           }
 #pragma omp for schedule(dynamic)
@@ -193,14 +195,36 @@ class Search {
               const int64_t n = std::min(wide, count - c);
               panel_product<T, Left::contiguous_depth>(prepared, stride_, height, panels.get() + c * width_, wide, n,
                                                        width_, u, wide, false);
-              for (int64_t r = 0; r < height; ++r)
-                select(rows[row0 + r], row_factor[rows[row0 + r]], ids.rows[rows[row0 + r]], columns + c, n,
-                       u + r * wide, labels.get() + c, factors.get() + c, pair);
+              for (int64_t r = 0; r < height; ++r) {
+                const int64_t row = rows[row0 + r];
+                if (may_improve(row, row_factor[row], u + r * wide, factors.get() + c, longest[c / wide]))
+                  select(row, row_factor[row], ids.rows[row], columns + c, n, u + r * wide, labels.get() + c,
+                         factors.get() + c, pair);
+              }
             }
           }
         }
       }
     }
+  }
+
+  // Of a panel's products: false where none of them, whatever its label, can be among the row's best.
+  bool may_improve(int64_t row, T row_factor, const T* u, const T* squared, T longest) const {
+    using V = Vector<T>;
+    constexpr int64_t lanes = VectorOf<T>::lanes;
+    V first = load(u), second = load(u + lanes);
+    T bound = best(row).worst();
+    if (euclidean_) {
+      const T slack = std::numeric_limits<T>::epsilon() * T(10 + width_) * (row_factor + longest);
+      if (!(slack <= std::numeric_limits<T>::max())) return true;
+      bound += row_factor - slack;
+      first = 2 * first - load(squared);
+      second = 2 * second - load(squared + lanes);
+    }
+    const auto above = first > bound || second > bound;
+    bool any = false;
+    for (int64_t l = 0; l < lanes; ++l) any |= above[l] != 0;
+    return any;
   }
 
   // Offers the admitted ones of n columns to the row's best; u (n,) holds products, and is overwritten.
