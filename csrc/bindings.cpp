@@ -7,6 +7,7 @@
 
 #include "common/checks.h"
 #include "contrast/cpu.h"
+#include "magnet/cpu.h"
 #include "margin_softmax/cpu.h"
 #include "nearest/cpu.h"
 #include "scores/cpu.h"
@@ -138,6 +139,29 @@ PYBIND11_MODULE(_C, m) {
                                                        similarity, ignore_index, reduction, with_mean, kept_blocks),
                                  in(grad_loss), in(saved), out(grad_x), out(grad_y), out(grad_scale),
                                  out(grad_margin)});
+      },
+      Release());
+
+  m.def(
+      "magnet_forward",
+      [](const Matrix& x, int64_t num_clusters, Address clusters, Address cluster_labels, double alpha,
+         double variance_floor, const std::string& reduction, Address loss, Address saved) {
+        magnet_forward(
+            {{x, num_clusters, ints(clusters), ints(cluster_labels), alpha, variance_floor, parse_reduction(reduction)},
+             out(loss),
+             out(saved)});
+      },
+      Release());
+
+  m.def(
+      "magnet_backward",
+      [](Address grad_loss, const Matrix& x, int64_t num_clusters, Address clusters, Address cluster_labels,
+         double alpha, double variance_floor, const std::string& reduction, Address saved, Address grad_x) {
+        magnet_backward(
+            {{x, num_clusters, ints(clusters), ints(cluster_labels), alpha, variance_floor, parse_reduction(reduction)},
+             in(grad_loss),
+             in(saved),
+             out(grad_x)});
       },
       Release());
 

@@ -4,16 +4,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .margins import MARGIN_TYPES, check_options, margin_function, row_margin, row_scale
 from .ops import checks
 from .ops.contrast import contrast
-from .ops.labels import check_index, check_members
+from .ops.labels import check_index
+from .ops.magnet.op import apply as magnet
 from .ops.margin_softmax.op import apply as margin_softmax
 from .ops.nearest import nearest
 from .ops.scores import scores
-from .ops.similarity import accumulation_dtype, pair_similarity, similarity_sum, take_rows
+from .ops.similarity import pair_similarity, similarity_sum, take_rows
 from .reductions import REDUCTIONS, reduce_loss, softplus
 
 __all__ = [
@@ -356,37 +356,7 @@ def magnet_loss(
     >>> magnet_loss(embeddings, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1]), alpha=40.0)
     tensor(5.0000)
     """
-    checks.choice("reduction", reduction, REDUCTIONS)
-    if not variance_floor > 0:
-        raise ValueError(f"variance_floor: expected a positive number, got {variance_floor}")
-    embeddings, _ = checks.matrices(embeddings, embeddings, ("embeddings", "embeddings"))
-    rows = embeddings.shape[0]
-    checks.labels("clusters", clusters, rows, embeddings)
-    if not isinstance(cluster_labels, Tensor) or cluster_labels.dim() != 1:
-        raise ValueError("cluster_labels: expected an integer tensor of shape (M,), the class of each cluster")
-    num_clusters = cluster_labels.shape[0]
-    checks.labels("cluster_labels", cluster_labels, num_clusters, embeddings)
-
-    x = embeddings.to(accumulation_dtype(embeddings.dtype))
-    with torch.autocast(x.device.type, enabled=False):
-        counts = check_members(clusters, num_clusters)
-        belongs = (torch.arange(num_clusters, device=x.device)[:, None] == clusters).to(x.dtype)  # (M, B)
-        means = (belongs @ x) / counts[:, None]
-        own = (x - take_rows(means, clusters)).square().sum(1)  # (B,) squared distances
-        variance = (own.sum() / max(rows - 1, 1)).clamp(min=variance_floor)
-        _, negative_lse = contrast(
-            x,
-            means,
-            clusters,
-            take_rows(cluster_labels, clusters),
-            cluster_labels,
-            scale=0.5 / variance,
-            similarity="negative_squared_euclidean",
-            backend=backend,
-        )
-        # No cluster of another class: negative_lse is -inf and the hinge is closed.
-        loss = F.relu(alpha + own / (2 * variance) + negative_lse)
-    return reduce_loss(loss, torch.ones_like(loss), reduction)
+    return magnet(embeddings, clusters, cluster_labels, alpha, variance_floor, reduction, backend, "embeddings")
 
 
 def cluster_distances(embeddings: Tensor, centroids: Tensor, *, backend: str = "auto") -> Tensor:

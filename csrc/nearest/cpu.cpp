@@ -11,10 +11,10 @@
 
 #include "../common/checks.h"
 #include "../common/labels.h"
+#include "../common/pairs.h"
 #include "../common/rows.h"
 #include "../common/scratch.h"
 #include "groups.h"
-#include "pairs.h"
 
 namespace fused_margins {
 namespace FM_ISA {

@@ -22,6 +22,7 @@ pytestmark = [
 
 EXAMPLES = {
     "contrast": ("cosine-same", "scale-0d", "itself", "strided", "bias", "no-rows"),
+    "magnet": ("batch-mean", "batch-none", "strided", "int32", "no-rows"),
     "margin_softmax": ("cosine-mean", "dot-none", "scale-0d", "scale-rows", "strided", "no-rows"),
     "nearest": ("cosine-same", "itself-any", "below-cosine", "strided", "no-columns"),
     "scores": ("logits", "learnable-dot", "strided", "no-rows"),
@@ -54,6 +55,7 @@ def recorders(device_for) -> Iterator[SimpleNamespace]:
     watched = {op: Recorder(registry.kernel(op, "cpu")) for op in registry.OPS if device_for(op, "cpu")}
     with (
         registry.substitute("contrast", "cpu", watched["contrast"]),
+        registry.substitute("magnet", "cpu", watched["magnet"]),
         registry.substitute("margin_softmax", "cpu", watched["margin_softmax"]),
         registry.substitute("nearest", "cpu", watched["nearest"]),
         registry.substitute("scores", "cpu", watched["scores"]),

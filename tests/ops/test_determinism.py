@@ -18,6 +18,10 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 def large(op: str, dtype: torch.dtype, similarity: str) -> Inputs:
     """Two chunks of columns, and work for 13 threads: csrc/common/threads.h gives one to every 5e5 multiply-adds."""
     g = torch.Generator().manual_seed(0)
+    if op == "magnet":
+        x = torch.randn(768, 512, generator=g, dtype=torch.float64)
+        clusters = {"clusters": torch.arange(768) % 12, "cluster_labels": torch.arange(12) % 4}
+        return cases.convert({"x": x, **clusters, "alpha": 3.0}, dtype)
     x, y = (torch.randn(rows, 41, generator=g, dtype=torch.float64) for rows in (67, 2311))
     target = torch.randint(2311, (67,), generator=g)
     inputs = {"x": x, "y": y, "similarity": similarity}

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 OUTPUTS = {
     ("contrast", "forward"): ("positive", "negative_lse"),
     ("contrast", "backward"): ("grad_x", "grad_y", "grad_scale", "grad_bias"),
+    ("magnet", "forward"): ("loss",),
+    ("magnet", "backward"): ("grad_x",),
     ("margin_softmax", "forward"): ("loss",),
     ("margin_softmax", "backward"): ("grad_x", "grad_y", "grad_scale", "grad_margin"),
     ("nearest", "forward"): ("similarity", "index"),
@@ -67,7 +69,13 @@ def disagreements(
         return cases.disagreements(cases.load(op), inputs, "cpu", torch.float32, exact=found.exact)
 
 
-CASE = {"contrast": "strided", "margin_softmax": "scale-rows", "nearest": "cosine-same", "scores": "learnable-cosine"}
+CASE = {
+    "contrast": "strided",
+    "magnet": "batch-none",
+    "margin_softmax": "scale-rows",
+    "nearest": "cosine-same",
+    "scores": "learnable-cosine",
+}
 
 
 @pytest.fixture(autouse=True)

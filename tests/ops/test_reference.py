@@ -107,7 +107,29 @@ def margin_softmax(inputs: Inputs) -> dict[str, Tensor]:
     return {"loss": values if reduction == "none" else values.sum() / (counted or 1 if reduction == "mean" else 1)}
 
 
-BY_HAND = {"contrast": contrast, "margin_softmax": margin_softmax, "nearest": nearest, "scores": scores}
+def magnet(inputs: Inputs) -> dict[str, Tensor]:
+    x, clusters, labels = inputs["x"].numpy(), inputs["clusters"].tolist(), inputs["cluster_labels"].tolist()
+    means = [sum(row for row, own in zip(x, clusters) if own == m) / clusters.count(m) for m in range(len(labels))]
+    distances = [[math.fsum((row - mean) ** 2) for mean in means] for row in x]
+    own = [of_row[m] for of_row, m in zip(distances, clusters)]
+    variance = max(math.fsum(own) / max(len(x) - 1, 1), inputs.get("variance_floor", 1e-4))
+    losses = []
+    for of_row, m, d in zip(distances, clusters, own):
+        others = math.fsum(
+            math.exp(-other / (2 * variance)) for k, other in enumerate(of_row) if labels[k] != labels[m]
+        )
+        losses.append(max(0.0, inputs["alpha"] + d / (2 * variance) + math.log(others)) if others else 0.0)
+    values, reduction = torch.tensor(losses, dtype=torch.float64), inputs.get("reduction", "mean")
+    return {"loss": values if reduction == "none" else values.sum() / (len(x) or 1 if reduction == "mean" else 1)}
+
+
+BY_HAND = {
+    "contrast": contrast,
+    "magnet": magnet,
+    "margin_softmax": margin_softmax,
+    "nearest": nearest,
+    "scores": scores,
+}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 // All pairs between a few rows and a few columns, straight from where they lie: nothing is packed.
 #pragma once
 
-#include "../common/transpose.h"
+#include "transpose.h"
 
 namespace fused_margins {
 namespace FM_ISA {

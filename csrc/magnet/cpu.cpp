@@ -1,0 +1,210 @@
+// magnet on a CPU: the clusters' means, all distances from them, the loss; and its gradient, in one call each.
+//
+// There are few clusters: rows are compared with all means pair by pair, and each distance is a sum of squared
+// differences. Every sum over rows runs in their order. Clusters are checked before anything is computed.
+#include "cpu.h"
+
+#include "../common/checks.h"
+#include "../common/pairs.h"
+#include "../common/scratch.h"
+
+namespace fused_margins {
+namespace FM_ISA {
+namespace {
+
+template <class T>
+constexpr T none = -std::numeric_limits<T>::infinity();
+
+template <class T>
+class Magnet {
+ public:
+  Magnet(const MagnetInputs& in, void* saved)
+      : in_(in),
+        rows_(in.x.rows),
+        clusters_(in.num_clusters),
+        width_(in.x.width),
+        stride_(round_up(width_, 16)),
+        means_(static_cast<T*>(saved)),
+        distances_(means_ + clusters_ * stride_),
+        others_(distances_ + rows_ * clusters_),
+        variance_(others_ + rows_),
+        counts_(clusters_),
+        x_(rows_ * stride_),
+        threads_(thread_count(2.0 * double(rows_) * double(clusters_) * double(width_))) {
+    std::fill(counts_.get(), counts_.get() + clusters_, T(0));
+    for (int64_t i = 0; i < rows_; ++i) {
+      const int64_t m = in_.clusters[i];
+      if (m < 0 || m >= clusters_)
+        throw std::out_of_range("clusters: expected values in [0, " + std::to_string(clusters_) + "), got " +
+                                std::to_string(m) + " in row " + std::to_string(i));
+      ++counts_[m];
+    }
+    for (int64_t m = 0; m < clusters_; ++m)
+      if (counts_[m] == 0)
+        throw std::invalid_argument("clusters: every one of the " + std::to_string(clusters_) +
+                                    " clusters needs a member, cluster " + std::to_string(m) + " has none");
+  }
+
+  void forward(void* out) {
+    constexpr int64_t block = 16;  // rows of a task
+    Scratch<const T*> pointers(threads_, block + clusters_);
+#pragma omp parallel num_threads(threads_)
+    {
+      load_rows();
+      average();
+      const T **rows = pointers.mine(), **means = rows + block;
+      for (int64_t m = 0; m < clusters_; ++m) means[m] = means_ + m * stride_;
+#pragma omp for schedule(static)
+      for (int64_t first = 0; first < rows_; first += block) {
+        const int64_t count = std::min(block, rows_ - first);
+        for (int64_t r = 0; r < count; ++r) rows[r] = row(first + r);
+        all_pairs(rows, count, means, clusters_, width_, true, false, distances_ + first * clusters_, clusters_);
+      }
+    }
+    T sum = 0;
+    for (int64_t i = 0; i < rows_; ++i) sum += own(i);
+    const T variance = sum / T(std::max<int64_t>(rows_ - 1, 1)), floor = T(in_.variance_floor);
+    variance_[0] = variance < floor ? floor : variance;
+    variance_[1] = !(variance < floor);
+    T* loss = static_cast<T*>(out);
+    T total = 0;
+    for (int64_t i = 0; i < rows_; ++i) {
+      const T s = 1 / (2 * variance_[0]);
+      T nearest = none<T>, weight = 0;
+      for (int64_t m = 0; m < clusters_; ++m)
+        if (other_class(i, m)) nearest = std::max(nearest, -s * distance(i, m));
+      for (int64_t m = 0; m < clusters_; ++m)
+        if (other_class(i, m)) weight += exponential(-s * distance(i, m) - nearest);
+      others_[i] = nearest == none<T> ? none<T> : nearest + std::log(weight);
+      const T value = hinge(i);
+      if (in_.reduction == Reduction::none)
+        loss[i] = value > 0 || std::isnan(value) ? value : T(0);
+      else
+        total += value > 0 || std::isnan(value) ? value : T(0);
+    }
+    if (in_.reduction != Reduction::none) loss[0] = total / divisor();
+  }
+
+  void backward(const void* grad_loss, void* grad_x) {
+    const T* grad = static_cast<const T*>(grad_loss);
+    const T s = 1 / (2 * variance_[0]);
+    // dL / d distance (rows, clusters) by halves: for -2 (x - mean); and of each row their sum.
+    const int64_t padded = round_up(clusters_, 3 * ROW_QUANTUM);
+    Buffer<T> c(round_up(rows_, TILE_ROWS) * padded), sums(rows_);
+    T of_scale = 0;
+    for (int64_t i = 0; i < rows_; ++i) {
+      const T g = hinge(i) > 0 ? grad[in_.reduction == Reduction::none ? i : 0] / divisor() : T(0);
+      T* of_row = c.get() + i * padded;
+      std::fill(of_row, of_row + padded, T(0));
+      T along = 0;
+      for (int64_t m = 0; g != 0 && m < clusters_; ++m) {
+        if (!other_class(i, m)) continue;
+        const T q = exponential(-s * distance(i, m) - others_[i]);
+        along += q * distance(i, m);
+        of_row[m] = -g * s * q;
+      }
+      of_row[in_.clusters[i]] = g * s;
+      if (g != 0) of_scale += g * (own(i) - along);
+    }
+    // Through the variance every row's own distance counts for all.
+    const T shared =
+        variance_[1] == 0 ? T(0) : -of_scale / (2 * variance_[0] * variance_[0]) / T(std::max<int64_t>(rows_ - 1, 1));
+    Buffer<T> cluster_sums(clusters_), pull(round_up(clusters_, TILE_ROWS) * stride_);
+    std::fill(cluster_sums.get(), cluster_sums.get() + clusters_, T(0));
+    for (int64_t i = 0; i < rows_; ++i) {
+      T* of_row = c.get() + i * padded;
+      of_row[in_.clusters[i]] += shared;
+      sums[i] = 0;
+      for (int64_t m = 0; m < clusters_; ++m) {
+        sums[i] += of_row[m];
+        cluster_sums[m] += of_row[m];
+      }
+    }
+    constexpr int64_t wide = TILE_COLUMNS<T>, block = 4 * TILE_ROWS;
+    Scratch<T> scratch(threads_, block * stride_);
+#pragma omp parallel num_threads(threads_)
+    {
+      load_rows();
+      // What each mean is pulled by, (clusters, width): c^T x - (sum of c) mean, divided among its members.
+#pragma omp for schedule(static)
+      for (int64_t d = 0; d < stride_; d += wide) {
+        const int64_t count = std::min(wide, stride_ - d);
+        panel_product<T, Left::contiguous_rows>(c.get(), padded, clusters_, x_.get() + d, stride_, count, rows_,
+                                                pull.get() + d, stride_, false);
+        for (int64_t m = 0; m < clusters_; ++m)
+          for (int64_t e = d; e < d + count; ++e)
+            pull[m * stride_ + e] = (pull[m * stride_ + e] - cluster_sums[m] * means_[m * stride_ + e]) / counts_[m];
+      }
+#pragma omp for schedule(static)
+      for (int64_t first = 0; first < rows_; first += block) {
+        const int64_t count = std::min(block, rows_ - first);
+        T* out = scratch.mine();
+        for (int64_t d = 0; d < stride_; d += wide)
+          panel_product<T, Left::contiguous_depth>(c.get() + first * padded, padded, count, means_ + d, stride_,
+                                                   std::min(wide, stride_ - d), clusters_, out + d, stride_, false);
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t i = first + r;
+          T* of_row = out + r * stride_;
+          const T *x = row(i), *of_mean = pull.get() + in_.clusters[i] * stride_, weight = sums[i];
+#pragma omp simd
+          for (int64_t d = 0; d < width_; ++d) of_row[d] = 2 * (weight * x[d] - of_row[d] - of_mean[d]);
+          store(grad_x, in_.x.dtype, i * width_, of_row, width_);
+        }
+      }
+    }
+  }
+
+ private:
+  const MagnetInputs& in_;
+  int64_t rows_, clusters_, width_, stride_;
+  T *means_, *distances_, *others_, *variance_;
+  Buffer<T> counts_, x_;  // (clusters,), (rows, stride)
+  int threads_;
+
+  const T* row(int64_t i) const { return x_.get() + i * stride_; }
+  T distance(int64_t i, int64_t m) const { return distances_[i * clusters_ + m]; }
+  T own(int64_t i) const { return distance(i, in_.clusters[i]); }
+  bool other_class(int64_t i, int64_t m) const { return in_.cluster_labels[m] != in_.cluster_labels[in_.clusters[i]]; }
+  // Above 0 where the row counts; -infinity where there is no other class.
+  T hinge(int64_t i) const { return T(in_.alpha) + own(i) / (2 * variance_[0]) + others_[i]; }
+  T divisor() const { return in_.reduction == Reduction::mean && rows_ ? T(rows_) : T(1); }
+
+  // In parallel: x in T, rows padded with zeros.
+  void load_rows() {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < rows_; ++i) {
+      T* to = x_.get() + i * stride_;
+      load_row(in_.x, i, to);
+      std::fill(to + width_, to + stride_, T(0));
+    }
+  }
+
+  // In parallel: the mean of each cluster.
+  void average() {
+    constexpr int64_t part = 64;
+#pragma omp for schedule(static)
+    for (int64_t d = 0; d < stride_; d += part) {
+      const int64_t count = std::min(part, stride_ - d);
+      for (int64_t m = 0; m < clusters_; ++m) std::fill_n(means_ + m * stride_ + d, count, T(0));
+      for (int64_t i = 0; i < rows_; ++i) add_scaled(means_ + in_.clusters[i] * stride_ + d, T(1), row(i) + d, count);
+      for (int64_t m = 0; m < clusters_; ++m)
+        scale(means_ + m * stride_ + d, 1 / counts_[m], means_ + m * stride_ + d, count);
+    }
+  }
+};
+
+}  // namespace
+
+void magnet_forward(const MagnetForward& args) {
+  args.in.x.dtype == DType::float64 ? Magnet<double>(args.in, args.saved).forward(args.loss)
+                                    : Magnet<float>(args.in, args.saved).forward(args.loss);
+}
+
+void magnet_backward(const MagnetBackward& args) {
+  void* saved = const_cast<void*>(args.saved);
+  args.in.x.dtype == DType::float64 ? Magnet<double>(args.in, saved).backward(args.grad_loss, args.grad_x)
+                                    : Magnet<float>(args.in, saved).backward(args.grad_loss, args.grad_x);
+}
+
+}  // namespace FM_ISA
+}  // namespace fused_margins

@@ -1,0 +1,108 @@
+"""Cases, error terms and costs of `magnet`; see `fused_margins.ops.cases`."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ..cases import Case, Inputs, Shape, largest
+from ..similarity import accumulation_dtype
+from .op import magnet
+
+OUTPUTS = ("loss",)
+DIFFERENTIABLE = ("x",)
+
+
+def run(inputs: Inputs, backend: str) -> dict[str, Tensor]:
+    return {"loss": magnet(**inputs, backend=backend)}
+
+
+def observed(outputs: dict[str, Tensor], inputs: Inputs, exact: bool) -> dict[str, Tensor]:
+    return outputs
+
+
+def _batch(
+    g: Generator, clusters: int = 6, members: int = 5, width: int = 19, classes: int = 3, **options: Any
+) -> Inputs:
+    """Clusters around points of their own; samples of a cluster lie apart in the batch."""
+    centres = torch.randn(clusters, width, generator=g, dtype=torch.float64)
+    index = torch.arange(clusters * members) % max(clusters, 1)
+    x = 0.7 * torch.randn(len(index), width, generator=g, dtype=torch.float64)
+    if clusters:
+        x = x + centres[index]
+    return {"x": x, "clusters": index, "cluster_labels": torch.arange(clusters) % classes, "alpha": 3.0} | options
+
+
+def _moved(inputs: Inputs, by: float) -> Inputs:
+    return inputs | {"x": inputs["x"] + by}
+
+
+def _strided(g: Generator) -> Inputs:
+    inputs = _batch(g, width=38)
+    return inputs | {"x": inputs["x"][:, ::2]}
+
+
+def _ragged(g: Generator) -> Inputs:
+    inputs = _batch(g)
+    return inputs | {"clusters": torch.tensor([0] * 11 + [1] + [2] * 3 + [3] * 9 + [4] + [5] * 5)}
+
+
+CASES = (
+    *(Case(f"batch-{r}", partial(_batch, reduction=r), "every reduction") for r in ("mean", "sum", "none")),
+    Case("one-class", partial(_batch, classes=1), "no other class: the loss is 0"),
+    Case("every-class-one-cluster", partial(_batch, classes=6), "no clusters of the same class"),
+    Case("ragged", _ragged, "clusters of all sizes, down to one sample"),
+    Case("closed", partial(_batch, alpha=-50.0), "no row counts", smooth=False),
+    Case("floor", partial(_batch, variance_floor=1e3), "a variance at its floor"),
+    Case("far-away", lambda g: _moved(_batch(g), 1000.0), "an expanded distance would cancel"),
+    Case("strided", _strided, "a view with gaps"),
+    Case(
+        "int32",
+        lambda g: {n: t.int() if n.startswith("cluster") else t for n, t in _batch(g).items()},
+        "32-bit labels",
+    ),
+    Case("wide", partial(_batch, members=20, width=131), "several blocks of rows and of the width"),
+    Case("no-rows", partial(_batch, clusters=0, members=0), "an empty batch"),
+)
+
+SHAPES = (
+    Shape("magnet_128", 48, 12, 128),
+    Shape("magnet_1024", 192, 12, 1024),
+    Shape("magnet_1024_64", 768, 12, 1024),
+)
+
+
+def make_benchmark(shape: Shape, dtype: torch.dtype, generator: Generator) -> Inputs:
+    inputs = _batch(generator, shape.columns, shape.rows // shape.columns, shape.width, classes=4, alpha=1.0)
+    return inputs | {"x": inputs["x"].to(dtype)}
+
+
+def multiply_adds(shape: Shape) -> int:
+    return 4 * shape.rows * shape.columns * shape.width
+
+
+def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
+    return 2 * shape.rows * shape.width * dtype.itemsize + shape.rows * 8
+
+
+def small_term(name: str, inputs: Inputs, dtype: torch.dtype) -> float:
+    """Four roundings of the largest logit, and for gradients of what the largest difference is multiplied by."""
+    x, clusters = inputs["x"], inputs["clusters"].long()
+    rows, num_clusters = x.shape[0], len(inputs["cluster_labels"])
+    eps = torch.finfo(accumulation_dtype(dtype)).eps
+    if not rows:
+        return eps
+    means = torch.stack([x[clusters == m].mean(0) for m in range(num_clusters)])
+    # A mean, and with it a difference, carries roundings of the coordinates as they are.
+    coordinate = largest(x)
+    distances = torch.cdist(x, means).square()
+    own = distances.gather(1, clusters[:, None])
+    variance = max(float(own.sum()) / max(rows - 1, 1), inputs.get("variance_floor", 1e-4))
+    difference = largest(x[:, None] - means)
+    logit = 1 + abs(inputs["alpha"]) + largest(distances) / variance * (1 + coordinate / max(difference, 1e-30))
+    total = rows if inputs.get("reduction", "mean") == "sum" else 1
+    each = 1 if inputs.get("reduction", "mean") != "mean" else 1 / rows
+    if name == "loss":
+        return 4 * eps * logit * total
+    return 4 * eps * logit * each * (difference + coordinate) / variance
