@@ -29,7 +29,11 @@ class Magnet {
         others_(distances_ + rows_ * clusters_),
         variance_(others_ + rows_),
         counts_(clusters_),
-        x_(rows_ * stride_),
+        as_it_is_(in.x.dtype == (sizeof(T) == 8 ? DType::float64 : DType::float32) && in.x.column_stride == 1 &&
+                  width_ == stride_),
+        copy_(as_it_is_ ? 0 : rows_ * stride_),
+        x_(as_it_is_ ? static_cast<const T*>(in.x.data) : copy_.get()),
+        x_stride_(as_it_is_ ? in.x.row_stride : stride_),
         threads_(thread_count(2.0 * double(rows_) * double(clusters_) * double(width_))) {
     std::fill(counts_.get(), counts_.get() + clusters_, T(0));
     for (int64_t i = 0; i < rows_; ++i) {
@@ -129,7 +133,7 @@ class Magnet {
 #pragma omp for schedule(static)
       for (int64_t d = 0; d < stride_; d += wide) {
         const int64_t count = std::min(wide, stride_ - d);
-        panel_product<T, Left::contiguous_rows>(c.get(), padded, clusters_, x_.get() + d, stride_, count, rows_,
+        panel_product<T, Left::contiguous_rows>(c.get(), padded, clusters_, x_ + d, x_stride_, count, rows_,
                                                 pull.get() + d, stride_, false);
         for (int64_t m = 0; m < clusters_; ++m)
           for (int64_t e = d; e < d + count; ++e)
@@ -158,10 +162,14 @@ class Magnet {
   const MagnetInputs& in_;
   int64_t rows_, clusters_, width_, stride_;
   T *means_, *distances_, *others_, *variance_;
-  Buffer<T> counts_, x_;  // (clusters,), (rows, stride)
+  Buffer<T> counts_;  // (clusters,)
+  bool as_it_is_;     // x is T in whole vectors
+  Buffer<T> copy_;    // of x, (rows, stride), where it is not
+  const T* x_;
+  int64_t x_stride_;
   int threads_;
 
-  const T* row(int64_t i) const { return x_.get() + i * stride_; }
+  const T* row(int64_t i) const { return x_ + i * x_stride_; }
   T distance(int64_t i, int64_t m) const { return distances_[i * clusters_ + m]; }
   T own(int64_t i) const { return distance(i, in_.clusters[i]); }
   bool other_class(int64_t i, int64_t m) const { return in_.cluster_labels[m] != in_.cluster_labels[in_.clusters[i]]; }
@@ -171,9 +179,10 @@ class Magnet {
 
   // In parallel: x in T, rows padded with zeros.
   void load_rows() {
+    if (as_it_is_) return;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows_; ++i) {
-      T* to = x_.get() + i * stride_;
+      T* to = copy_.get() + i * stride_;
       load_row(in_.x, i, to);
       std::fill(to + width_, to + stride_, T(0));
     }
