@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint format bench tables clean
+.PHONY: demo test lint format bench tables growth sanitize aarch64 clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
@@ -29,6 +29,20 @@ bench: $(VENV)/installed-bench
 
 tables: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.tables
+
+# The kernels without Python, under AddressSanitizer, UndefinedBehaviorSanitizer and valgrind.
+sanitize:
+	$(PYTHON) tests/native/run.py
+
+# The same sources for 64-bit ARM: needs g++-aarch64-linux-gnu, and qemu-user to run what it builds.
+AARCH64 ?= aarch64-linux-gnu-g++
+aarch64:
+	mkdir -p build/aarch64
+	for op in $$(ls csrc/*/cpu.cpp); do \
+	  $(AARCH64) -std=c++17 -O2 -Wall -Wextra -Werror -Wno-psabi -fopenmp -DFM_ISA=baseline -c $$op -o build/aarch64/$$(basename $$(dirname $$op)).o || exit 1; \
+	done
+	$(AARCH64) -std=c++17 -O2 -Wall -Wextra -Werror -Wno-psabi -fopenmp -static csrc/common/isa.cpp tests/native/driver.cpp build/aarch64/*.o -o build/aarch64/driver
+	if command -v qemu-aarch64 > /dev/null; then qemu-aarch64 build/aarch64/driver few; fi
 
 $(VENV)/installed-%: $(BUILT_FROM)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)

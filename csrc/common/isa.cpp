@@ -9,6 +9,9 @@
 #endif
 #ifdef _OPENMP
 #include <omp.h>
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 #endif
 
 #include <cstdlib>
@@ -73,9 +76,21 @@ Isa isa() {
   return value;
 }
 
+namespace {
+
+#if defined(_OPENMP) && (defined(__unix__) || defined(__APPLE__))
+// A fork copies one thread: the runtime's others, which the child would wait for, stay with the parent.
+bool forked = false;
+const int fork_is_watched = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#else
+constexpr bool forked = false;
+#endif
+
+}  // namespace
+
 int max_threads() {
 #ifdef _OPENMP
-  return omp_get_max_threads();
+  return forked ? 1 : omp_get_max_threads();
 #else
   return 1;
 #endif

@@ -11,7 +11,7 @@ namespace fused_margins {
 enum class Isa { baseline, v3, v4, amx };  // amx: v4 and the matrix unit
 
 Isa isa();               // chosen once, at first use
-int max_threads();       // that a kernel may use when called from the present thread
+int max_threads();       // that a kernel may use when called from the present thread; 1 in a forked child
 const char* isa_name();  // "baseline", "x86-64-v3", "x86-64-v4", "x86-64-v4 with AMX"
 
 }  // namespace fused_margins

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "isa.h"
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -11,14 +13,9 @@ namespace fused_margins {
 namespace FM_ISA {
 
 inline int thread_count(double multiply_adds) {
-#ifdef _OPENMP
   const double worthwhile = multiply_adds / 5e5;  // waking a thread costs a few microseconds, this about ten
-  const int most = omp_get_max_threads();
+  const int most = max_threads();
   return worthwhile < 1 ? 1 : worthwhile < most ? int(worthwhile) : most;
-#else
-  (void)multiply_adds;
-  return 1;
-#endif
 }
 
 inline int thread_index() {

@@ -63,7 +63,8 @@ void forward(const ContrastForward& args) {
   const int64_t block_size = products.block_size(std::min(BLOCK, p.columns));
   Buffer<T> columns(chunk * block_size), own(chunk * (BLOCK + SPARE) * side.stride);
   Buffer<typename Side::Sums> sums(chunk * panels);
-  T *inverse_sum = mean + round_up(p.rows, 4) * padded, *along = inverse_sum + p.rows;  // used where there is a mean
+  T* inverse_sum = mean ? mean + round_up(p.rows, 4) * padded : nullptr;
+  T* along = mean ? inverse_sum + p.rows : nullptr;
   Buffer<std::pair<T, T>> factors(chunk * p.rows);
   Buffer<LogSum<T>> total(p.rows);
   Scratch<T> scratch(threads, std::max({products.scratch_size(), ROW_TASK * Side::WIDE, 2 * p.width}));

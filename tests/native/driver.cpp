@@ -1,0 +1,234 @@
+// Calls every kernel without Python, in heap blocks of exactly the size that its header states: for AddressSanitizer,
+// UndefinedBehaviorSanitizer and valgrind, which then see every access beyond. tests/native/run.py builds and runs it.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../../csrc/contrast/cpu.h"
+#include "../../csrc/magnet/cpu.h"
+#include "../../csrc/margin_softmax/cpu.h"
+#include "../../csrc/nearest/cpu.h"
+#include "../../csrc/scores/cpu.h"
+
+using namespace fused_margins;
+
+namespace {
+
+std::mt19937 random_bits(1);
+int calls = 0;
+
+// Exactly `bytes` on the heap, uninitialised.
+struct Block {
+  std::unique_ptr<char[]> data;
+  explicit Block(int64_t bytes) : data(new char[size_t(bytes)]) {}
+  void* get() const { return data.get(); }
+};
+
+// Random numbers of a dtype.
+Block numbers(int64_t count, DType dtype) {
+  Block block(count * element_bytes(dtype));
+  std::normal_distribution<float> normal;
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = normal(random_bits);
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if (dtype == DType::float64) static_cast<double*>(block.get())[i] = value;
+    if (dtype == DType::float32) static_cast<float*>(block.get())[i] = value;
+    if (dtype == DType::bfloat16) static_cast<uint16_t*>(block.get())[i] = uint16_t(bits >> 16);
+    if (dtype == DType::float16) static_cast<uint16_t*>(block.get())[i] = uint16_t(0x3800 | (bits & 0x83ff));
+  }
+  return block;
+}
+
+std::vector<int64_t> labels(int64_t count, int64_t classes) {
+  std::vector<int64_t> values(static_cast<size_t>(count));
+  for (int64_t& v : values) v = classes ? int64_t(random_bits() % uint64_t(classes)) : 0;
+  return values;
+}
+
+struct Sizes {
+  int64_t rows, columns, width;
+};
+
+struct Problem {
+  Sizes s;
+  DType dtype, wide;
+  Block x, y, scale, bias, margin, of_rows, of_rows_too;
+  Matrix x_matrix, y_matrix;
+  std::vector<int64_t> target, row_labels, column_labels, self;
+
+  Problem(Sizes sizes, DType d)
+      : s(sizes),
+        dtype(d),
+        wide(d == DType::float64 ? DType::float64 : DType::float32),
+        x(numbers(s.rows * s.width, d)),
+        y(numbers(s.columns * s.width, d)),
+        scale(numbers(s.rows, wide)),
+        bias(numbers(s.columns, wide)),
+        margin(numbers(s.rows, wide)),
+        of_rows(numbers(s.rows, wide)),
+        of_rows_too(numbers(s.rows, wide)),
+        x_matrix{x.get(), s.rows, s.width, s.width, 1, d},
+        y_matrix{y.get(), s.columns, s.width, s.width, 1, d},
+        target(labels(s.rows, s.columns)),
+        row_labels(labels(s.rows, 5)),
+        column_labels(labels(s.columns, 5)),
+        self(labels(s.rows, s.columns)) {
+    for (int64_t i = 0; i < s.rows; ++i) {
+      if (wide == DType::float64)
+        static_cast<double*>(scale.get())[i] = 1 + i % 7;
+      else
+        static_cast<float*>(scale.get())[i] = float(1 + i % 7);
+      if (i % 4 == 3 || !s.columns) target[size_t(i)] = -1;
+      if (!s.columns) self[size_t(i)] = -1;
+    }
+  }
+  Block out(int64_t count) const { return Block(count * element_bytes(wide)); }
+  Block like_x(int64_t count) const { return Block(count * element_bytes(dtype)); }
+};
+
+constexpr Similarity similarities[] = {Similarity::cosine, Similarity::dot, Similarity::negative_squared_euclidean};
+constexpr Relation relations[] = {Relation::different, Relation::same, Relation::any};
+constexpr Reduction reductions[] = {Reduction::mean, Reduction::sum, Reduction::none};
+
+void contrast(const Problem& p) {
+  const auto [rows, columns, width] = p.s;
+  for (Similarity similarity : similarities)
+    for (Relation relation : relations)
+      for (int variant = 0; variant < 4; ++variant) {
+        const bool labelled = variant & 1, with_bias = variant & 2;
+        const ContrastInputs in{p.x_matrix,
+                                p.y_matrix,
+                                p.scale.get(),
+                                true,
+                                with_bias ? p.bias.get() : nullptr,
+                                p.target.data(),
+                                labelled ? p.row_labels.data() : nullptr,
+                                labelled ? p.column_labels.data() : nullptr,
+                                labelled ? p.self.data() : nullptr,
+                                similarity,
+                                relation,
+                                -1};
+        const int64_t blocks = (columns + CONTRAST_BLOCK - 1) / CONTRAST_BLOCK, kept_blocks = variant % 2 ? blocks : 0;
+        const Block positive = p.out(rows), lse = p.out(rows), mean = p.out(contrast_mean_size(rows, width)),
+                    kept = p.out(contrast_kept_size(rows, columns, kept_blocks));
+        contrast_forward({in, false, positive.get(), lse.get(), mean.get(), kept.get(), kept_blocks});
+        const Block grad_x = p.like_x(rows * width), grad_y = p.like_x(columns * width), grad_scale = p.out(rows),
+                    grad_bias = p.out(columns);
+        contrast_backward({in, false, p.of_rows.get(), p.of_rows_too.get(), lse.get(), mean.get(), kept.get(),
+                           kept_blocks, grad_x.get(), grad_y.get(), grad_scale.get(), grad_bias.get()});
+        contrast_forward({in, true, positive.get(), lse.get(), nullptr, kept.get(), kept_blocks});
+        calls += 3;
+      }
+}
+
+void margin_softmax(const Problem& p) {
+  const auto [rows, columns, width] = p.s;
+  for (Similarity similarity : similarities)
+    for (Reduction reduction : reductions) {
+      const int64_t kept_blocks = reduction == Reduction::sum ? 0 : (columns + CONTRAST_BLOCK - 1) / CONTRAST_BLOCK;
+      const MarginSoftmaxInputs in{p.x_matrix, p.y_matrix, p.scale.get(), true, p.margin.get(), true, p.target.data(),
+                                   similarity, -1,         reduction,     true, kept_blocks};
+      const Block loss = p.out(reduction == Reduction::none ? rows : 1),
+                  saved = p.out(contrast_kept_size(rows, columns, kept_blocks) + contrast_mean_size(rows, width) +
+                                2 * rows);
+      margin_softmax_forward({in, loss.get(), saved.get()});
+      const Block grad_x = p.like_x(rows * width), grad_y = p.like_x(columns * width), grad_scale = p.out(rows),
+                  grad_margin = p.out(rows);
+      margin_softmax_backward(
+          {in, loss.get(), saved.get(), grad_x.get(), grad_y.get(), grad_scale.get(), grad_margin.get()});
+      calls += 2;
+    }
+}
+
+void nearest(const Problem& p) {
+  const auto [rows, columns, width] = p.s;
+  for (Similarity similarity : similarities)
+    for (Relation relation : relations)
+      for (int64_t k : {1, 4}) {
+        const Block best = p.out(rows * k);
+        std::vector<int64_t> index(static_cast<size_t>(rows * k));
+        nearest_forward({p.x_matrix, p.y_matrix, p.row_labels.data(), p.column_labels.data(), p.self.data(),
+                         k == 1 ? nullptr : p.of_rows.get(), similarity, relation, k, best.get(), index.data()});
+        ++calls;
+      }
+}
+
+void scores(const Problem& p) {
+  const auto [rows, columns, width] = p.s;
+  for (Similarity similarity : similarities) {
+    const ScoresInputs in{p.x_matrix,     p.y_matrix, p.scale.get(),   true,       p.bias.get(),
+                          p.margin.get(), true,       p.target.data(), similarity, -1};
+    const Block out = p.like_x(rows * columns);
+    scores_forward({in, out.get()});
+    const Block grad_x = p.like_x(rows * width), grad_y = p.like_x(columns * width), grad_scale = p.out(rows),
+                grad_bias = p.out(columns), grad_margin = p.out(rows);
+    scores_backward({in, out.get(), grad_x.get(), grad_y.get(), grad_scale.get(), grad_bias.get(), grad_margin.get()});
+    calls += 2;
+  }
+}
+
+void magnet(const Problem& p) {
+  const auto [rows, columns, width] = p.s;
+  const int64_t clusters = rows < 3 ? rows : 3;
+  std::vector<int64_t> of_row(static_cast<size_t>(rows)), of_cluster{0, 1, 0};
+  for (int64_t i = 0; i < rows; ++i) of_row[size_t(i)] = i % clusters;
+  for (Reduction reduction : reductions) {
+    const MagnetInputs in{p.x_matrix, clusters, of_row.data(), of_cluster.data(), 1.0, 1e-4, reduction};
+    const Block loss = p.out(reduction == Reduction::none ? rows : 1),
+                saved = p.out(magnet_saved_size(rows, clusters, width)), grad_x = p.like_x(rows * width);
+    magnet_forward({in, loss.get(), saved.get()});
+    magnet_backward({in, loss.get(), saved.get(), grad_x.get()});
+    calls += 2;
+  }
+}
+
+// Faults on purpose, to see that each is caught.
+int fault(const std::string& kind) {
+  if (kind == "overrun") {
+    const Problem p({3, 5, 7}, DType::float32);
+    const Block positive = p.out(3), lse = p.out(3), kept = p.out(contrast_kept_size(3, 5, 0) - 1);
+    contrast_forward({{p.x_matrix, p.y_matrix, p.scale.get(), true, nullptr, p.target.data(), nullptr, nullptr, nullptr,
+                       Similarity::cosine, Relation::different, -1},
+                      false,
+                      positive.get(),
+                      lse.get(),
+                      nullptr,
+                      kept.get(),
+                      0});
+  } else if (kind == "overflow") {
+    volatile int largest = 2147483647;
+    largest = largest + 1;
+  } else if (kind == "uninitialised") {
+    const Block block(4);
+    if (*static_cast<int*>(block.get()) == 12345) std::puts("by luck");
+  } else {
+    throw std::invalid_argument("fault: expected overrun, overflow or uninitialised, got " + kind);
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count > 2 && std::string(arguments[1]) == "fault") return fault(arguments[2]);
+  const bool few = count > 1 && std::string(arguments[1]) == "few";
+  std::vector<Sizes> sizes{{1, 1, 1}, {5, 3, 7}, {13, 50, 33}, {0, 4, 3}, {3, 0, 5}, {4, 6, 0}};
+  if (!few) sizes.insert(sizes.end(), {{37, 53, 19}, {33, 17, 64}, {70, 401, 40}, {300, 9, 16}, {2, 2100, 3}});
+  for (const Sizes& s : sizes)
+    for (DType dtype : {DType::float64, DType::float32, DType::bfloat16, DType::float16}) {
+      const Problem p(s, dtype);
+      contrast(p);
+      margin_softmax(p);
+      nearest(p);
+      scores(p);
+      magnet(p);
+    }
+  std::printf("%s: %d calls\n", isa_name(), calls);
+}
