@@ -24,6 +24,7 @@ format: $(VENV)/installed-lint
 	$(BIN)/clang-format -i $$(find csrc -name '*.h' -o -name '*.cpp')
 
 bench: $(VENV)/installed-bench
+	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,iqr,rounds --threads 1 $(BENCH_ARGS)
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,iqr,rounds $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.tables
 

@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
+import torch
 
 from . import results
 from .machine import RunsWith, this_machine
@@ -23,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fused-margins benchmarks")
     group.addoption("--large", action="store_true", help="also the rows that take minutes or gigabytes")
     group.addoption("--seconds", type=float, default=0.3, help="time for each contestant's turns (default 0.3)")
+    group.addoption("--threads", type=int, help="that torch, and so everybody, may use (default: torch's own choice)")
     group.addoption("--results", type=Path, default=results.FOLDER, help="folder of the results files")
     group.addoption("--dry-run", action="store_true", help="measure and compare, store nothing")
     text = "leave out a contestant (torch.compile takes seconds to compile) or the memory; nothing is stored then"
@@ -30,6 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--threads"):
+        torch.set_num_threads(config.getoption("--threads"))
     # Inductor imports torch.utils.mkldnn, which still uses what torch itself has deprecated.
     config.addinivalue_line("filterwarnings", r"ignore:`torch\.jit\.script_method`:DeprecationWarning")
 

@@ -27,8 +27,10 @@ class Machine(BaseModel):
 
     @property
     def kind(self) -> str:
-        """The name of its results file, such as cpu-amd-epyc-2t."""
-        return f"cpu-{re.sub(r'[^a-z0-9]+', '-', self.processor.lower()).strip('-')}-{self.threads}t"
+        """The name of its results file, such as cpu-amd-epyc-x86-64-v4-2t."""
+        # Virtual machines give processors of several kinds one name: the instruction set tells some of them apart.
+        name = f"{self.processor} {self.instruction_set}".lower()
+        return f"cpu-{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}-{self.threads}t"
 
     def __str__(self) -> str:
         return f"{self.processor}, {self.threads} of {self.cpus} CPUs, kernels for {self.instruction_set}"

@@ -317,7 +317,7 @@ def row_result(size: str = "2 x 3", **changes: Any) -> RowResult:
 
 def test_a_row_measured_again_takes_the_place_of_the_old(tmp_path: Path) -> None:
     path = results.store(tmp_path, MACHINE, row_result("2 x 3"))
-    assert path.name == "cpu-some-cpu-r-9-2t.json"
+    assert path.name == "cpu-some-cpu-r-9-v3-2t.json"
     results.store(tmp_path, MACHINE, row_result("4 x 5"))
     results.store(tmp_path, MACHINE, row_result("2 x 3", runs_with=WITH.model_copy(update={"commit": "def"})))
     assert [(r.size, r.runs_with.commit) for r in results.read(path).rows] == [("2 x 3", "def"), ("4 x 5", "abc")]
@@ -336,7 +336,7 @@ def test_a_damaged_results_file_is_named_and_left_alone(tmp_path: Path) -> None:
     path = results.store(tmp_path, MACHINE, row_result())
     path.write_text(path.read_text()[:-20])
     before = path.read_bytes()
-    with pytest.raises(ResultsError, match=r"cpu-some-cpu-r-9-2t\.json: not a results file"):
+    with pytest.raises(ResultsError, match=r"cpu-some-cpu-r-9-v3-2t\.json: not a results file"):
         results.store(tmp_path, MACHINE, row_result())
     assert path.read_bytes() == before
 

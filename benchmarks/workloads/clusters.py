@@ -122,6 +122,20 @@ def _search(inputs: Inputs) -> Inputs:
     }
 
 
+def _search_all(inputs: Inputs) -> Inputs:
+    x, y = inputs["embeddings"], inputs["centroids"]
+    labels = {
+        "row_labels": torch.zeros(len(x), dtype=torch.int64),
+        "column_labels": torch.zeros(len(y), dtype=torch.int64),
+    }
+    return {"x": x, "y": y, "self_index": None, "similarity": EUCLIDEAN, "relation": "any"} | labels
+
+
+def _any_nearest(inputs: Inputs, backend: str) -> Step:
+    search = _search_all(inputs)
+    return lambda: {"index": nearest(**search, backend=backend)[1][:, 0]}
+
+
 WORKLOADS = (
     Workload(
         "cluster_distances",
@@ -160,5 +174,27 @@ WORKLOADS = (
             *ours(_our_nearest, lambda inputs: _problem("nearest", inputs), euclidean_differences),
         ),
         judge_choice(_search),
+    ),
+    Workload(
+        "nearest_of_all",
+        "Nearest of all centres, Euclidean, no gradient",
+        "B x D x K",
+        (Size("index", "100000 x 128 x 2000", lambda dtype, g: _points(100_000, 128, 2_000, dtype, g)),),
+        (torch.float32,),
+        (
+            Contestant(
+                "eager",
+                lambda inputs: _choice(
+                    lambda embeddings, centroids: torch.cdist(embeddings, centroids).argmin(1), inputs
+                ),
+                note="torch.cdist, argmin",
+            ),
+            *ours(
+                lambda inputs, backend: _any_nearest(inputs, backend),
+                lambda inputs: _problem("nearest", inputs),
+                euclidean_differences,
+            ),
+        ),
+        judge_choice(_search_all),
     ),
 )

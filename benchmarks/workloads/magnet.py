@@ -13,7 +13,7 @@ from ..gate import judge_loss
 from ..workload import Contestant, Inputs, Size, Step, Workload, compiled, forward_backward, ours
 
 ALPHA, VARIANCE_FLOOR = 1.0, 1e-4
-SHAPES = ((12, 4, 128), (12, 16, 1024))
+SHAPES = ((12, 4, 128), (12, 16, 1024), (12, 64, 1024))
 CLUSTERS_PER_CLASS = 3
 
 
@@ -58,7 +58,7 @@ def _our_step(inputs: Inputs, backend: str) -> Step:
 
 def _problem(inputs: Inputs) -> Problem:
     x = inputs["embeddings"]
-    return Problem("contrast", x.device.type, x.dtype, x.shape[0], len(inputs["cluster_labels"]), x.shape[1])
+    return Problem("magnet", x.device.type, x.dtype, x.shape[0], len(inputs["cluster_labels"]), x.shape[1])
 
 
 WORKLOADS = (

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from fused_margins.functional import margin_softmax_loss
+from fused_margins.ops import registry
 from fused_margins.ops.registry import Problem
 
 from ..gate import judge_loss
@@ -68,7 +69,21 @@ def _our_step(inputs: Inputs, backend: str) -> Step:
 
 def _problem(inputs: Inputs) -> Problem:
     x, y = inputs["embeddings"], inputs["weight"]
-    return Problem("contrast", x.device.type, x.dtype, x.shape[0], y.shape[0], x.shape[1])
+    return Problem("margin_softmax", x.device.type, x.dtype, x.shape[0], y.shape[0], x.shape[1])
+
+
+def _without_memory(inputs: Inputs) -> Step:
+    step = _our_step(inputs, "cpu")
+
+    def within_nothing() -> Outputs:
+        before = registry.memory_budget()
+        registry.set_memory_budget(0)
+        try:
+            return step()
+        finally:
+            registry.set_memory_budget(before)
+
+    return within_nothing
 
 
 def _linear_cross_entropy(inputs: Inputs) -> Step:
@@ -121,6 +136,13 @@ ADDITIVE = (
         note="pytorch-metric-learning as it comes",
     ),
     *ours(_our_step, _problem),
+    Contestant(
+        "cpu, no memory",
+        _without_memory,
+        note="ours with a memory budget of 0: softmax weights are computed twice",
+        backend="cpu",
+        refuses=lambda inputs: registry.refusal(registry.BACKENDS[0], _problem(inputs)),
+    ),
 )
 ANGULAR = (
     *_usual(eager_angular),

@@ -8,7 +8,7 @@ from pytorch_metric_learning import losses as metric_losses
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from fused_margins.functional import mine_positives
+from fused_margins.functional import mine_negatives, mine_positives
 from fused_margins.losses import EasyPositiveTripletLoss
 from fused_margins.ops.registry import Problem
 
@@ -27,7 +27,7 @@ from ..workload import (
 )
 
 MARGIN = 0.2  # of squared distances
-SHAPES = ((512, 128, 4), (2048, 512, 16))
+SHAPES = ((512, 128, 4), (2048, 512, 16), (8192, 128, 4), (8192, 512, 64))
 
 
 def _size(rows: int, width: int, per_class: int) -> Size:
@@ -42,6 +42,7 @@ def _size(rows: int, width: int, per_class: int) -> Size:
 
 
 SIZES = tuple(_size(*shape) for shape in SHAPES)
+NEGATIVE_SIZE = _size(8192, 512, 4)
 
 
 def _problem(inputs: Inputs) -> Problem:
@@ -98,6 +99,15 @@ def _metric_learning_miner(inputs: Inputs) -> Step:
         return {"index": torch.full_like(labels, -1).scatter(0, anchor, positive)}
 
     return step
+
+
+def _search_negatives(inputs: Inputs) -> Inputs:
+    return _search(inputs) | {"relation": "different"}
+
+
+def eager_negatives(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    x = F.normalize(embeddings)
+    return tuple((x @ x.T).masked_fill_(labels[:, None] == labels, -torch.inf).max(1))  # type: ignore[return-value]
 
 
 def _choice(function: Callable[..., tuple[Tensor, Tensor]], inputs: Inputs) -> Step:
@@ -169,10 +179,28 @@ WORKLOADS = (
         judge_choice(_search),
     ),
     Workload(
+        "hardest_negatives",
+        "Hardest negatives within a batch, cosine, no gradient",
+        "B x D x samples a class",
+        (NEGATIVE_SIZE,),
+        (torch.float32,),
+        (
+            Contestant("eager", lambda inputs: _choice(eager_negatives, inputs)),
+            Contestant("torch.compile", lambda inputs: _choice(compiled(eager_negatives), inputs), "of the eager code"),
+            *ours(
+                lambda inputs, backend: _choice(
+                    lambda **arguments: mine_negatives(**arguments, backend=backend), inputs
+                ),
+                _problem,
+            ),
+        ),
+        judge_choice(_search_negatives),
+    ),
+    Workload(
         "easy_positive_triplet",
         "Triplet loss on easy positives and hard negatives: loss and gradient",
         "B x D x samples a class",
-        SIZES,
+        SIZES[:2],
         (torch.float32,),
         TRIPLET,
         # Against the eager code in float64: the reference would take minutes.
