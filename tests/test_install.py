@@ -76,7 +76,7 @@ except RuntimeError as error:
     assert result.stderr.count("RuntimeWarning") == 1
     assert "without the C++ kernels: no C++ compiler found (looked for g++)" in result.stderr
     assert "* reference" in result.stdout
-    assert "backend 'cpu' cannot run this contrast: no C++ compiler found" in result.stdout
+    assert "backend 'cpu' cannot run this margin_softmax: no C++ compiler found" in result.stdout
 
 
 def test_a_declined_build_does_not_warn(tmp_path):

@@ -207,12 +207,12 @@ def test_a_run_that_diverges_can_be_looked_at_and_resumed(tmp_path, capsys):
 def test_doctor_and_parity_find_a_backend_that_returns_nan(tmp_path):
     if "cpu" not in doctor.available_backends("cpu"):
         pytest.skip("the cpu backend is not built")
-    right = registry.kernel("contrast", "cpu")
+    right = registry.kernel("margin_softmax", "cpu")
 
     def forward(*args):
         return tuple(t * float("nan") for t in right.forward(*args))
 
-    with registry.substitute("contrast", "cpu", types.SimpleNamespace(forward=forward, backward=right.backward)):
+    with registry.substitute("margin_softmax", "cpu", types.SimpleNamespace(forward=forward, backward=right.backward)):
         assert main(["doctor"]) == 1
         assert main(["parity", "--steps", "2", "--output", str(tmp_path)]) == 1
 

@@ -52,13 +52,13 @@ def test_the_cpu_backend_agrees_with_the_reference(images, config, loss):
     assert max(s.gradient_difference for s in steps) <= TOLERANCE
 
 
-def _wrong_contrast(gradient_factor=1.0, added_similarity=0.0):
+def _wrong_kernel(gradient_factor=1.0, added_loss=0.0):
     """The C++ forward or backward, with a mistake."""
-    right = registry.kernel("contrast", "cpu")
+    right = registry.kernel("margin_softmax", "cpu")
 
     def forward(*args):
-        positive, negative_lse, *rest = right.forward(*args)
-        return (positive + added_similarity, negative_lse, *rest)
+        loss, *rest = right.forward(*args)
+        return (loss + added_loss, *rest)
 
     def backward(*args):
         grad_x, *rest = right.backward(*args)
@@ -72,14 +72,14 @@ def _wrong_contrast(gradient_factor=1.0, added_similarity=0.0):
     ("wrong", "field"),
     [
         ({"gradient_factor": 1.01}, "gradient_difference"),
-        ({"added_similarity": 0.01}, "loss_difference"),
+        ({"added_loss": 0.01}, "loss_difference"),
         ({"gradient_factor": math.nan}, "gradient_difference"),
-        ({"added_similarity": math.nan}, "loss_difference"),
+        ({"added_loss": math.nan}, "loss_difference"),
     ],
 )
 def test_a_wrong_backend_is_caught(images, config, wrong, field):
     parity = Parity(config, images, ("reference", "cpu"))
-    with registry.substitute("contrast", "cpu", _wrong_contrast(**wrong)):
+    with registry.substitute("margin_softmax", "cpu", _wrong_kernel(**wrong)):
         steps = list(parity.steps(3))
     assert steps
     assert all(getattr(s, field) > TOLERANCE for s in steps)
