@@ -1,13 +1,22 @@
 """What a forward keeps for its backward: softmax weights of as many columns as the memory budget allows.
 
-The layout is that of ``csrc/contrast/cpu.h``: factors of rows and columns, shifts of all blocks, weights
-of the first ones.
+Each backend has a layout of its own. "cpu" is that of ``csrc/contrast/cpu.h``: factors of rows and columns, shifts of
+all blocks, weights of the first ones. "triton" keeps weights and one shift a row for the first blocks; "cuda" keeps all
+similarities, its problems are small. Sizes count values of the accumulation dtype.
 """
+
+import torch
 
 from . import registry
 from .similarity import accumulation_dtype
 
-BLOCK, SPARE_ROWS = 192, 4  # columns of a block, and rows of weights beside them
+BLOCK, SPARE_ROWS = 192, 4  # cpu: columns of a block, and rows of weights beside them
+TRITON_BLOCK = 128  # triton: columns of a block, and of a tile
+
+
+def weight_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the weights that "triton" keeps. Weights relative to a maximum need bfloat16's range, not float16's."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else accumulation_dtype(dtype)
 
 
 def _row_size(rows: int) -> int:
@@ -15,38 +24,70 @@ def _row_size(rows: int) -> int:
     return 16 * ((rows + 15) // 16 // 2 * 2 + 1)
 
 
-def _blocks(columns: int) -> int:
-    return (columns + BLOCK - 1) // BLOCK
+def _blocks(columns: int, block: int = BLOCK) -> int:
+    return (columns + block - 1) // block
 
 
-def kept_size(rows: int, columns: int, kept_blocks: int) -> int:
-    """Values in the factors of rows and columns, all shifts, and the weights of the first `kept_blocks` blocks."""
+def triton_block_size(rows: int, dtype: torch.dtype) -> int:
+    """Values in a block that "triton" keeps: a shift for each row, then the weights, rows of the block one by one."""
+    values_per_weight = accumulation_dtype(dtype).itemsize // weight_dtype(dtype).itemsize
+    return (rows + 3) // 4 * 4 + rows * TRITON_BLOCK // values_per_weight
+
+
+def kept_size(rows: int, columns: int, kept_blocks: int, backend: str = "cpu", dtype: torch.dtype = torch.float32) -> int:
+    """Values in what the forward keeps of the weights of the first `kept_blocks` blocks."""
+    if backend == "triton":
+        return triton_block_size(rows, dtype) * kept_blocks
+    if backend == "cuda":
+        return rows * columns
     weights = min(columns, BLOCK * kept_blocks) + SPARE_ROWS * kept_blocks
     return (1 + _blocks(columns) + weights) * _row_size(rows) + (columns + 15) // 16 * 16
 
 
-def mean_size(rows: int, width: int) -> int:
-    """Values in the columns' sums under the weights of each row, padded, and two numbers for each row."""
+def mean_size(rows: int, width: int, columns: int = 0, backend: str = "cpu") -> int:
+    """Values that the forward hands over beside them.
+
+    cpu: the columns' sums under the weights of each row, padded, and two numbers for each row. GPU: a number for each
+    row and column, and the centre.
+    """
+    if backend != "cpu":
+        return (rows + 3) // 4 * 4 + (columns + 3) // 4 * 4 + (width + 3) // 4 * 4
     return (rows + 3) // 4 * 4 * ((width + 15) // 16 * 16) + 2 * rows
 
 
-def saved_size(rows: int, columns: int, width: int, with_mean: bool, kept_blocks: int) -> int:
+def saved_size(
+    rows: int,
+    columns: int,
+    width: int,
+    with_mean: bool,
+    kept_blocks: int,
+    backend: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> int:
     """Values that the forward of a loss hands to its backward: the above, positive and negative_lse."""
-    return kept_size(rows, columns, kept_blocks) + (mean_size(rows, width) if with_mean else 0) + 2 * rows
+    mean = mean_size(rows, width, columns, backend) if with_mean or backend != "cpu" else 0
+    return kept_size(rows, columns, kept_blocks, backend, dtype) + mean + 2 * rows
 
 
-def kept_blocks(problem: registry.Problem) -> int:
+def kept_blocks(problem: registry.Problem, backend: str = "cpu") -> int:
     """Blocks of columns whose weights the memory budget lets the forward keep."""
+    itemsize = accumulation_dtype(problem.dtype).itemsize
+    if backend == "triton":
+        block_bytes = max(1, triton_block_size(problem.rows, problem.dtype) * itemsize)
+        return min(_blocks(problem.columns, TRITON_BLOCK), registry.memory_budget() // block_bytes)
+    if backend == "cuda":
+        return 0
     block = min(BLOCK, problem.columns) + SPARE_ROWS
-    block_bytes = block * _row_size(problem.rows) * accumulation_dtype(problem.dtype).itemsize
+    block_bytes = block * _row_size(problem.rows) * itemsize
     return min(_blocks(problem.columns), registry.memory_budget() // block_bytes)
 
 
-def describe(problem: registry.Problem) -> str:
+def describe(problem: registry.Problem, backend: str = "cpu") -> str:
     """What the memory budget makes of the problem."""
-    blocks = kept_blocks(problem)
-    share = min(1.0, blocks * BLOCK / problem.columns) if problem.columns else 1.0
-    mebibytes = kept_size(problem.rows, problem.columns, blocks) * accumulation_dtype(problem.dtype).itemsize / 2**20
+    blocks = kept_blocks(problem, backend)
+    share = min(1.0, blocks * (BLOCK if backend == "cpu" else TRITON_BLOCK) / problem.columns) if problem.columns else 1.0
+    size = kept_size(problem.rows, problem.columns, blocks, backend, problem.dtype)
+    mebibytes = size * accumulation_dtype(problem.dtype).itemsize / 2**20
     text = f"with gradients it keeps {mebibytes:.1f} MiB of softmax weights"
     if share < 1:
         text += f" and computes {1 - share:.0%} of them again"

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 T = TypeVar("T")
 _FAILURE_FILE = Path(__file__).parents[1] / "native_build_failure.txt"
+DIRECT = ("cpu", "cuda", "triton")  # backends whose kernels may be called around torch's dispatcher: see `direct`
 _PLAIN = (Tensor, torch.nn.Parameter)
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -28,6 +29,16 @@ except ImportError as error:
         missing = _FAILURE_FILE.read_text().strip()
     else:
         missing = f"the native module did not load ({error})"
+
+cuda_module: ModuleType | None
+try:
+    cuda_module = importlib.import_module("fused_margins._CUDA")
+    cuda_missing = None if torch.cuda.is_available() else "no GPU is at hand"
+    if cuda_missing:
+        cuda_module = None
+except ImportError as error:
+    cuda_module = None
+    cuda_missing = "built without CUDA" if isinstance(error, ModuleNotFoundError) else f"did not load ({error})"
 
 
 def call(kernel: Callable[..., T], *args: object) -> T:

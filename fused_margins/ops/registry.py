@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import native
+from . import crossovers, gpu, native
 from .checks import FLOATING
 
 OPS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.ispkg))
@@ -31,15 +31,18 @@ class Problem:
     rows: int
     columns: int
     width: int
+    relation: str = "different"  # of the columns that a row uses, where it decides who is fast
 
 
 @dataclass(frozen=True)
 class Backend:
-    """`refuses` says why a problem cannot run (None: it can); `describe` says how it would."""
+    """`refuses` says why a problem cannot run (None: it can), `describe` how it would, `slower` why "auto" passes over
+    it."""
 
     name: str
     refuses: Callable[[Problem], str | None]
     describe: Callable[[Problem], str]
+    slower: Callable[[Problem], str | None] = lambda problem: None
 
 
 def _cpu_refuses(problem: Problem) -> str | None:
@@ -57,8 +60,35 @@ def _cpu_describe(problem: Problem) -> str:
     return f"{text}; {describe(problem)}" if describe else text
 
 
+def _cuda_refuses(problem: Problem) -> str | None:
+    if native.cuda_module is None:
+        return native.cuda_missing
+    if problem.device != "cuda":
+        return f"runs on an NVIDIA GPU, the tensors are on {problem.device}"
+    return crossovers.cuda_refuses(problem)
+
+
+def _cuda_describe(problem: Problem) -> str:
+    return "CUDA C++, few launches"
+
+
+def _triton_refuses(problem: Problem) -> str | None:
+    if gpu.missing is not None:
+        return gpu.missing
+    if problem.device != gpu.triton_device:
+        return f"runs on {gpu.triton_device}, the tensors are on {problem.device}"
+    return None
+
+
+def _triton_describe(problem: Problem) -> str:
+    describe = getattr(kernel(problem.op, "triton"), "describe", None)
+    return f"Triton; {describe(problem)}" if describe else "Triton"
+
+
 BACKENDS: list[Backend] = [
     Backend("cpu", _cpu_refuses, _cpu_describe),
+    Backend("cuda", _cuda_refuses, _cuda_describe, crossovers.cuda_slower),
+    Backend("triton", _triton_refuses, _triton_describe),
     Backend("reference", lambda problem: None, lambda problem: "PyTorch, differentiable to any order"),
 ]
 
@@ -124,7 +154,7 @@ def resolve(backend: str, problem: Problem) -> str:
     """The backend that runs `problem`: for "auto" the first that can, else the one asked for, or an error."""
     for candidate in BACKENDS:
         if backend == "auto":
-            if refusal(candidate, problem) is None:
+            if refusal(candidate, problem) is None and candidate.slower(problem) is None:
                 return candidate.name
         elif candidate.name == backend:
             reason = refusal(candidate, problem)
@@ -171,4 +201,6 @@ def explain(
     for backend in BACKENDS:
         reason = refusal(backend, problem)
         state = f"cannot run: {reason}" if reason else backend.describe(problem)
+        if reason is None and (slower := backend.slower(problem)):
+            state += f"; {slower}"
         print(f"{'*' if backend.name == chosen else ' '} {backend.name:<10} {state}")

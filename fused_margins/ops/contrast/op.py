@@ -12,8 +12,9 @@ from ..kept import kept_blocks, kept_size, mean_size
 from . import reference
 
 _library = torch.library.Library("fused_margins", "FRAGMENT")
-# For a kernel's backward: mean where `with_mean`, the columns averaged under each row's softmax weights, and
-# the softmax weights of the first `kept_blocks` blocks of columns, which it need not compute again.
+# For a kernel's backward: mean where `with_mean`, the columns averaged under each row's softmax weights (on a GPU
+# factors of rows and columns), and the softmax weights of the first `kept_blocks` blocks of columns, which it need not
+# compute again.
 _library.define(
     "contrast(Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor target, Tensor? row_labels, "
     "Tensor? column_labels, Tensor? self_index, str similarity, str relation, int ignore_index, bool with_mean, "
@@ -45,8 +46,10 @@ _library.impl("contrast_backward", _backward, "CompositeExplicitAutograd")
 def _(x, y, scale, bias, target, row_labels, column_labels, self_index, similarity, relation, ignore_index, with_mean, kept_blocks, backend):  # type: ignore[no-untyped-def]  # fmt: skip
     rows, width = x.shape
     row = scale.new_empty(rows)
-    mean = scale.new_empty(mean_size(rows, width) if with_mean else 0)
-    return row, torch.empty_like(row), mean, scale.new_empty(kept_size(rows, y.shape[0], kept_blocks))
+    columns = y.shape[0]
+    mean = scale.new_empty(mean_size(rows, width, columns, backend) if with_mean or backend != "cpu" else 0)
+    kept = scale.new_empty(kept_size(rows, columns, kept_blocks, backend, x.dtype))
+    return row, torch.empty_like(row), mean, kept
 
 
 @torch.library.register_fake("fused_margins::contrast_backward", lib=_library)
@@ -166,7 +169,7 @@ def contrast(
         y = y.view_as(y)
         args = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in args)
         with_mean = x.requires_grad or scale.requires_grad
-        args = (*args, with_mean, kept_blocks(problem), backend)
+        args = (*args, with_mean, kept_blocks(problem, backend), backend)
         positive, negative_lse, *_ = _Contrast.apply(x, y, scale, bias, *args)
     else:
         positive, negative_lse, *_ = torch.ops.fused_margins.contrast(x, y, scale, bias, *args, False, 0, backend)

@@ -73,15 +73,15 @@ class _DirectMagnet(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, clusters, cluster_labels, *options):  # type: ignore[no-untyped-def]
-        loss, saved = registry.kernel("magnet", "cpu").forward(x, clusters, cluster_labels, *options)
-        ctx.options = options
+        *ctx.options, ctx.backend = options
+        loss, saved = registry.kernel("magnet", ctx.backend).forward(x, clusters, cluster_labels, *ctx.options)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, clusters, cluster_labels, saved)
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):  # type: ignore[no-untyped-def]
-        return _gradient(ctx, grad_loss, "cpu"), *(None,) * 5
+        return _gradient(ctx, grad_loss, ctx.backend), *(None,) * 6
 
 
 def _gradient(ctx: Any, grad_loss: Tensor | None, backend: str) -> Tensor | None:
@@ -92,8 +92,8 @@ def _gradient(ctx: Any, grad_loss: Tensor | None, backend: str) -> Tensor | None
     # Second derivatives are wanted where a graph is being made of this backward; a compiled graph has none.
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _MagnetBackward.apply(grad_loss, *tensors, *ctx.options, backend)
-    if backend == "cpu" and native.direct(grad_loss, *tensors):
-        return registry.kernel("magnet", "cpu").backward(grad_loss, *tensors, *ctx.options)
+    if backend in native.DIRECT and native.direct(grad_loss, *tensors):
+        return registry.kernel("magnet", backend).backward(grad_loss, *tensors, *ctx.options)
     return torch.ops.fused_margins.magnet_backward(grad_loss, *tensors, *ctx.options, backend)
 
 
@@ -170,11 +170,11 @@ def apply(
     if backend == "reference" or has_tangent([x]):  # forward-mode derivatives, too, are the reference's
         with torch.autocast(x.device.type, enabled=False):
             return reference.magnet(x, clusters, cluster_labels, *options)
-    direct = backend == "cpu" and native.direct(x, clusters, cluster_labels)
+    direct = backend in native.DIRECT and native.direct(x, clusters, cluster_labels)
     if torch.is_grad_enabled() and x.requires_grad:
         if direct:
-            return _DirectMagnet.apply(x, clusters, cluster_labels, *options)
+            return _DirectMagnet.apply(x, clusters, cluster_labels, *options, backend)
         return _Magnet.apply(x, clusters, cluster_labels, *options, backend)[0]
     if direct:
-        return registry.kernel("magnet", "cpu").forward(x, clusters, cluster_labels, *options)[0]
+        return registry.kernel("magnet", backend).forward(x, clusters, cluster_labels, *options)[0]
     return torch.ops.fused_margins.magnet(x, clusters, cluster_labels, *options, backend)[0]

@@ -42,7 +42,7 @@ _library.impl("margin_softmax_backward", _backward, "CompositeExplicitAutograd")
 @torch.library.register_fake("fused_margins::margin_softmax", lib=_library)
 def _(x, y, scale, margin, target, similarity, ignore_index, reduction, with_mean, kept_blocks, backend):  # type: ignore[no-untyped-def]
     rows, width = x.shape
-    saved = saved_size(rows, y.shape[0], width, with_mean, kept_blocks)
+    saved = saved_size(rows, y.shape[0], width, with_mean, kept_blocks, backend, x.dtype)
     return scale.new_empty((rows,) if reduction == "none" else ()), scale.new_empty(saved)
 
 
@@ -74,15 +74,15 @@ class _DirectMarginSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, y, scale, margin, target, *options):  # type: ignore[no-untyped-def]
-        loss, saved = registry.kernel("margin_softmax", "cpu").forward(x, y, scale, margin, target, *options)
-        ctx.options = options
+        *ctx.options, ctx.backend = options
+        loss, saved = registry.kernel("margin_softmax", ctx.backend).forward(x, y, scale, margin, target, *ctx.options)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, y, scale, margin, target, saved)
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):  # type: ignore[no-untyped-def]
-        return (*_gradients(ctx, grad_loss, "cpu"), None, *(None,) * 5)
+        return (*_gradients(ctx, grad_loss, ctx.backend), None, *(None,) * 6)
 
 
 def _gradients(ctx: Any, grad_loss: Tensor | None, backend: str) -> tuple[Tensor | None, ...]:
@@ -93,8 +93,8 @@ def _gradients(ctx: Any, grad_loss: Tensor | None, backend: str) -> tuple[Tensor
     # Second derivatives are wanted where a graph is being made of this backward; a compiled graph has none.
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         results = _MarginSoftmaxBackward.apply(grad_loss, *tensors, *ctx.options, needs, backend)
-    elif backend == "cpu" and native.direct(grad_loss, *tensors):
-        results = registry.kernel("margin_softmax", "cpu").backward(grad_loss, *tensors, *ctx.options, needs)
+    elif backend in native.DIRECT and native.direct(grad_loss, *tensors):
+        results = registry.kernel("margin_softmax", backend).backward(grad_loss, *tensors, *ctx.options, needs)
     else:
         results = torch.ops.fused_margins.margin_softmax_backward(grad_loss, *tensors, *ctx.options, needs, backend)
     return tuple(g if need else None for g, need in zip(results, needs))
@@ -175,15 +175,15 @@ def apply(
         with torch.autocast(x.device.type, enabled=False):
             return reference.margin_softmax(x, y, scale, margin, target, similarity, ignore_index, reduction)
     options: tuple[Any, ...] = (similarity, ignore_index, reduction)
-    direct = backend == "cpu" and native.direct(*differentiable, target)
+    direct = backend in native.DIRECT and native.direct(*differentiable, target)
     if torch.is_grad_enabled() and any(t.requires_grad for t in differentiable):
-        options = (*options, x.requires_grad or scale.requires_grad, kept_blocks(problem))
+        options = (*options, x.requires_grad or scale.requires_grad, kept_blocks(problem, backend))
         if direct:
-            return _DirectMarginSoftmax.apply(x, y, scale, margin, target, *options)
+            return _DirectMarginSoftmax.apply(x, y, scale, margin, target, *options, backend)
         # Dynamo refuses a Function that is handed one tensor twice (a batch against itself, one value for both factors).
         y, margin = y.view_as(y), margin.view_as(margin)
         return _MarginSoftmax.apply(x, y, scale, margin, target, *options, backend)[0]
     options = (*options, False, 0)
     if direct:
-        return registry.kernel("margin_softmax", "cpu").forward(*differentiable, target, *options)[0]
+        return registry.kernel("margin_softmax", backend).forward(*differentiable, target, *options)[0]
     return torch.ops.fused_margins.margin_softmax(*differentiable, target, *options, backend)[0]

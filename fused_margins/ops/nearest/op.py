@@ -59,7 +59,7 @@ def nearest(
     below = checks.vector("below", below, rows, x)
     below = None if below is None else below.detach()
 
-    problem = registry.Problem("nearest", x.device.type, x.dtype, rows, columns, x.shape[1])
+    problem = registry.Problem("nearest", x.device.type, x.dtype, rows, columns, x.shape[1], relation)
     backend = registry.resolve(backend, problem)
     args = (x, y, row_labels, column_labels, self_index, below, similarity, relation, k)
     if backend == "reference":

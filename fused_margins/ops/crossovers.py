@@ -1,0 +1,29 @@
+"""Which GPU backend "auto" takes: sizes up to which the CUDA kernels are faster than Triton's, as measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .registry import Problem
+
+# What the CUDA kernels are made for: the most columns of a row of similarities, or None for any.
+CUDA_COLUMNS = {"contrast": 1024, "margin_softmax": 1024, "magnet": 1024}
+# Rows x columns up to which they are faster.
+CUDA_FASTER = {"contrast": 1 << 17, "margin_softmax": 1 << 17, "nearest": 1 << 30}
+
+
+def cuda_refuses(problem: Problem) -> str | None:
+    limit = CUDA_COLUMNS.get(problem.op)
+    if limit is not None and problem.columns > limit:
+        return f"takes up to {limit} columns, got {problem.columns}"
+    if problem.op == "nearest" and problem.relation != "same":
+        return f"searches within classes only, got relation {problem.relation!r}"
+    return None
+
+
+def cuda_slower(problem: Problem) -> str | None:
+    limit = CUDA_FASTER.get(problem.op)
+    if limit is not None and problem.rows * problem.columns > limit:
+        return f"slower than Triton beyond {limit} similarities"
+    return None
