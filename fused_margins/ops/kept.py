@@ -5,18 +5,11 @@ all blocks, weights of the first ones. "triton" keeps weights and one shift a ro
 similarities, its problems are small. Sizes count values of the accumulation dtype.
 """
 
-import torch
-
 from . import registry
 from .similarity import accumulation_dtype
 
 BLOCK, SPARE_ROWS = 192, 4  # cpu: columns of a block, and rows of weights beside them
 TRITON_BLOCK = 128  # triton: columns of a block, and of a tile
-
-
-def weight_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of the weights that "triton" keeps. Weights relative to a maximum need bfloat16's range, not float16's."""
-    return torch.bfloat16 if dtype == torch.bfloat16 else accumulation_dtype(dtype)
 
 
 def _row_size(rows: int) -> int:
@@ -28,16 +21,15 @@ def _blocks(columns: int, block: int = BLOCK) -> int:
     return (columns + block - 1) // block
 
 
-def triton_block_size(rows: int, dtype: torch.dtype) -> int:
+def triton_block_size(rows: int) -> int:
     """Values in a block that "triton" keeps: a shift for each row, then the weights, rows of the block one by one."""
-    values_per_weight = accumulation_dtype(dtype).itemsize // weight_dtype(dtype).itemsize
-    return (rows + 3) // 4 * 4 + rows * TRITON_BLOCK // values_per_weight
+    return (rows + 3) // 4 * 4 + rows * TRITON_BLOCK
 
 
-def kept_size(rows: int, columns: int, kept_blocks: int, backend: str = "cpu", dtype: torch.dtype = torch.float32) -> int:
+def kept_size(rows: int, columns: int, kept_blocks: int, backend: str = "cpu") -> int:
     """Values in what the forward keeps of the weights of the first `kept_blocks` blocks."""
     if backend == "triton":
-        return triton_block_size(rows, dtype) * kept_blocks
+        return triton_block_size(rows) * kept_blocks
     if backend == "cuda":
         return rows * columns
     weights = min(columns, BLOCK * kept_blocks) + SPARE_ROWS * kept_blocks
@@ -47,9 +39,11 @@ def kept_size(rows: int, columns: int, kept_blocks: int, backend: str = "cpu", d
 def mean_size(rows: int, width: int, columns: int = 0, backend: str = "cpu") -> int:
     """Values that the forward hands over beside them.
 
-    cpu: the columns' sums under the weights of each row, padded, and two numbers for each row. GPU: a number for each
-    row and column, and the centre.
+    cpu: the columns' sums under the weights of each row, padded, and two numbers for each row. triton: factor,
+    positive, target and own column of each row, factor of each column. cuda: a number for each row and column, and the centre.
     """
+    if backend == "triton":
+        return 4 * ((rows + 3) // 4 * 4) + (columns + 3) // 4 * 4
     if backend != "cpu":
         return (rows + 3) // 4 * 4 + (columns + 3) // 4 * 4 + (width + 3) // 4 * 4
     return (rows + 3) // 4 * 4 * ((width + 15) // 16 * 16) + 2 * rows
@@ -62,18 +56,19 @@ def saved_size(
     with_mean: bool,
     kept_blocks: int,
     backend: str = "cpu",
-    dtype: torch.dtype = torch.float32,
 ) -> int:
     """Values that the forward of a loss hands to its backward: the above, positive and negative_lse."""
     mean = mean_size(rows, width, columns, backend) if with_mean or backend != "cpu" else 0
-    return kept_size(rows, columns, kept_blocks, backend, dtype) + mean + 2 * rows
+    return kept_size(rows, columns, kept_blocks, backend) + mean + 2 * rows
 
 
 def kept_blocks(problem: registry.Problem, backend: str = "cpu") -> int:
     """Blocks of columns whose weights the memory budget lets the forward keep."""
     itemsize = accumulation_dtype(problem.dtype).itemsize
     if backend == "triton":
-        block_bytes = max(1, triton_block_size(problem.rows, problem.dtype) * itemsize)
+        if problem.dtype.itemsize == 2:
+            return 0  # as float32 they take as long to write and read as the matrix units to compute them again
+        block_bytes = max(1, triton_block_size(problem.rows) * itemsize)
         return min(_blocks(problem.columns, TRITON_BLOCK), registry.memory_budget() // block_bytes)
     if backend == "cuda":
         return 0
@@ -86,7 +81,7 @@ def describe(problem: registry.Problem, backend: str = "cpu") -> str:
     """What the memory budget makes of the problem."""
     blocks = kept_blocks(problem, backend)
     share = min(1.0, blocks * (BLOCK if backend == "cpu" else TRITON_BLOCK) / problem.columns) if problem.columns else 1.0
-    size = kept_size(problem.rows, problem.columns, blocks, backend, problem.dtype)
+    size = kept_size(problem.rows, problem.columns, blocks, backend)
     mebibytes = size * accumulation_dtype(problem.dtype).itemsize / 2**20
     text = f"with gradients it keeps {mebibytes:.1f} MiB of softmax weights"
     if share < 1:

@@ -31,6 +31,11 @@ def checked(enabled: bool = True) -> Iterator[None]:
         _raise_everywhere = before
 
 
+def raises_everywhere() -> bool:
+    """Whether `checked` is on."""
+    return _raise_everywhere
+
+
 def check_index(index: Tensor, size: int, ignore_index: int, argument: str) -> Tensor:
     """int64 copy of `index`, IGNORED where it equals `ignore_index`; out of [0, size): IndexError, on a GPU INVALID."""
     return torch.ops.fused_margins.check_index(index, size, ignore_index, argument)

@@ -197,7 +197,7 @@ def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
     return matrices + shape.rows * (8 + 4 * accumulation_dtype(dtype).itemsize)  # target; outputs and their gradients
 
 
-def small_term(name: str, inputs: Inputs, dtype: torch.dtype) -> float:
+def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
     """Four roundings of the sum of absolute values behind an entry; a logit's error is a weight's relative one."""
     x, y, target = inputs["x"], inputs["y"], inputs["target"].long()
     similarity, relation = inputs.get("similarity", "cosine"), inputs.get("relation", "different")
@@ -213,12 +213,13 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype) -> float:
     weights = scale * q + ((target[:, None] == columns) & valid)  # |dL/du| at most
     logit = 1 + largest(scale) * u_largest + largest(torch.as_tensor(inputs.get("bias", 0.0)))
     along = (q * u.abs()).sum(1)
+    eps = torch.finfo(accumulation_dtype(dtype)).eps
     sums = {
         "positive": u_largest,
         "negative_lse": logit,
-        "grad_x": logit * factor_x * largest(weights.sum(1)),
-        "grad_y": logit * factor_y * largest(weights.sum(0)),
+        "grad_x": (logit + of_weights / (4 * eps)) * factor_x * largest(weights.sum(1)),
+        "grad_y": (logit + of_weights / (4 * eps)) * factor_y * largest(weights.sum(0)),
         "grad_scale": logit * largest(along if torch.as_tensor(inputs["scale"]).dim() else along.sum()),
         "grad_bias": logit * largest(q.sum(0)),
     }
-    return 4 * torch.finfo(accumulation_dtype(dtype)).eps * sums[name]
+    return 4 * eps * sums[name]

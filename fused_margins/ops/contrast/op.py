@@ -48,7 +48,7 @@ def _(x, y, scale, bias, target, row_labels, column_labels, self_index, similari
     row = scale.new_empty(rows)
     columns = y.shape[0]
     mean = scale.new_empty(mean_size(rows, width, columns, backend) if with_mean or backend != "cpu" else 0)
-    kept = scale.new_empty(kept_size(rows, columns, kept_blocks, backend, x.dtype))
+    kept = scale.new_empty(kept_size(rows, columns, kept_blocks, backend))
     return row, torch.empty_like(row), mean, kept
 
 

@@ -86,7 +86,7 @@ def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
     return 2 * shape.rows * shape.width * dtype.itemsize + shape.rows * 8
 
 
-def small_term(name: str, inputs: Inputs, dtype: torch.dtype) -> float:
+def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
     """Four roundings of the largest logit, and for gradients of what the largest difference is multiplied by."""
     x, clusters = inputs["x"], inputs["clusters"].long()
     rows, num_clusters = x.shape[0], len(inputs["cluster_labels"])

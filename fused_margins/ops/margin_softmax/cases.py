@@ -115,15 +115,15 @@ def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
     return 2 * (shape.rows + shape.columns) * shape.width * dtype.itemsize + shape.rows * 8
 
 
-def small_term(name: str, inputs: Inputs, dtype: torch.dtype) -> float:
+def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
     """Four roundings of the sum of absolute values behind an entry; a logit's error is a weight's relative one."""
     x, y, target = inputs["x"], inputs["y"], inputs["target"].long()
     similarity, reduction = inputs.get("similarity", "cosine"), inputs.get("reduction", "mean")
     rows = x.shape[0]
-    scale = torch.as_tensor(inputs["scale"], dtype=torch.float64).reshape(-1, 1).expand(rows, 1)
-    margin = torch.as_tensor(inputs["margin"], dtype=torch.float64).reshape(-1, 1).expand(rows, 1)
+    scale = torch.as_tensor(inputs["scale"], dtype=torch.float64, device=x.device).reshape(-1, 1).expand(rows, 1)
+    margin = torch.as_tensor(inputs["margin"], dtype=torch.float64, device=x.device).reshape(-1, 1).expand(rows, 1)
     counted = (target != inputs.get("ignore_index", -1))[:, None]
-    own = (target[:, None] == torch.arange(y.shape[0])) & counted  # (B, N)
+    own = (target[:, None] == torch.arange(y.shape[0], device=x.device)) & counted  # (B, N)
     u, u_largest, (factor_x, factor_y) = similarity_matrix(x, y, similarity), *reach(x, y, similarity)
     share = 1 / max(1, int(counted.sum())) if reduction == "mean" else 1.0
     q = (scale * (u - margin * own)).softmax(1) * counted if y.shape[0] else u
@@ -132,11 +132,12 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype) -> float:
     of_scale = share * (q * (u.abs() + margin.abs()) + own * (u.abs() + margin.abs())).sum(1)
     of_margin = share * (scale * own).sum(1)
     per_row = {n: torch.as_tensor(inputs[n]).dim() == 1 for n in ("scale", "margin")}
+    eps = torch.finfo(accumulation_dtype(dtype)).eps
     sums = {
         "loss": logit * (1.0 if reduction != "sum" else rows),
-        "grad_x": logit * factor_x * largest(weights.sum(1)),
-        "grad_y": logit * factor_y * largest(weights.sum(0)),
+        "grad_x": (logit + of_weights / (4 * eps)) * factor_x * largest(weights.sum(1)),
+        "grad_y": (logit + of_weights / (4 * eps)) * factor_y * largest(weights.sum(0)),
         "grad_scale": logit * largest(of_scale if per_row["scale"] else of_scale.sum()),
         "grad_margin": logit * largest(of_margin if per_row["margin"] else of_margin.sum()),
     }
-    return 4 * torch.finfo(accumulation_dtype(dtype)).eps * sums[name]
+    return 4 * eps * sums[name]

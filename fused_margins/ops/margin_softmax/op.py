@@ -42,7 +42,7 @@ _library.impl("margin_softmax_backward", _backward, "CompositeExplicitAutograd")
 @torch.library.register_fake("fused_margins::margin_softmax", lib=_library)
 def _(x, y, scale, margin, target, similarity, ignore_index, reduction, with_mean, kept_blocks, backend):  # type: ignore[no-untyped-def]
     rows, width = x.shape
-    saved = saved_size(rows, y.shape[0], width, with_mean, kept_blocks, backend, x.dtype)
+    saved = saved_size(rows, y.shape[0], width, with_mean, kept_blocks, backend)
     return scale.new_empty((rows,) if reduction == "none" else ()), scale.new_empty(saved)
 
 

@@ -210,7 +210,7 @@ def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
     return matrix + shape.rows * (3 * 8 + accumulation_dtype(dtype).itemsize)  # labels, self_index, index; similarity
 
 
-def small_term(name: str, inputs: Inputs, dtype: torch.dtype) -> float:
+def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
     """Four roundings of the largest similarity; twice that for a choice, which compares two."""
     similarity_largest, _ = reach(
         inputs["x"].nan_to_num(), inputs["y"].nan_to_num(), inputs.get("similarity", "cosine")

@@ -144,7 +144,7 @@ def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
     ) * dtype.itemsize + shape.rows * 8  # scores, their gradient; target
 
 
-def small_term(name: str, inputs: Inputs, dtype: torch.dtype) -> float:
+def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
     """Four roundings of the sum of absolute values that makes an entry."""
     x, y, similarity = inputs["x"], inputs["y"], inputs.get("similarity", "cosine")
     rows, columns = x.shape[0], y.shape[0]
@@ -154,12 +154,13 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype) -> float:
     u_largest, (factor_x, factor_y) = reach(x, y, similarity)
     along = (similarity_matrix(x, y, similarity).abs().sum(1) + margin.abs()).expand(rows)
     of_rows = scale.expand(rows)
+    eps = torch.finfo(accumulation_dtype(dtype)).eps
     sums = {
         "scores": largest(scale) * (u_largest + largest(margin)) + largest(bias),
-        "grad_x": factor_x * columns * largest(scale),
-        "grad_y": factor_y * float(of_rows.sum()),
+        "grad_x": (1 + of_weights / (4 * eps)) * factor_x * columns * largest(scale),
+        "grad_y": (1 + of_weights / (4 * eps)) * factor_y * float(of_rows.sum()),
         "grad_scale": largest(along if scale.dim() else along.sum()),
         "grad_bias": rows,
         "grad_margin": largest(scale if margin.dim() else of_rows.sum()),
     }
-    return 4 * torch.finfo(accumulation_dtype(dtype)).eps * sums[name]
+    return 4 * eps * sums[name]

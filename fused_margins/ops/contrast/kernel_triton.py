@@ -1,0 +1,681 @@
+"""`contrast` in Triton: the large problems on a GPU.
+
+Forward: tiles of similarities, each row's running maximum and sum over a share of the columns (`_reduce`), then the
+shares in their order (`_finish`). Backward: chunk by chunk of columns, the gradient of the similarities as a matrix W
+(`_weights`) that stays in the L2 cache, and two products with it: W^T x is the chunk's gradient (`_columns`), W y adds to
+that of the rows (`_rows`). Nothing is added by atomics: the same call gives the same bits.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import gpu, kept, labels
+from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype
+from ..triton_tiles import (
+    ANY, COSINE, DIFFERENT, DOT, EUCLIDEAN, IGNORED, INVALID, LN2, LOG2E,
+    dot, index_status, inverse_lengths, pair_products, places, products, similarities,
+)  # fmt: skip
+
+BN = kept.TRITON_BLOCK  # columns of a tile
+CHUNK_BYTES = 24 * 2**20  # of W: with both operands it stays in the L2 cache of a large GPU
+
+
+@triton.jit
+def _prepare_rows(
+    x, y, target, self_index, x_factor, positive, positive_again, row_target, row_self,
+    rows, columns, width, x_row, x_column, y_row, y_column, ignore_index,
+    BLOCK: tl.constexpr, BK: tl.constexpr, SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Of each row: its factor, its positive's similarity, its target and own column checked (INVALID: a NaN row)."""
+    at, i = places(tl.program_id(0), BLOCK, rows)
+    inside = at < rows
+    status = index_status(tl.load(target + i), columns, ignore_index)
+    if self_index is not None:
+        own = index_status(tl.load(self_index + i), columns, IGNORED)
+        tl.store(row_self + at, own, mask=inside)
+        status = tl.where((own == INVALID) & (status != IGNORED), INVALID, status)
+    tl.store(row_target + at, status, mask=inside)
+    j = tl.maximum(status, 0).to(tl.int64)
+    of_x = tl.full((BLOCK,), 1.0, DTYPE)
+    of_y = of_x
+    if SIMILARITY == COSINE:
+        of_x = inverse_lengths(x, i, width, x_row, x_column, BLOCK, BK, DTYPE)
+        of_y = inverse_lengths(y, j, width, y_row, y_column, BLOCK, BK, DTYPE)
+        tl.store(x_factor + at, of_x, mask=inside)
+    u = pair_products(
+        x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y, BLOCK, BK, DTYPE, SIMILARITY, NORMALIZE
+    )
+    if SIMILARITY == EUCLIDEAN:
+        u = -u
+    elif SIMILARITY == COSINE and not NORMALIZE:
+        u = u * of_x * of_y
+    u = tl.where(status == IGNORED, 0.0, tl.where(status == INVALID, float("nan"), u))
+    tl.store(positive + at, u, mask=inside)
+    tl.store(positive_again + at, u, mask=inside)  # an output and what the backward reads must not share memory
+
+
+@triton.jit
+def _prepare_columns(
+    y, y_factor, columns, width, y_row, y_column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    at, j = places(tl.program_id(0), BLOCK, columns)
+    tl.store(y_factor + at, inverse_lengths(y, j, width, y_row, y_column, BLOCK, BK, DTYPE), mask=at < columns)
+
+
+@triton.jit
+def _admitted(
+    at_columns, columns, row_target, row_labels, of_columns, row_self, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
+    RELATION: tl.constexpr,
+):  # fmt: skip
+    """(BM, BN): the columns that each row may use. Without labels a row's is its target, a column's its number."""
+    if RELATION == ANY:
+        mask = (at_columns < columns)[None, :]
+    else:
+        if HAS_LABELS:
+            same = row_labels[:, None] == of_columns[None, :]
+        else:
+            same = row_target[:, None] == at_columns[None, :]
+        mask = (same != (RELATION == DIFFERENT)) & (at_columns < columns)[None, :]
+    if HAS_SELF:
+        mask = mask & (row_self[:, None] != at_columns[None, :])
+    return mask
+
+
+@triton.jit
+def _reduce(
+    x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
+    maxima, sums, kept_shifts, kept_weights, kept_stride,
+    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, largest_plain_scale, tiles_each, kept_tiles,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+    RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
+    HAS_KEPT: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Of each row over this program's tiles: the maximum of its logits and the sum of exp(logit - maximum).
+
+    In units of log 2. Programs that share columns are neighbours, so that a tile of y comes from the L2 cache.
+    """
+    block, share = tl.program_id(0), tl.program_id(1)
+    at_rows, i = places(block, BM, rows)
+    of_x = tl.full((BM,), 1.0, DTYPE)
+    if SIMILARITY == COSINE:
+        of_x = tl.load(x_factor + i)
+    factor = tl.load(scale + i * scale_stride)
+    # Without a maximum nothing overflows up to here: |cosine| <= 1. A scale that is not positive is a NaN in the end.
+    running = True
+    if SIMILARITY == COSINE and not HAS_BIAS:
+        running = tl.max(factor, 0) > largest_plain_scale
+    factor *= LOG2E
+    own, label, column_label, self = 0, 0, 0, 0
+    if RELATION != ANY:
+        if HAS_LABELS:
+            label = tl.load(row_labels + i)
+        else:
+            own = tl.load(row_target + i)
+    if HAS_SELF:
+        self = tl.load(row_self + i)
+    maximum = tl.full((BM,), float("-inf"), DTYPE)
+    total = tl.zeros((BM,), DTYPE)
+    if not running:
+        maximum = tl.zeros((BM,), DTYPE)
+    first = share * tiles_each
+    for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
+        at_columns, j = places(tile, BN, columns)
+        of_y = tl.full((BN,), 1.0, DTYPE)
+        if SIMILARITY == COSINE:
+            of_y = tl.load(y_factor + j)
+        acc = products(
+            x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y,
+            BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
+        )  # fmt: skip
+        z = similarities(acc, of_x, of_y, SIMILARITY, NORMALIZE) * factor[:, None]
+        if HAS_BIAS:
+            z += tl.load(bias + j)[None, :] * LOG2E
+        if HAS_LABELS and RELATION != ANY:
+            column_label = tl.load(column_labels + j)
+        mask = _admitted(at_columns, columns, own, label, column_label, self, HAS_LABELS, HAS_SELF, RELATION)
+        z = tl.where(mask, z, float("-inf"))
+        if running:
+            higher = tl.maximum(maximum, tl.max(z, 1))
+            total *= tl.where(maximum == higher, 1.0, tl.exp2(maximum - higher))
+            maximum = higher
+        shift = tl.where(maximum == float("-inf"), 0.0, maximum)
+        weight = tl.exp2(z - shift[:, None])
+        total += tl.sum(weight, 1)
+        if HAS_KEPT:
+            if tile < kept_tiles:
+                kept_tile = tl.full((), 0, tl.int64) + tile
+                tl.store(kept_shifts + kept_tile * kept_stride + at_rows, shift, mask=at_rows < rows)
+                within = at_rows.to(tl.int64)[:, None] * BN + tl.arange(0, BN)[None, :]
+                places_kept = kept_weights + kept_tile * kept_stride + within
+                tl.store(places_kept, weight, mask=(at_rows < rows)[:, None])
+    tl.store(maxima + share * rows + at_rows, maximum, mask=at_rows < rows)
+    tl.store(sums + share * rows + at_rows, total, mask=at_rows < rows)
+
+
+@triton.jit
+def _finish(
+    maxima, sums, scale, row_target, negative_lse, rows, shares, scale_stride, BLOCK: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """negative_lse of the shares, added in their order."""
+    at, i = places(tl.program_id(0), BLOCK, rows)
+    maximum = tl.full((BLOCK,), float("-inf"), DTYPE)
+    for share in range(shares):
+        maximum = tl.maximum(maximum, tl.load(maxima + share * rows + i))
+    shift = tl.where(maximum == float("-inf"), 0.0, maximum)
+    total = tl.zeros((BLOCK,), DTYPE)
+    for share in range(shares):
+        total += tl.load(sums + share * rows + i) * tl.exp2(tl.load(maxima + share * rows + i) - shift)
+    target = tl.load(row_target + i)
+    lse = tl.where(total == 0, float("-inf"), (shift + tl.log2(total)) * LN2)
+    lse = tl.where(target == IGNORED, float("-inf"), lse)
+    good = (target != INVALID) & (tl.load(scale + i * scale_stride) > 0)
+    tl.store(negative_lse + at, tl.where(good, lse, float("nan")), mask=at < rows)
+
+
+@triton.jit
+def _weights(
+    x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
+    positive, negative_lse, grad_positive, grad_negative_lse, unit, kept_shifts, kept_weights,
+    kept_stride, weights, column_sums, bias_sums, row_sums, scale_sums,
+    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, first_tile, chunk,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+    RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
+    KEPT: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """A tile of W (rows x chunk): dL/du times what makes W y and W^T x the gradients but for a multiple of x and y.
+
+    Beside it what that multiple, and the gradients of bias and scale, are made of: sums over the tile's rows for each
+    column, (row block, chunk), and over its columns for each row, (tile of the chunk, rows).
+    """
+    block, tile = tl.program_id(0), tl.program_id(1)
+    at_rows, i = places(block, BM, rows)
+    at_columns, j = places(first_tile + tile, BN, columns)
+    of_x = tl.full((BM,), 1.0, DTYPE)
+    of_y = tl.full((BN,), 1.0, DTYPE)
+    if SIMILARITY == COSINE:
+        of_x = tl.load(x_factor + i)
+        of_y = tl.load(y_factor + j)
+    factor = tl.load(scale + i * scale_stride)
+    own = tl.load(row_target + i)
+    label, column_label, self = 0, 0, 0
+    if HAS_LABELS and RELATION != ANY:
+        label = tl.load(row_labels + i)
+        column_label = tl.load(column_labels + j)
+    if HAS_SELF:
+        self = tl.load(row_self + i)
+    lse = tl.load(negative_lse + i)
+    nothing = (lse == float("-inf")) | (at_rows >= rows) | (own < 0)  # an invalid row has a loss of NaN, no gradient
+    shift = tl.where(nothing, 0.0, lse * LOG2E)
+    outer = tl.where(nothing, 0.0, tl.load(grad_negative_lse + i))  # of a row's log-sum-exp
+    if KEPT:
+        kept_tile = (first_tile + tile).to(tl.int64)
+        kept_shift = tl.load(kept_shifts + kept_tile * kept_stride + i)
+        within = i[:, None] * BN + tl.arange(0, BN)[None, :]
+        kept = tl.load(kept_weights + kept_tile * kept_stride + within).to(DTYPE)
+        q = tl.where(nothing[:, None], 0.0, kept * tl.exp2(kept_shift - shift)[:, None])
+        z = tl.where(kept > 0, tl.log2(kept) + kept_shift[:, None], 0.0)
+        if HAS_BIAS:
+            z -= tl.load(bias + j)[None, :] * LOG2E
+        u = z / (factor * LOG2E)[:, None]
+    else:
+        acc = products(
+            x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y,
+            BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
+        )  # fmt: skip
+        u = similarities(acc, of_x, of_y, SIMILARITY, NORMALIZE)
+        z = u * (factor * LOG2E)[:, None]
+        if HAS_BIAS:
+            z += tl.load(bias + j)[None, :] * LOG2E
+        mask = _admitted(at_columns, columns, own, label, column_label, self, HAS_LABELS, HAS_SELF, RELATION)
+        q = tl.where(mask & (~nothing)[:, None], tl.exp2(z - shift[:, None]), 0.0)
+    q *= outer[:, None]
+    g = q * factor[:, None]
+    inside = (at_rows < rows)[:, None] & (at_columns < columns)[None, :]
+    u = tl.where(inside, u, 0.0)
+    if OF_SCALE:
+        tl.store(scale_sums + tile * rows + at_rows, tl.sum(q * u, 1), mask=at_rows < rows)
+    here = tile * BN + tl.arange(0, BN)
+    if OF_BIAS:
+        tl.store(bias_sums + block * chunk + here, tl.sum(q, 0))
+    of_positive = tl.where((own >= 0) & (at_rows < rows), tl.load(grad_positive + i), 0.0)
+    chosen = own[:, None] == at_columns[None, :]
+    if KEPT:  # whose weight is 0 where the row does not admit its own positive
+        u = tl.where(chosen, tl.load(positive + i)[:, None], u)
+    g += tl.where(chosen, of_positive[:, None], 0.0)
+    if SIMILARITY == COSINE:
+        w = g * of_x[:, None] * of_y[None, :]
+    elif SIMILARITY == EUCLIDEAN:
+        w = 2 * g
+    else:
+        w = g
+    w = tl.where(inside, w * tl.load(unit), 0.0).to(weights.dtype.element_ty)
+    to = weights + at_rows.to(tl.int64)[:, None] * chunk + here[None, :]
+    tl.store(to, w, mask=(at_rows < rows)[:, None])
+    if SIMILARITY == EUCLIDEAN:  # the rounded weights', so that differences cancel as they should
+        tl.store(row_sums + tile * rows + at_rows, tl.sum(w.to(DTYPE), 1), mask=at_rows < rows)
+        if OF_Y:
+            tl.store(column_sums + block * chunk + here, tl.sum(w.to(DTYPE), 0))
+    elif SIMILARITY == COSINE:
+        if OF_Y:
+            tl.store(column_sums + block * chunk + here, tl.sum(tl.where(inside, g * u, 0.0), 0))
+
+
+@triton.jit
+def _columns(
+    weights, x, y, y_factor, column_sums, unit, grad_y,
+    rows, columns, width, x_row, x_column, y_row, y_column, first_column, chunk, blocks,
+    BN: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Gradient of a tile of y, (BN, BD): W^T x minus a multiple of y."""
+    d_block, tile = tl.program_id(0), tl.program_id(1)
+    here = tile * BN + tl.arange(0, BN)
+    at_d = d_block * BD + tl.arange(0, BD)
+    d = tl.minimum(at_d, width - 1).to(tl.int64)
+    acc = tl.zeros((BN, BD), DTYPE)
+    k = tl.arange(0, BK)
+    w_tile = weights + k[None, :].to(tl.int64) * chunk + here[:, None]
+    x_tile = x + k[:, None].to(tl.int64) * x_row + d[None, :] * x_column
+    for start in range(0, rows, BK):
+        if EVEN:
+            a = tl.load(w_tile)
+            b = tl.load(x_tile)
+        else:
+            a = tl.load(w_tile, mask=start + k[None, :] < rows, other=0.0)
+            b = tl.load(x_tile, mask=start + k[:, None] < rows, other=0.0)
+        acc = dot(a, b, acc, PRECISION, DTYPE)
+        w_tile += BK * chunk
+        x_tile += BK * x_row
+    acc = acc / tl.load(unit)
+    at_columns, j = places((first_column // BN) + tile, BN, columns)
+    if SIMILARITY != DOT:
+        multiple = tl.zeros((BN,), DTYPE)
+        for block in range(blocks):
+            multiple += tl.load(column_sums + block * chunk + here)
+        if SIMILARITY == COSINE:
+            of_y = tl.load(y_factor + j)
+            multiple *= of_y * of_y
+        else:
+            multiple /= tl.load(unit)
+        acc -= multiple[:, None] * tl.load(y + j[:, None] * y_row + d[None, :] * y_column).to(DTYPE)
+    to = grad_y + j[:, None] * width + at_d[None, :]
+    tl.store(to, acc.to(grad_y.dtype.element_ty), mask=(at_columns < columns)[:, None] & (at_d < width)[None, :])
+
+
+@triton.jit
+def _rows(
+    weights, y, partial, rows, columns, width, y_row, y_column, first_column, here, chunk, each,
+    BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """A share's part of W y, (BM, BD), added to what the chunks before have left."""
+    block, d_block, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    at_rows, i = places(block, BM, rows)
+    at_d = d_block * BD + tl.arange(0, BD)
+    d = tl.minimum(at_d, width - 1).to(tl.int64)
+    first = share * each
+    last = tl.minimum(tl.minimum(first + each, here), columns - first_column)
+    k = first + tl.arange(0, BK)
+    acc = tl.zeros((BM, BD), DTYPE)
+    w_tile = weights + i[:, None] * chunk + k[None, :]
+    y_tile = y + (first_column + k[:, None]).to(tl.int64) * y_row + d[None, :] * y_column
+    for start in range(first, last, BK):
+        inside = start - first + k < last
+        a = tl.load(w_tile, mask=inside[None, :], other=0.0)
+        b = tl.load(y_tile, mask=inside[:, None], other=0.0)
+        acc = dot(a, b, acc, PRECISION, DTYPE)
+        w_tile += BK
+        y_tile += BK * y_row
+    to = partial + (share * rows + i[:, None]) * width + at_d[None, :]
+    mask = (at_rows < rows)[:, None] & (at_d < width)[None, :]
+    if ADD:
+        acc += tl.load(to, mask=mask, other=0.0)
+    tl.store(to, acc, mask=mask)
+
+
+@triton.jit
+def _finish_rows(
+    partial, x, x_factor, row_sums, unit, grad_x, rows, width, x_row, x_column, shares,
+    BLOCK: tl.constexpr, BD: tl.constexpr, SIMILARITY: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Gradient of x: the shares of W y in their order, minus a multiple of x."""
+    at, i = places(tl.program_id(0), BLOCK, rows)
+    by = 1.0 / tl.load(unit)
+    multiple = tl.zeros((BLOCK,), DTYPE)
+    if SIMILARITY == COSINE:
+        along = tl.zeros((BLOCK, BD), DTYPE)
+        for start in range(0, width, BD):
+            d = start + tl.arange(0, BD)[None, :]
+            inside = d < width
+            v = tl.zeros((BLOCK, BD), DTYPE)
+            for share in range(shares):
+                v += tl.load(partial + (share * rows + i[:, None]) * width + d, mask=inside, other=0.0)
+            u = tl.load(x + i[:, None] * x_row + d.to(tl.int64) * x_column, mask=inside, other=0.0).to(DTYPE)
+            along += u * v
+        of_x = tl.load(x_factor + i)
+        multiple = tl.sum(along, 1) * of_x * of_x
+    elif SIMILARITY == EUCLIDEAN:
+        multiple = tl.load(row_sums + i)
+    for start in range(0, width, BD):
+        d = start + tl.arange(0, BD)[None, :]
+        inside = d < width
+        v = tl.zeros((BLOCK, BD), DTYPE)
+        for share in range(shares):
+            v += tl.load(partial + (share * rows + i[:, None]) * width + d, mask=inside, other=0.0)
+        if SIMILARITY != DOT:
+            u = tl.load(x + i[:, None] * x_row + d.to(tl.int64) * x_column, mask=inside, other=0.0).to(DTYPE)
+            v -= u * multiple[:, None]
+        to = grad_x + i[:, None] * width + d
+        tl.store(to, (v * by).to(grad_x.dtype.element_ty), mask=(at < rows)[:, None] & inside)
+
+
+class Tiles(NamedTuple):
+    """How a kernel cuts its work: rows of a tile, depth of a step, warps, steps in flight."""
+
+    BM: int
+    BK: int
+    num_warps: int
+    num_stages: int
+
+
+# By dtype: of the kernels that make similarities, and of those that multiply by W, BD columns of x or y at once.
+SIMILARITY_TILES = {
+    torch.bfloat16: Tiles(128, 64, 8, 3),
+    torch.float16: Tiles(128, 64, 8, 3),
+    torch.float32: Tiles(64, 32, 8, 2),
+    torch.float64: Tiles(32, 16, 8, 1),
+}
+PRODUCT_TILES = {
+    torch.bfloat16: Tiles(128, 64, 8, 3),
+    torch.float16: Tiles(128, 64, 8, 3),
+    torch.float32: Tiles(64, 32, 8, 2),
+    torch.float64: Tiles(32, 16, 8, 1),
+}
+BD = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64, torch.float64: 32}
+_NUMBERS = {torch.float64: tl.float64, torch.float32: tl.float32}
+# Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.
+_PLAIN_LOGIT = {torch.float64: 700.0, torch.float32: 86.0}
+
+
+def _numbers(dtype: torch.dtype) -> Any:
+    return _NUMBERS[accumulation_dtype(dtype)]
+
+
+class _Problem(NamedTuple):
+    """What both directions need of the inputs: sizes, strides, labels as the kernels read them, compile-time options."""
+
+    sizes: tuple[int, int, int]
+    strides: tuple[int, int, int, int]
+    row_labels: Tensor | None
+    column_labels: Tensor | None
+    row_block: int
+    options: dict[str, Any]
+
+
+def _int64(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.to(torch.int64).contiguous()
+
+
+def _tiles(table: dict[torch.dtype, Tiles], dtype: torch.dtype, rows: int) -> Tiles:
+    """Of the table, and lower where there are few rows: no tile is mostly empty."""
+    tiles = table[dtype]
+    if rows <= tiles.BM // 2:
+        return tiles._replace(BM=max(16, 1 << (rows - 1).bit_length()), num_warps=4)
+    return tiles
+
+
+def _problem(
+    x: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    row_labels: Tensor | None,
+    column_labels: Tensor | None,
+    self_index: Tensor | None,
+    similarity: str,
+    relation: str,
+) -> _Problem:
+    (rows, width), columns = x.shape, y.shape[0]
+    if relation == "any":
+        row_labels = column_labels = None
+    has_labels = row_labels is not None or column_labels is not None
+    if has_labels:
+        row_labels = target if row_labels is None else row_labels
+        column_labels = torch.arange(columns, device=x.device) if column_labels is None else column_labels
+    tiles = _tiles(SIMILARITY_TILES, x.dtype, rows)
+    options = {
+        "BM": tiles.BM,
+        "BN": BN,
+        "BK": tiles.BK,
+        "EVEN": width % tiles.BK == 0,
+        "SIMILARITY": SIMILARITIES.index(similarity),
+        "RELATION": RELATIONS.index(relation),
+        "HAS_BIAS": bias is not None,
+        "HAS_LABELS": has_labels,
+        "HAS_SELF": self_index is not None,
+        # 32-bit cosines are of unit vectors, made as they are read; 16-bit ones are scaled when they are done.
+        "NORMALIZE": similarity == "cosine" and x.dtype in (torch.float32, torch.float64),
+        "PRECISION": gpu.precision(x.dtype),
+        "DTYPE": _numbers(x.dtype),
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
+    }
+    labels_of_both = _int64(row_labels), _int64(column_labels)
+    return _Problem((rows, columns, width), (*x.stride(), *y.stride()), *labels_of_both, tiles.BM, options)
+
+
+def _vector_block(width: int, most: int = 256) -> int:
+    return max(16, min(most, triton.next_power_of_2(width)))
+
+
+def _kept_views(weights: Tensor, rows: int) -> tuple[Tensor, Tensor, int]:
+    """Shifts and weights of the kept tiles, and how far apart two tiles are."""
+    size = kept.triton_block_size(rows)
+    return weights, weights[(rows + 3) // 4 * 4 :], size
+
+
+class _Rows(NamedTuple):
+    """What the forward finds out of rows and columns, as views of the buffer that it hands over."""
+
+    x_factor: Tensor
+    positive: Tensor
+    target: Tensor  # int32: a column, IGNORED or INVALID
+    self_index: Tensor  # int32
+    y_factor: Tensor
+
+
+def _views(mean: Tensor, rows: int, columns: int) -> _Rows:
+    step = (rows + 3) // 4 * 4
+    parts = [mean[n * step : n * step + rows] for n in range(4)]
+    integers = [part.view(torch.int32)[:rows] for part in parts[2:]]
+    return _Rows(*parts[:2], *integers, mean[4 * step : 4 * step + columns])
+
+
+def forward(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    row_labels: Tensor | None,
+    column_labels: Tensor | None,
+    self_index: Tensor | None,
+    similarity: str,
+    relation: str,
+    ignore_index: int,
+    with_mean: bool,
+    kept_blocks: int,
+    force_running_maximum: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """positive (B,), negative_lse (B,), what it found out of rows and columns, kept weights."""
+    (rows, width), columns = x.shape, y.shape[0]
+    if labels.raises_everywhere():
+        target = labels.check_index(target, columns, ignore_index, "target")
+        ignore_index = labels.IGNORED
+        if self_index is not None:
+            self_index = labels.check_index(self_index, columns, labels.IGNORED, "self_index")
+    new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
+    positive, negative_lse = new(rows), new(rows)
+    mean = new(kept.mean_size(rows, width, columns, "triton"))
+    weights = new(kept.kept_size(rows, columns, kept_blocks, "triton"))
+    if not rows:
+        return positive, negative_lse, mean, weights
+    if not columns:
+        ignored = target == ignore_index
+        positive = torch.where(ignored, 0.0, torch.nan).to(positive.dtype)
+        negative_lse = torch.where(ignored, -torch.inf, torch.nan).to(positive.dtype)
+        return positive, negative_lse, mean, weights
+    scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
+    target, self_index = target.to(torch.int64).contiguous(), _int64(self_index)
+    problem = _problem(x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
+    found = _views(mean, rows, columns)
+    options, scale_stride, depth = problem.options, int(scale.dim() > 0), _vector_block(width)
+    row_blocks, tiles = triton.cdiv(rows, problem.row_block), triton.cdiv(columns, BN)
+    each = triton.cdiv(tiles * row_blocks, gpu.programs(x.device))
+    shares = triton.cdiv(tiles, each)
+    maxima, sums = new(shares, rows), new(shares, rows)
+    plain = -1.0 if force_running_maximum else _PLAIN_LOGIT[sums.dtype] - math.log(columns)
+    with gpu.on(x):
+        _prepare_rows[(triton.cdiv(rows, 4),)](
+            x, y, target, self_index, found.x_factor, positive, found.positive, found.target, found.self_index,
+            *problem.sizes, *problem.strides, ignore_index, BLOCK=4, BK=depth, SIMILARITY=options["SIMILARITY"],
+            NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
+        )  # fmt: skip
+        if similarity == "cosine":
+            _prepare_columns[(triton.cdiv(columns, 16),)](
+                y, found.y_factor, columns, width, *y.stride(), BLOCK=16, BK=depth, DTYPE=options["DTYPE"], num_warps=4
+            )
+        _reduce[(row_blocks, shares)](
+            x, y, found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels, problem.column_labels,
+            found.self_index, maxima, sums, *_kept_views(weights, rows),
+            *problem.sizes, *problem.strides, scale_stride, plain, each, kept_blocks,
+            HAS_KEPT=kept_blocks > 0, **options,
+        )  # fmt: skip
+        _finish[(triton.cdiv(rows, 128),)](
+            maxima, sums, scale, found.target, negative_lse, rows, shares, scale_stride,
+            BLOCK=128, DTYPE=options["DTYPE"], num_warps=4,
+        )  # fmt: skip
+    return positive, negative_lse, mean, weights
+
+
+def backward(
+    grad_positive: Tensor,
+    grad_negative_lse: Tensor,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    row_labels: Tensor | None,
+    column_labels: Tensor | None,
+    self_index: Tensor | None,
+    negative_lse: Tensor,
+    mean: Tensor,
+    kept_values: Tensor,
+    similarity: str,
+    relation: str,
+    ignore_index: int,
+    kept_blocks: int,
+    needs: list[bool],
+    force_running_maximum: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, y, scale and bias; empty where not needed."""
+    (rows, width), columns = x.shape, y.shape[0]
+    of_x, of_y, of_scale, of_bias = (need and not (n == 3 and bias is None) for n, need in enumerate(needs))
+    new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
+    grad_x = torch.empty(x.shape if of_x else 0, dtype=x.dtype, device=x.device)
+    grad_y = torch.empty(y.shape if of_y else 0, dtype=y.dtype, device=x.device)
+    grad_scale = torch.zeros(scale.shape if of_scale else 0, dtype=scale.dtype, device=x.device)
+    grad_bias = new(columns if of_bias else 0)
+    if not (rows and columns):
+        return grad_x.zero_(), grad_y.zero_(), grad_scale, grad_bias.zero_()
+    scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
+    mean, grad_positive, grad_negative_lse = mean.contiguous(), grad_positive.contiguous(), grad_negative_lse.contiguous()
+    target = target.to(torch.int64).contiguous()
+    problem = _problem(x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
+    found = _views(mean, rows, columns)
+    options, scale_stride = problem.options, int(scale.dim() > 0)
+    code, number, precision = (options[name] for name in ("SIMILARITY", "DTYPE", "PRECISION"))
+    row_blocks, tiles = triton.cdiv(rows, problem.row_block), triton.cdiv(columns, BN)
+    product, wide = _tiles(PRODUCT_TILES, x.dtype, rows), BD[x.dtype]
+    settings = {"num_warps": product.num_warps, "num_stages": product.num_stages}
+    d_blocks = triton.cdiv(max(1, width), wide)
+
+    chunk_tiles = min(tiles, max(1, CHUNK_BYTES // (rows * BN * x.element_size())), 1 << 14)
+    chunk = chunk_tiles * BN
+    weights = torch.empty(rows, chunk, dtype=x.dtype, device=x.device)
+    # Programs for W y: the columns of a chunk are split so that all multiprocessors have some.
+    each = triton.cdiv(chunk_tiles * triton.cdiv(rows, product.BM) * d_blocks, gpu.programs(x.device)) * BN
+    shares = triton.cdiv(chunk, each)
+    partial = new(shares, rows, width) if of_x else new(0)
+    column_sums = new(row_blocks, chunk) if of_y and similarity != "dot" else new(0)
+    bias_sums = new(row_blocks, chunk) if of_bias else new(0)
+    row_sums = new(chunk_tiles, rows) if similarity == "negative_squared_euclidean" else new(0)
+    all_row_sums = torch.zeros(rows, dtype=row_sums.dtype, device=x.device) if row_sums.numel() else row_sums
+    scale_sums = new(chunk_tiles, rows) if of_scale else new(0)
+    unit = _unit(x.dtype, scale, found, grad_positive, grad_negative_lse, similarity)
+    kept_views = _kept_views(kept_values.contiguous(), rows)
+    starts = [*range(0, min(kept_blocks, tiles), chunk_tiles), *range(min(kept_blocks, tiles), tiles, chunk_tiles)]
+    with gpu.on(x):
+        for n, first in enumerate(starts):
+            is_kept = first < kept_blocks
+            here = min(chunk_tiles, (kept_blocks if is_kept else tiles) - first, tiles - first)
+            _weights[(row_blocks, here)](
+                x, y, found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels,
+                problem.column_labels, found.self_index, found.positive, negative_lse, grad_positive, grad_negative_lse,
+                unit, *kept_views, weights, column_sums, bias_sums, row_sums, scale_sums,
+                *problem.sizes, *problem.strides, scale_stride, first, chunk,
+                KEPT=is_kept, OF_Y=of_y, OF_SCALE=of_scale, OF_BIAS=of_bias, **options,
+            )  # fmt: skip
+            if of_y and width:
+                _columns[(d_blocks, here)](
+                    weights, x, y, found.y_factor, column_sums, unit, grad_y,
+                    *problem.sizes, *problem.strides, first * BN, chunk, row_blocks,
+                    BN=BN, BD=wide, BK=product.BK, EVEN=rows % product.BK == 0, SIMILARITY=code,
+                    PRECISION=precision, DTYPE=number, **settings,
+                )  # fmt: skip
+            if of_x and width:
+                _rows[(triton.cdiv(rows, product.BM), d_blocks, shares)](
+                    weights, y, partial, *problem.sizes, *y.stride(), first * BN, here * BN, chunk, each,
+                    BM=product.BM, BD=wide, BK=product.BK, ADD=n > 0, PRECISION=precision, DTYPE=number, **settings,
+                )  # fmt: skip
+            inside = slice(first * BN, min((first + here) * BN, columns))
+            if of_bias:
+                grad_bias[inside] = bias_sums.sum(0)[: inside.stop - inside.start]
+            if of_scale:
+                sums = scale_sums[:here].sum(0)
+                grad_scale += sums if scale.dim() else sums.sum()
+            if row_sums.numel():
+                all_row_sums += row_sums[:here].sum(0)
+        if of_x and width:
+            _finish_rows[(triton.cdiv(rows, 4),)](
+                partial, x, found.x_factor, all_row_sums, unit, grad_x, rows, width, *x.stride(), shares,
+                BLOCK=4, BD=_vector_block(width), SIMILARITY=code, DTYPE=number, num_warps=4,
+            )  # fmt: skip
+    return grad_x, grad_y, grad_scale, grad_bias
+
+
+def _unit(
+    dtype: torch.dtype, scale: Tensor, found: _Rows, grad_positive: Tensor, grad_negative_lse: Tensor, similarity: str
+) -> Tensor:
+    """What W is multiplied by before it is rounded: for float16 the power of two that makes its largest entry fit."""
+    one = torch.ones((), dtype=scale.dtype, device=scale.device)
+    if dtype != torch.float16:
+        return one
+    largest = torch.maximum((grad_negative_lse * scale).abs().amax(), grad_positive.abs().amax())
+    if similarity == "cosine":
+        largest = largest * found.x_factor.amax() * found.y_factor.amax()
+    exponent = torch.floor(torch.log2(2.0**13 / largest)).clamp(-100, 100)
+    return torch.where(largest > 0, torch.exp2(exponent), one)
+
+
+def describe(problem: Any) -> str:
+    """What the memory budget makes of the problem."""
+    return kept.describe(problem, "triton")
