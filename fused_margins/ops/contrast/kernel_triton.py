@@ -1,9 +1,8 @@
 """`contrast` in Triton: the large problems on a GPU.
 
 Forward: tiles of similarities, each row's running maximum and sum over a share of the columns (`_reduce`), then the
-shares in their order (`_finish`). Backward: chunk by chunk of columns, the gradient of the similarities as a matrix W
-(`_weights`) that stays in the L2 cache, and two products with it: W^T x is the chunk's gradient (`_columns`), W y adds to
-that of the rows (`_rows`). Nothing is added by atomics: the same call gives the same bits.
+shares in their order (`_finish`). Backward: chunk by chunk of columns the derivatives of the similarities (`_weights`),
+and of them both gradients (`fused_margins.ops.triton_gradients`).
 """
 
 import functools
@@ -17,13 +16,11 @@ from torch import Tensor
 
 from .. import gpu, kept, labels
 from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype
+from ..triton_gradients import BN, Gradients, Tiles, fit, numbers, vector_block
 from ..triton_tiles import (
-    ANY, COSINE, DIFFERENT, DOT, EUCLIDEAN, IGNORED, INVALID, LN2, LOG2E,
-    dot, index_status, inverse_lengths, pair_products, places, products, similarities,
+    ANY, COSINE, DIFFERENT, EUCLIDEAN, IGNORED, INVALID, LN2, LOG2E,
+    index_status, inverse_lengths, pair_products, places, products, similarities,
 )  # fmt: skip
-
-BN = kept.TRITON_BLOCK  # columns of a tile
-CHUNK_BYTES = 24 * 2**20  # of W: with both operands it stays in the L2 cache of a large GPU
 
 
 @triton.jit
@@ -267,145 +264,16 @@ def _weights(
             tl.store(column_sums + block * chunk + here, tl.sum(tl.where(inside, g * u, 0.0), 0))
 
 
-@triton.jit
-def _columns(
-    weights, x, y, y_factor, column_sums, unit, grad_y,
-    rows, columns, width, x_row, x_column, y_row, y_column, first_column, chunk, blocks,
-    BN: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """Gradient of a tile of y, (BN, BD): W^T x minus a multiple of y."""
-    d_block, tile = tl.program_id(0), tl.program_id(1)
-    here = tile * BN + tl.arange(0, BN)
-    at_d = d_block * BD + tl.arange(0, BD)
-    d = tl.minimum(at_d, width - 1).to(tl.int64)
-    acc = tl.zeros((BN, BD), DTYPE)
-    k = tl.arange(0, BK)
-    w_tile = weights + k[None, :].to(tl.int64) * chunk + here[:, None]
-    x_tile = x + k[:, None].to(tl.int64) * x_row + d[None, :] * x_column
-    for start in range(0, rows, BK):
-        if EVEN:
-            a = tl.load(w_tile)
-            b = tl.load(x_tile)
-        else:
-            a = tl.load(w_tile, mask=start + k[None, :] < rows, other=0.0)
-            b = tl.load(x_tile, mask=start + k[:, None] < rows, other=0.0)
-        acc = dot(a, b, acc, PRECISION, DTYPE)
-        w_tile += BK * chunk
-        x_tile += BK * x_row
-    acc = acc / tl.load(unit)
-    at_columns, j = places((first_column // BN) + tile, BN, columns)
-    if SIMILARITY != DOT:
-        multiple = tl.zeros((BN,), DTYPE)
-        for block in range(blocks):
-            multiple += tl.load(column_sums + block * chunk + here)
-        if SIMILARITY == COSINE:
-            of_y = tl.load(y_factor + j)
-            multiple *= of_y * of_y
-        else:
-            multiple /= tl.load(unit)
-        acc -= multiple[:, None] * tl.load(y + j[:, None] * y_row + d[None, :] * y_column).to(DTYPE)
-    to = grad_y + j[:, None] * width + at_d[None, :]
-    tl.store(to, acc.to(grad_y.dtype.element_ty), mask=(at_columns < columns)[:, None] & (at_d < width)[None, :])
-
-
-@triton.jit
-def _rows(
-    weights, y, partial, rows, columns, width, y_row, y_column, first_column, here, chunk, each,
-    BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
-    DTYPE: tl.constexpr,
-):  # fmt: skip
-    """A share's part of W y, (BM, BD), added to what the chunks before have left."""
-    block, d_block, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    at_rows, i = places(block, BM, rows)
-    at_d = d_block * BD + tl.arange(0, BD)
-    d = tl.minimum(at_d, width - 1).to(tl.int64)
-    first = share * each
-    last = tl.minimum(tl.minimum(first + each, here), columns - first_column)
-    k = first + tl.arange(0, BK)
-    acc = tl.zeros((BM, BD), DTYPE)
-    w_tile = weights + i[:, None] * chunk + k[None, :]
-    y_tile = y + (first_column + k[:, None]).to(tl.int64) * y_row + d[None, :] * y_column
-    for start in range(first, last, BK):
-        inside = start - first + k < last
-        a = tl.load(w_tile, mask=inside[None, :], other=0.0)
-        b = tl.load(y_tile, mask=inside[:, None], other=0.0)
-        acc = dot(a, b, acc, PRECISION, DTYPE)
-        w_tile += BK
-        y_tile += BK * y_row
-    to = partial + (share * rows + i[:, None]) * width + at_d[None, :]
-    mask = (at_rows < rows)[:, None] & (at_d < width)[None, :]
-    if ADD:
-        acc += tl.load(to, mask=mask, other=0.0)
-    tl.store(to, acc, mask=mask)
-
-
-@triton.jit
-def _finish_rows(
-    partial, x, x_factor, row_sums, unit, grad_x, rows, width, x_row, x_column, shares,
-    BLOCK: tl.constexpr, BD: tl.constexpr, SIMILARITY: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """Gradient of x: the shares of W y in their order, minus a multiple of x."""
-    at, i = places(tl.program_id(0), BLOCK, rows)
-    by = 1.0 / tl.load(unit)
-    multiple = tl.zeros((BLOCK,), DTYPE)
-    if SIMILARITY == COSINE:
-        along = tl.zeros((BLOCK, BD), DTYPE)
-        for start in range(0, width, BD):
-            d = start + tl.arange(0, BD)[None, :]
-            inside = d < width
-            v = tl.zeros((BLOCK, BD), DTYPE)
-            for share in range(shares):
-                v += tl.load(partial + (share * rows + i[:, None]) * width + d, mask=inside, other=0.0)
-            u = tl.load(x + i[:, None] * x_row + d.to(tl.int64) * x_column, mask=inside, other=0.0).to(DTYPE)
-            along += u * v
-        of_x = tl.load(x_factor + i)
-        multiple = tl.sum(along, 1) * of_x * of_x
-    elif SIMILARITY == EUCLIDEAN:
-        multiple = tl.load(row_sums + i)
-    for start in range(0, width, BD):
-        d = start + tl.arange(0, BD)[None, :]
-        inside = d < width
-        v = tl.zeros((BLOCK, BD), DTYPE)
-        for share in range(shares):
-            v += tl.load(partial + (share * rows + i[:, None]) * width + d, mask=inside, other=0.0)
-        if SIMILARITY != DOT:
-            u = tl.load(x + i[:, None] * x_row + d.to(tl.int64) * x_column, mask=inside, other=0.0).to(DTYPE)
-            v -= u * multiple[:, None]
-        to = grad_x + i[:, None] * width + d
-        tl.store(to, (v * by).to(grad_x.dtype.element_ty), mask=(at < rows)[:, None] & inside)
-
-
-class Tiles(NamedTuple):
-    """How a kernel cuts its work: rows of a tile, depth of a step, warps, steps in flight."""
-
-    BM: int
-    BK: int
-    num_warps: int
-    num_stages: int
-
-
-# By dtype: of the kernels that make similarities, and of those that multiply by W, BD columns of x or y at once.
+# By dtype, of the kernels that make similarities; Euclidean ones subtract and have no use of the matrix units.
 SIMILARITY_TILES = {
     torch.bfloat16: Tiles(128, 64, 8, 3),
     torch.float16: Tiles(128, 64, 8, 3),
     torch.float32: Tiles(64, 32, 8, 2),
     torch.float64: Tiles(32, 16, 8, 1),
 }
-PRODUCT_TILES = {
-    torch.bfloat16: Tiles(128, 64, 8, 3),
-    torch.float16: Tiles(128, 64, 8, 3),
-    torch.float32: Tiles(64, 32, 8, 2),
-    torch.float64: Tiles(32, 16, 8, 1),
-}
-BD = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64, torch.float64: 32}
-_NUMBERS = {torch.float64: tl.float64, torch.float32: tl.float32}
+EUCLIDEAN_TILES = Tiles(32, 16, 8, 1)
 # Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.
 _PLAIN_LOGIT = {torch.float64: 700.0, torch.float32: 86.0}
-
-
-def _numbers(dtype: torch.dtype) -> Any:
-    return _NUMBERS[accumulation_dtype(dtype)]
 
 
 class _Problem(NamedTuple):
@@ -421,14 +289,6 @@ class _Problem(NamedTuple):
 
 def _int64(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.to(torch.int64).contiguous()
-
-
-def _tiles(table: dict[torch.dtype, Tiles], dtype: torch.dtype, rows: int) -> Tiles:
-    """Of the table, and lower where there are few rows: no tile is mostly empty."""
-    tiles = table[dtype]
-    if rows <= tiles.BM // 2:
-        return tiles._replace(BM=max(16, 1 << (rows - 1).bit_length()), num_warps=4)
-    return tiles
 
 
 def _problem(
@@ -449,7 +309,7 @@ def _problem(
     if has_labels:
         row_labels = target if row_labels is None else row_labels
         column_labels = torch.arange(columns, device=x.device) if column_labels is None else column_labels
-    tiles = _tiles(SIMILARITY_TILES, x.dtype, rows)
+    tiles = fit(EUCLIDEAN_TILES if similarity == SIMILARITIES[EUCLIDEAN.value] else SIMILARITY_TILES[x.dtype], rows)
     options = {
         "BM": tiles.BM,
         "BN": BN,
@@ -463,16 +323,12 @@ def _problem(
         # 32-bit cosines are of unit vectors, made as they are read; 16-bit ones are scaled when they are done.
         "NORMALIZE": similarity == "cosine" and x.dtype in (torch.float32, torch.float64),
         "PRECISION": gpu.precision(x.dtype),
-        "DTYPE": _numbers(x.dtype),
+        "DTYPE": numbers(x.dtype),
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
     }
     labels_of_both = _int64(row_labels), _int64(column_labels)
     return _Problem((rows, columns, width), (*x.stride(), *y.stride()), *labels_of_both, tiles.BM, options)
-
-
-def _vector_block(width: int, most: int = 256) -> int:
-    return max(16, min(most, triton.next_power_of_2(width)))
 
 
 def _kept_views(weights: Tensor, rows: int) -> tuple[Tensor, Tensor, int]:
@@ -536,7 +392,7 @@ def forward(
     target, self_index = target.to(torch.int64).contiguous(), _int64(self_index)
     problem = _problem(x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
     found = _views(mean, rows, columns)
-    options, scale_stride, depth = problem.options, int(scale.dim() > 0), _vector_block(width)
+    options, scale_stride, depth = problem.options, int(scale.dim() > 0), vector_block(width)
     row_blocks, tiles = triton.cdiv(rows, problem.row_block), triton.cdiv(columns, BN)
     each = triton.cdiv(tiles * row_blocks, gpu.programs(x.device))
     shares = triton.cdiv(tiles, each)
@@ -590,75 +446,43 @@ def backward(
     (rows, width), columns = x.shape, y.shape[0]
     of_x, of_y, of_scale, of_bias = (need and not (n == 3 and bias is None) for n, need in enumerate(needs))
     new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
-    grad_x = torch.empty(x.shape if of_x else 0, dtype=x.dtype, device=x.device)
-    grad_y = torch.empty(y.shape if of_y else 0, dtype=y.dtype, device=x.device)
     grad_scale = torch.zeros(scale.shape if of_scale else 0, dtype=scale.dtype, device=x.device)
     grad_bias = new(columns if of_bias else 0)
     if not (rows and columns):
-        return grad_x.zero_(), grad_y.zero_(), grad_scale, grad_bias.zero_()
+        empty = [torch.zeros(t.shape if need else 0, dtype=t.dtype, device=t.device) for t, need in ((x, of_x), (y, of_y))]
+        return *empty, grad_scale, grad_bias.zero_()  # type: ignore[return-value]
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     mean, grad_positive, grad_negative_lse = mean.contiguous(), grad_positive.contiguous(), grad_negative_lse.contiguous()
     target = target.to(torch.int64).contiguous()
     problem = _problem(x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
     found = _views(mean, rows, columns)
-    options, scale_stride = problem.options, int(scale.dim() > 0)
-    code, number, precision = (options[name] for name in ("SIMILARITY", "DTYPE", "PRECISION"))
-    row_blocks, tiles = triton.cdiv(rows, problem.row_block), triton.cdiv(columns, BN)
-    product, wide = _tiles(PRODUCT_TILES, x.dtype, rows), BD[x.dtype]
-    settings = {"num_warps": product.num_warps, "num_stages": product.num_stages}
-    d_blocks = triton.cdiv(max(1, width), wide)
-
-    chunk_tiles = min(tiles, max(1, CHUNK_BYTES // (rows * BN * x.element_size())), 1 << 14)
-    chunk = chunk_tiles * BN
-    weights = torch.empty(rows, chunk, dtype=x.dtype, device=x.device)
-    # Programs for W y: the columns of a chunk are split so that all multiprocessors have some.
-    each = triton.cdiv(chunk_tiles * triton.cdiv(rows, product.BM) * d_blocks, gpu.programs(x.device)) * BN
-    shares = triton.cdiv(chunk, each)
-    partial = new(shares, rows, width) if of_x else new(0)
-    column_sums = new(row_blocks, chunk) if of_y and similarity != "dot" else new(0)
-    bias_sums = new(row_blocks, chunk) if of_bias else new(0)
-    row_sums = new(chunk_tiles, rows) if similarity == "negative_squared_euclidean" else new(0)
-    all_row_sums = torch.zeros(rows, dtype=row_sums.dtype, device=x.device) if row_sums.numel() else row_sums
-    scale_sums = new(chunk_tiles, rows) if of_scale else new(0)
+    row_blocks, scale_stride = triton.cdiv(rows, problem.row_block), int(scale.dim() > 0)
     unit = _unit(x.dtype, scale, found, grad_positive, grad_negative_lse, similarity)
+    both = Gradients(x, y, similarity, of_x, of_y, found.x_factor, found.y_factor, unit, row_blocks)
+    bias_sums = new(row_blocks, both.chunk) if of_bias else new(0)
+    scale_sums = new(both.chunk_tiles, rows) if of_scale else new(0)
     kept_views = _kept_views(kept_values.contiguous(), rows)
-    starts = [*range(0, min(kept_blocks, tiles), chunk_tiles), *range(min(kept_blocks, tiles), tiles, chunk_tiles)]
-    with gpu.on(x):
-        for n, first in enumerate(starts):
-            is_kept = first < kept_blocks
-            here = min(chunk_tiles, (kept_blocks if is_kept else tiles) - first, tiles - first)
-            _weights[(row_blocks, here)](
+    kept_tiles = min(kept_blocks, both.tiles)
+    for first in (*range(0, kept_tiles, both.chunk_tiles), *range(kept_tiles, both.tiles, both.chunk_tiles)):
+        is_kept = first < kept_tiles
+        count = min(both.chunk_tiles, (kept_tiles if is_kept else both.tiles) - first)
+        with gpu.on(x):
+            _weights[(row_blocks, count)](
                 x, y, found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels,
                 problem.column_labels, found.self_index, found.positive, negative_lse, grad_positive, grad_negative_lse,
-                unit, *kept_views, weights, column_sums, bias_sums, row_sums, scale_sums,
-                *problem.sizes, *problem.strides, scale_stride, first, chunk,
-                KEPT=is_kept, OF_Y=of_y, OF_SCALE=of_scale, OF_BIAS=of_bias, **options,
+                unit, *kept_views, both.weights, both.column_sums, bias_sums, both.row_sums, scale_sums,
+                *problem.sizes, *problem.strides, scale_stride, first, both.chunk,
+                KEPT=is_kept, OF_Y=of_y, OF_SCALE=of_scale, OF_BIAS=of_bias, **problem.options,
             )  # fmt: skip
-            if of_y and width:
-                _columns[(d_blocks, here)](
-                    weights, x, y, found.y_factor, column_sums, unit, grad_y,
-                    *problem.sizes, *problem.strides, first * BN, chunk, row_blocks,
-                    BN=BN, BD=wide, BK=product.BK, EVEN=rows % product.BK == 0, SIMILARITY=code,
-                    PRECISION=precision, DTYPE=number, **settings,
-                )  # fmt: skip
-            if of_x and width:
-                _rows[(triton.cdiv(rows, product.BM), d_blocks, shares)](
-                    weights, y, partial, *problem.sizes, *y.stride(), first * BN, here * BN, chunk, each,
-                    BM=product.BM, BD=wide, BK=product.BK, ADD=n > 0, PRECISION=precision, DTYPE=number, **settings,
-                )  # fmt: skip
-            inside = slice(first * BN, min((first + here) * BN, columns))
-            if of_bias:
-                grad_bias[inside] = bias_sums.sum(0)[: inside.stop - inside.start]
-            if of_scale:
-                sums = scale_sums[:here].sum(0)
-                grad_scale += sums if scale.dim() else sums.sum()
-            if row_sums.numel():
-                all_row_sums += row_sums[:here].sum(0)
-        if of_x and width:
-            _finish_rows[(triton.cdiv(rows, 4),)](
-                partial, x, found.x_factor, all_row_sums, unit, grad_x, rows, width, *x.stride(), shares,
-                BLOCK=4, BD=_vector_block(width), SIMILARITY=code, DTYPE=number, num_warps=4,
-            )  # fmt: skip
+            both.add(first, count)
+        if of_bias:
+            inside = slice(first * BN, min((first + count) * BN, columns))
+            grad_bias[inside] = bias_sums.sum(0)[: inside.stop - inside.start]
+        if of_scale:
+            sums = scale_sums[:count].sum(0)
+            grad_scale += sums if scale.dim() else sums.sum()
+    with gpu.on(x):
+        grad_x, grad_y = both.finish()
     return grad_x, grad_y, grad_scale, grad_bias
 
 

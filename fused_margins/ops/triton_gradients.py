@@ -1,0 +1,257 @@
+"""Both gradients of a similarity matrix from W, chunk by chunk of columns, in Triton.
+
+W (rows x chunk) holds dL/du, times what makes W^T x and W y the gradients but for a multiple of each vector itself:
+
+    cosine      W_ij = G_ij / (|x_i| |y_j|)    grad y_j = (W^T x)_j - y_j sum_i G_ij u_ij / |y_j|^2
+    dot         W_ij = G_ij                    grad y_j = (W^T x)_j
+    Euclidean   W_ij = 2 G_ij                  grad y_j = (W^T x)_j - y_j sum_i W_ij
+
+and likewise for x. An op's own kernel writes a chunk of W, in the dtype of x, which stays in the L2 cache; `_columns` makes
+the gradient of the chunk's y of it, `_rows` adds to that of x. Sums run in a fixed order, nothing is added by atomics.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import gpu, kept
+from .similarity import SIMILARITIES, accumulation_dtype
+from .triton_tiles import COSINE, DOT, EUCLIDEAN, dot, places
+
+BN = kept.TRITON_BLOCK  # columns of a tile
+CHUNK_BYTES = 24 * 2**20  # of W: with both operands it stays in the L2 cache of a large GPU
+
+
+@triton.jit
+def _columns(
+    weights, x, y, y_factor, column_sums, unit, grad_y,
+    rows, columns, width, x_row, x_column, y_row, y_column, first_column, chunk, blocks,
+    BN: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Gradient of a tile of y, (BN, BD): W^T x minus a multiple of y."""
+    d_block, tile = tl.program_id(0), tl.program_id(1)
+    here = tile * BN + tl.arange(0, BN)
+    at_d = d_block * BD + tl.arange(0, BD)
+    d = tl.minimum(at_d, width - 1).to(tl.int64)
+    acc = tl.zeros((BN, BD), DTYPE)
+    k = tl.arange(0, BK)
+    w_tile = weights + k[None, :].to(tl.int64) * chunk + here[:, None]
+    x_tile = x + k[:, None].to(tl.int64) * x_row + d[None, :] * x_column
+    for start in range(0, rows, BK):
+        if EVEN:
+            a = tl.load(w_tile)
+            b = tl.load(x_tile)
+        else:
+            a = tl.load(w_tile, mask=start + k[None, :] < rows, other=0.0)
+            b = tl.load(x_tile, mask=start + k[:, None] < rows, other=0.0)
+        acc = dot(a, b, acc, PRECISION, DTYPE)
+        w_tile += BK * chunk
+        x_tile += BK * x_row
+    acc = acc / tl.load(unit)
+    at_columns, j = places((first_column // BN) + tile, BN, columns)
+    if SIMILARITY != DOT:
+        multiple = tl.zeros((BN,), DTYPE)
+        for block in range(blocks):
+            multiple += tl.load(column_sums + block * chunk + here)
+        if SIMILARITY == COSINE:
+            of_y = tl.load(y_factor + j)
+            multiple *= of_y * of_y
+        else:
+            multiple /= tl.load(unit)
+        acc -= multiple[:, None] * tl.load(y + j[:, None] * y_row + d[None, :] * y_column).to(DTYPE)
+    to = grad_y + j[:, None] * width + at_d[None, :]
+    tl.store(to, acc.to(grad_y.dtype.element_ty), mask=(at_columns < columns)[:, None] & (at_d < width)[None, :])
+
+
+@triton.jit
+def _rows(
+    weights, y, partial, rows, columns, width, y_row, y_column, first_column, here, chunk, each,
+    BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """A share's part of W y, (BM, BD), added to what the chunks before have left."""
+    block, d_block, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    at_rows, i = places(block, BM, rows)
+    at_d = d_block * BD + tl.arange(0, BD)
+    d = tl.minimum(at_d, width - 1).to(tl.int64)
+    first = share * each
+    last = tl.minimum(tl.minimum(first + each, here), columns - first_column)
+    k = first + tl.arange(0, BK)
+    acc = tl.zeros((BM, BD), DTYPE)
+    w_tile = weights + i[:, None] * chunk + k[None, :]
+    y_tile = y + (first_column + k[:, None]).to(tl.int64) * y_row + d[None, :] * y_column
+    for start in range(first, last, BK):
+        inside = start - first + k < last
+        a = tl.load(w_tile, mask=inside[None, :], other=0.0)
+        b = tl.load(y_tile, mask=inside[:, None], other=0.0)
+        acc = dot(a, b, acc, PRECISION, DTYPE)
+        w_tile += BK
+        y_tile += BK * y_row
+    to = partial + (share * rows + i[:, None]) * width + at_d[None, :]
+    mask = (at_rows < rows)[:, None] & (at_d < width)[None, :]
+    if ADD:
+        acc += tl.load(to, mask=mask, other=0.0)
+    tl.store(to, acc, mask=mask)
+
+
+@triton.jit
+def _finish_rows(
+    partial, x, x_factor, row_sums, unit, grad_x, rows, width, x_row, x_column, shares,
+    BLOCK: tl.constexpr, BD: tl.constexpr, SIMILARITY: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Gradient of x: the shares of W y in their order, minus a multiple of x."""
+    at, i = places(tl.program_id(0), BLOCK, rows)
+    by = 1.0 / tl.load(unit)
+    multiple = tl.zeros((BLOCK,), DTYPE)
+    if SIMILARITY == COSINE:
+        along = tl.zeros((BLOCK, BD), DTYPE)
+        for start in range(0, width, BD):
+            d = start + tl.arange(0, BD)[None, :]
+            inside = d < width
+            v = tl.zeros((BLOCK, BD), DTYPE)
+            for share in range(shares):
+                v += tl.load(partial + (share * rows + i[:, None]) * width + d, mask=inside, other=0.0)
+            u = tl.load(x + i[:, None] * x_row + d.to(tl.int64) * x_column, mask=inside, other=0.0).to(DTYPE)
+            along += u * v
+        of_x = tl.load(x_factor + i)
+        multiple = tl.sum(along, 1) * of_x * of_x
+    elif SIMILARITY == EUCLIDEAN:
+        multiple = tl.load(row_sums + i)
+    for start in range(0, width, BD):
+        d = start + tl.arange(0, BD)[None, :]
+        inside = d < width
+        v = tl.zeros((BLOCK, BD), DTYPE)
+        for share in range(shares):
+            v += tl.load(partial + (share * rows + i[:, None]) * width + d, mask=inside, other=0.0)
+        if SIMILARITY != DOT:
+            u = tl.load(x + i[:, None] * x_row + d.to(tl.int64) * x_column, mask=inside, other=0.0).to(DTYPE)
+            v -= u * multiple[:, None]
+        to = grad_x + i[:, None] * width + d
+        tl.store(to, (v * by).to(grad_x.dtype.element_ty), mask=(at < rows)[:, None] & inside)
+
+
+class Tiles(NamedTuple):
+    """How a kernel cuts its work: rows of a tile, depth of a step, warps, steps in flight."""
+
+    BM: int
+    BK: int
+    num_warps: int
+    num_stages: int
+
+
+
+# By dtype: rows of x of a tile, depth of a step; BD columns of x or y at once.
+PRODUCT_TILES = {
+    torch.bfloat16: Tiles(128, 64, 8, 3),
+    torch.float16: Tiles(128, 64, 8, 3),
+    torch.float32: Tiles(64, 32, 8, 2),
+    torch.float64: Tiles(32, 16, 8, 1),
+}
+BD = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64, torch.float64: 32}
+_NUMBERS = {torch.float64: tl.float64, torch.float32: tl.float32}
+
+
+def numbers(dtype: torch.dtype) -> Any:
+    """Triton's name of the dtype in which inputs of `dtype` accumulate."""
+    return _NUMBERS[accumulation_dtype(dtype)]
+
+
+def fit(tiles: Tiles, rows: int) -> Tiles:
+    """Lower where there are few rows: no tile is mostly empty."""
+    if rows <= tiles.BM // 2:
+        return tiles._replace(BM=max(16, 1 << (rows - 1).bit_length()), num_warps=4)
+    return tiles
+
+
+def vector_block(width: int, most: int = 256) -> int:
+    """Entries of a vector read at once."""
+    return max(16, min(most, triton.next_power_of_2(max(1, width))))
+
+
+class Gradients:
+    """Of x and y, where they are wanted.
+
+    An op writes `weights` (rows, chunk), `column_sums` (row blocks, chunk), where the similarity has such, and `row_sums`
+    (tiles of the chunk, rows) for Euclidean distances; then `add` takes them up.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        similarity: str,
+        of_x: bool,
+        of_y: bool,
+        x_factor: Tensor,
+        y_factor: Tensor,
+        unit: Tensor,
+        row_blocks: int,
+    ) -> None:
+        (rows, width), columns = x.shape, y.shape[0]
+        self.x, self.y, self.unit, self.row_blocks = x, y, unit, row_blocks
+        self.x_factor, self.y_factor = x_factor, y_factor
+        self.of_x, self.of_y = of_x, of_y
+        self.sizes = rows, columns, width
+        self.tiles = triton.cdiv(columns, BN)
+        self.chunk_tiles = min(self.tiles, max(1, CHUNK_BYTES // (rows * BN * x.element_size())), 1 << 14)
+        self.chunk = self.chunk_tiles * BN
+        self.product, self.BD = fit(PRODUCT_TILES[x.dtype], rows), BD[x.dtype]
+        self.d_blocks = triton.cdiv(max(1, width), self.BD)
+        programs = self.chunk_tiles * triton.cdiv(rows, self.product.BM) * self.d_blocks
+        self.each = triton.cdiv(programs, gpu.programs(x.device)) * BN  # columns of a share of W y
+        self.shares = triton.cdiv(self.chunk, self.each)
+
+        def new(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=accumulation_dtype(x.dtype), device=x.device)
+
+        self.code = SIMILARITIES.index(similarity)
+        euclidean = similarity == "negative_squared_euclidean"
+        self.weights = torch.empty(rows, self.chunk, dtype=x.dtype, device=x.device)
+        self.column_sums = new(row_blocks, self.chunk) if of_y and similarity != "dot" else new(0)
+        self.row_sums = new(self.chunk_tiles, rows) if euclidean else new(0)
+        self.all_row_sums = new(rows).zero_() if euclidean else new(0)
+        self.partial = new(self.shares, rows, width) if of_x else new(0)
+        self.grad_x = torch.empty(x.shape if of_x else 0, dtype=x.dtype, device=x.device)
+        self.grad_y = torch.empty(y.shape if of_y else 0, dtype=y.dtype, device=x.device)
+        self.options: dict[str, Any] = {
+            "BD": self.BD,
+            "BK": self.product.BK,
+            "PRECISION": gpu.precision(x.dtype),
+            "DTYPE": numbers(x.dtype),
+            "num_warps": self.product.num_warps,
+            "num_stages": self.product.num_stages,
+        }
+        self.chunks_before = 0
+
+    def add(self, first: int, count: int) -> None:
+        """Take up tiles first ... first + count - 1, which lie in `weights` from its start."""
+        rows, columns, width = self.sizes
+        if self.of_y and width:
+            _columns[(self.d_blocks, count)](
+                self.weights, self.x, self.y, self.y_factor, self.column_sums, self.unit, self.grad_y,
+                *self.sizes, *self.x.stride(), *self.y.stride(), first * BN, self.chunk, self.row_blocks,
+                BN=BN, EVEN=rows % self.product.BK == 0, SIMILARITY=self.code, **self.options,
+            )  # fmt: skip
+        if self.of_x and width:
+            _rows[(triton.cdiv(rows, self.product.BM), self.d_blocks, self.shares)](
+                self.weights, self.y, self.partial, *self.sizes, *self.y.stride(), first * BN, count * BN, self.chunk,
+                self.each, BM=self.product.BM, ADD=self.chunks_before > 0, **self.options,
+            )  # fmt: skip
+        if self.row_sums.numel():
+            self.all_row_sums += self.row_sums[:count].sum(0)
+        self.chunks_before += 1
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Gradients of x and y; empty where not wanted."""
+        rows, _, width = self.sizes
+        if self.of_x and width:
+            _finish_rows[(triton.cdiv(rows, 4),)](
+                self.partial, self.x, self.x_factor, self.all_row_sums, self.unit, self.grad_x, rows, width,
+                *self.x.stride(), self.shares, BLOCK=4, BD=vector_block(width), SIMILARITY=self.code,
+                DTYPE=self.options["DTYPE"], num_warps=4,
+            )  # fmt: skip
+        return self.grad_x, self.grad_y
