@@ -30,7 +30,7 @@ def _columns(
     weights, x, y, y_factor, column_sums, unit, grad_y,
     rows, columns, width, x_row, x_column, y_row, y_column, first_column, chunk, blocks,
     BN: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    EUCLIDEAN_SHIFT: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a tile of y, (BN, BD): W^T x minus a multiple of y."""
     d_block, tile = tl.program_id(0), tl.program_id(1)
@@ -39,6 +39,9 @@ def _columns(
     d = tl.minimum(at_d, width - 1).to(tl.int64)
     acc = tl.zeros((BN, BD), DTYPE)
     k = tl.arange(0, BK)
+    origin = tl.zeros((BD,), DTYPE)
+    if EUCLIDEAN_SHIFT:
+        origin = tl.load(y + d * y_column)
     w_tile = weights + k[None, :].to(tl.int64) * chunk + here[:, None]
     x_tile = x + k[:, None].to(tl.int64) * x_row + d[None, :] * x_column
     for start in range(0, rows, BK):
@@ -48,6 +51,8 @@ def _columns(
         else:
             a = tl.load(w_tile, mask=start + k[None, :] < rows, other=0.0)
             b = tl.load(x_tile, mask=start + k[:, None] < rows, other=0.0)
+        if EUCLIDEAN_SHIFT:
+            b -= origin[None, :]
         acc = dot(a, b, acc, PRECISION, DTYPE)
         w_tile += BK * chunk
         x_tile += BK * x_row
@@ -62,7 +67,8 @@ def _columns(
             multiple *= of_y * of_y
         else:
             multiple /= tl.load(unit)
-        acc -= multiple[:, None] * tl.load(y + j[:, None] * y_row + d[None, :] * y_column).to(DTYPE)
+        own = tl.load(y + j[:, None] * y_row + d[None, :] * y_column).to(DTYPE)
+        acc -= multiple[:, None] * (own - origin[None, :])
     to = grad_y + j[:, None] * width + at_d[None, :]
     tl.store(to, acc.to(grad_y.dtype.element_ty), mask=(at_columns < columns)[:, None] & (at_d < width)[None, :])
 
@@ -70,7 +76,7 @@ def _columns(
 @triton.jit
 def _rows(
     weights, y, partial, rows, columns, width, y_row, y_column, first_column, here, chunk, each,
-    BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, ADD: tl.constexpr, EUCLIDEAN_SHIFT: tl.constexpr, PRECISION: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
     """A share's part of W y, (BM, BD), added to what the chunks before have left."""
@@ -82,12 +88,17 @@ def _rows(
     last = tl.minimum(tl.minimum(first + each, here), columns - first_column)
     k = first + tl.arange(0, BK)
     acc = tl.zeros((BM, BD), DTYPE)
+    origin = tl.zeros((BD,), DTYPE)
+    if EUCLIDEAN_SHIFT:
+        origin = tl.load(y + d * y_column)
     w_tile = weights + i[:, None] * chunk + k[None, :]
     y_tile = y + (first_column + k[:, None]).to(tl.int64) * y_row + d[None, :] * y_column
     for start in range(first, last, BK):
         inside = start - first + k < last
         a = tl.load(w_tile, mask=inside[None, :], other=0.0)
         b = tl.load(y_tile, mask=inside[:, None], other=0.0)
+        if EUCLIDEAN_SHIFT:
+            b -= origin[None, :]
         acc = dot(a, b, acc, PRECISION, DTYPE)
         w_tile += BK
         y_tile += BK * y_row
@@ -100,8 +111,8 @@ def _rows(
 
 @triton.jit
 def _finish_rows(
-    partial, x, x_factor, row_sums, unit, grad_x, rows, width, x_row, x_column, shares,
-    BLOCK: tl.constexpr, BD: tl.constexpr, SIMILARITY: tl.constexpr, DTYPE: tl.constexpr,
+    partial, x, y, x_factor, row_sums, unit, grad_x, rows, width, x_row, x_column, y_column, shares,
+    BLOCK: tl.constexpr, BD: tl.constexpr, SIMILARITY: tl.constexpr, EUCLIDEAN_SHIFT: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Gradient of x: the shares of W y in their order, minus a multiple of x."""
     at, i = places(tl.program_id(0), BLOCK, rows)
@@ -129,6 +140,8 @@ def _finish_rows(
             v += tl.load(partial + (share * rows + i[:, None]) * width + d, mask=inside, other=0.0)
         if SIMILARITY != DOT:
             u = tl.load(x + i[:, None] * x_row + d.to(tl.int64) * x_column, mask=inside, other=0.0).to(DTYPE)
+            if EUCLIDEAN_SHIFT:
+                u -= tl.load(y + d.to(tl.int64) * y_column, mask=inside, other=0.0)
             v -= u * multiple[:, None]
         to = grad_x + i[:, None] * width + d
         tl.store(to, (v * by).to(grad_x.dtype.element_ty), mask=(at < rows)[:, None] & inside)
@@ -144,6 +157,14 @@ class Tiles(NamedTuple):
 
 
 
+# By dtype, of the kernels that make similarities; Euclidean ones subtract and have no use of the matrix units.
+SIMILARITY_TILES = {
+    torch.bfloat16: Tiles(128, 64, 8, 3),
+    torch.float16: Tiles(128, 64, 8, 3),
+    torch.float32: Tiles(64, 32, 8, 2),
+    torch.float64: Tiles(32, 16, 8, 1),
+}
+EUCLIDEAN_TILES = Tiles(32, 16, 8, 1)
 # By dtype: rows of x of a tile, depth of a step; BD columns of x or y at once.
 PRODUCT_TILES = {
     torch.bfloat16: Tiles(128, 64, 8, 3),
@@ -220,6 +241,8 @@ class Gradients:
         self.options: dict[str, Any] = {
             "BD": self.BD,
             "BK": self.product.BK,
+            # W y - x sum W cancels far from the origin, so it moves to y_0; in 16 bits differences would be rounded.
+            "EUCLIDEAN_SHIFT": euclidean and x.dtype in (torch.float32, torch.float64),
             "PRECISION": gpu.precision(x.dtype),
             "DTYPE": numbers(x.dtype),
             "num_warps": self.product.num_warps,
@@ -250,8 +273,8 @@ class Gradients:
         rows, _, width = self.sizes
         if self.of_x and width:
             _finish_rows[(triton.cdiv(rows, 4),)](
-                self.partial, self.x, self.x_factor, self.all_row_sums, self.unit, self.grad_x, rows, width,
-                *self.x.stride(), self.shares, BLOCK=4, BD=vector_block(width), SIMILARITY=self.code,
-                DTYPE=self.options["DTYPE"], num_warps=4,
+                self.partial, self.x, self.y, self.x_factor, self.all_row_sums, self.unit, self.grad_x, rows, width,
+                *self.x.stride(), self.y.stride(1), self.shares, BLOCK=4, BD=vector_block(width), SIMILARITY=self.code,
+                EUCLIDEAN_SHIFT=self.options["EUCLIDEAN_SHIFT"], DTYPE=self.options["DTYPE"], num_warps=4,
             )  # fmt: skip
         return self.grad_x, self.grad_y

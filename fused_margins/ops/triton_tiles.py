@@ -130,6 +130,19 @@ def inverse_lengths(a, i, width, row, column, BLOCK: tl.constexpr, BK: tl.conste
 
 
 @triton.jit
+def softplus(x):
+    """log(1 + e^x) and its derivative, to the last digits of either, however small."""
+    t = tl.exp(-tl.abs(x))
+    # log(1 + t) = 2 artanh(t / (2 + t)), a series in at most 1/9: the logarithm of a number near 1 would lose digits.
+    r = t / (2 + t)
+    series = r * 0.0
+    for n in tl.static_range(16, -1, -1):
+        series = series * r * r + 1.0 / (2 * n + 1)
+    derivative = tl.where(x > 0, 1.0, t) / (1 + t)
+    return tl.where(x > 0, x, 0.0) + 2 * r * series, derivative
+
+
+@triton.jit
 def index_status(index, size, ignored):
     """An index within [0, size), IGNORED where it equals `ignored`, INVALID elsewhere; 32 bits."""
     valid = (index >= 0) & (index < size)

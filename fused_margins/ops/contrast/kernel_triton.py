@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import gpu, kept, labels
 from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype
-from ..triton_gradients import BN, Gradients, Tiles, fit, numbers, vector_block
+from ..triton_gradients import BN, EUCLIDEAN_TILES, SIMILARITY_TILES, Gradients, fit, numbers, vector_block
 from ..triton_tiles import (
     ANY, COSINE, DIFFERENT, EUCLIDEAN, IGNORED, INVALID, LN2, LOG2E,
     index_status, inverse_lengths, pair_products, places, products, similarities,
@@ -264,14 +264,6 @@ def _weights(
             tl.store(column_sums + block * chunk + here, tl.sum(tl.where(inside, g * u, 0.0), 0))
 
 
-# By dtype, of the kernels that make similarities; Euclidean ones subtract and have no use of the matrix units.
-SIMILARITY_TILES = {
-    torch.bfloat16: Tiles(128, 64, 8, 3),
-    torch.float16: Tiles(128, 64, 8, 3),
-    torch.float32: Tiles(64, 32, 8, 2),
-    torch.float64: Tiles(32, 16, 8, 1),
-}
-EUCLIDEAN_TILES = Tiles(32, 16, 8, 1)
 # Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.
 _PLAIN_LOGIT = {torch.float64: 700.0, torch.float32: 86.0}
 
@@ -372,22 +364,38 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """positive (B,), negative_lse (B,), what it found out of rows and columns, kept weights."""
     (rows, width), columns = x.shape, y.shape[0]
+    sizes = (rows, rows, kept.mean_size(rows, width, columns, "triton"), kept.kept_size(rows, columns, kept_blocks, "triton"))
+    outputs = tuple(torch.empty(n, dtype=accumulation_dtype(x.dtype), device=x.device) for n in sizes)
+    inputs = (x, y, scale, bias, target, row_labels, column_labels, self_index)
+    forward_into(outputs, inputs, (similarity, relation, ignore_index), kept_blocks, force_running_maximum)
+    return outputs  # type: ignore[return-value]
+
+
+def forward_into(
+    outputs: tuple[Tensor, ...],
+    inputs: tuple[Any, ...],
+    options_of_op: tuple[str, str, int],
+    kept_blocks: int,
+    force_running_maximum: bool = False,
+) -> None:
+    """`forward` into memory that is there."""
+    positive, negative_lse, mean, weights = outputs
+    x, y, scale, bias, target, row_labels, column_labels, self_index = inputs
+    similarity, relation, ignore_index = options_of_op
+    (rows, width), columns = x.shape, y.shape[0]
     if labels.raises_everywhere():
         target = labels.check_index(target, columns, ignore_index, "target")
         ignore_index = labels.IGNORED
         if self_index is not None:
             self_index = labels.check_index(self_index, columns, labels.IGNORED, "self_index")
-    new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
-    positive, negative_lse = new(rows), new(rows)
-    mean = new(kept.mean_size(rows, width, columns, "triton"))
-    weights = new(kept.kept_size(rows, columns, kept_blocks, "triton"))
     if not rows:
-        return positive, negative_lse, mean, weights
+        return
     if not columns:
         ignored = target == ignore_index
-        positive = torch.where(ignored, 0.0, torch.nan).to(positive.dtype)
-        negative_lse = torch.where(ignored, -torch.inf, torch.nan).to(positive.dtype)
-        return positive, negative_lse, mean, weights
+        positive.copy_(torch.where(ignored, 0.0, torch.nan))
+        negative_lse.copy_(torch.where(ignored, -torch.inf, torch.nan))
+        return
+    new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     target, self_index = target.to(torch.int64).contiguous(), _int64(self_index)
     problem = _problem(x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
@@ -418,7 +426,6 @@ def forward(
             maxima, sums, scale, found.target, negative_lse, rows, shares, scale_stride,
             BLOCK=128, DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
-    return positive, negative_lse, mean, weights
 
 
 def backward(
