@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,5 +35,39 @@ def programs(device: torch.device) -> int:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Of float32 products: TF32 where torch's own products use it, else exact."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """Of float32 products: TF32 where torch's own products use it, else three products of TF32 parts, which together
+    are as near as float32's own."""
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+_compiled: dict[Any, Any] = {}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """kernel[grid](*args, **options), with the compiled kernel at hand from the second time on.
+
+    Triton's own launch looks at every argument anew, which takes several times as long. The key holds all that a kernel
+    is compiled for: dtypes and alignment of tensors, of integers whether they are 1 or multiples of 16, and options.
+    """
+    if interpreted:
+        kernel[grid](*args, **options)
+        return
+    key = (kernel, *map(_specialization, args), *options.values())
+    found = _compiled.get(key)
+    if found is None:
+        found = kernel[grid](*args, **options)
+        rest = kernel.arg_names[len(args) :]
+        _compiled[key] = found, tuple(options[name] for name in rest)
+        return
+    compiled, rest = found
+    compiled[(*grid, 1, 1)[:3]](*args, *rest)
+
+
+def _specialization(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0, value.device.index
+    if isinstance(value, int):
+        return 1 if value == 1 else (value % 16 == 0, -(2**31) <= value < 2**31)
+    return None if value is None else float

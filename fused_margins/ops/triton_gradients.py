@@ -22,7 +22,7 @@ from .similarity import SIMILARITIES, accumulation_dtype
 from .triton_tiles import COSINE, DOT, EUCLIDEAN, dot, places
 
 BN = kept.TRITON_BLOCK  # columns of a tile
-CHUNK_BYTES = 24 * 2**20  # of W: with both operands it stays in the L2 cache of a large GPU
+CHUNK_BYTES = 48 * 2**20  # of W: with both operands it stays in the L2 cache of a large GPU
 
 
 @triton.jit
@@ -36,21 +36,21 @@ def _columns(
     d_block, tile = tl.program_id(0), tl.program_id(1)
     here = tile * BN + tl.arange(0, BN)
     at_d = d_block * BD + tl.arange(0, BD)
-    d = tl.minimum(at_d, width - 1).to(tl.int64)
+    d = at_d.to(tl.int64)
     acc = tl.zeros((BN, BD), DTYPE)
     k = tl.arange(0, BK)
     origin = tl.zeros((BD,), DTYPE)
     if EUCLIDEAN_SHIFT:
-        origin = tl.load(y + d * y_column)
+        origin = tl.load(y + d * y_column, mask=at_d < width, other=0.0)
     w_tile = weights + k[None, :].to(tl.int64) * chunk + here[:, None]
     x_tile = x + k[:, None].to(tl.int64) * x_row + d[None, :] * x_column
     for start in range(0, rows, BK):
-        if EVEN:
+        if EVEN:  # no mask: neither rows nor entries end within a tile
             a = tl.load(w_tile)
             b = tl.load(x_tile)
         else:
             a = tl.load(w_tile, mask=start + k[None, :] < rows, other=0.0)
-            b = tl.load(x_tile, mask=start + k[:, None] < rows, other=0.0)
+            b = tl.load(x_tile, mask=(start + k[:, None] < rows) & (at_d < width)[None, :], other=0.0)
         if EUCLIDEAN_SHIFT:
             b -= origin[None, :]
         acc = dot(a, b, acc, PRECISION, DTYPE)
@@ -67,7 +67,7 @@ def _columns(
             multiple *= of_y * of_y
         else:
             multiple /= tl.load(unit)
-        own = tl.load(y + j[:, None] * y_row + d[None, :] * y_column).to(DTYPE)
+        own = tl.load(y + j[:, None] * y_row + d[None, :] * y_column, mask=(at_d < width)[None, :], other=0.0).to(DTYPE)
         acc -= multiple[:, None] * (own - origin[None, :])
     to = grad_y + j[:, None] * width + at_d[None, :]
     tl.store(to, acc.to(grad_y.dtype.element_ty), mask=(at_columns < columns)[:, None] & (at_d < width)[None, :])
@@ -76,32 +76,35 @@ def _columns(
 @triton.jit
 def _rows(
     weights, y, partial, rows, columns, width, y_row, y_column, first_column, here, chunk, each,
-    BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, ADD: tl.constexpr, EUCLIDEAN_SHIFT: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, ADD: tl.constexpr, EVEN: tl.constexpr,
+    EUCLIDEAN_SHIFT: tl.constexpr, PRECISION: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
     """A share's part of W y, (BM, BD), added to what the chunks before have left."""
     block, d_block, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     at_rows, i = places(block, BM, rows)
     at_d = d_block * BD + tl.arange(0, BD)
-    d = tl.minimum(at_d, width - 1).to(tl.int64)
+    d = at_d.to(tl.int64)
     first = share * each
-    last = tl.minimum(tl.minimum(first + each, here), columns - first_column)
-    k = first + tl.arange(0, BK)
+    k = tl.arange(0, BK)
     acc = tl.zeros((BM, BD), DTYPE)
     origin = tl.zeros((BD,), DTYPE)
     if EUCLIDEAN_SHIFT:
-        origin = tl.load(y + d * y_column)
-    w_tile = weights + i[:, None] * chunk + k[None, :]
-    y_tile = y + (first_column + k[:, None]).to(tl.int64) * y_row + d[None, :] * y_column
-    for start in range(first, last, BK):
-        inside = start - first + k < last
-        a = tl.load(w_tile, mask=inside[None, :], other=0.0)
-        b = tl.load(y_tile, mask=inside[:, None], other=0.0)
+        origin = tl.load(y + d * y_column, mask=at_d < width, other=0.0)
+    w_tile = weights + i[:, None] * chunk + first + k[None, :]
+    for start in range(first, tl.minimum(first + each, here), BK):
+        # W is 0 in columns beyond the last, which read the last y.
+        j = tl.minimum(first_column + start + k, columns - 1).to(tl.int64)
+        y_tile = y + j[:, None] * y_row + d[None, :] * y_column
+        a = tl.load(w_tile)
+        if EVEN:
+            b = tl.load(y_tile)
+        else:
+            b = tl.load(y_tile, mask=(at_d < width)[None, :], other=0.0)
         if EUCLIDEAN_SHIFT:
             b -= origin[None, :]
         acc = dot(a, b, acc, PRECISION, DTYPE)
         w_tile += BK
-        y_tile += BK * y_row
     to = partial + (share * rows + i[:, None]) * width + at_d[None, :]
     mask = (at_rows < rows)[:, None] & (at_d < width)[None, :]
     if ADD:
@@ -157,19 +160,26 @@ class Tiles(NamedTuple):
 
 
 
-# By dtype, of the kernels that make similarities; Euclidean ones subtract and have no use of the matrix units.
+# By dtype, of the kernels that make similarities and reduce them, and of those that make W of them; Euclidean ones
+# subtract and have no use of the matrix units.
 SIMILARITY_TILES = {
+    torch.bfloat16: Tiles(128, 64, 4, 3),
+    torch.float16: Tiles(128, 64, 4, 3),
+    torch.float32: Tiles(128, 32, 8, 3),
+    torch.float64: Tiles(16, 16, 8, 1),
+}
+WEIGHT_TILES = {
     torch.bfloat16: Tiles(128, 64, 8, 3),
     torch.float16: Tiles(128, 64, 8, 3),
-    torch.float32: Tiles(64, 32, 8, 2),
-    torch.float64: Tiles(32, 16, 8, 1),
+    torch.float32: Tiles(64, 32, 8, 3),
+    torch.float64: Tiles(16, 16, 8, 1),
 }
 EUCLIDEAN_TILES = Tiles(32, 16, 8, 1)
 # By dtype: rows of x of a tile, depth of a step; BD columns of x or y at once.
 PRODUCT_TILES = {
     torch.bfloat16: Tiles(128, 64, 8, 3),
     torch.float16: Tiles(128, 64, 8, 3),
-    torch.float32: Tiles(64, 32, 8, 2),
+    torch.float32: Tiles(128, 32, 8, 3),
     torch.float64: Tiles(32, 16, 8, 1),
 }
 BD = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64, torch.float64: 32}
@@ -254,15 +264,17 @@ class Gradients:
         """Take up tiles first ... first + count - 1, which lie in `weights` from its start."""
         rows, columns, width = self.sizes
         if self.of_y and width:
-            _columns[(self.d_blocks, count)](
+            gpu.launch(
+                _columns, (self.d_blocks, count),
                 self.weights, self.x, self.y, self.y_factor, self.column_sums, self.unit, self.grad_y,
                 *self.sizes, *self.x.stride(), *self.y.stride(), first * BN, self.chunk, self.row_blocks,
-                BN=BN, EVEN=rows % self.product.BK == 0, SIMILARITY=self.code, **self.options,
+                BN=BN, EVEN=rows % self.product.BK == 0 and width % self.BD == 0, SIMILARITY=self.code, **self.options,
             )  # fmt: skip
         if self.of_x and width:
-            _rows[(triton.cdiv(rows, self.product.BM), self.d_blocks, self.shares)](
+            gpu.launch(
+                _rows, (triton.cdiv(rows, self.product.BM), self.d_blocks, self.shares),
                 self.weights, self.y, self.partial, *self.sizes, *self.y.stride(), first * BN, count * BN, self.chunk,
-                self.each, BM=self.product.BM, ADD=self.chunks_before > 0, **self.options,
+                self.each, BM=self.product.BM, ADD=self.chunks_before > 0, EVEN=width % self.BD == 0, **self.options,
             )  # fmt: skip
         if self.row_sums.numel():
             self.all_row_sums += self.row_sums[:count].sum(0)
@@ -272,7 +284,8 @@ class Gradients:
         """Gradients of x and y; empty where not wanted."""
         rows, _, width = self.sizes
         if self.of_x and width:
-            _finish_rows[(triton.cdiv(rows, 4),)](
+            gpu.launch(
+                _finish_rows, (triton.cdiv(rows, 4),),
                 self.partial, self.x, self.y, self.x_factor, self.all_row_sums, self.unit, self.grad_x, rows, width,
                 *self.x.stride(), self.y.stride(1), self.shares, BLOCK=4, BD=vector_block(width), SIMILARITY=self.code,
                 EUCLIDEAN_SHIFT=self.options["EUCLIDEAN_SHIFT"], DTYPE=self.options["DTYPE"], num_warps=4,

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from .. import gpu, kept, labels
 from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype
-from ..triton_gradients import BN, EUCLIDEAN_TILES, SIMILARITY_TILES, Gradients, fit, numbers, vector_block
+from ..triton_gradients import (
+    BN, EUCLIDEAN_TILES, SIMILARITY_TILES, WEIGHT_TILES, Gradients, Tiles, fit, numbers, vector_block,
+)  # fmt: skip
 from ..triton_tiles import (
     ANY, COSINE, DIFFERENT, EUCLIDEAN, IGNORED, INVALID, LN2, LOG2E,
     index_status, inverse_lengths, pair_products, places, products, similarities,
@@ -85,6 +87,13 @@ def _admitted(
 
 
 @triton.jit
+def _matters(row_target, tile, columns, BN: tl.constexpr):
+    """Whether a tile holds a row's target, or columns beyond the last: others need no mask where targets are labels."""
+    held = (row_target >= tile * BN) & (row_target < tile * BN + BN)
+    return (tl.max(held.to(tl.int32), 0) > 0) | (tile * BN + BN > columns)
+
+
+@triton.jit
 def _reduce(
     x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
     maxima, sums, kept_shifts, kept_weights, kept_stride,
@@ -108,12 +117,10 @@ def _reduce(
     if SIMILARITY == COSINE and not HAS_BIAS:
         running = tl.max(factor, 0) > largest_plain_scale
     factor *= LOG2E
-    own, label, column_label, self = 0, 0, 0, 0
-    if RELATION != ANY:
-        if HAS_LABELS:
-            label = tl.load(row_labels + i)
-        else:
-            own = tl.load(row_target + i)
+    own = tl.load(row_target + i)
+    label, self = own, own
+    if HAS_LABELS:
+        label = tl.load(row_labels + i)
     if HAS_SELF:
         self = tl.load(row_self + i)
     maximum = tl.full((BM,), float("-inf"), DTYPE)
@@ -133,10 +140,15 @@ def _reduce(
         z = similarities(acc, of_x, of_y, SIMILARITY, NORMALIZE) * factor[:, None]
         if HAS_BIAS:
             z += tl.load(bias + j)[None, :] * LOG2E
-        if HAS_LABELS and RELATION != ANY:
-            column_label = tl.load(column_labels + j)
-        mask = _admitted(at_columns, columns, own, label, column_label, self, HAS_LABELS, HAS_SELF, RELATION)
-        z = tl.where(mask, z, float("-inf"))
+        masked = True
+        if RELATION == DIFFERENT and not (HAS_LABELS or HAS_SELF):
+            masked = _matters(own, tile, columns, BN)
+        if masked:
+            column_label = at_columns
+            if HAS_LABELS:
+                column_label = tl.load(column_labels + j)
+            mask = _admitted(at_columns, columns, own, label, column_label, self, HAS_LABELS, HAS_SELF, RELATION)
+            z = tl.where(mask, z, float("-inf"))
         if running:
             higher = tl.maximum(maximum, tl.max(z, 1))
             total *= tl.where(maximum == higher, 1.0, tl.exp2(maximum - higher))
@@ -201,22 +213,22 @@ def _weights(
         of_y = tl.load(y_factor + j)
     factor = tl.load(scale + i * scale_stride)
     own = tl.load(row_target + i)
-    label, column_label, self = 0, 0, 0
-    if HAS_LABELS and RELATION != ANY:
+    label, column_label, self = own, at_columns, own
+    if HAS_LABELS:
         label = tl.load(row_labels + i)
         column_label = tl.load(column_labels + j)
     if HAS_SELF:
         self = tl.load(row_self + i)
     lse = tl.load(negative_lse + i)
     nothing = (lse == float("-inf")) | (at_rows >= rows) | (own < 0)  # an invalid row has a loss of NaN, no gradient
-    shift = tl.where(nothing, 0.0, lse * LOG2E)
+    shift = tl.where(nothing, float("inf"), lse * LOG2E)  # exp of minus infinity: such a row has no weights
     outer = tl.where(nothing, 0.0, tl.load(grad_negative_lse + i))  # of a row's log-sum-exp
     if KEPT:
         kept_tile = (first_tile + tile).to(tl.int64)
         kept_shift = tl.load(kept_shifts + kept_tile * kept_stride + i)
         within = i[:, None] * BN + tl.arange(0, BN)[None, :]
         kept = tl.load(kept_weights + kept_tile * kept_stride + within).to(DTYPE)
-        q = tl.where(nothing[:, None], 0.0, kept * tl.exp2(kept_shift - shift)[:, None])
+        q = kept * tl.exp2(kept_shift - shift)[:, None]
         z = tl.where(kept > 0, tl.log2(kept) + kept_shift[:, None], 0.0)
         if HAS_BIAS:
             z -= tl.load(bias + j)[None, :] * LOG2E
@@ -230,38 +242,42 @@ def _weights(
         z = u * (factor * LOG2E)[:, None]
         if HAS_BIAS:
             z += tl.load(bias + j)[None, :] * LOG2E
+        q = tl.exp2(z - shift[:, None])
+    here = tile * BN + tl.arange(0, BN)
+    special = True
+    if RELATION == DIFFERENT and not (HAS_LABELS or HAS_SELF):
+        special = _matters(own, first_tile + tile, columns, BN)
+    if special:
         mask = _admitted(at_columns, columns, own, label, column_label, self, HAS_LABELS, HAS_SELF, RELATION)
-        q = tl.where(mask & (~nothing)[:, None], tl.exp2(z - shift[:, None]), 0.0)
+        q = tl.where(mask & (~nothing)[:, None], q, 0.0)
+        u = tl.where((at_columns < columns)[None, :], u, 0.0)
     q *= outer[:, None]
-    g = q * factor[:, None]
-    inside = (at_rows < rows)[:, None] & (at_columns < columns)[None, :]
-    u = tl.where(inside, u, 0.0)
     if OF_SCALE:
         tl.store(scale_sums + tile * rows + at_rows, tl.sum(q * u, 1), mask=at_rows < rows)
-    here = tile * BN + tl.arange(0, BN)
     if OF_BIAS:
         tl.store(bias_sums + block * chunk + here, tl.sum(q, 0))
-    of_positive = tl.where((own >= 0) & (at_rows < rows), tl.load(grad_positive + i), 0.0)
-    chosen = own[:, None] == at_columns[None, :]
-    if KEPT:  # whose weight is 0 where the row does not admit its own positive
-        u = tl.where(chosen, tl.load(positive + i)[:, None], u)
-    g += tl.where(chosen, of_positive[:, None], 0.0)
+    g = q * factor[:, None]
+    if special:
+        chosen = own[:, None] == at_columns[None, :]
+        if KEPT:  # whose weight is 0 where the row does not admit its own positive
+            u = tl.where(chosen, tl.load(positive + i)[:, None], u)
+        of_positive = tl.where((own >= 0) & (at_rows < rows), tl.load(grad_positive + i), 0.0)
+        g += tl.where(chosen, of_positive[:, None], 0.0)
     if SIMILARITY == COSINE:
-        w = g * of_x[:, None] * of_y[None, :]
+        if OF_Y:
+            tl.store(column_sums + block * chunk + here, tl.sum(g * u, 0))
+        w = g * (of_x * tl.load(unit))[:, None] * of_y[None, :]
     elif SIMILARITY == EUCLIDEAN:
-        w = 2 * g
+        w = g * (2 * tl.load(unit))
     else:
-        w = g
-    w = tl.where(inside, w * tl.load(unit), 0.0).to(weights.dtype.element_ty)
+        w = g * tl.load(unit)
+    w = w.to(weights.dtype.element_ty)
     to = weights + at_rows.to(tl.int64)[:, None] * chunk + here[None, :]
     tl.store(to, w, mask=(at_rows < rows)[:, None])
     if SIMILARITY == EUCLIDEAN:  # the rounded weights', so that differences cancel as they should
         tl.store(row_sums + tile * rows + at_rows, tl.sum(w.to(DTYPE), 1), mask=at_rows < rows)
         if OF_Y:
             tl.store(column_sums + block * chunk + here, tl.sum(w.to(DTYPE), 0))
-    elif SIMILARITY == COSINE:
-        if OF_Y:
-            tl.store(column_sums + block * chunk + here, tl.sum(tl.where(inside, g * u, 0.0), 0))
 
 
 # Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.
@@ -284,6 +300,7 @@ def _int64(t: Tensor | None) -> Tensor | None:
 
 
 def _problem(
+    table: dict[torch.dtype, Tiles],
     x: Tensor,
     y: Tensor,
     bias: Tensor | None,
@@ -301,7 +318,7 @@ def _problem(
     if has_labels:
         row_labels = target if row_labels is None else row_labels
         column_labels = torch.arange(columns, device=x.device) if column_labels is None else column_labels
-    tiles = fit(EUCLIDEAN_TILES if similarity == SIMILARITIES[EUCLIDEAN.value] else SIMILARITY_TILES[x.dtype], rows)
+    tiles = fit(EUCLIDEAN_TILES if similarity == SIMILARITIES[EUCLIDEAN.value] else table[x.dtype], rows)
     options = {
         "BM": tiles.BM,
         "BN": BN,
@@ -398,7 +415,7 @@ def forward_into(
     new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     target, self_index = target.to(torch.int64).contiguous(), _int64(self_index)
-    problem = _problem(x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
+    problem = _problem(SIMILARITY_TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
     found = _views(mean, rows, columns)
     options, scale_stride, depth = problem.options, int(scale.dim() > 0), vector_block(width)
     row_blocks, tiles = triton.cdiv(rows, problem.row_block), triton.cdiv(columns, BN)
@@ -407,22 +424,26 @@ def forward_into(
     maxima, sums = new(shares, rows), new(shares, rows)
     plain = -1.0 if force_running_maximum else _PLAIN_LOGIT[sums.dtype] - math.log(columns)
     with gpu.on(x):
-        _prepare_rows[(triton.cdiv(rows, 4),)](
+        gpu.launch(
+            _prepare_rows, (triton.cdiv(rows, 4),),
             x, y, target, self_index, found.x_factor, positive, found.positive, found.target, found.self_index,
             *problem.sizes, *problem.strides, ignore_index, BLOCK=4, BK=depth, SIMILARITY=options["SIMILARITY"],
             NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
         if similarity == "cosine":
-            _prepare_columns[(triton.cdiv(columns, 16),)](
+            gpu.launch(
+                _prepare_columns, (triton.cdiv(columns, 16),),
                 y, found.y_factor, columns, width, *y.stride(), BLOCK=16, BK=depth, DTYPE=options["DTYPE"], num_warps=4
             )
-        _reduce[(row_blocks, shares)](
+        gpu.launch(
+            _reduce, (row_blocks, shares),
             x, y, found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels, problem.column_labels,
             found.self_index, maxima, sums, *_kept_views(weights, rows),
             *problem.sizes, *problem.strides, scale_stride, plain, each, kept_blocks,
             HAS_KEPT=kept_blocks > 0, **options,
         )  # fmt: skip
-        _finish[(triton.cdiv(rows, 128),)](
+        gpu.launch(
+            _finish, (triton.cdiv(rows, 128),),
             maxima, sums, scale, found.target, negative_lse, rows, shares, scale_stride,
             BLOCK=128, DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
@@ -461,7 +482,7 @@ def backward(
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     mean, grad_positive, grad_negative_lse = mean.contiguous(), grad_positive.contiguous(), grad_negative_lse.contiguous()
     target = target.to(torch.int64).contiguous()
-    problem = _problem(x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
+    problem = _problem(WEIGHT_TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
     found = _views(mean, rows, columns)
     row_blocks, scale_stride = triton.cdiv(rows, problem.row_block), int(scale.dim() > 0)
     unit = _unit(x.dtype, scale, found, grad_positive, grad_negative_lse, similarity)
@@ -474,7 +495,8 @@ def backward(
         is_kept = first < kept_tiles
         count = min(both.chunk_tiles, (kept_tiles if is_kept else both.tiles) - first)
         with gpu.on(x):
-            _weights[(row_blocks, count)](
+            gpu.launch(
+                _weights, (row_blocks, count),
                 x, y, found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels,
                 problem.column_labels, found.self_index, found.positive, negative_lse, grad_positive, grad_negative_lse,
                 unit, *kept_views, both.weights, both.column_sums, bias_sums, both.row_sums, scale_sums,

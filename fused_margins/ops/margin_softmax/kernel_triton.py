@@ -112,7 +112,8 @@ def forward(
     contrast.forward_into(tuple(parts), inputs, (similarity, "different", ignore_index), kept_blocks)
     loss = torch.empty((rows,) if reduction == "none" else (), dtype=dtype, device=x.device)
     with gpu.on(x):
-        _losses[(1,)](
+        gpu.launch(
+            _losses, (1,),
             *parts[:2], scale, margin, target, loss, counted, rows, int(scale.dim() > 0), int(margin.dim() > 0),
             ignore_index, BLOCK=1024, REDUCTION=REDUCTIONS.index(reduction), DTYPE=numbers(x.dtype), num_warps=8,
         )  # fmt: skip
@@ -141,7 +142,8 @@ def backward(
     of_rows = torch.empty(4, rows, dtype=saved.dtype, device=x.device)
     if rows:
         with gpu.on(x):
-            _derivatives[(triton.cdiv(rows, 256),)](
+            gpu.launch(
+                _derivatives, (triton.cdiv(rows, 256),),
                 positive, negative_lse, scale, margin, counted, grad_loss, *of_rows, rows, int(scale.dim() > 0),
                 int(margin.dim() > 0), BLOCK=256, REDUCTION=REDUCTIONS.index(reduction), num_warps=4,
             )  # fmt: skip

@@ -194,17 +194,20 @@ def forward(
     with gpu.on(x):
         for t, factor in zip((x, y), factors):
             if cosine:
-                _factors[(triton.cdiv(t.shape[0], 16),)](
+                gpu.launch(
+                    _factors, (triton.cdiv(t.shape[0], 16),),
                     t, factor, t.shape[0], width, *t.stride(), BLOCK=16, BK=vector_block(width), DTYPE=shared["DTYPE"],
                     num_warps=4,
                 )  # fmt: skip
-        _search[(row_blocks, shares)](
+        gpu.launch(
+            _search, (row_blocks, shares),
             x, y, *factors, row_labels, column_labels, self_index, below, values, indices, rows, columns, width,
             *x.stride(), *y.stride(), each, BM=tiles.BM, BN=BN, BK=tiles.BK, EVEN=width % tiles.BK == 0,
             RELATION=RELATIONS.index(relation), PRECISION=gpu.precision(x.dtype), **shared,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
-        _merge[(triton.cdiv(rows, 4),)](
+        gpu.launch(
+            _merge, (triton.cdiv(rows, 4),),
             x, y, *factors, self_index, values, indices, best, index, rows, columns, width, *x.stride(), *y.stride(),
             shares, k, BLOCK=4, BK=vector_block(width), **shared, num_warps=4,
         )  # fmt: skip

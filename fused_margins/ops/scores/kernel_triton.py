@@ -9,7 +9,9 @@ from torch import Tensor
 
 from .. import gpu, labels
 from ..similarity import SIMILARITIES, accumulation_dtype
-from ..triton_gradients import BN, EUCLIDEAN_TILES, SIMILARITY_TILES, Gradients, fit, numbers, vector_block
+from ..triton_gradients import (
+    BN, EUCLIDEAN_TILES, SIMILARITY_TILES, WEIGHT_TILES, Gradients, Tiles, fit, numbers, vector_block,
+)  # fmt: skip
 from ..triton_tiles import (
     COSINE, EUCLIDEAN, INVALID, index_status, inverse_lengths, places, products, similarities,
 )  # fmt: skip
@@ -135,16 +137,17 @@ class _Problem(NamedTuple):
     options: dict[str, Any]
 
 
-def _prepare(x: Tensor, y: Tensor, target: Tensor | None, similarity: str) -> _Problem:
+def _prepare(table: dict[torch.dtype, Tiles], x: Tensor, y: Tensor, target: Tensor | None, similarity: str) -> _Problem:
     euclidean = similarity == SIMILARITIES[EUCLIDEAN.value]
     rows, width = x.shape
-    tiles = fit(EUCLIDEAN_TILES if euclidean else SIMILARITY_TILES[x.dtype], rows)
+    tiles = fit(EUCLIDEAN_TILES if euclidean else table[x.dtype], rows)
     cosine, number = similarity == "cosine", numbers(x.dtype)
     factors = []
     for t in (x, y):
         factor = torch.empty(t.shape[0] if cosine else 0, dtype=accumulation_dtype(x.dtype), device=x.device)
         if cosine:
-            _factors[(triton.cdiv(t.shape[0], 16),)](
+            gpu.launch(
+                _factors, (triton.cdiv(t.shape[0], 16),),
                 t, factor, t.shape[0], width, *t.stride(), BLOCK=16, BK=vector_block(width), DTYPE=number, num_warps=4
             )
         factors.append(factor)
@@ -183,9 +186,10 @@ def forward(
         return out
     scale, margin, bias = scale.contiguous(), margin.contiguous(), None if bias is None else bias.contiguous()
     with gpu.on(x):
-        problem = _prepare(x, y, target, similarity)
+        problem = _prepare(SIMILARITY_TILES, x, y, target, similarity)
         row_blocks = triton.cdiv(rows, problem.row_block)
-        _scores[(row_blocks * triton.cdiv(columns, BN),)](
+        gpu.launch(
+            _scores, (row_blocks * triton.cdiv(columns, BN),),
             x, y, problem.x_factor, problem.y_factor, scale, bias, margin, problem.target, out, rows, columns, width,
             *x.stride(), *y.stride(), int(scale.dim() > 0), int(margin.dim() > 0), ignore_index, row_blocks,
             **problem.options,
@@ -219,7 +223,7 @@ def backward(
         return empty[0], empty[1], grad_scale, grad_bias, grad_margin
     scale, margin, grad_scores = scale.contiguous(), margin.contiguous(), grad_scores.contiguous()
     with gpu.on(x):
-        problem = _prepare(x, y, target, similarity)
+        problem = _prepare(WEIGHT_TILES, x, y, target, similarity)
         row_blocks = triton.cdiv(rows, problem.row_block)
         unit = _unit(grad_scores, scale, problem, similarity)
         both = Gradients(x, y, similarity, of_x, of_y, problem.x_factor, problem.y_factor, unit, row_blocks)
@@ -227,7 +231,8 @@ def backward(
         scale_sums, margin_sums = (new(both.chunk_tiles, rows) if need else new(0) for need in (of_scale, of_margin))
         for first in range(0, both.tiles, both.chunk_tiles):
             count = min(both.chunk_tiles, both.tiles - first)
-            _weights[(row_blocks, count)](
+            gpu.launch(
+                _weights, (row_blocks, count),
                 grad_scores, x, y, problem.x_factor, problem.y_factor, scale, margin, problem.target, unit,
                 both.weights, both.column_sums, both.row_sums, scale_sums, margin_sums, bias_sums,
                 rows, columns, width, *x.stride(), *y.stride(), int(scale.dim() > 0), int(margin.dim() > 0),
