@@ -1,8 +1,8 @@
 """What a forward keeps for its backward: softmax weights of as many columns as the memory budget allows.
 
 Each backend has a layout of its own. "cpu" is that of ``csrc/contrast/cpu.h``: factors of rows and columns, shifts of
-all blocks, weights of the first ones. "triton" keeps weights and one shift a row for the first blocks; "cuda" keeps all
-similarities, its problems are small. Sizes count values of the accumulation dtype.
+all blocks, weights of the first ones. "triton" keeps similarities, of the first blocks; "cuda" those of all columns, its
+problems are small. Sizes count values of the accumulation dtype.
 """
 
 from . import registry
@@ -21,15 +21,10 @@ def _blocks(columns: int, block: int = BLOCK) -> int:
     return (columns + block - 1) // block
 
 
-def triton_block_size(rows: int) -> int:
-    """Values in a block that "triton" keeps: a shift for each row, then the weights, rows of the block one by one."""
-    return (rows + 3) // 4 * 4 + rows * TRITON_BLOCK
-
-
 def kept_size(rows: int, columns: int, kept_blocks: int, backend: str = "cpu") -> int:
     """Values in what the forward keeps of the weights of the first `kept_blocks` blocks."""
     if backend == "triton":
-        return triton_block_size(rows) * kept_blocks
+        return rows * TRITON_BLOCK * kept_blocks
     if backend == "cuda":
         return rows * columns
     weights = min(columns, BLOCK * kept_blocks) + SPARE_ROWS * kept_blocks
@@ -40,10 +35,10 @@ def mean_size(rows: int, width: int, columns: int = 0, backend: str = "cpu") -> 
     """Values that the forward hands over beside them.
 
     cpu: the columns' sums under the weights of each row, padded, and two numbers for each row. triton: factor,
-    positive, target and own column of each row, factor of each column. cuda: a number for each row and column, and the centre.
+    target and own column of each row, factor of each column. cuda: a number for each row and column, and the centre.
     """
     if backend == "triton":
-        return 4 * ((rows + 3) // 4 * 4) + (columns + 3) // 4 * 4
+        return 3 * ((rows + 3) // 4 * 4) + (columns + 3) // 4 * 4
     if backend != "cpu":
         return (rows + 3) // 4 * 4 + (columns + 3) // 4 * 4 + (width + 3) // 4 * 4
     return (rows + 3) // 4 * 4 * ((width + 15) // 16 * 16) + 2 * rows
@@ -69,7 +64,7 @@ def kept_blocks(problem: registry.Problem, backend: str = "cpu") -> int:
     if backend == "triton":
         if problem.dtype.itemsize == 2:
             return 0  # as float32 they take as long to write and read as the matrix units to compute them again
-        block_bytes = max(1, triton_block_size(problem.rows) * itemsize)
+        block_bytes = max(1, problem.rows * TRITON_BLOCK * itemsize)
         return min(_blocks(problem.columns, TRITON_BLOCK), registry.memory_budget() // block_bytes)
     if backend == "cuda":
         return 0

@@ -177,8 +177,8 @@ WEIGHT_TILES = {
 EUCLIDEAN_TILES = Tiles(32, 16, 8, 1)
 # By dtype: rows of x of a tile, depth of a step; BD columns of x or y at once.
 PRODUCT_TILES = {
-    torch.bfloat16: Tiles(128, 64, 8, 3),
-    torch.float16: Tiles(128, 64, 8, 3),
+    torch.bfloat16: Tiles(128, 64, 4, 3),
+    torch.float16: Tiles(128, 64, 4, 3),
     torch.float32: Tiles(128, 32, 8, 3),
     torch.float64: Tiles(32, 16, 8, 1),
 }

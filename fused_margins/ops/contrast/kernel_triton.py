@@ -27,7 +27,7 @@ from ..triton_tiles import (
 
 @triton.jit
 def _prepare_rows(
-    x, y, target, self_index, x_factor, positive, positive_again, row_target, row_self,
+    x, y, target, self_index, x_factor, positive, row_target, row_self,
     rows, columns, width, x_row, x_column, y_row, y_column, ignore_index,
     BLOCK: tl.constexpr, BK: tl.constexpr, SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
@@ -56,7 +56,6 @@ def _prepare_rows(
         u = u * of_x * of_y
     u = tl.where(status == IGNORED, 0.0, tl.where(status == INVALID, float("nan"), u))
     tl.store(positive + at, u, mask=inside)
-    tl.store(positive_again + at, u, mask=inside)  # an output and what the backward reads must not share memory
 
 
 @triton.jit
@@ -94,9 +93,15 @@ def _matters(row_target, tile, columns, BN: tl.constexpr):
 
 
 @triton.jit
+def _first(tile, rows, BN: tl.constexpr):
+    """Where a tile's kept similarities begin."""
+    return (tl.full((), 0, tl.int64) + tile) * rows * BN
+
+
+@triton.jit
 def _reduce(
     x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
-    maxima, sums, kept_shifts, kept_weights, kept_stride,
+    maxima, sums, kept,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, largest_plain_scale, tiles_each, kept_tiles,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
@@ -137,7 +142,12 @@ def _reduce(
             x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y,
             BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
-        z = similarities(acc, of_x, of_y, SIMILARITY, NORMALIZE) * factor[:, None]
+        u = similarities(acc, of_x, of_y, SIMILARITY, NORMALIZE)
+        if HAS_KEPT:
+            if tile < kept_tiles:
+                within = i[:, None] * BN + tl.arange(0, BN)[None, :]
+                tl.store(kept + _first(tile, rows, BN) + within, u, mask=(at_rows < rows)[:, None])
+        z = u * factor[:, None]
         if HAS_BIAS:
             z += tl.load(bias + j)[None, :] * LOG2E
         masked = True
@@ -156,13 +166,6 @@ def _reduce(
         shift = tl.where(maximum == float("-inf"), 0.0, maximum)
         weight = tl.exp2(z - shift[:, None])
         total += tl.sum(weight, 1)
-        if HAS_KEPT:
-            if tile < kept_tiles:
-                kept_tile = tl.full((), 0, tl.int64) + tile
-                tl.store(kept_shifts + kept_tile * kept_stride + at_rows, shift, mask=at_rows < rows)
-                within = at_rows.to(tl.int64)[:, None] * BN + tl.arange(0, BN)[None, :]
-                places_kept = kept_weights + kept_tile * kept_stride + within
-                tl.store(places_kept, weight, mask=(at_rows < rows)[:, None])
     tl.store(maxima + share * rows + at_rows, maximum, mask=at_rows < rows)
     tl.store(sums + share * rows + at_rows, total, mask=at_rows < rows)
 
@@ -189,9 +192,7 @@ def _finish(
 
 @triton.jit
 def _weights(
-    x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
-    positive, negative_lse, grad_positive, grad_negative_lse, unit, kept_shifts, kept_weights,
-    kept_stride, weights, column_sums, bias_sums, row_sums, scale_sums,
+    x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self, negative_lse, grad_positive, grad_negative_lse, unit, kept, weights, column_sums, bias_sums, row_sums, scale_sums,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, first_tile, chunk,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
@@ -224,25 +225,17 @@ def _weights(
     shift = tl.where(nothing, float("inf"), lse * LOG2E)  # exp of minus infinity: such a row has no weights
     outer = tl.where(nothing, 0.0, tl.load(grad_negative_lse + i))  # of a row's log-sum-exp
     if KEPT:
-        kept_tile = (first_tile + tile).to(tl.int64)
-        kept_shift = tl.load(kept_shifts + kept_tile * kept_stride + i)
-        within = i[:, None] * BN + tl.arange(0, BN)[None, :]
-        kept = tl.load(kept_weights + kept_tile * kept_stride + within).to(DTYPE)
-        q = kept * tl.exp2(kept_shift - shift)[:, None]
-        z = tl.where(kept > 0, tl.log2(kept) + kept_shift[:, None], 0.0)
-        if HAS_BIAS:
-            z -= tl.load(bias + j)[None, :] * LOG2E
-        u = z / (factor * LOG2E)[:, None]
+        u = tl.load(kept + _first(first_tile + tile, rows, BN) + i[:, None] * BN + tl.arange(0, BN)[None, :])
     else:
         acc = products(
             x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y,
             BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
         u = similarities(acc, of_x, of_y, SIMILARITY, NORMALIZE)
-        z = u * (factor * LOG2E)[:, None]
-        if HAS_BIAS:
-            z += tl.load(bias + j)[None, :] * LOG2E
-        q = tl.exp2(z - shift[:, None])
+    z = u * (factor * LOG2E)[:, None]
+    if HAS_BIAS:
+        z += tl.load(bias + j)[None, :] * LOG2E
+    q = tl.exp2(z - shift[:, None])
     here = tile * BN + tl.arange(0, BN)
     special = True
     if RELATION == DIFFERENT and not (HAS_LABELS or HAS_SELF):
@@ -259,8 +252,6 @@ def _weights(
     g = q * factor[:, None]
     if special:
         chosen = own[:, None] == at_columns[None, :]
-        if KEPT:  # whose weight is 0 where the row does not admit its own positive
-            u = tl.where(chosen, tl.load(positive + i)[:, None], u)
         of_positive = tl.where((own >= 0) & (at_rows < rows), tl.load(grad_positive + i), 0.0)
         g += tl.where(chosen, of_positive[:, None], 0.0)
     if SIMILARITY == COSINE:
@@ -340,17 +331,10 @@ def _problem(
     return _Problem((rows, columns, width), (*x.stride(), *y.stride()), *labels_of_both, tiles.BM, options)
 
 
-def _kept_views(weights: Tensor, rows: int) -> tuple[Tensor, Tensor, int]:
-    """Shifts and weights of the kept tiles, and how far apart two tiles are."""
-    size = kept.triton_block_size(rows)
-    return weights, weights[(rows + 3) // 4 * 4 :], size
-
-
 class _Rows(NamedTuple):
     """What the forward finds out of rows and columns, as views of the buffer that it hands over."""
 
     x_factor: Tensor
-    positive: Tensor
     target: Tensor  # int32: a column, IGNORED or INVALID
     self_index: Tensor  # int32
     y_factor: Tensor
@@ -358,9 +342,9 @@ class _Rows(NamedTuple):
 
 def _views(mean: Tensor, rows: int, columns: int) -> _Rows:
     step = (rows + 3) // 4 * 4
-    parts = [mean[n * step : n * step + rows] for n in range(4)]
-    integers = [part.view(torch.int32)[:rows] for part in parts[2:]]
-    return _Rows(*parts[:2], *integers, mean[4 * step : 4 * step + columns])
+    parts = [mean[n * step : n * step + rows] for n in range(3)]
+    integers = [part.view(torch.int32)[:rows] for part in parts[1:]]
+    return _Rows(parts[0], *integers, mean[3 * step : 3 * step + columns])
 
 
 def forward(
@@ -379,7 +363,7 @@ def forward(
     kept_blocks: int,
     force_running_maximum: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """positive (B,), negative_lse (B,), what it found out of rows and columns, kept weights."""
+    """positive (B,), negative_lse (B,), what it found out of rows and columns, kept similarities."""
     (rows, width), columns = x.shape, y.shape[0]
     sizes = (rows, rows, kept.mean_size(rows, width, columns, "triton"), kept.kept_size(rows, columns, kept_blocks, "triton"))
     outputs = tuple(torch.empty(n, dtype=accumulation_dtype(x.dtype), device=x.device) for n in sizes)
@@ -426,7 +410,7 @@ def forward_into(
     with gpu.on(x):
         gpu.launch(
             _prepare_rows, (triton.cdiv(rows, 4),),
-            x, y, target, self_index, found.x_factor, positive, found.positive, found.target, found.self_index,
+            x, y, target, self_index, found.x_factor, positive, found.target, found.self_index,
             *problem.sizes, *problem.strides, ignore_index, BLOCK=4, BK=depth, SIMILARITY=options["SIMILARITY"],
             NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
@@ -438,7 +422,7 @@ def forward_into(
         gpu.launch(
             _reduce, (row_blocks, shares),
             x, y, found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels, problem.column_labels,
-            found.self_index, maxima, sums, *_kept_views(weights, rows),
+            found.self_index, maxima, sums, weights,
             *problem.sizes, *problem.strides, scale_stride, plain, each, kept_blocks,
             HAS_KEPT=kept_blocks > 0, **options,
         )  # fmt: skip
@@ -489,7 +473,7 @@ def backward(
     both = Gradients(x, y, similarity, of_x, of_y, found.x_factor, found.y_factor, unit, row_blocks)
     bias_sums = new(row_blocks, both.chunk) if of_bias else new(0)
     scale_sums = new(both.chunk_tiles, rows) if of_scale else new(0)
-    kept_views = _kept_views(kept_values.contiguous(), rows)
+    kept_values = kept_values.contiguous()
     kept_tiles = min(kept_blocks, both.tiles)
     for first in (*range(0, kept_tiles, both.chunk_tiles), *range(kept_tiles, both.tiles, both.chunk_tiles)):
         is_kept = first < kept_tiles
@@ -498,8 +482,8 @@ def backward(
             gpu.launch(
                 _weights, (row_blocks, count),
                 x, y, found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels,
-                problem.column_labels, found.self_index, found.positive, negative_lse, grad_positive, grad_negative_lse,
-                unit, *kept_views, both.weights, both.column_sums, bias_sums, both.row_sums, scale_sums,
+                problem.column_labels, found.self_index, negative_lse, grad_positive, grad_negative_lse,
+                unit, kept_values, both.weights, both.column_sums, bias_sums, both.row_sums, scale_sums,
                 *problem.sizes, *problem.strides, scale_stride, first, both.chunk,
                 KEPT=is_kept, OF_Y=of_y, OF_SCALE=of_scale, OF_BIAS=of_bias, **problem.options,
             )  # fmt: skip

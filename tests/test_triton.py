@@ -1,0 +1,43 @@
+"""The Triton kernels without a GPU: interpreted against the definition, in processes of their own, and compiled.
+
+Interpreted and compiled kernels cannot share a process.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).parents[1]
+
+
+def interpreted(*options: str) -> None:
+    """Run tests with the kernels interpreted; none may skip for want of the backend."""
+    command = [sys.executable, "-m", "pytest", "--require-backends=triton", "-W", "ignore::RuntimeWarning", *options]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("op", ["contrast", "margin_softmax", "nearest", "scores"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_interpreted_kernels_agree_with_the_definition(op, dtype):
+    # Gradients where there are any: they come with the outputs.
+    function = "test_forward" if op == "nearest" else "test_gradients"
+    interpreted("tests/ops/test_parity.py", "-k", f"{function}[{op}- and -{dtype}-triton")
+
+
+def test_interpreted_kernels_recompute_what_they_may_not_keep():
+    interpreted("tests/ops/test_parity.py", "-k", "test_gradients_without_kept_weights and softmax and triton")
+
+
+def test_interpreted_kernels_at_the_edges():
+    interpreted("tests/ops/test_extremes.py", "-k", "triton")
+
+
+def test_interpreted_derivatives():
+    interpreted("tests/ops/test_gradients.py", "-k", "triton and (every_entry or exactly_zero or budget or undefined)")
