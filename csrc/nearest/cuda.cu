@@ -37,23 +37,23 @@ __device__ T inverse_length(T squared, T factor) {
 
 // The products of factor_x x and factor_y y_j (or of their differences with themselves), and the squares of factor_y
 // y_j, for each column j; by a warp.
-template <class E, bool DISTANCES, bool SQUARES>
+template <class E, bool DISTANCES, bool SQUARES, int COUNT>
 __device__ void compare(const Matrix& x, bool whole_x, int64_t row, const Matrix& y, bool whole_y,
                         const int64_t* columns, Accumulator<E> factor_x, Accumulator<E> factor_y, Accumulator<E>* sums,
                         Accumulator<E>* squares) {
   using T = Accumulator<E>;
 #pragma unroll
-  for (int n = 0; n < AT_ONCE; ++n) sums[n] = squares[n] = 0;
+  for (int n = 0; n < COUNT; ++n) sums[n] = squares[n] = 0;
   for (int64_t d = threadIdx.x % WARP * VECTOR<E>; d < x.width; d += WARP * VECTOR<E>) {
     const uint4 a = load_vector<E>(x, whole_x, row, d);
-    uint4 b[AT_ONCE];
+    uint4 b[COUNT];
 #pragma unroll
-    for (int n = 0; n < AT_ONCE; ++n) b[n] = load_vector<E>(y, whole_y, columns[n], d);
+    for (int n = 0; n < COUNT; ++n) b[n] = load_vector<E>(y, whole_y, columns[n], d);
 #pragma unroll
     for (int e = 0; e < VECTOR<E>; ++e) {
       const T left = widen(reinterpret_cast<const E*>(&a)[e]) * factor_x;
 #pragma unroll
-      for (int n = 0; n < AT_ONCE; ++n) {
+      for (int n = 0; n < COUNT; ++n) {
         const T right = widen(reinterpret_cast<const E*>(&b[n])[e]) * factor_y, difference = left - right;
         sums[n] = DISTANCES ? fma(difference, difference, sums[n]) : fma(left, right, sums[n]);
         if (SQUARES) squares[n] = fma(right, right, squares[n]);
@@ -61,7 +61,7 @@ __device__ void compare(const Matrix& x, bool whole_x, int64_t row, const Matrix
     }
   }
 #pragma unroll
-  for (int n = 0; n < AT_ONCE; ++n) {
+  for (int n = 0; n < COUNT; ++n) {
     sums[n] = warp_sum(sums[n]);
     if (SQUARES) squares[n] = warp_sum(squares[n]);
   }
@@ -95,7 +95,7 @@ __device__ void insert(T* best, int64_t* index, int k, T u, int64_t column) {
 }
 
 template <class E, Similarity SIMILARITY>
-__global__ void __launch_bounds__(THREADS) nearest_kernel(NearestForward args) {
+__global__ void __launch_bounds__(THREADS, 2) nearest_kernel(NearestForward args) {
   using T = Accumulator<E>;
   constexpr bool COSINE = SIMILARITY == Similarity::cosine;
   constexpr bool DISTANCES = SIMILARITY == Similarity::negative_squared_euclidean;
@@ -141,36 +141,6 @@ __global__ void __launch_bounds__(THREADS) nearest_kernel(NearestForward args) {
   }
   __syncthreads();
 
-  int64_t columns_held[AT_ONCE];
-  int held = 0;
-  const auto flush = [&]() {
-    T sums[AT_ONCE], squares[AT_ONCE];
-#pragma unroll
-    for (int n = 1; n < AT_ONCE; ++n)
-      if (n >= held) columns_held[n] = columns_held[0];
-    compare<E, DISTANCES, COSINE>(args.x, whole_x, row, args.y, whole_y, columns_held, factor_x, T(1), sums, squares);
-#pragma unroll
-    for (int n = 0; n < AT_ONCE; ++n) {
-      if (n >= held) break;
-      T u = DISTANCES ? -sums[n] : sums[n];
-      if (COSINE) {
-        T inverse_y = inverse_length(squares[n], T(1));
-        if (!within_range(squares[n])) {
-          const T factor_y = power_of_two_for(largest_of<E>(args.y, columns_held[n]));
-          const int64_t again[AT_ONCE] = {columns_held[n], columns_held[n], columns_held[n], columns_held[n]};
-          T sums_again[AT_ONCE], squares_again[AT_ONCE];
-          compare<E, DISTANCES, COSINE>(args.x, whole_x, row, args.y, whole_y, again, factor_x, factor_y, sums_again,
-                                        squares_again);
-          u = sums_again[0];
-          inverse_y = inverse_length(squares_again[0], factor_y);
-        }
-        u = u * inverse_x * inverse_y;
-      }
-      if (!args.below || u < below) insert(best, index, k, u, columns_held[n]);
-    }
-    held = 0;
-  };
-
   for (int64_t first = 0; first < columns; first += COLUMNS) {
 #pragma unroll
     for (int part = 0; part < WORDS / WARPS; ++part) {
@@ -187,26 +157,51 @@ __global__ void __launch_bounds__(THREADS) nearest_kernel(NearestForward args) {
     if (mine) {
       const unsigned of_lane = marks[warp][lane];
       static_assert(WORDS == WARP, "a word of marks for each lane");
-      unsigned words = __ballot_sync(ALL_LANES, of_lane != 0);
-      while (words) {
-        const int word = __ffs(int(words)) - 1;
-        words &= words - 1;
-        unsigned mask = __shfl_sync(ALL_LANES, of_lane, word);
-        while (mask) {
+      unsigned words = __ballot_sync(ALL_LANES, of_lane != 0), mask = 0;
+      int word = 0;
+      while (words || mask) {
+        int64_t candidates[AT_ONCE] = {};
+        int count = 0;
+        while (count < AT_ONCE && (words || mask)) {
+          if (!mask) {
+            word = __ffs(int(words)) - 1;
+            words &= words - 1;
+            mask = __shfl_sync(ALL_LANES, of_lane, word);
+          }
           const int64_t column = first + word * WARP + __ffs(int(mask)) - 1;
           mask &= mask - 1;
           if (column == self) continue;
 #pragma unroll
           for (int n = 0; n < AT_ONCE; ++n)
-            if (n == held) columns_held[n] = column;
-          if (++held == AT_ONCE) flush();
+            if (n >= count) candidates[n] = column;  // the last one again where there are no more
+          ++count;
+        }
+        if (!count) break;
+        T sums[AT_ONCE], squares[AT_ONCE];
+        compare<E, DISTANCES, COSINE, AT_ONCE>(args.x, whole_x, row, args.y, whole_y, candidates, factor_x, T(1), sums,
+                                               squares);
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; ++n) {
+          if (n >= count) break;
+          T u = DISTANCES ? -sums[n] : sums[n];
+          if (COSINE) {
+            T inverse_y = inverse_length(squares[n], T(1));
+            if (!within_range(squares[n])) {
+              const T factor_y = power_of_two_for(largest_of<E>(args.y, candidates[n]));
+              T squared;
+              compare<E, DISTANCES, COSINE, 1>(args.x, whole_x, row, args.y, whole_y, candidates + n, factor_x,
+                                               factor_y, &u, &squared);
+              inverse_y = inverse_length(squared, factor_y);
+            }
+            u = u * inverse_x * inverse_y;
+          }
+          if (!args.below || u < below) insert(best, index, k, u, candidates[n]);
         }
       }
     }
     __syncthreads();
   }
   if (!mine) return;
-  if (held) flush();
   __syncwarp();
   const bool invalid = self != -1 && (self < 0 || self >= columns);
   for (int e = lane; e < k; e += WARP) {
