@@ -199,7 +199,7 @@ struct Scratch {
 // A block: dL / d distance of TILE rows from all means, but for what the variance adds to their own; the last block
 // finds that.
 template <class T>
-__global__ void __launch_bounds__(THREADS) magnet_weights_kernel(MagnetBackward args) {
+__global__ void __launch_bounds__(THREADS, 2) magnet_weights_kernel(MagnetBackward args) {
   const Magnet<T> magnet(args.in, const_cast<void*>(args.saved));
   const Scratch<T> scratch(args.scratch, magnet);
   const int thread = int(threadIdx.x), lane = thread % WARP, warp = thread / WARP;

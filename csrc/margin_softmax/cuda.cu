@@ -65,7 +65,7 @@ struct Pairs {
 };
 
 template <class E, bool DISTANCES>
-__global__ void __launch_bounds__(THREADS) margin_softmax_forward_kernel(MarginSoftmaxForward args) {
+__global__ void __launch_bounds__(THREADS, 1) margin_softmax_forward_kernel(MarginSoftmaxForward args) {
   using P = Pairs<E, DISTANCES>;
   using T = typename P::T;
   using Panel = typename P::Panel;
