@@ -1,7 +1,8 @@
 """Builds the native module with ninja: each op once per instruction set, no torch header, no torch at build time.
 
 FUSED_MARGINS_BUILD: "auto" (default: build what the compilers at hand allow, and install without it otherwise), "cpu"
-(a failure is an error), "none" (pure Python).
+(a failure is an error, and nothing for GPUs is built), "cuda" (both modules, a failure is an error), "none" (pure
+Python). FUSED_MARGINS_CUDA_ARCHS: the GPU architectures to build for, as "90" or "80,90"; default: all of ARCHS.
 """
 
 import os
@@ -39,6 +40,9 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 # One more for the ops that gain by it: v4 and the matrix unit, where the compiler knows it.
 AMX = [*ISAS.get("v4", []), "-mavx512bf16", "-mamx-tile", "-mamx-bf16"] if "v4" in ISAS else []
 AMX_OPS = ("contrast",)
+ARCHS = ("80", "90", "100")  # of NVIDIA GPUs; later ones compile the last one's PTX
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Werror", "all-warnings"]
+CUDA = "fused_margins._CUDA"
 
 
 class BuildFailure(Exception):
@@ -64,11 +68,37 @@ def openmp_flags(compiler: list[str]) -> list[str]:
     return accepted(compiler, ["-fopenmp"], "#include <omp.h>\nint main() { return omp_get_max_threads(); }")
 
 
+def find_nvcc() -> str | None:
+    """In CUDA_HOME, or else on PATH."""
+    home = os.environ.get("CUDA_HOME", "").strip()
+    return shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
+
+
+def architecture_flags(nvcc: str) -> list[str]:
+    """Machine code for every architecture that nvcc knows, and PTX of the last one for those to come."""
+    asked = os.environ.get("FUSED_MARGINS_CUDA_ARCHS", "").replace(",", " ").split()
+    if asked:
+        return [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in asked]
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    known = [arch for arch in ARCHS if f"compute_{arch}" in listed]
+    if not known:
+        raise BuildFailure(f"{nvcc} knows none of the GPU architectures {', '.join(ARCHS)}")
+    codes = [*(f"{arch},code=sm_{arch}" for arch in known), f"{known[-1]},code=compute_{known[-1]}"]
+    return [f"-gencode=arch=compute_{code}" for code in codes]
+
+
 class NinjaBuild(build_ext):
     def run(self) -> None:
         mode = os.environ.get("FUSED_MARGINS_BUILD", "auto")
-        if mode not in ("auto", "cpu", "none"):
-            raise SystemExit(f"FUSED_MARGINS_BUILD: expected auto, cpu or none, got {mode!r}")
+        if mode not in ("auto", "cpu", "cuda", "none"):
+            raise SystemExit(f"FUSED_MARGINS_BUILD: expected auto, cpu, cuda or none, got {mode!r}")
+        if mode == "cuda" and find_nvcc() is None:
+            raise SystemExit("fused-margins: FUSED_MARGINS_BUILD=cuda, and no nvcc in CUDA_HOME or on PATH")
+        with_cuda = mode == "cuda" or (mode == "auto" and find_nvcc() is not None)
+        self.cuda_target = Path(self.get_ext_fullpath(CUDA))  # where an earlier build left its own
+        if not with_cuda:
+            self.extensions = [ext for ext in self.extensions if ext.name != CUDA]
+            self.cuda_target.unlink(missing_ok=True)
         self.keep_objects = self.inplace or getattr(self, "editable_mode", False)  # run() clears inplace for a while
         failure_file = Path(self.get_ext_fullpath(self.extensions[0].name)).parent / FAILURE_FILE
         failure_file.parent.mkdir(parents=True, exist_ok=True)
@@ -78,16 +108,29 @@ class NinjaBuild(build_ext):
             super().run()
             failure_file.unlink(missing_ok=True)
         except BuildFailure as failure:
-            if mode == "cpu":
+            if mode in ("cpu", "cuda"):
                 raise SystemExit(f"fused-margins: {failure}") from failure
             failure_file.write_text(f"{failure}\n")
-            Path(self.get_ext_fullpath(self.extensions[0].name)).unlink(missing_ok=True)
+            for ext in self.extensions:
+                Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
             self.extensions = []
             if mode == "auto":
                 warnings.warn(f"fused-margins installs without its C++ kernels: {failure}", stacklevel=1)
 
+    def build_extensions(self) -> None:
+        for ext in list(self.extensions):
+            try:
+                self.build_extension(ext)
+            except BuildFailure as failure:
+                if ext.name != CUDA or os.environ.get("FUSED_MARGINS_BUILD", "auto") != "auto":
+                    raise
+                self.extensions.remove(ext)
+                self.cuda_target.unlink(missing_ok=True)
+                warnings.warn(f"fused-margins installs without its CUDA kernels: {failure}", stacklevel=1)
+
     def build_extension(self, ext: Extension) -> None:
         compiler = find_compiler()
+        nvcc = find_nvcc() if ext.name == CUDA else None
 
         import ninja
         import pybind11
@@ -96,8 +139,9 @@ class NinjaBuild(build_ext):
         # An editable installation gets a throw-away build_temp; objects that stay make the next one quick.
         folder = ROOT / "build" / sys.implementation.cache_tag if self.keep_objects else Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
+        targets = {e.name: Path(self.get_ext_fullpath(e.name)).resolve() for e in self.extensions}
+        for target in targets.values():
+            target.parent.mkdir(parents=True, exist_ok=True)
         includes = [f"-isystem{shlex.quote(p)}" for p in (pybind11.get_include(), sysconfig.get_path("include"))]
         own_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         openmp = openmp_flags(compiler)
@@ -135,11 +179,34 @@ class NinjaBuild(build_ext):
                     str(source),
                     variables={"flags": [*FLAGS, *has_amx, *openmp, *includes, *own_flags]},
                 )
-            n.build(str(target), "link", objects)
+            n.build(str(targets["fused_margins._C"]), "link", objects)
+            if nvcc is not None:
+                host = ["-ccbin", compiler[0]] if os.environ.get("CXX", "").strip() else []
+                command = shlex.join([nvcc, *host])
+                n.rule(
+                    "compile_cuda",
+                    f"{command} $flags -MMD -MF $out.d -c $in -o $out",
+                    depfile="$out.d",
+                    deps="gcc",
+                    description="compile $out",
+                )
+                n.rule("link_cuda", f"{command} -shared -cudart static $in -o $out")
+                flags = [*NVCC_FLAGS, *architecture_flags(nvcc)]
+                objects = n.build(
+                    "bindings_cuda.o",
+                    "compile",
+                    str(ROOT / "csrc/bindings_cuda.cpp"),
+                    variables={"flags": [*FLAGS, *includes, *own_flags]},
+                )
+                for source in sorted(ROOT.glob("csrc/*/cuda.cu")):
+                    name = f"{source.parent.name}_cuda.o"
+                    objects += n.build(name, "compile_cuda", str(source), variables={"flags": flags})
+                n.build(str(targets[CUDA]), "link_cuda", objects)
         try:
-            subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder)], check=True)
+            subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder), str(targets[ext.name])], check=True)
         except subprocess.CalledProcessError as error:
-            raise BuildFailure(f"the C++ build failed ({' '.join(compiler)}); `pip install -v` shows why") from error
+            what = f"CUDA build failed ({nvcc})" if nvcc else f"C++ build failed ({' '.join(compiler)})"
+            raise BuildFailure(f"the {what}; `pip install -v` shows why") from error
 
 
 def tree(pattern: str) -> list[str]:
@@ -147,5 +214,9 @@ def tree(pattern: str) -> list[str]:
 
 
 # Sources and headers are named for the source distribution; how they are compiled is NinjaBuild's business.
-extension = Extension("fused_margins._C", sources=tree("*.cpp"), depends=tree("*.h"))
-setup(ext_modules=[extension], cmdclass={"build_ext": NinjaBuild})
+bindings_cuda = "csrc/bindings_cuda.cpp"
+extensions = [
+    Extension("fused_margins._C", sources=[s for s in tree("*.cpp") if s != bindings_cuda], depends=tree("*.h")),
+    Extension(CUDA, sources=[bindings_cuda, *tree("*.cu")], depends=tree("*.h")),
+]
+setup(ext_modules=extensions, cmdclass={"build_ext": NinjaBuild})

@@ -46,7 +46,7 @@ def test_a_build_can_be_declined(tmp_path):
 def test_an_unknown_build_is_an_error(tmp_path):
     result = build(tmp_path, FUSED_MARGINS_BUILD="gpu")
     assert result.returncode != 0
-    assert "FUSED_MARGINS_BUILD: expected auto, cpu or none, got 'gpu'" in result.stderr
+    assert "FUSED_MARGINS_BUILD: expected auto, cpu, cuda or none, got 'gpu'" in result.stderr
 
 
 def import_without_native(folder: Path, reason: str, code: str) -> subprocess.CompletedProcess[str]:

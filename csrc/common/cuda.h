@@ -144,6 +144,22 @@ __device__ inline T block_sum(T value) {
   return sum;
 }
 
+// Squares within these bounds have lost nothing to overflow or underflow.
+template <class T>
+__device__ inline bool within_range(T squared) {
+  return sizeof(T) == 8 ? squared > T(1e-200) && squared < T(1e200) : squared > T(1e-24) && squared < T(1e30);
+}
+
+// The power of two that brings `largest` near 1.
+template <class T>
+__device__ inline T power_of_two_for(T largest) {
+  if (!(largest > 0) || largest == infinity<T>()) return 1;
+  constexpr int bound = sizeof(T) == 8 ? 1022 : 126;
+  int exponent = ilogb(largest);
+  exponent = exponent > bound ? bound : exponent < -bound ? -bound : exponent;
+  return ldexp(T(1), -exponent);
+}
+
 // True in the last of `count` blocks that come here with one counter: it sees all that the others wrote before, if it
 // reads it with __ldcg. The counter must be 0 before the first and is 0 after the last. Every thread must call it.
 __device__ inline bool last_to_arrive(int* counter, int count) {

@@ -141,9 +141,9 @@ struct MatrixUnitSums {
 
 // The sum over k of weight (TILE, k) times row k of `values`, in columns [first_column, first_column + WIDTH).
 //
-// E: element type of `values`; DIFFERENCES: of (row k - base), for each of the tile's rows a row of its own, else of
-// row k; MATRIX_UNIT: on the tensor cores, with weights rounded to 11 bits and values that 11 bits hold.
-template <class E, bool DIFFERENCES, bool MATRIX_UNIT>
+// E, BASE: element types of `values` and `base`; DIFFERENCES: of (row k - base), for each of the tile's rows a row of its
+// own, else of row k; MATRIX_UNIT: on the tensor cores, weights and values rounded to 11 bits.
+template <class E, class BASE, bool DIFFERENCES, bool MATRIX_UNIT>
 struct ProductTile {
   using T = Accumulator<E>;
   static_assert(!MATRIX_UNIT || (sizeof(T) == 4 && !DIFFERENCES), "the matrix unit multiplies floats");
@@ -210,7 +210,7 @@ struct ProductTile {
           sums[i][j] = 0;
           own[i][j] = 0;
           if (DIFFERENCES && product && first_row + row + i < base.rows && first_column + column + j < base.width)
-            own[i][j] = widen(element<E>(base, first_row + row + i, first_column + column + j));
+            own[i][j] = widen(element<BASE>(base, first_row + row + i, first_column + column + j));
         }
     }
 

@@ -49,22 +49,6 @@ __device__ T sigmoid(T gap) {
   return (gap < 0 ? odds : T(1)) / (1 + odds);
 }
 
-// Squares within these bounds have lost nothing to overflow or underflow.
-template <class T>
-__device__ bool within_range(T squared) {
-  return sizeof(T) == 8 ? squared > T(1e-200) && squared < T(1e200) : squared > T(1e-24) && squared < T(1e30);
-}
-
-// The power of two that brings `largest` near 1.
-template <class T>
-__device__ T power_of_two_for(T largest) {
-  if (!(largest > 0) || largest == infinity<T>()) return 1;
-  constexpr int bound = sizeof(T) == 8 ? 1022 : 126;
-  int exponent = ilogb(largest);
-  exponent = exponent > bound ? bound : exponent < -bound ? -bound : exponent;
-  return ldexp(T(1), -exponent);
-}
-
 // How a chunk is staged and multiplied: 16 bits on the matrix unit, all else widened to T.
 template <class E, bool DISTANCES>
 struct Pairs {
@@ -81,7 +65,7 @@ struct Pairs {
 };
 
 template <class E, bool DISTANCES>
-__global__ void __launch_bounds__(THREADS) margin_softmax_forward_kernel(MarginSoftmaxForward args) {
+__global__ void __launch_bounds__(THREADS, 1) margin_softmax_forward_kernel(MarginSoftmaxForward args) {
   using P = Pairs<E, DISTANCES>;
   using T = typename P::T;
   using Panel = typename P::Panel;
@@ -272,7 +256,7 @@ struct Weights {
 template <class E, bool DISTANCES>
 __global__ void __launch_bounds__(THREADS) margin_softmax_backward_kernel(MarginSoftmaxBackward args) {
   using T = Accumulator<E>;
-  using Product = ProductTile<E, DISTANCES, sizeof(E) == 2 && !DISTANCES>;
+  using Product = ProductTile<E, E, DISTANCES, sizeof(E) == 2 && !DISTANCES>;
   static_assert(Product::WIDTH == PRODUCT_WIDTH, "the grid is made for it");
   __shared__ __align__(32) T shared[Product::SHARED];
   __shared__ T along[TILE];

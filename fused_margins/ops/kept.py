@@ -26,7 +26,7 @@ def kept_size(rows: int, columns: int, kept_blocks: int, backend: str = "cpu") -
     if backend == "triton":
         return rows * TRITON_BLOCK * kept_blocks
     if backend == "cuda":
-        return rows * columns
+        return rows * columns + 1  # and the divisor of the sum of losses
     weights = min(columns, BLOCK * kept_blocks) + SPARE_ROWS * kept_blocks
     return (1 + _blocks(columns) + weights) * _row_size(rows) + (columns + 15) // 16 * 16
 

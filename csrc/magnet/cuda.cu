@@ -1,0 +1,346 @@
+// magnet on an NVIDIA GPU: the clusters' means, all distances from them, the loss; and its gradient. Three small
+// launches each way: each needs all that the one before it made. Every sum over rows runs in one order.
+#include "cuda.h"
+
+#include "../common/cuda_tile.h"
+
+namespace fused_margins {
+namespace cuda {
+namespace {
+
+constexpr int MEAN_WIDTH = 128;   // components of a block that averages
+constexpr int DISTANCE_ROWS = 8;  // rows of a block that compares
+constexpr int PRODUCT_WIDTH = 64;
+
+template <class T>
+struct Magnet {
+  const MagnetInputs& in;
+  int64_t rows, clusters, width, stride;
+  T *means, *distances, *others, *variance;
+
+  __device__ Magnet(const MagnetInputs& inputs, void* saved)
+      : in(inputs),
+        rows(in.x.rows),
+        clusters(in.num_clusters),
+        width(in.x.width),
+        stride((width + 15) / 16 * 16),
+        means(static_cast<T*>(saved)),
+        distances(means + clusters * stride),
+        others(distances + rows * clusters),
+        variance(others + rows) {}
+
+  __device__ Matrix mean_matrix() const {
+    return {means, clusters, width, stride, 1, sizeof(T) == 8 ? DType::float64 : DType::float32};
+  }
+  __device__ bool valid(int64_t row) const { return in.clusters[row] >= 0 && in.clusters[row] < clusters; }
+  __device__ T own(int64_t row) const { return __ldcg(distances + row * clusters + in.clusters[row]); }
+  // Above 0 where the row counts; -infinity where there is no other class.
+  __device__ T hinge(int64_t row, T half_precision, T other) const {
+    return valid(row) ? T(in.alpha) + own(row) * half_precision + other : not_a_number<T>();
+  }
+  __device__ T divisor() const { return in.reduction == Reduction::mean && rows > 0 ? T(rows) : T(1); }
+};
+
+template <class T>
+__device__ T relu(T value) {
+  return value < 0 ? T(0) : value;  // not a number stays
+}
+
+// A block: MEAN_WIDTH components of one cluster's mean. Warp w adds the members w, w + WARPS, ... of each run of
+// THREADS rows, in the order of the rows.
+template <class E>
+__global__ void __launch_bounds__(THREADS) magnet_means_kernel(MagnetForward args) {
+  using T = Accumulator<E>;
+  constexpr int N = MEAN_WIDTH / WARP;
+  __shared__ int members[THREADS], of_warp[WARPS];
+  __shared__ T partial[WARPS][MEAN_WIDTH];
+  const Magnet<T> magnet(args.in, args.saved);
+  const int width_blocks = int(ceiling_divide(magnet.width, MEAN_WIDTH));
+  const int64_t cluster = int(blockIdx.x) / width_blocks;
+  const int64_t first_column = int64_t(int(blockIdx.x) % width_blocks) * MEAN_WIDTH;
+  const int thread = int(threadIdx.x), lane = thread % WARP, warp = thread / WARP;
+
+  T sums[N];
+#pragma unroll
+  for (int n = 0; n < N; ++n) sums[n] = 0;
+  int64_t total = 0;
+  for (int64_t first = 0; first < magnet.rows; first += THREADS) {
+    const bool mine = first + thread < magnet.rows && args.in.clusters[first + thread] == cluster;
+    const unsigned mask = __ballot_sync(ALL_LANES, mine);
+    if (lane == 0) of_warp[warp] = __popc(mask);
+    __syncthreads();
+    int before = __popc(mask & ((1u << lane) - 1)), count = 0;
+    for (int w = 0; w < WARPS; ++w) {
+      if (w < warp) before += of_warp[w];
+      count += of_warp[w];
+    }
+    if (mine) members[before] = thread;
+    __syncthreads();
+#pragma unroll 4
+    for (int member = warp; member < count; member += WARPS)
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        const int64_t d = first_column + n * WARP + lane;
+        if (d < magnet.width) sums[n] += widen(element<E>(args.in.x, first + members[member], d));
+      }
+    total += count;
+    __syncthreads();
+  }
+#pragma unroll
+  for (int n = 0; n < N; ++n) partial[warp][n * WARP + lane] = sums[n];
+  __syncthreads();
+  const int64_t d = first_column + thread;
+  if (thread >= MEAN_WIDTH || d >= magnet.width) return;
+  T sum = 0;
+  for (int w = 0; w < WARPS; ++w) sum += partial[w][thread];
+  magnet.means[cluster * magnet.stride + d] = sum / T(total);  // not a number without members
+}
+
+// A block: the squared distances of DISTANCE_ROWS rows from TILE means.
+template <class E>
+__global__ void __launch_bounds__(THREADS) magnet_distances_kernel(MagnetForward args) {
+  using T = Accumulator<E>;
+  constexpr int DEPTH = 1024 / int(sizeof(T));
+  using PanelX = PanelLoader<E, T, DISTANCE_ROWS, DEPTH>;
+  using PanelMeans = PanelLoader<T, T, TILE, DEPTH>;
+  static_assert(PanelX::PITCH == PanelMeans::PITCH, "one distance between rows");
+  constexpr int STAGED = (DISTANCE_ROWS + TILE) * PanelX::PITCH, PARTIAL = WARPS * DISTANCE_ROWS * TILE;
+  __shared__ __align__(32) T shared[STAGED > PARTIAL ? STAGED : PARTIAL];
+  T *panel_x = shared, *panel_means = shared + DISTANCE_ROWS * PanelX::PITCH;
+
+  const Magnet<T> magnet(args.in, args.saved);
+  const Matrix means = magnet.mean_matrix();
+  const int column_blocks = int(ceiling_divide(magnet.clusters, TILE));
+  const int64_t first_row = int64_t(int(blockIdx.x) / column_blocks) * DISTANCE_ROWS;
+  const int64_t first_column = int64_t(int(blockIdx.x) % column_blocks) * TILE;
+  const bool whole_x = whole_vectors<E>(args.in.x), whole_means = whole_vectors<T>(means);
+  PanelX x;
+  PanelMeans y;
+  PairSums<T, DISTANCE_ROWS, true> sums;
+  sums.clear();
+  x.load(args.in.x, whole_x, first_row, 0);
+  y.load(means, whole_means, first_column, 0);
+  for (int64_t depth = 0; depth < magnet.width; depth += DEPTH) {
+    x.store(panel_x, nullptr, false);
+    y.store(panel_means, nullptr, false);
+    __syncthreads();
+    if (depth + DEPTH < magnet.width) {
+      x.load(args.in.x, whole_x, first_row, depth + DEPTH);
+      y.load(means, whole_means, first_column, depth + DEPTH);
+    }
+    sums.add(panel_x, panel_means, PanelX::PITCH, int(magnet.width - depth < DEPTH ? magnet.width - depth : DEPTH));
+    __syncthreads();
+  }
+  sums.save(shared);
+  __syncthreads();
+  const int thread = int(threadIdx.x);
+  const int64_t row = first_row + thread / TILE, column = first_column + thread % TILE;
+  if (thread >= DISTANCE_ROWS * TILE || row >= magnet.rows || column >= magnet.clusters) return;
+  T sum = 0;
+#pragma unroll
+  for (int w = 0; w < WARPS; ++w) sum += shared[w * DISTANCE_ROWS * TILE + thread];
+  magnet.distances[row * magnet.clusters + column] = sum;
+}
+
+// A block: the losses of TILE rows, each by a warp; the last block adds them up. Every block finds the variance.
+template <class T>
+__global__ void __launch_bounds__(THREADS) magnet_loss_kernel(MagnetForward args) {
+  const Magnet<T> magnet(args.in, args.saved);
+  const int thread = int(threadIdx.x), lane = thread % WARP, warp = thread / WARP;
+  T sum = 0;
+  for (int64_t row = thread; row < magnet.rows; row += THREADS)
+    if (magnet.valid(row)) sum += magnet.own(row);
+  const T variance = block_sum(sum) / T(magnet.rows > 1 ? magnet.rows - 1 : 1), floor = T(args.in.variance_floor);
+  const T used = variance < floor ? floor : variance, half_precision = 1 / (2 * used);
+  if (blockIdx.x == 0 && thread == 0) {
+    magnet.variance[0] = used;
+    magnet.variance[1] = !(variance < floor);
+  }
+  const bool per_row = args.in.reduction == Reduction::none;
+  const int64_t first_row = int64_t(blockIdx.x) * TILE;
+  for (int64_t row = first_row + warp; row < first_row + TILE && row < magnet.rows; row += WARPS) {
+    T other = not_a_number<T>();
+    if (magnet.valid(row)) {
+      const int64_t label = args.in.cluster_labels[args.in.clusters[row]];
+      const T* of_row = magnet.distances + row * magnet.clusters;
+      T largest = -infinity<T>(), weight = 0;
+      for (int64_t m = lane; m < magnet.clusters; m += WARP)
+        if (args.in.cluster_labels[m] != label) largest = larger(largest, -half_precision * of_row[m]);
+      largest = warp_max(largest);
+      const T shift = largest > -infinity<T>() ? largest : T(0);
+      for (int64_t m = lane; m < magnet.clusters; m += WARP)
+        if (args.in.cluster_labels[m] != label) weight += exp(-half_precision * of_row[m] - shift);
+      other = shift + log(warp_sum(weight));
+    }
+    if (lane == 0) {
+      magnet.others[row] = other;
+      if (per_row) static_cast<T*>(args.loss)[row] = relu(magnet.hinge(row, half_precision, other));
+    }
+  }
+  if (per_row || !last_to_arrive(args.tickets, int(gridDim.x))) return;
+  T total = 0;
+  for (int64_t row = thread; row < magnet.rows; row += THREADS)
+    total += relu(magnet.hinge(row, half_precision, __ldcg(magnet.others + row)));
+  total = block_sum(total);
+  if (thread == 0) *static_cast<T*>(args.loss) = total / magnet.divisor();
+}
+
+template <class T>
+struct Scratch {
+  T *weights, *pull, *terms, *shared;
+
+  __device__ Scratch(void* scratch, const Magnet<T>& magnet)
+      : weights(static_cast<T*>(scratch)),
+        pull(weights + magnet.rows * magnet.clusters),
+        terms(pull + magnet.clusters * magnet.stride),
+        shared(terms + magnet.rows) {}
+};
+
+// A block: dL / d distance of TILE rows from all means, but for what the variance adds to their own; the last block
+// finds that.
+template <class T>
+__global__ void __launch_bounds__(THREADS, 2) magnet_weights_kernel(MagnetBackward args) {
+  const Magnet<T> magnet(args.in, const_cast<void*>(args.saved));
+  const Scratch<T> scratch(args.scratch, magnet);
+  const int thread = int(threadIdx.x), lane = thread % WARP, warp = thread / WARP;
+  const T* grad_loss = static_cast<const T*>(args.grad_loss);
+  const T variance = magnet.variance[0], half_precision = 1 / (2 * variance);
+  const int64_t first_row = int64_t(blockIdx.x) * TILE;
+  for (int64_t row = first_row + warp; row < first_row + TILE && row < magnet.rows; row += WARPS) {
+    T* weights = scratch.weights + row * magnet.clusters;
+    const T hinge = magnet.hinge(row, half_precision, magnet.others[row]);
+    const T g = hinge <= 0 ? T(0)
+                : hinge > 0 ? grad_loss[args.in.reduction == Reduction::none ? row : 0] / magnet.divisor()
+                            : not_a_number<T>();
+    const bool valid = magnet.valid(row);
+    const int64_t own = valid ? args.in.clusters[row] : -1, label = valid ? args.in.cluster_labels[own] : 0;
+    const T *distances = magnet.distances + row * magnet.clusters, other = magnet.others[row];
+    T along = 0;
+    for (int64_t m = lane; m < magnet.clusters; m += WARP) {
+      T weight = valid ? T(0) : g;
+      if (m == own) {
+        weight = g * half_precision;
+      } else if (valid && g != 0 && args.in.cluster_labels[m] != label) {
+        const T q = exp(-half_precision * distances[m] - other);
+        along += q * distances[m];
+        weight = -g * half_precision * q;
+      }
+      weights[m] = weight;
+    }
+    along = warp_sum(along);
+    if (lane == 0) scratch.terms[row] = g == 0 ? T(0) : valid ? g * (distances[own] - along) : g;
+  }
+  if (!last_to_arrive(args.tickets, int(gridDim.x))) return;
+  T sum = 0;
+  for (int64_t row = thread; row < magnet.rows; row += THREADS) sum += __ldcg(scratch.terms + row);
+  sum = block_sum(sum);
+  if (thread == 0)
+    *scratch.shared = magnet.variance[1] == 0
+                          ? T(0)
+                          : -sum / (2 * variance * variance) / T(magnet.rows > 1 ? magnet.rows - 1 : 1);
+}
+
+// Weights of a tile of clusters against rows, or of rows against clusters; and the members among them.
+template <class T, int COUNT>
+struct ClusterWeights {
+  const Magnet<T>& magnet;
+  const T* weights;
+  T shared;
+  bool of_clusters;
+  int64_t first;  // of the tile
+  T held[COUNT];
+  int members;
+
+  __device__ bool transposed() const { return of_clusters; }
+  __device__ T factor(int64_t) const { return 1; }
+  __device__ void load(int v, int r, int64_t k) {
+    const int64_t row = of_clusters ? k : first + r, cluster = of_clusters ? first + r : k;
+    held[v] = 0;
+    if (row >= magnet.rows || cluster >= magnet.clusters) return;
+    const bool own = magnet.in.clusters[row] == cluster;
+    held[v] = weights[row * magnet.clusters + cluster] + (own ? shared : T(0));
+    members += own;
+  }
+  __device__ T weigh(int v, int, int64_t) const { return held[v]; }
+};
+
+// A block: TILE clusters x 64 components of what pulls the means: sum_i weight (x_i - mean), divided among the members.
+template <class E>
+__global__ void __launch_bounds__(THREADS) magnet_pull_kernel(MagnetBackward args) {
+  using T = Accumulator<E>;
+  using Product = ProductTile<E, T, true, false>;
+  static_assert(Product::WIDTH == PRODUCT_WIDTH, "the grid is made for it");
+  __shared__ __align__(32) T shared[Product::SHARED];
+  __shared__ int members[THREADS];
+  const Magnet<T> magnet(args.in, const_cast<void*>(args.saved));
+  const Scratch<T> scratch(args.scratch, magnet);
+  const int width_blocks = int(ceiling_divide(magnet.width, PRODUCT_WIDTH));
+  const int64_t first = int64_t(int(blockIdx.x) / width_blocks) * TILE;
+  const int64_t first_column = int64_t(int(blockIdx.x) % width_blocks) * PRODUCT_WIDTH;
+  ClusterWeights<T, Product::WEIGHTS> weights{magnet, scratch.weights, *scratch.shared, true, first, {}, 0};
+  T sums[Product::OUTPUTS];
+  Product::run(args.in.x, first_column, magnet.rows, weights, true, magnet.mean_matrix(), first, shared, sums);
+  members[threadIdx.x] = weights.members;  // of cluster thread % TILE
+  __syncthreads();
+#pragma unroll
+  for (int v = 0; v < Product::OUTPUTS; ++v) {
+    const int r = Product::output_row(v);
+    const int64_t cluster = first + r, d = first_column + Product::output_column(v);
+    if (cluster >= magnet.clusters || d >= magnet.width) continue;
+    int count = 0;
+    for (int part = 0; part < THREADS / TILE; ++part) count += members[part * TILE + r];
+    scratch.pull[cluster * magnet.stride + d] = sums[v] / T(count);
+  }
+}
+
+// A block: TILE rows x 64 components of the gradient.
+template <class E>
+__global__ void __launch_bounds__(THREADS) magnet_gradient_kernel(MagnetBackward args) {
+  using T = Accumulator<E>;
+  using Product = ProductTile<T, E, true, false>;
+  static_assert(Product::WIDTH == PRODUCT_WIDTH, "the grid is made for it");
+  __shared__ __align__(32) T shared[Product::SHARED];
+  const Magnet<T> magnet(args.in, const_cast<void*>(args.saved));
+  const Scratch<T> scratch(args.scratch, magnet);
+  const int width_blocks = int(ceiling_divide(magnet.width, PRODUCT_WIDTH));
+  const int64_t first = int64_t(int(blockIdx.x) / width_blocks) * TILE;
+  const int64_t first_column = int64_t(int(blockIdx.x) % width_blocks) * PRODUCT_WIDTH;
+  ClusterWeights<T, Product::WEIGHTS> weights{magnet, scratch.weights, *scratch.shared, false, first, {}, 0};
+  T sums[Product::OUTPUTS];
+  Product::run(magnet.mean_matrix(), first_column, magnet.clusters, weights, true, args.in.x, first, shared, sums);
+#pragma unroll
+  for (int v = 0; v < Product::OUTPUTS; ++v) {
+    const int64_t row = first + Product::output_row(v), d = first_column + Product::output_column(v);
+    if (row >= magnet.rows || d >= magnet.width) continue;
+    const T pull =
+        magnet.valid(row) ? scratch.pull[args.in.clusters[row] * magnet.stride + d] : not_a_number<T>();
+    static_cast<E*>(args.grad_x)[row * magnet.width + d] = narrow<E>(-2 * (sums[v] + pull));
+  }
+}
+
+}  // namespace
+
+void magnet_forward(const MagnetForward& args, void* stream) {
+  const int64_t rows = args.in.x.rows, clusters = args.in.num_clusters, width = args.in.x.width;
+  dispatch(args.in.x.dtype, [&](auto zero) {
+    using E = decltype(zero);
+    launch("magnet_means", magnet_means_kernel<E>, clusters * ceiling_divide(width, MEAN_WIDTH), stream, args);
+    launch("magnet_distances", magnet_distances_kernel<E>,
+           ceiling_divide(rows, DISTANCE_ROWS) * ceiling_divide(clusters, TILE), stream, args);
+    launch("magnet_loss", magnet_loss_kernel<Accumulator<E>>, ceiling_divide(rows, TILE), stream, args);
+  });
+}
+
+void magnet_backward(const MagnetBackward& args, void* stream) {
+  const int64_t rows = args.in.x.rows, clusters = args.in.num_clusters;
+  const int64_t width_blocks = ceiling_divide(args.in.x.width, PRODUCT_WIDTH);
+  dispatch(args.in.x.dtype, [&](auto zero) {
+    using E = decltype(zero);
+    launch("magnet_weights", magnet_weights_kernel<Accumulator<E>>, ceiling_divide(rows, TILE), stream, args);
+    launch("magnet_pull", magnet_pull_kernel<E>, ceiling_divide(clusters, TILE) * width_blocks, stream, args);
+    launch("magnet_gradient", magnet_gradient_kernel<E>, ceiling_divide(rows, TILE) * width_blocks, stream, args);
+  });
+}
+
+}  // namespace cuda
+}  // namespace fused_margins
