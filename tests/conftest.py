@@ -45,7 +45,8 @@ def device_for(pytestconfig: pytest.Config) -> Callable[[str, str], str]:
             if reason is None:
                 return device
             reasons.append(f"{device}: {reason}")
-        end = pytest.fail if backend in required_backends(pytestconfig) else pytest.skip
+        required = backend in required_backends(pytestconfig) and registry._HAS_KERNEL[op, backend]
+        end = pytest.fail if required else pytest.skip
         end(f"backend {backend} cannot run {op} here ({'; '.join(reasons)})")
 
     return find

@@ -1,4 +1,4 @@
-"""What the modules over the CUDA kernels share: tensors as raw pointers, launches, counters that are 0 between calls."""
+"""What the modules over the CUDA kernels share: tensors as pointers, launches, counters that are 0 between calls."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Triton: whether it is there, where it runs, and with what precision. TRITON_INTERPRET=1 runs its kernels on the CPU."""
+"""Triton: whether it is there, where it runs, with what precision. TRITON_INTERPRET=1 runs its kernels on the CPU."""
 
 import contextlib
 import functools
@@ -26,7 +26,7 @@ def on(t: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(t.device)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def programs(device: torch.device) -> int:
     """Programs that keep the device busy: two for each multiprocessor, one computes while the other waits."""
     if device.type != "cuda":

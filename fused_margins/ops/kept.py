@@ -1,8 +1,8 @@
 """What a forward keeps for its backward: softmax weights of as many columns as the memory budget allows.
 
 Each backend has a layout of its own. "cpu" is that of ``csrc/contrast/cpu.h``: factors of rows and columns, shifts of
-all blocks, weights of the first ones. "triton" keeps similarities, of the first blocks; "cuda" those of all columns, its
-problems are small. Sizes count values of the accumulation dtype.
+all blocks, weights of the first ones. "triton" keeps similarities, of the first blocks; "cuda" those of all columns,
+its problems are small. Sizes count values of the accumulation dtype.
 """
 
 from . import registry
@@ -76,7 +76,9 @@ def kept_blocks(problem: registry.Problem, backend: str = "cpu") -> int:
 def describe(problem: registry.Problem, backend: str = "cpu") -> str:
     """What the memory budget makes of the problem."""
     blocks = kept_blocks(problem, backend)
-    share = min(1.0, blocks * (BLOCK if backend == "cpu" else TRITON_BLOCK) / problem.columns) if problem.columns else 1.0
+    share = (
+        min(1.0, blocks * (BLOCK if backend == "cpu" else TRITON_BLOCK) / problem.columns) if problem.columns else 1.0
+    )
     size = kept_size(problem.rows, problem.columns, blocks, backend)
     mebibytes = size * accumulation_dtype(problem.dtype).itemsize / 2**20
     text = f"with gradients it keeps {mebibytes:.1f} MiB of softmax weights"

@@ -6,8 +6,8 @@ W (rows x chunk) holds dL/du, times what makes W^T x and W y the gradients but f
     dot         W_ij = G_ij                    grad y_j = (W^T x)_j
     Euclidean   W_ij = 2 G_ij                  grad y_j = (W^T x)_j - y_j sum_i W_ij
 
-and likewise for x. An op's own kernel writes a chunk of W, in the dtype of x, which stays in the L2 cache; `_columns` makes
-the gradient of the chunk's y of it, `_rows` adds to that of x. Sums run in a fixed order, nothing is added by atomics.
+and likewise for x. An op's own kernel writes a chunk of W, in the dtype of x, which stays in the L2 cache; `_columns`
+makes the gradient of the chunk's y of it, `_rows` adds to that of x. Sums run in a fixed order, nothing is added by atomics.
 """
 
 from typing import Any, NamedTuple
@@ -159,7 +159,6 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-
 # By dtype, of the kernels that make similarities and reduce them, and of those that make W of them; Euclidean ones
 # subtract and have no use of the matrix units.
 SIMILARITY_TILES = {
@@ -206,8 +205,8 @@ def vector_block(width: int, most: int = 256) -> int:
 class Gradients:
     """Of x and y, where they are wanted.
 
-    An op writes `weights` (rows, chunk), `column_sums` (row blocks, chunk), where the similarity has such, and `row_sums`
-    (tiles of the chunk, rows) for Euclidean distances; then `add` takes them up.
+    An op writes `weights` (rows, chunk), `column_sums` (row blocks, chunk), where the similarity has such, and
+    `row_sums` (tiles of the chunk, rows) for Euclidean distances; then `add` takes them up.
     """
 
     def __init__(
@@ -262,7 +261,7 @@ class Gradients:
 
     def add(self, first: int, count: int) -> None:
         """Take up tiles first ... first + count - 1, which lie in `weights` from its start."""
-        rows, columns, width = self.sizes
+        rows, _, width = self.sizes
         if self.of_y and width:
             gpu.launch(
                 _columns, (self.d_blocks, count),

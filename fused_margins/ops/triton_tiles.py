@@ -45,7 +45,7 @@ def products(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
     NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """<x_i, y_j> (BM, BN) or |x_i - y_j|^2, accumulated in DTYPE; the factors scale vectors as they are read (NORMALIZE).
+    """<x_i, y_j> (BM, BN) or |x_i - y_j|^2, accumulated in DTYPE; NORMALIZE: of vectors times their factors.
 
     rows (BM,) and columns (BN,) within the matrices; x_row, x_column: strides of x in elements.
     """
@@ -124,7 +124,7 @@ def inverse_lengths(a, i, width, row, column, BLOCK: tl.constexpr, BK: tl.conste
         v = _vectors(a, i, start, width, row, column, BK, DTYPE) / by[:, None]
         squares += v * v
     root = tl.sqrt(tl.sum(squares, 1))
-    smallest: tl.constexpr = 2.938735877055719e-39 if DTYPE == tl.float32 else 5.562684646268003e-309
+    smallest: tl.constexpr = 2.938735877055719e-39 if tl.float32 == DTYPE else 5.562684646268003e-309
     zero = most * root < smallest  # 1 / the largest number of the dtype
     return tl.where(zero, 0.0, 1.0 / by / tl.where(zero, 1.0, root))
 

@@ -17,11 +17,31 @@ from torch import Tensor
 from .. import gpu, kept, labels
 from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype
 from ..triton_gradients import (
-    BN, EUCLIDEAN_TILES, SIMILARITY_TILES, WEIGHT_TILES, Gradients, Tiles, fit, numbers, vector_block,
+    BN,
+    EUCLIDEAN_TILES,
+    SIMILARITY_TILES,
+    WEIGHT_TILES,
+    Gradients,
+    Tiles,
+    fit,
+    numbers,
+    vector_block,
 )  # fmt: skip
 from ..triton_tiles import (
-    ANY, COSINE, DIFFERENT, EUCLIDEAN, IGNORED, INVALID, LN2, LOG2E,
-    index_status, inverse_lengths, pair_products, places, products, similarities,
+    ANY,
+    COSINE,
+    DIFFERENT,
+    EUCLIDEAN,
+    IGNORED,
+    INVALID,
+    LN2,
+    LOG2E,
+    index_status,
+    inverse_lengths,
+    pair_products,
+    places,
+    products,
+    similarities,
 )  # fmt: skip
 
 
@@ -143,7 +163,7 @@ def _reduce(
             BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
         u = similarities(acc, of_x, of_y, SIMILARITY, NORMALIZE)
-        if HAS_KEPT:
+        if HAS_KEPT:  # noqa: SIM102 - decided when compiled, the second while running
             if tile < kept_tiles:
                 within = i[:, None] * BN + tl.arange(0, BN)[None, :]
                 tl.store(kept + _first(tile, rows, BN) + within, u, mask=(at_rows < rows)[:, None])
@@ -192,7 +212,8 @@ def _finish(
 
 @triton.jit
 def _weights(
-    x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self, negative_lse, grad_positive, grad_negative_lse, unit, kept, weights, column_sums, bias_sums, row_sums, scale_sums,
+    x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
+    negative_lse, grad_positive, grad_negative_lse, unit, kept, weights, column_sums, bias_sums, row_sums, scale_sums,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, first_tile, chunk,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
@@ -276,10 +297,10 @@ _PLAIN_LOGIT = {torch.float64: 700.0, torch.float32: 86.0}
 
 
 class _Problem(NamedTuple):
-    """What both directions need of the inputs: sizes, strides, labels as the kernels read them, compile-time options."""
+    """Of the inputs, for both directions: sizes, strides, labels as the kernels read them, compile-time options."""
 
     sizes: tuple[int, int, int]
-    strides: tuple[int, int, int, int]
+    strides: tuple[int, ...]
     row_labels: Tensor | None
     column_labels: Tensor | None
     row_block: int
@@ -344,7 +365,7 @@ def _views(mean: Tensor, rows: int, columns: int) -> _Rows:
     step = (rows + 3) // 4 * 4
     parts = [mean[n * step : n * step + rows] for n in range(3)]
     integers = [part.view(torch.int32)[:rows] for part in parts[1:]]
-    return _Rows(parts[0], *integers, mean[3 * step : 3 * step + columns])
+    return _Rows(parts[0], integers[0], integers[1], mean[3 * step : 3 * step + columns])
 
 
 def forward(
@@ -365,7 +386,12 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """positive (B,), negative_lse (B,), what it found out of rows and columns, kept similarities."""
     (rows, width), columns = x.shape, y.shape[0]
-    sizes = (rows, rows, kept.mean_size(rows, width, columns, "triton"), kept.kept_size(rows, columns, kept_blocks, "triton"))
+    sizes = (
+        rows,
+        rows,
+        kept.mean_size(rows, width, columns, "triton"),
+        kept.kept_size(rows, columns, kept_blocks, "triton"),
+    )
     outputs = tuple(torch.empty(n, dtype=accumulation_dtype(x.dtype), device=x.device) for n in sizes)
     inputs = (x, y, scale, bias, target, row_labels, column_labels, self_index)
     forward_into(outputs, inputs, (similarity, relation, ignore_index), kept_blocks, force_running_maximum)
@@ -399,7 +425,9 @@ def forward_into(
     new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     target, self_index = target.to(torch.int64).contiguous(), _int64(self_index)
-    problem = _problem(SIMILARITY_TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
+    problem = _problem(
+        SIMILARITY_TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation
+    )
     found = _views(mean, rows, columns)
     options, scale_stride, depth = problem.options, int(scale.dim() > 0), vector_block(width)
     row_blocks, tiles = triton.cdiv(rows, problem.row_block), triton.cdiv(columns, BN)
@@ -416,8 +444,17 @@ def forward_into(
         )  # fmt: skip
         if similarity == "cosine":
             gpu.launch(
-                _prepare_columns, (triton.cdiv(columns, 16),),
-                y, found.y_factor, columns, width, *y.stride(), BLOCK=16, BK=depth, DTYPE=options["DTYPE"], num_warps=4
+                _prepare_columns,
+                (triton.cdiv(columns, 16),),
+                y,
+                found.y_factor,
+                columns,
+                width,
+                *y.stride(),
+                BLOCK=16,
+                BK=depth,
+                DTYPE=options["DTYPE"],
+                num_warps=4,
             )
         gpu.launch(
             _reduce, (row_blocks, shares),
@@ -455,16 +492,22 @@ def backward(
     force_running_maximum: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, scale and bias; empty where not needed."""
-    (rows, width), columns = x.shape, y.shape[0]
+    rows, columns = x.shape[0], y.shape[0]
     of_x, of_y, of_scale, of_bias = (need and not (n == 3 and bias is None) for n, need in enumerate(needs))
     new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
     grad_scale = torch.zeros(scale.shape if of_scale else 0, dtype=scale.dtype, device=x.device)
     grad_bias = new(columns if of_bias else 0)
     if not (rows and columns):
-        empty = [torch.zeros(t.shape if need else 0, dtype=t.dtype, device=t.device) for t, need in ((x, of_x), (y, of_y))]
+        empty = [
+            torch.zeros(t.shape if need else 0, dtype=t.dtype, device=t.device) for t, need in ((x, of_x), (y, of_y))
+        ]
         return *empty, grad_scale, grad_bias.zero_()  # type: ignore[return-value]
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
-    mean, grad_positive, grad_negative_lse = mean.contiguous(), grad_positive.contiguous(), grad_negative_lse.contiguous()
+    mean, grad_positive, grad_negative_lse = (
+        mean.contiguous(),
+        grad_positive.contiguous(),
+        grad_negative_lse.contiguous(),
+    )
     target = target.to(torch.int64).contiguous()
     problem = _problem(WEIGHT_TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
     found = _views(mean, rows, columns)

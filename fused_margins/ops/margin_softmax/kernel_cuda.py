@@ -24,7 +24,7 @@ def forward(
     assert native.cuda_module is not None
     (rows, width), columns = x.shape, y.shape[0]
     loss = scale.new_empty((rows,) if reduction == "none" else ())
-    saved = scale.new_empty(saved_size(rows, columns, width, with_mean, kept_blocks, "cuda", x.dtype))
+    saved = scale.new_empty(saved_size(rows, columns, width, with_mean, kept_blocks, "cuda"))
     if not rows:
         return loss.zero_(), saved
     scale, margin, target = scale.contiguous(), margin.contiguous(), target.to(torch.int64).contiguous()

@@ -51,8 +51,8 @@ def _losses(
 
 @triton.jit
 def _derivatives(
-    positive, negative_lse, scale, margin, counted, grad_loss, grad_positive, grad_negative_lse, grad_scale, grad_margin,
-    rows, scale_stride, margin_stride, BLOCK: tl.constexpr, REDUCTION: tl.constexpr,
+    positive, negative_lse, scale, margin, counted, grad_loss, grad_positive, grad_negative_lse, grad_scale,
+    grad_margin, rows, scale_stride, margin_stride, BLOCK: tl.constexpr, REDUCTION: tl.constexpr,
 ):  # fmt: skip
     """Of the loss, with respect to what each row contributes to it."""
     at, i = places(tl.program_id(0), BLOCK, rows)

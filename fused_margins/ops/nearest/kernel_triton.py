@@ -1,7 +1,7 @@
 """`nearest` in Triton: each row's best columns stay in registers while tiles of similarities pass by.
 
-The columns are split among programs (`_search`), each keeps its K best in order; `_merge` picks the best of all shares, of
-equals the lowest column, and computes the chosen pairs once more, exactly.
+The columns are split among programs (`_search`), each keeps its K best in order; `_merge` picks the best of all shares,
+of equals the lowest column, and computes the chosen pairs once more, exactly.
 """
 
 from typing import Any
@@ -15,7 +15,17 @@ from .. import gpu, labels
 from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype
 from ..triton_gradients import BN, EUCLIDEAN_TILES, SIMILARITY_TILES, fit, numbers, vector_block
 from ..triton_tiles import (
-    ANY, COSINE, DIFFERENT, EUCLIDEAN, IGNORED, INVALID, index_status, inverse_lengths, pair_products, places, products,
+    ANY,
+    COSINE,
+    DIFFERENT,
+    EUCLIDEAN,
+    IGNORED,
+    INVALID,
+    index_status,
+    inverse_lengths,
+    pair_products,
+    places,
+    products,
     similarities,
 )  # fmt: skip
 
@@ -103,7 +113,7 @@ def _merge(
     BLOCK: tl.constexpr, BK: tl.constexpr, K: tl.constexpr, SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """The best of all shares, and their exact similarities. Each share's are sorted: only its next one can be chosen."""
+    """The best of all shares, and their exact similarities."""
     at, i = places(tl.program_id(0), BLOCK, rows)
     of_x = tl.full((BLOCK,), 1.0, DTYPE)
     if SIMILARITY == COSINE:
@@ -163,7 +173,10 @@ def forward(
     if self_index is not None and labels.raises_everywhere():
         self_index = labels.check_index(self_index, columns, labels.IGNORED, "self_index")
     dtype, device = accumulation_dtype(x.dtype), x.device
-    best, index = torch.empty(rows, k, dtype=dtype, device=device), torch.empty(rows, k, dtype=torch.int64, device=device)
+    best, index = (
+        torch.empty(rows, k, dtype=dtype, device=device),
+        torch.empty(rows, k, dtype=torch.int64, device=device),
+    )
     if not rows:
         return best, index
     if not columns:

@@ -10,10 +10,25 @@ from torch import Tensor
 from .. import gpu, labels
 from ..similarity import SIMILARITIES, accumulation_dtype
 from ..triton_gradients import (
-    BN, EUCLIDEAN_TILES, SIMILARITY_TILES, WEIGHT_TILES, Gradients, Tiles, fit, numbers, vector_block,
+    BN,
+    EUCLIDEAN_TILES,
+    SIMILARITY_TILES,
+    WEIGHT_TILES,
+    Gradients,
+    Tiles,
+    fit,
+    numbers,
+    vector_block,
 )  # fmt: skip
 from ..triton_tiles import (
-    COSINE, EUCLIDEAN, INVALID, index_status, inverse_lengths, places, products, similarities,
+    COSINE,
+    EUCLIDEAN,
+    INVALID,
+    index_status,
+    inverse_lengths,
+    places,
+    products,
+    similarities,
 )  # fmt: skip
 
 
@@ -73,7 +88,8 @@ def _scores(
 def _weights(
     grad_scores, x, y, x_factor, y_factor, scale, margin, target, unit,
     weights, column_sums, row_sums, scale_sums, margin_sums, bias_sums,
-    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, margin_stride, ignore_index, first_tile, chunk,
+    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, margin_stride, ignore_index,
+    first_tile, chunk,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
     OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_MARGIN: tl.constexpr, OF_BIAS: tl.constexpr,
     NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
@@ -108,7 +124,9 @@ def _weights(
         if OF_SCALE:
             if target is not None:
                 u -= tl.where(chosen, tl.load(margin + i * margin_stride)[:, None], 0.0)
-            tl.store(scale_sums + tile * rows + at_rows, tl.sum(tl.where(inside, grad * u, 0.0), 1), mask=at_rows < rows)
+            tl.store(
+                scale_sums + tile * rows + at_rows, tl.sum(tl.where(inside, grad * u, 0.0), 1), mask=at_rows < rows
+            )
     if OF_MARGIN:
         tl.store(margin_sums + tile * rows + at_rows, -tl.sum(tl.where(chosen, g, 0.0), 1), mask=at_rows < rows)
     if OF_BIAS:
@@ -147,8 +165,17 @@ def _prepare(table: dict[torch.dtype, Tiles], x: Tensor, y: Tensor, target: Tens
         factor = torch.empty(t.shape[0] if cosine else 0, dtype=accumulation_dtype(x.dtype), device=x.device)
         if cosine:
             gpu.launch(
-                _factors, (triton.cdiv(t.shape[0], 16),),
-                t, factor, t.shape[0], width, *t.stride(), BLOCK=16, BK=vector_block(width), DTYPE=number, num_warps=4
+                _factors,
+                (triton.cdiv(t.shape[0], 16),),
+                t,
+                factor,
+                t.shape[0],
+                width,
+                *t.stride(),
+                BLOCK=16,
+                BK=vector_block(width),
+                DTYPE=number,
+                num_warps=4,
             )
         factors.append(factor)
     options = {
@@ -164,7 +191,7 @@ def _prepare(table: dict[torch.dtype, Tiles], x: Tensor, y: Tensor, target: Tens
         "num_stages": tiles.num_stages,
     }
     target = None if target is None else target.to(torch.int64).contiguous()
-    return _Problem(*factors, target, tiles.BM, options)
+    return _Problem(factors[0], factors[1], target, tiles.BM, options)
 
 
 def forward(
@@ -217,9 +244,13 @@ def backward(
         return torch.zeros(shape, dtype=accumulation_dtype(x.dtype), device=x.device)
 
     grad_bias = new(columns if of_bias else 0)
-    grad_scale, grad_margin = (new(*(t.shape if need else (0,))) for t, need in ((scale, of_scale), (margin, of_margin)))
+    grad_scale, grad_margin = (
+        new(*(t.shape if need else (0,))) for t, need in ((scale, of_scale), (margin, of_margin))
+    )
     if not (rows and columns):
-        empty = [torch.zeros(t.shape if need else 0, dtype=t.dtype, device=t.device) for t, need in ((x, of_x), (y, of_y))]
+        empty = [
+            torch.zeros(t.shape if need else 0, dtype=t.dtype, device=t.device) for t, need in ((x, of_x), (y, of_y))
+        ]
         return empty[0], empty[1], grad_scale, grad_bias, grad_margin
     scale, margin, grad_scores = scale.contiguous(), margin.contiguous(), grad_scores.contiguous()
     with gpu.on(x):
