@@ -1,6 +1,6 @@
-// The Python module fused_margins._CUDA: names, no logic. Memory arrives as addresses (0: null) of contiguous tensors on
-// the GPU or as a Matrix with strides, the stream as its address; nothing here waits for the GPU. No torch header, so
-// one build serves every torch release; the CUDA runtime is linked in, and loads where there is no driver.
+// The Python module fused_margins._CUDA: names, no logic. Memory arrives as addresses (0: null) of contiguous tensors
+// on the GPU or as a Matrix with strides, the stream as its address; nothing here waits for the GPU. No torch header,
+// so one build serves every torch release; the CUDA runtime is linked in, and loads where there is no driver.
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -80,39 +80,34 @@ PYBIND11_MODULE(_CUDA, m) {
            bool margin_per_row, Address target, const std::string& similarity, int64_t ignore_index,
            const std::string& reduction, Address saved, Address grad_x, Address grad_y, Address grad_scale,
            Address grad_margin, Address scale_terms, Address tickets, Address stream) {
-          cuda::margin_softmax_backward(
-              {margin_softmax_inputs(x, y, scale, scale_per_row, margin, margin_per_row, target, similarity,
-                                     ignore_index, reduction),
-               in(grad_loss), in(saved), out(grad_x), out(grad_y), out(grad_scale), out(grad_margin), out(scale_terms),
-               counters(tickets)},
-              out(stream));
+          cuda::margin_softmax_backward({margin_softmax_inputs(x, y, scale, scale_per_row, margin, margin_per_row,
+                                                               target, similarity, ignore_index, reduction),
+                                         in(grad_loss), in(saved), out(grad_x), out(grad_y), out(grad_scale),
+                                         out(grad_margin), out(scale_terms), counters(tickets)},
+                                        out(stream));
         });
 
-  m.def("magnet_forward",
-        [](const Matrix& x, int64_t num_clusters, Address clusters, Address cluster_labels, double alpha,
-           double variance_floor, const std::string& reduction, Address loss, Address saved, Address tickets,
-           Address stream) {
-          cuda::magnet_forward(
-              {magnet_inputs(x, num_clusters, clusters, cluster_labels, alpha, variance_floor, reduction), out(loss),
-               out(saved), counters(tickets)},
-              out(stream));
-        });
+  m.def("magnet_forward", [](const Matrix& x, int64_t num_clusters, Address clusters, Address cluster_labels,
+                             double alpha, double variance_floor, const std::string& reduction, Address loss,
+                             Address saved, Address tickets, Address stream) {
+    cuda::magnet_forward({magnet_inputs(x, num_clusters, clusters, cluster_labels, alpha, variance_floor, reduction),
+                          out(loss), out(saved), counters(tickets)},
+                         out(stream));
+  });
 
-  m.def("magnet_backward",
-        [](Address grad_loss, const Matrix& x, int64_t num_clusters, Address clusters, Address cluster_labels,
-           double alpha, double variance_floor, const std::string& reduction, Address saved, Address grad_x,
-           Address scratch, Address tickets, Address stream) {
-          cuda::magnet_backward(
-              {magnet_inputs(x, num_clusters, clusters, cluster_labels, alpha, variance_floor, reduction),
-               in(grad_loss), in(saved), out(grad_x), out(scratch), counters(tickets)},
-              out(stream));
-        });
-
-  m.def("nearest_forward", [](const Matrix& x, const Matrix& y, Address row_labels, Address column_labels,
-                              Address self_index, Address below, const std::string& similarity, int64_t k, Address best,
-                              Address index, Address stream) {
-    cuda::nearest_forward({x, y, ints(row_labels), ints(column_labels), ints(self_index), in(below),
-                           parse_similarity(similarity), k, out(best), reinterpret_cast<int64_t*>(index)},
+  m.def("magnet_backward", [](Address grad_loss, const Matrix& x, int64_t num_clusters, Address clusters,
+                              Address cluster_labels, double alpha, double variance_floor, const std::string& reduction,
+                              Address saved, Address grad_x, Address scratch, Address tickets, Address stream) {
+    cuda::magnet_backward({magnet_inputs(x, num_clusters, clusters, cluster_labels, alpha, variance_floor, reduction),
+                           in(grad_loss), in(saved), out(grad_x), out(scratch), counters(tickets)},
                           out(stream));
   });
+
+  m.def("nearest_forward",
+        [](const Matrix& x, const Matrix& y, Address row_labels, Address column_labels, Address self_index,
+           Address below, const std::string& similarity, int64_t k, Address best, Address index, Address stream) {
+          cuda::nearest_forward({x, y, ints(row_labels), ints(column_labels), ints(self_index), in(below),
+                                 parse_similarity(similarity), k, out(best), reinterpret_cast<int64_t*>(index)},
+                                out(stream));
+        });
 }

@@ -41,7 +41,7 @@ def device_for(pytestconfig: pytest.Config) -> Callable[[str, str], str]:
         row = next(b for b in registry.BACKENDS if b.name == backend)
         reasons = []
         for device in devices:
-            reason = registry.refusal(row, registry.Problem(op, device, torch.float32, 32, 32, 32))
+            reason = registry.refusal(row, registry.Problem(op, device, torch.float32, 32, 32, 32, "same"))
             if reason is None:
                 return device
             reasons.append(f"{device}: {reason}")
@@ -50,6 +50,16 @@ def device_for(pytestconfig: pytest.Config) -> Callable[[str, str], str]:
         end(f"backend {backend} cannot run {op} here ({'; '.join(reasons)})")
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def _runs_on_a_cpu(request: pytest.FixtureRequest) -> None:
+    """Tests that do not ask for a device make their tensors on the CPU, where a GPU's backend has nothing to do."""
+    backend = request.node.callspec.params.get("backend") if hasattr(request.node, "callspec") else None
+    if backend in ("cuda", "triton") and "device_for" not in request.fixturenames:
+        row = next(b for b in registry.BACKENDS if b.name == backend)
+        if reason := registry.refusal(row, registry.Problem("contrast", "cpu", torch.float32, 32, 32, 32)):
+            pytest.skip(reason)
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ constexpr int TILE = 16;
 template <class E, class S, int ROWS, int DEPTH>
 struct PanelLoader {
   using T = Accumulator<E>;
-  static constexpr int PER_ROW = DEPTH / VECTOR<E>;        // vectors
-  static constexpr int COUNT = ROWS * PER_ROW / THREADS;   // vectors of a thread
-  static constexpr int PARTS = PER_ROW / WARP;             // warps that share a row
+  static constexpr int PER_ROW = DEPTH / VECTOR<E>;          // vectors
+  static constexpr int COUNT = ROWS * PER_ROW / THREADS;     // vectors of a thread
+  static constexpr int PARTS = PER_ROW / WARP;               // warps that share a row
   static constexpr int PITCH = DEPTH + 16 / int(sizeof(S));  // elements between rows: no two of 8 rows share a bank
   static_assert(PER_ROW % WARP == 0 && ROWS * PER_ROW % THREADS == 0, "a warp stays within a row");
 
@@ -141,8 +141,8 @@ struct MatrixUnitSums {
 
 // The sum over k of weight (TILE, k) times row k of `values`, in columns [first_column, first_column + WIDTH).
 //
-// E, BASE: element types of `values` and `base`; DIFFERENCES: of (row k - base), for each of the tile's rows a row of its
-// own, else of row k; MATRIX_UNIT: on the tensor cores, weights and values rounded to 11 bits.
+// E, BASE: element types of `values` and `base`; DIFFERENCES: of (row k - base), for each of the tile's rows a row of
+// its own, else of row k; MATRIX_UNIT: on the tensor cores, weights and values rounded to 11 bits.
 template <class E, class BASE, bool DIFFERENCES, bool MATRIX_UNIT>
 struct ProductTile {
   using T = Accumulator<E>;
@@ -156,7 +156,7 @@ struct ProductTile {
   static constexpr int OUTPUTS = TILE * WIDTH / THREADS;                     // results of a thread
   static constexpr int VALUES_SIZE = DEPTH * PITCH, PARTIAL = TILE * WIDTH;  // elements
   static constexpr int STAGED = VALUES_SIZE + TILE * WEIGHT_PITCH;
-  static constexpr int SHARED = STAGED > SPLITS * PARTIAL ? STAGED : SPLITS * PARTIAL;  // elements of `shared`
+  static constexpr int SHARED = STAGED > SPLITS* PARTIAL ? STAGED : SPLITS * PARTIAL;  // elements of `shared`
 
   // Row and column of the tile that hold this thread's result v.
   static __device__ int output_row(int v) { return (v * THREADS + int(threadIdx.x)) / WIDTH; }

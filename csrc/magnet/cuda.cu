@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(THREADS, 2) magnet_weights_kernel(MagnetBackwa
   for (int64_t row = first_row + warp; row < first_row + TILE && row < magnet.rows; row += WARPS) {
     T* weights = scratch.weights + row * magnet.clusters;
     const T hinge = magnet.hinge(row, half_precision, magnet.others[row]);
-    const T g = hinge <= 0 ? T(0)
+    const T g = hinge <= 0  ? T(0)
                 : hinge > 0 ? grad_loss[args.in.reduction == Reduction::none ? row : 0] / magnet.divisor()
                             : not_a_number<T>();
     const bool valid = magnet.valid(row);
@@ -235,9 +235,8 @@ __global__ void __launch_bounds__(THREADS, 2) magnet_weights_kernel(MagnetBackwa
   for (int64_t row = thread; row < magnet.rows; row += THREADS) sum += __ldcg(scratch.terms + row);
   sum = block_sum(sum);
   if (thread == 0)
-    *scratch.shared = magnet.variance[1] == 0
-                          ? T(0)
-                          : -sum / (2 * variance * variance) / T(magnet.rows > 1 ? magnet.rows - 1 : 1);
+    *scratch.shared =
+        magnet.variance[1] == 0 ? T(0) : -sum / (2 * variance * variance) / T(magnet.rows > 1 ? magnet.rows - 1 : 1);
 }
 
 // Weights of a tile of clusters against rows, or of rows against clusters; and the members among them.
@@ -312,8 +311,7 @@ __global__ void __launch_bounds__(THREADS) magnet_gradient_kernel(MagnetBackward
   for (int v = 0; v < Product::OUTPUTS; ++v) {
     const int64_t row = first + Product::output_row(v), d = first_column + Product::output_column(v);
     if (row >= magnet.rows || d >= magnet.width) continue;
-    const T pull =
-        magnet.valid(row) ? scratch.pull[args.in.clusters[row] * magnet.stride + d] : not_a_number<T>();
+    const T pull = magnet.valid(row) ? scratch.pull[args.in.clusters[row] * magnet.stride + d] : not_a_number<T>();
     static_cast<E*>(args.grad_x)[row * magnet.width + d] = narrow<E>(-2 * (sums[v] + pull));
   }
 }

@@ -366,7 +366,9 @@ int64_t margin_softmax_forward_grid(int64_t rows, int64_t columns) {
 int64_t margin_softmax_backward_grid(int64_t rows, int64_t columns, int64_t width, bool grad_x, bool grad_y,
                                      bool grad_factors) {
   const int64_t width_blocks = std::max<int64_t>(1, ceiling_divide(width, PRODUCT_WIDTH));
-  return ceiling_divide(rows, TILE) * (grad_x ? width_blocks : grad_factors ? 1 : 0) +
+  return ceiling_divide(rows, TILE) * (grad_x         ? width_blocks
+                                       : grad_factors ? 1
+                                                      : 0) +
          (grad_y ? ceiling_divide(columns, TILE) * width_blocks : 0);
 }
 

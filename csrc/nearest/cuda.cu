@@ -11,11 +11,11 @@ namespace fused_margins {
 namespace cuda {
 namespace {
 
-constexpr int ROWS = WARPS;         // of a block
-constexpr int COLUMNS = 1024;       // whose marks are in shared memory at a time
+constexpr int ROWS = WARPS;    // of a block
+constexpr int COLUMNS = 1024;  // whose marks are in shared memory at a time
 constexpr int WORDS = COLUMNS / WARP;
-constexpr int AT_ONCE = 4;          // columns that a warp compares at once
-constexpr int K_IN_SHARED = 128;    // up to which a row's list is in shared memory
+constexpr int AT_ONCE = 4;        // columns that a warp compares at once
+constexpr int K_IN_SHARED = 128;  // up to which a row's list is in shared memory
 
 // The largest absolute value of a row; by a warp.
 template <class E>
@@ -73,8 +73,7 @@ __device__ void insert(T* best, int64_t* index, int k, T u, int64_t column) {
   if (!(u > best[k - 1])) return;  // nor is NaN better than anything, nor -infinity than an empty place
   const int lane = int(threadIdx.x) % WARP;
   int place = 0;
-  for (int e = 0; e < k; e += WARP)
-    place += __popc(__ballot_sync(ALL_LANES, e + lane < k && best[e + lane] >= u));
+  for (int e = 0; e < k; e += WARP) place += __popc(__ballot_sync(ALL_LANES, e + lane < k && best[e + lane] >= u));
   for (int e = (k - 1) / WARP * WARP; e >= 0 && e + WARP > place; e -= WARP) {
     const int from = e + lane;
     const bool moves = from >= place && from < k - 1;

@@ -81,6 +81,8 @@ def take_rows(t: Tensor, index: Tensor) -> Tensor:
         return t.new_zeros(index.shape[0], *t.shape[1:])
     if not index.shape[0]:
         return t[:0]  # an embedding of nothing has no second derivative
+    if t.dim() == 2 and not t.shape[1]:
+        return t.new_zeros(index.shape[0], 0)  # nor one of vectors without entries, on a GPU, a first one
     index = index.long().clamp(0, t.shape[0] - 1)
     return F.embedding(index, t) if t.dim() == 2 else F.embedding(index, t[:, None])[:, 0]
 

@@ -7,7 +7,7 @@ W (rows x chunk) holds dL/du, times what makes W^T x and W y the gradients but f
     Euclidean   W_ij = 2 G_ij                  grad y_j = (W^T x)_j - y_j sum_i W_ij
 
 and likewise for x. An op's own kernel writes a chunk of W, in the dtype of x, which stays in the L2 cache; `_columns`
-makes the gradient of the chunk's y of it, `_rows` adds to that of x. Sums run in a fixed order, nothing is added by atomics.
+makes the gradient of the chunk's y of it, `_rows` adds to that of x. Sums run in a fixed order, without atomics.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from .similarity import SIMILARITIES, accumulation_dtype
 from .triton_tiles import COSINE, DOT, EUCLIDEAN, dot, places
 
 BN = kept.TRITON_BLOCK  # columns of a tile
-CHUNK_BYTES = 48 * 2**20  # of W: with both operands it stays in the L2 cache of a large GPU
+CHUNK_BYTES = 96 * 2**20  # of W, which goes through the L2 cache of a large GPU; smaller ones are more launches
 
 
 @triton.jit

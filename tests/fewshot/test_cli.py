@@ -74,7 +74,10 @@ def test_classes_left_out_are_judged_as_novel(tmp_path):
         (["--dataset", "imagenet"], "dataset: expected one of digits, got 'imagenet'"),
         (["--classes", "3", "12"], "classes: expected different values in [0, 10), got [3, 12]"),
         (["--blocks", "7"], "blocks: 7 blocks halve 8 x 8 images to nothing, at most 3 fit"),
-        (["--backend", "abacus"], "backend: expected one of 'auto', 'cpu', 'reference', got 'abacus'"),
+        (
+            ["--backend", "abacus"],
+            "backend: expected one of 'auto', 'cpu', 'cuda', 'triton', 'reference', got 'abacus'",
+        ),
         (["--device", "cuda:77"], "device: 'cuda:77' cannot be used"),
         (["--device", "meta"], "device: 'meta' cannot be used"),
         (["--episodes", "0"], "episodes: expected at least 1, got 0"),

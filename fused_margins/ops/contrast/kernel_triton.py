@@ -335,7 +335,7 @@ def _problem(
         "BM": tiles.BM,
         "BN": BN,
         "BK": tiles.BK,
-        "EVEN": width % tiles.BK == 0,
+        "EVEN": width > 0 and width % tiles.BK == 0,
         "SIMILARITY": SIMILARITIES.index(similarity),
         "RELATION": RELATIONS.index(relation),
         "HAS_BIAS": bias is not None,

@@ -215,7 +215,7 @@ def forward(
         gpu.launch(
             _search, (row_blocks, shares),
             x, y, *factors, row_labels, column_labels, self_index, below, values, indices, rows, columns, width,
-            *x.stride(), *y.stride(), each, BM=tiles.BM, BN=BN, BK=tiles.BK, EVEN=width % tiles.BK == 0,
+            *x.stride(), *y.stride(), each, BM=tiles.BM, BN=BN, BK=tiles.BK, EVEN=width > 0 and width % tiles.BK == 0,
             RELATION=RELATIONS.index(relation), PRECISION=gpu.precision(x.dtype), **shared,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip

@@ -182,7 +182,7 @@ def _prepare(table: dict[torch.dtype, Tiles], x: Tensor, y: Tensor, target: Tens
         "BM": tiles.BM,
         "BN": BN,
         "BK": tiles.BK,
-        "EVEN": width % tiles.BK == 0,
+        "EVEN": width > 0 and width % tiles.BK == 0,
         "SIMILARITY": SIMILARITIES.index(similarity),
         "NORMALIZE": cosine and x.dtype in (torch.float32, torch.float64),
         "PRECISION": gpu.precision(x.dtype),
