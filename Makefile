@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint format bench tables growth sanitize aarch64 clean
+.PHONY: demo test lint format bench tables growth sanitize aarch64 gpu gpu-build gpu-test gpu-sanitize gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
@@ -44,6 +44,26 @@ aarch64:
 	done
 	$(AARCH64) -std=c++17 -O2 -Wall -Wextra -Werror -Wno-psabi -fopenmp -static csrc/common/isa.cpp tests/native/driver.cpp build/aarch64/*.o -o build/aarch64/driver
 	if command -v qemu-aarch64 > /dev/null; then qemu-aarch64 build/aarch64/driver few; fi
+
+# On a machine with an NVIDIA GPU, with the Python that has torch and triton there, and nothing installed.
+GPU_PYTHON ?= python3
+gpu: gpu-build gpu-test gpu-sanitize gpu-bench
+
+gpu-build:
+	FUSED_MARGINS_BUILD=cuda $(GPU_PYTHON) setup.py -q egg_info build_ext --inplace
+
+gpu-test: export CUBLAS_WORKSPACE_CONFIG = :4096:8
+gpu-test:
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest tests/ops/test_parity.py --require-backends=triton,cuda -k "triton or cuda" $(TEST_ARGS)
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest tests/ops/test_determinism.py --require-backends=triton,cuda -k "test_same_bits and (triton or cuda)" $(TEST_ARGS)
+
+gpu-sanitize:
+	PYTHONPATH=. compute-sanitizer --tool memcheck --error-exitcode 1 $(GPU_PYTHON) tests/native/sanitize_cuda.py
+	PYTHONPATH=. compute-sanitizer --tool racecheck --error-exitcode 1 $(GPU_PYTHON) tests/native/sanitize_cuda.py
+
+gpu-bench:
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu --readme
 
 $(VENV)/installed-%: $(BUILT_FROM)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
