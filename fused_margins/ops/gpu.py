@@ -34,6 +34,12 @@ def programs(device: torch.device) -> int:
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def is_hopper() -> bool:
+    """Whether the GPU is an H100 or one of its kind."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+
+
 def precision(dtype: torch.dtype) -> str:
     """Of float32 products: TF32 where torch's own products use it, else three products of TF32 parts, which together
     are as near as float32's own."""

@@ -1,4 +1,4 @@
-"""Every case of the CUDA kernels once, for compute-sanitizer: ``compute-sanitizer --tool memcheck python FILE [dtype]``."""
+"""Every case of the CUDA kernels once: ``compute-sanitizer --tool memcheck python tests/native/sanitize_cuda.py``."""
 
 import sys
 

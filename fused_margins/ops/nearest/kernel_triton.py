@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import gpu, labels
 from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype
-from ..triton_gradients import BN, EUCLIDEAN_TILES, SIMILARITY_TILES, fit, numbers, vector_block
+from ..triton_gradients import BN, EUCLIDEAN_TILES, SIMILARITY_TILES, WEIGHT_TILES, fit, numbers, vector_block
 from ..triton_tiles import (
     ANY,
     COSINE,
@@ -188,7 +188,8 @@ def forward(
     self_index = None if self_index is None else self_index.to(torch.int64).contiguous()
     below = None if below is None else below.contiguous()
     cosine, euclidean = similarity == "cosine", similarity == SIMILARITIES[EUCLIDEAN.value]
-    tiles = fit(EUCLIDEAN_TILES if euclidean else SIMILARITY_TILES[x.dtype], rows)
+    table = SIMILARITY_TILES if gpu.is_hopper() else WEIGHT_TILES  # elsewhere the larger tiles spill
+    tiles = fit(EUCLIDEAN_TILES if euclidean else table[x.dtype], rows)
     slots = triton.next_power_of_2(k)
     if slots > 1:  # the bests take registers, too
         tiles = tiles._replace(BM=max(16, min(tiles.BM, 1024 // slots)))

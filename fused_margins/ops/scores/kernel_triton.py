@@ -145,6 +145,10 @@ def _weights(
             tl.store(column_sums + block * chunk + here, tl.sum(w.to(DTYPE), 0))
 
 
+# With a tile of incoming gradients in registers, too, float32 has room for fewer rows.
+TILES = WEIGHT_TILES | {torch.float32: Tiles(32, 16, 4, 3)}
+
+
 class _Problem(NamedTuple):
     """Inputs as the kernels read them, and their compile-time options."""
 
@@ -254,7 +258,7 @@ def backward(
         return empty[0], empty[1], grad_scale, grad_bias, grad_margin
     scale, margin, grad_scores = scale.contiguous(), margin.contiguous(), grad_scores.contiguous()
     with gpu.on(x):
-        problem = _prepare(WEIGHT_TILES, x, y, target, similarity)
+        problem = _prepare(TILES, x, y, target, similarity)
         row_blocks = triton.cdiv(rows, problem.row_block)
         unit = _unit(grad_scores, scale, problem, similarity)
         both = Gradients(x, y, similarity, of_x, of_y, problem.x_factor, problem.y_factor, unit, row_blocks)
