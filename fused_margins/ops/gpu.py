@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import os
 from typing import Any
@@ -15,6 +16,8 @@ triton_device = "cpu" if interpreted else "cuda"
 missing: str | None = None
 if importlib.util.find_spec("triton") is None:
     missing = "Triton is not installed"
+elif tuple(map(int, importlib.metadata.version("triton").split(".")[:2])) < (3, 6):
+    missing = f"needs Triton 3.6 or later, found {importlib.metadata.version('triton')}"
 elif not interpreted and not torch.cuda.is_available():
     missing = "no GPU is at hand"
 
