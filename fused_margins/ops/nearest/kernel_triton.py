@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import gpu, labels
+from .. import crossovers, gpu, labels
 from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype
 from ..triton_gradients import BN, EUCLIDEAN_TILES, SIMILARITY_TILES, WEIGHT_TILES, fit, numbers, vector_block
 from ..triton_tiles import (
@@ -28,8 +28,6 @@ from ..triton_tiles import (
     products,
     similarities,
 )  # fmt: skip
-
-MOST = 128  # neighbours that a row may ask for
 
 
 @triton.jit
@@ -167,8 +165,8 @@ def forward(
     k: int,
 ) -> tuple[Tensor, Tensor]:
     """similarity (B, k) in the accumulation dtype, index (B, k) int64."""
-    if k > MOST:
-        raise ValueError(f"k: expected at most {MOST} on a GPU, got {k}")
+    if k > crossovers.NEIGHBOURS:
+        raise ValueError(f"k: expected at most {crossovers.NEIGHBOURS} with this backend, got {k}")
     (rows, width), columns = x.shape, y.shape[0]
     if self_index is not None and labels.raises_everywhere():
         self_index = labels.check_index(self_index, columns, labels.IGNORED, "self_index")

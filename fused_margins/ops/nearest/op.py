@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks, registry
+from .. import checks, crossovers, registry
 from ..similarity import accumulation_dtype
 from . import reference
 
@@ -60,7 +60,10 @@ def nearest(
     below = None if below is None else below.detach()
 
     problem = registry.Problem("nearest", x.device.type, x.dtype, rows, columns, x.shape[1], relation)
-    backend = registry.resolve(backend, problem)
+    chosen = registry.resolve(backend, problem)
+    if backend == "auto" and chosen == "triton" and k > crossovers.NEIGHBOURS:
+        chosen = "reference"
+    backend = chosen
     args = (x, y, row_labels, column_labels, self_index, below, similarity, relation, k)
     if backend == "reference":
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
