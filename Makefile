@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint format bench tables growth sanitize aarch64 gpu gpu-build gpu-test gpu-sanitize gpu-bench clean
+.PHONY: demo test lint format bench tables growth sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
@@ -44,6 +44,10 @@ aarch64:
 	done
 	$(AARCH64) -std=c++17 -O2 -Wall -Wextra -Werror -Wno-psabi -fopenmp -static csrc/common/isa.cpp tests/native/driver.cpp build/aarch64/*.o -o build/aarch64/driver
 	if command -v qemu-aarch64 > /dev/null; then qemu-aarch64 build/aarch64/driver few; fi
+
+# The CUDA kernels thread by thread on a CPU, every case of their ops; needs nvcc. Some minutes.
+cuda-on-cpu: $(VENV)/installed-test
+	$(BIN)/python -m pytest tests/native/emulate_cuda.py
 
 # On a machine with an NVIDIA GPU, with the Python that has torch and triton there, and nothing installed.
 GPU_PYTHON ?= python3
