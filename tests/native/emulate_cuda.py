@@ -119,7 +119,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     library = folder / "_CUDA.so"
     subprocess.run(["g++", "-shared", *objects, "-o", str(library)], check=True)
     spec = importlib.util.spec_from_file_location("_CUDA", library)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None and spec.loader is not None  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -304,7 +304,7 @@ def test_grids_and_sizes(emulated):
 def test_counters_grow_and_a_capture_gets_its_own(on_cpu, monkeypatch):
     device = torch.device("cpu")
     first = cuda_launch.tickets(device, 10)
-    assert first.shape[0] == cuda_launch.COUNTERS and cuda_launch.tickets(device, 20) is first
+    assert first.shape[0] == cuda_launch.COUNTERS and cuda_launch.tickets(device, 20) is first  # noqa: PT018
     assert cuda_launch.tickets(device, cuda_launch.COUNTERS + 1).shape[0] > cuda_launch.COUNTERS
     assert len(cuda_launch._of_stream[device.index, 0]) == 2
     monkeypatch.setattr(cuda_launch, "capturing", lambda: True)
