@@ -5,8 +5,8 @@ Every op has a ``cases.py`` with the names in `OpCases`. A backend agrees where,
     max |backend - truth|  <=  max |reference in the same dtype - truth|  +  small term
 
 with truth the reference in float64 on the inputs rounded to the dtype; the small term is what the op's ``small_term``
-states, plus one rounding of the largest value. Infinities and integers agree when they are equal. On a GPU the
-derivatives of similarities are operands of matrix products: of 16-bit inputs they, too, are rounded to 16 bits.
+states, plus one rounding of the largest value. Infinities and integers agree when they are equal. A backend
+that says so (`registry.Backend.weight_error`) is granted the rounding of the derivatives of similarities, too.
 """
 
 import importlib
@@ -17,10 +17,10 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from . import registry
 from .similarity import accumulation_dtype
 
 Inputs = dict[str, Any]
-ROUND_WEIGHTS = ("cuda", "triton")
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ def disagreements(
     ]
     if lines:
         return lines
+    of_weights = next(b.weight_error(dtype) for b in registry.BACKENDS if b.name == backend)
     seen = {who: op.observed(values, exactly, exact) for who, values in raw.items()}
     for name, truth in seen["truth"].items():
         got, reference = seen["backend"][name], seen["reference"][name]
@@ -172,7 +173,6 @@ def disagreements(
         got, reference, truth = got[~special], reference[~special], truth[~special]
         error, granted = largest(got - truth), largest(reference - truth)
         info = torch.finfo(got.dtype)
-        of_weights = torch.finfo(dtype).eps / 2 if backend in ROUND_WEIGHTS and dtype.itemsize == 2 else 0.0
         granted += op.small_term(name, exactly, dtype, of_weights)
         granted += info.eps * max(largest(truth), info.tiny)
         if not error <= granted:

@@ -37,12 +37,13 @@ class Problem:
 @dataclass(frozen=True)
 class Backend:
     """`refuses` says why a problem cannot run (None: it can), `describe` how it would, `slower` why "auto" passes over
-    it."""
+    it; `weight_error` is the relative error to which it rounds derivatives of similarities before it sums them up."""
 
     name: str
     refuses: Callable[[Problem], str | None]
     describe: Callable[[Problem], str]
     slower: Callable[[Problem], str | None] = lambda problem: None
+    weight_error: Callable[[torch.dtype], float] = lambda dtype: 0.0
 
 
 def _cpu_refuses(problem: Problem) -> str | None:
@@ -87,8 +88,20 @@ def _triton_describe(problem: Problem) -> str:
 
 BACKENDS: list[Backend] = [
     Backend("cpu", _cpu_refuses, _cpu_describe),
-    Backend("cuda", _cuda_refuses, _cuda_describe, crossovers.cuda_slower),
-    Backend("triton", _triton_refuses, _triton_describe),
+    # Of 16-bit inputs they are operands of the matrix units: as TF32, with 11 bits, and in 16 bits.
+    Backend(
+        "cuda",
+        _cuda_refuses,
+        _cuda_describe,
+        crossovers.cuda_slower,
+        lambda dtype: 2.0**-11 if dtype.itemsize == 2 else 0.0,
+    ),
+    Backend(
+        "triton",
+        _triton_refuses,
+        _triton_describe,
+        weight_error=lambda dtype: torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 0.0,
+    ),
     Backend("reference", lambda problem: None, lambda problem: "PyTorch, differentiable to any order"),
 ]
 

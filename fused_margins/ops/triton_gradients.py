@@ -10,19 +10,43 @@ and likewise for x. An op's own kernel writes a chunk of W, in the dtype of x, w
 makes the gradient of the chunk's y of it, `_rows` adds to that of x. Sums run in a fixed order, without atomics.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import gpu, kept
+from . import gpu
 from .similarity import SIMILARITIES, accumulation_dtype
-from .triton_tiles import COSINE, DOT, EUCLIDEAN, dot, places
+from .triton_tiles import BN, COSINE, DOT, EUCLIDEAN, Tiles, dot, fit, numbers, places, vector_block
 
-BN = kept.TRITON_BLOCK  # columns of a tile
 CHUNK_BYTES = 96 * 2**20  # of W, which goes through the L2 cache of a large GPU; smaller ones are more launches
+
+
+@triton.jit
+def store_weights(
+    g, u, of_x, of_y, unit, weights, column_sums, row_sums, at_rows, rows, block, tile, chunk,
+    BN: tl.constexpr, SIMILARITY: tl.constexpr, OF_Y: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """A tile of W from G, which is 0 beyond the matrix, and the sums that the multiples of x and y are made of."""
+    here = tile * BN + tl.arange(0, BN)
+    if SIMILARITY == COSINE:
+        if OF_Y:
+            tl.store(column_sums + block * chunk + here, tl.sum(g * u, 0))
+        w = g * (of_x * tl.load(unit))[:, None] * of_y[None, :]
+    elif SIMILARITY == EUCLIDEAN:
+        w = g * (2 * tl.load(unit))
+    else:
+        w = g * tl.load(unit)
+    w = w.to(weights.dtype.element_ty)
+    inside = at_rows < rows
+    tl.store(weights + at_rows.to(tl.int64)[:, None] * chunk + here[None, :], w, mask=inside[:, None])
+    if SIMILARITY == EUCLIDEAN:  # of the rounded weights, so that differences cancel as they should
+        tl.store(row_sums + tile * rows + at_rows, tl.sum(w.to(DTYPE), 1), mask=inside)
+        if OF_Y:
+            tl.store(column_sums + block * chunk + here, tl.sum(w.to(DTYPE), 0))
 
 
 @triton.jit
@@ -150,30 +174,6 @@ def _finish_rows(
         tl.store(to, (v * by).to(grad_x.dtype.element_ty), mask=(at < rows)[:, None] & inside)
 
 
-class Tiles(NamedTuple):
-    """How a kernel cuts its work: rows of a tile, depth of a step, warps, steps in flight."""
-
-    BM: int
-    BK: int
-    num_warps: int
-    num_stages: int
-
-
-# By dtype, of the kernels that make similarities and reduce them, and of those that make W of them; Euclidean ones
-# subtract and have no use of the matrix units.
-SIMILARITY_TILES = {
-    torch.bfloat16: Tiles(128, 64, 8, 3),
-    torch.float16: Tiles(128, 64, 8, 3),
-    torch.float32: Tiles(64, 16, 8, 3),
-    torch.float64: Tiles(16, 16, 4, 1),
-}
-WEIGHT_TILES = {
-    torch.bfloat16: Tiles(64, 64, 8, 3),
-    torch.float16: Tiles(64, 64, 8, 3),
-    torch.float32: Tiles(64, 16, 8, 3),
-    torch.float64: Tiles(16, 16, 4, 1),
-}
-EUCLIDEAN_TILES = Tiles(16, 16, 4, 1)
 # By dtype: rows of x of a tile, depth of a step; BD columns of x or y at once.
 PRODUCT_TILES = {
     torch.bfloat16: Tiles(128, 64, 8, 3),
@@ -181,30 +181,7 @@ PRODUCT_TILES = {
     torch.float32: Tiles(128, 32, 8, 3),
     torch.float64: Tiles(32, 16, 8, 1),
 }
-# On Hopper half the warps are faster, though a few registers spill: on an H100 at 1024 x 512 x 100,000 in bfloat16
-# similarities take 217 us for 287, both products 472 us for 563.
-HOPPER_WARPS = 4
 BD = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64, torch.float64: 32}
-_NUMBERS = {torch.float64: tl.float64, torch.float32: tl.float32}
-
-
-def numbers(dtype: torch.dtype) -> Any:
-    """Triton's name of the dtype in which inputs of `dtype` accumulate."""
-    return _NUMBERS[accumulation_dtype(dtype)]
-
-
-def fit(tiles: Tiles, rows: int) -> Tiles:
-    """Lower where there are few rows: no tile is mostly empty. As many warps as measured best on this GPU."""
-    if tiles.BM == 128 and tiles.BK == 64 and gpu.is_hopper():
-        tiles = tiles._replace(num_warps=HOPPER_WARPS)
-    if rows <= tiles.BM // 2:
-        return tiles._replace(BM=max(16, 1 << (rows - 1).bit_length()), num_warps=4)
-    return tiles
-
-
-def vector_block(width: int, most: int = 256) -> int:
-    """Entries of a vector read at once."""
-    return max(16, min(most, triton.next_power_of_2(max(1, width))))
 
 
 class Gradients:
@@ -295,3 +272,13 @@ class Gradients:
                 EUCLIDEAN_SHIFT=self.options["EUCLIDEAN_SHIFT"], DTYPE=self.options["DTYPE"], num_warps=4,
             )  # fmt: skip
         return self.grad_x, self.grad_y
+
+
+def unit(x: Tensor, largest_weight: Callable[[], Tensor]) -> Tensor:
+    """What W is multiplied by before it is rounded: 1; for float16 the power of two that makes all of it fit."""
+    one = torch.ones((), dtype=accumulation_dtype(x.dtype), device=x.device)
+    if x.dtype != torch.float16:
+        return one
+    largest = largest_weight()
+    exponent = torch.floor(torch.log2(2.0**13 / largest)).clamp(-100, 100)
+    return torch.where(largest > 0, torch.exp2(exponent), one)

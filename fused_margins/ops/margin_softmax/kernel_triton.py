@@ -11,8 +11,7 @@ from ...reductions import REDUCTIONS
 from .. import gpu, kept
 from ..contrast import kernel_triton as contrast
 from ..similarity import accumulation_dtype
-from ..triton_gradients import numbers
-from ..triton_tiles import places, softplus
+from ..triton_tiles import numbers, places, softplus
 
 MEAN, SUM, NONE = (tl.constexpr(REDUCTIONS.index(name)) for name in ("mean", "sum", "none"))
 

@@ -4,36 +4,31 @@ The columns are split among programs (`_search`), each keeps its K best in order
 of equals the lowest column, and computes the chosen pairs once more, exactly.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .. import crossovers, gpu, labels
-from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype
-from ..triton_gradients import BN, EUCLIDEAN_TILES, SIMILARITY_TILES, WEIGHT_TILES, fit, numbers, vector_block
+from ..native import int64
+from ..similarity import RELATIONS, accumulation_dtype
 from ..triton_tiles import (
     ANY,
-    COSINE,
+    BN,
     DIFFERENT,
-    EUCLIDEAN,
     IGNORED,
     INVALID,
+    SIMILARITY_TILES,
+    WEIGHT_TILES,
+    factors,
     index_status,
-    inverse_lengths,
-    pair_products,
+    pair_similarities,
     places,
-    products,
     similarities,
-)  # fmt: skip
-
-
-@triton.jit
-def _factors(a, factor, count, width, row, column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):
-    at, i = places(tl.program_id(0), BLOCK, count)
-    tl.store(factor + at, inverse_lengths(a, i, width, row, column, BLOCK, BK, DTYPE), mask=at < count)
+    store_factors,
+    tile_options,
+    vector_block,
+)
 
 
 @triton.jit
@@ -46,9 +41,7 @@ def _search(
     """The K best columns of each row among this program's tiles, -inf where there are fewer: (share, rows, K)."""
     block, share = tl.program_id(0), tl.program_id(1)
     at_rows, i = places(block, BM, rows)
-    of_x = tl.full((BM,), 1.0, DTYPE)
-    if SIMILARITY == COSINE:
-        of_x = tl.load(x_factor + i)
+    of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
     label = tl.load(row_labels + i)
     slots = tl.arange(0, K)
     best = tl.full((BM, K), float("-inf"), DTYPE)
@@ -57,14 +50,11 @@ def _search(
     first = share * tiles_each
     for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
         at_columns, j = places(tile, BN, columns)
-        of_y = tl.full((BN,), 1.0, DTYPE)
-        if SIMILARITY == COSINE:
-            of_y = tl.load(y_factor + j)
-        acc = products(
-            x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y,
+        of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
+        u = similarities(
+            x, y, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
             BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
-        u = similarities(acc, of_x, of_y, SIMILARITY, NORMALIZE)
         mask = (at_columns < columns)[None, :] & (u == u)
         if RELATION != ANY:
             same = label[:, None] == tl.load(column_labels + j)[None, :]
@@ -113,9 +103,7 @@ def _merge(
 ):  # fmt: skip
     """The best of all shares, and their exact similarities."""
     at, i = places(tl.program_id(0), BLOCK, rows)
-    of_x = tl.full((BLOCK,), 1.0, DTYPE)
-    if SIMILARITY == COSINE:
-        of_x = tl.load(x_factor + i)
+    of_x = factors(x_factor, i, BLOCK, SIMILARITY, DTYPE)
     invalid = at < 0
     if self_index is not None:
         invalid = index_status(tl.load(self_index + i), columns, IGNORED) == INVALID
@@ -138,16 +126,10 @@ def _merge(
         last_value, last_index = chosen, chosen_index
         found = chosen_index >= 0
         j = tl.maximum(chosen_index, 0).to(tl.int64)
-        of_y = tl.full((BLOCK,), 1.0, DTYPE)
-        if SIMILARITY == COSINE:
-            of_y = tl.load(y_factor + j)
-        u = pair_products(
+        of_y = factors(y_factor, j, BLOCK, SIMILARITY, DTYPE)
+        u = pair_similarities(
             x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y, BLOCK, BK, DTYPE, SIMILARITY, NORMALIZE
         )
-        if SIMILARITY == EUCLIDEAN:
-            u = -u
-        elif SIMILARITY == COSINE and not NORMALIZE:
-            u = u * of_x * of_y
         u = tl.where(invalid, float("nan"), tl.where(found, u, float("-inf")))
         tl.store(similarity + i * k + slot, u, mask=at < rows)
         tl.store(index + i * k + slot, tl.where(found, chosen_index, -1).to(tl.int64), mask=at < rows)
@@ -182,45 +164,32 @@ def forward(
         if self_index is not None:
             best = torch.where((self_index != -1)[:, None], torch.nan, best)
         return best, index.fill_(-1)
-    row_labels, column_labels = (t.to(torch.int64).contiguous() for t in (row_labels, column_labels))
-    self_index = None if self_index is None else self_index.to(torch.int64).contiguous()
+    row_ids, column_ids, own = (int64(t) for t in (row_labels, column_labels, self_index))
     below = None if below is None else below.contiguous()
-    cosine, euclidean = similarity == "cosine", similarity == SIMILARITIES[EUCLIDEAN.value]
-    table = SIMILARITY_TILES if gpu.is_hopper() else WEIGHT_TILES  # elsewhere the larger tiles spill
-    tiles = fit(EUCLIDEAN_TILES if euclidean else table[x.dtype], rows)
+    # Elsewhere than on Hopper the larger tiles spill.
+    options = tile_options(SIMILARITY_TILES if gpu.is_hopper() else WEIGHT_TILES, x, similarity)
     slots = triton.next_power_of_2(k)
     if slots > 1:  # the bests take registers, too
-        tiles = tiles._replace(BM=max(16, min(tiles.BM, 1024 // slots)))
-    shared: dict[str, Any] = {
-        "SIMILARITY": SIMILARITIES.index(similarity),
-        "K": slots,
-        "NORMALIZE": cosine and x.dtype in (torch.float32, torch.float64),
-        "DTYPE": numbers(x.dtype),
-    }
-    row_blocks, column_tiles = triton.cdiv(rows, tiles.BM), triton.cdiv(columns, BN)
+        options["BM"] = max(16, min(options["BM"], 1024 // slots))
+    row_blocks, column_tiles = triton.cdiv(rows, options["BM"]), triton.cdiv(columns, BN)
     each = triton.cdiv(column_tiles * row_blocks, gpu.programs(device))
     shares = triton.cdiv(column_tiles, each)
     values = torch.empty(shares, rows, slots, dtype=dtype, device=device)
     indices = torch.empty(shares, rows, slots, dtype=torch.int32, device=device)
-    factors = [torch.empty(t.shape[0] if cosine else 0, dtype=dtype, device=device) for t in (x, y)]
+    of_both = [torch.empty(t.shape[0] if similarity == "cosine" else 0, dtype=dtype, device=device) for t in (x, y)]
     with gpu.on(x):
-        for t, factor in zip((x, y), factors):
-            if cosine:
-                gpu.launch(
-                    _factors, (triton.cdiv(t.shape[0], 16),),
-                    t, factor, t.shape[0], width, *t.stride(), BLOCK=16, BK=vector_block(width), DTYPE=shared["DTYPE"],
-                    num_warps=4,
-                )  # fmt: skip
+        if similarity == "cosine":
+            store_factors(x, of_both[0])
+            store_factors(y, of_both[1])
         gpu.launch(
             _search, (row_blocks, shares),
-            x, y, *factors, row_labels, column_labels, self_index, below, values, indices, rows, columns, width,
-            *x.stride(), *y.stride(), each, BM=tiles.BM, BN=BN, BK=tiles.BK, EVEN=width > 0 and width % tiles.BK == 0,
-            RELATION=RELATIONS.index(relation), PRECISION=gpu.precision(x.dtype), **shared,
-            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            x, y, *of_both, row_ids, column_ids, own, below, values, indices, rows, columns, width,
+            *x.stride(), *y.stride(), each, RELATION=RELATIONS.index(relation), K=slots, **options,
         )  # fmt: skip
         gpu.launch(
             _merge, (triton.cdiv(rows, 4),),
-            x, y, *factors, self_index, values, indices, best, index, rows, columns, width, *x.stride(), *y.stride(),
-            shares, k, BLOCK=4, BK=vector_block(width), **shared, num_warps=4,
+            x, y, *of_both, own, values, indices, best, index, rows, columns, width, *x.stride(), *y.stride(),
+            shares, k, BLOCK=4, BK=vector_block(width), K=slots, SIMILARITY=options["SIMILARITY"],
+            NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
     return best, index

@@ -1,0 +1,233 @@
+"""What runs on the GPU of `contrast`: see ``kernel_triton.py``, which launches it."""
+
+import triton
+import triton.language as tl
+
+from ..triton_gradients import store_weights
+from ..triton_tiles import (
+    ANY,
+    COSINE,
+    DIFFERENT,
+    IGNORED,
+    INVALID,
+    LN2,
+    LOG2E,
+    factors,
+    index_status,
+    inverse_lengths,
+    pair_similarities,
+    places,
+    similarities,
+)
+
+
+@triton.jit
+def prepare_rows(
+    x, y, target, self_index, x_factor, positive, row_target, row_self,
+    rows, columns, width, x_row, x_column, y_row, y_column, ignore_index,
+    BLOCK: tl.constexpr, BK: tl.constexpr, SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Of each row: its factor, its positive's similarity, its target and own column checked (INVALID: a NaN row)."""
+    at, i = places(tl.program_id(0), BLOCK, rows)
+    inside = at < rows
+    status = index_status(tl.load(target + i), columns, ignore_index)
+    if self_index is not None:
+        own = index_status(tl.load(self_index + i), columns, IGNORED)
+        tl.store(row_self + at, own, mask=inside)
+        status = tl.where(own == INVALID, INVALID, status)
+    tl.store(row_target + at, status, mask=inside)
+    j = tl.maximum(status, 0).to(tl.int64)
+    of_x = tl.full((BLOCK,), 1.0, DTYPE)
+    of_y = of_x
+    if SIMILARITY == COSINE:
+        of_x = inverse_lengths(x, i, width, x_row, x_column, BLOCK, BK, DTYPE)
+        of_y = inverse_lengths(y, j, width, y_row, y_column, BLOCK, BK, DTYPE)
+        tl.store(x_factor + at, of_x, mask=inside)
+    u = pair_similarities(
+        x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y, BLOCK, BK, DTYPE, SIMILARITY, NORMALIZE
+    )
+    u = tl.where(status == IGNORED, 0.0, tl.where(status == INVALID, float("nan"), u))
+    tl.store(positive + at, u, mask=inside)
+
+
+@triton.jit
+def _admitted(
+    at_columns, columns, row_target, row_labels, of_columns, row_self, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
+    RELATION: tl.constexpr,
+):  # fmt: skip
+    """(BM, BN): the columns that each row may use. Without labels a row's is its target, a column's its number."""
+    if RELATION == ANY:
+        mask = (at_columns < columns)[None, :]
+    else:
+        if HAS_LABELS:
+            same = row_labels[:, None] == of_columns[None, :]
+        else:
+            same = row_target[:, None] == at_columns[None, :]
+        mask = (same != (RELATION == DIFFERENT)) & (at_columns < columns)[None, :]
+    if HAS_SELF:
+        mask = mask & (row_self[:, None] != at_columns[None, :])
+    return mask
+
+
+@triton.jit
+def _matters(row_target, tile, columns, BN: tl.constexpr):
+    """Whether a tile holds a row's target, or columns beyond the last: others need no mask where targets are labels."""
+    held = (row_target >= tile * BN) & (row_target < tile * BN + BN)
+    return (tl.max(held.to(tl.int32), 0) > 0) | (tile * BN + BN > columns)
+
+
+@triton.jit
+def _first(tile, rows, BN: tl.constexpr):
+    """Where a tile's kept similarities begin."""
+    return (tl.full((), 0, tl.int64) + tile) * rows * BN
+
+
+@triton.jit
+def reduce(
+    x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
+    maxima, sums, kept,
+    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, largest_plain_scale, tiles_each, kept_tiles,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+    RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
+    HAS_KEPT: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Of each row over this program's tiles: the maximum of its logits and the sum of exp(logit - maximum).
+
+    In units of log 2. Programs that share columns are neighbours, so that a tile of y comes from the L2 cache.
+    """
+    block, share = tl.program_id(0), tl.program_id(1)
+    at_rows, i = places(block, BM, rows)
+    of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
+    factor = tl.load(scale + i * scale_stride)
+    # Without a maximum nothing overflows up to here: |cosine| <= 1. A scale that is not positive is a NaN in the end.
+    running = True
+    if SIMILARITY == COSINE and not HAS_BIAS:
+        running = tl.max(factor, 0) > largest_plain_scale
+    factor *= LOG2E
+    own = tl.load(row_target + i)
+    label, self = own, own
+    if HAS_LABELS:
+        label = tl.load(row_labels + i)
+    if HAS_SELF:
+        self = tl.load(row_self + i)
+    maximum = tl.full((BM,), float("-inf"), DTYPE)
+    total = tl.zeros((BM,), DTYPE)
+    if not running:
+        maximum = tl.zeros((BM,), DTYPE)
+    first = share * tiles_each
+    for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
+        at_columns, j = places(tile, BN, columns)
+        of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
+        u = similarities(
+            x, y, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
+            BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
+        )  # fmt: skip
+        if HAS_KEPT:  # noqa: SIM102 - decided when compiled, the second while running
+            if tile < kept_tiles:
+                within = i[:, None] * BN + tl.arange(0, BN)[None, :]
+                tl.store(kept + _first(tile, rows, BN) + within, u, mask=(at_rows < rows)[:, None])
+        z = u * factor[:, None]
+        if HAS_BIAS:
+            z += tl.load(bias + j)[None, :] * LOG2E
+        masked = True
+        if RELATION == DIFFERENT and not (HAS_LABELS or HAS_SELF):
+            masked = _matters(own, tile, columns, BN)
+        if masked:
+            column_label = at_columns
+            if HAS_LABELS:
+                column_label = tl.load(column_labels + j)
+            mask = _admitted(at_columns, columns, own, label, column_label, self, HAS_LABELS, HAS_SELF, RELATION)
+            z = tl.where(mask, z, float("-inf"))
+        if running:
+            higher = tl.maximum(maximum, tl.max(z, 1))
+            total *= tl.where(maximum == higher, 1.0, tl.exp2(maximum - higher))
+            maximum = higher
+        shift = tl.where(maximum == float("-inf"), 0.0, maximum)
+        weight = tl.exp2(z - shift[:, None])
+        total += tl.sum(weight, 1)
+    tl.store(maxima + share * rows + at_rows, maximum, mask=at_rows < rows)
+    tl.store(sums + share * rows + at_rows, total, mask=at_rows < rows)
+
+
+@triton.jit
+def finish(
+    maxima, sums, scale, row_target, negative_lse, rows, shares, scale_stride, BLOCK: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """negative_lse of the shares, added in their order."""
+    at, i = places(tl.program_id(0), BLOCK, rows)
+    maximum = tl.full((BLOCK,), float("-inf"), DTYPE)
+    for share in range(shares):
+        maximum = tl.maximum(maximum, tl.load(maxima + share * rows + i))
+    shift = tl.where(maximum == float("-inf"), 0.0, maximum)
+    total = tl.zeros((BLOCK,), DTYPE)
+    for share in range(shares):
+        total += tl.load(sums + share * rows + i) * tl.exp2(tl.load(maxima + share * rows + i) - shift)
+    target = tl.load(row_target + i)
+    lse = tl.where(total == 0, float("-inf"), (shift + tl.log2(total)) * LN2)
+    lse = tl.where(target == IGNORED, float("-inf"), lse)
+    good = (target != INVALID) & (tl.load(scale + i * scale_stride) > 0)
+    tl.store(negative_lse + at, tl.where(good, lse, float("nan")), mask=at < rows)
+
+
+@triton.jit
+def weights(
+    x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
+    negative_lse, grad_positive, grad_negative_lse, unit, kept, weights, column_sums, bias_sums, row_sums, scale_sums,
+    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, first_tile, chunk,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+    RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
+    KEPT: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """A tile of W, and what the gradients of bias and scale are made of: sums over the tile's rows for each column,
+    (row block, chunk), and over its columns for each row, (tile of the chunk, rows).
+    """
+    block, tile = tl.program_id(0), tl.program_id(1)
+    at_rows, i = places(block, BM, rows)
+    at_columns, j = places(first_tile + tile, BN, columns)
+    of_x, of_y = factors(x_factor, i, BM, SIMILARITY, DTYPE), factors(y_factor, j, BN, SIMILARITY, DTYPE)
+    factor = tl.load(scale + i * scale_stride)
+    own = tl.load(row_target + i)
+    label, column_label, self = own, at_columns, own
+    if HAS_LABELS:
+        label = tl.load(row_labels + i)
+        column_label = tl.load(column_labels + j)
+    if HAS_SELF:
+        self = tl.load(row_self + i)
+    lse = tl.load(negative_lse + i)
+    nothing = (lse == float("-inf")) | (at_rows >= rows) | (own < 0)  # an invalid row has a loss of NaN, no gradient
+    shift = tl.where(nothing, float("inf"), lse * LOG2E)  # exp of minus infinity: such a row has no weights
+    outer = tl.where(nothing, 0.0, tl.load(grad_negative_lse + i))  # of a row's log-sum-exp
+    if KEPT:
+        u = tl.load(kept + _first(first_tile + tile, rows, BN) + i[:, None] * BN + tl.arange(0, BN)[None, :])
+    else:
+        u = similarities(
+            x, y, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
+            BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
+        )  # fmt: skip
+    z = u * (factor * LOG2E)[:, None]
+    if HAS_BIAS:
+        z += tl.load(bias + j)[None, :] * LOG2E
+    q = tl.exp2(z - shift[:, None])
+    here = tile * BN + tl.arange(0, BN)
+    special = True
+    if RELATION == DIFFERENT and not (HAS_LABELS or HAS_SELF):
+        special = _matters(own, first_tile + tile, columns, BN)
+    if special:
+        mask = _admitted(at_columns, columns, own, label, column_label, self, HAS_LABELS, HAS_SELF, RELATION)
+        q = tl.where(mask & (~nothing)[:, None], q, 0.0)
+        u = tl.where((at_columns < columns)[None, :], u, 0.0)
+    q *= outer[:, None]
+    if OF_SCALE:
+        tl.store(scale_sums + tile * rows + at_rows, tl.sum(q * u, 1), mask=at_rows < rows)
+    if OF_BIAS:
+        tl.store(bias_sums + block * chunk + here, tl.sum(q, 0))
+    g = q * factor[:, None]
+    if special:
+        chosen = own[:, None] == at_columns[None, :]
+        of_positive = tl.where((own >= 0) & (at_rows < rows), tl.load(grad_positive + i), 0.0)
+        g += tl.where(chosen, of_positive[:, None], 0.0)
+    store_weights(
+        g, u, of_x, of_y, unit, weights, column_sums, row_sums, at_rows, rows, block, tile, chunk,
+        BN, SIMILARITY, OF_Y, DTYPE,
+    )  # fmt: skip
