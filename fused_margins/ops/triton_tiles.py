@@ -196,22 +196,18 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-# By dtype, of the kernels that make similarities and reduce them, and of those that make W of them; Euclidean ones
-# subtract and have no use of the matrix units.
-SIMILARITY_TILES = {
-    torch.bfloat16: Tiles(128, 64, 8, 3),
-    torch.float16: Tiles(128, 64, 8, 3),
-    torch.float32: Tiles(64, 16, 8, 3),
-    torch.float64: Tiles(16, 16, 4, 1),
-}
-WEIGHT_TILES = {
+# By dtype, of the kernels that make similarities: the largest that spill no register on any GPU that the tests name.
+TILES = {
     torch.bfloat16: Tiles(64, 64, 8, 3),
     torch.float16: Tiles(64, 64, 8, 3),
     torch.float32: Tiles(64, 16, 8, 3),
     torch.float64: Tiles(16, 16, 4, 1),
 }
+# Of those that hold little beside the similarities.
+LARGE_TILES = TILES | {torch.bfloat16: Tiles(128, 64, 8, 3), torch.float16: Tiles(128, 64, 8, 3)}
+# Euclidean ones subtract and have no use of the matrix units.
 EUCLIDEAN_TILES = Tiles(16, 16, 4, 1)
-# On Hopper half the warps are faster, though a few registers spill: on an H100 at 1024 x 512 x 100,000 in bfloat16
+# On Hopper tiles of 128 rows are faster with half the warps: on an H100 at 1024 x 512 x 100,000 in bfloat16
 # similarities take 217 us for 287, both products 472 us for 563.
 HOPPER_WARPS = 4
 _NUMBERS = {torch.float64: tl.float64, torch.float32: tl.float32}

@@ -17,7 +17,7 @@ from .. import gpu, kept, labels
 from ..native import int64
 from ..similarity import RELATIONS, accumulation_dtype
 from ..triton_gradients import Gradients, unit
-from ..triton_tiles import BN, SIMILARITY_TILES, WEIGHT_TILES, Tiles, store_factors, tile_options, vector_block
+from ..triton_tiles import BN, LARGE_TILES, TILES, Tiles, store_factors, tile_options, vector_block
 from . import triton_kernels as kernels
 
 # Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.
@@ -136,9 +136,7 @@ def forward_into(
     new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     target, self_index = target.to(torch.int64).contiguous(), int64(self_index)
-    problem = _problem(
-        SIMILARITY_TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation
-    )
+    problem = _problem(LARGE_TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
     found = _views(mean, rows, columns)
     options, scale_stride, depth = problem.options, int(scale.dim() > 0), vector_block(width)
     row_blocks, tiles = triton.cdiv(rows, problem.options["BM"]), triton.cdiv(columns, BN)
@@ -208,7 +206,7 @@ def backward(
         grad_negative_lse.contiguous(),
     )
     target = target.to(torch.int64).contiguous()
-    problem = _problem(WEIGHT_TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
+    problem = _problem(TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
     found = _views(mean, rows, columns)
     row_blocks, scale_stride = triton.cdiv(rows, problem.options["BM"]), int(scale.dim() > 0)
     of_w = unit(x, lambda: _largest_weight(scale, found, grad_positive, grad_negative_lse, similarity))

@@ -18,8 +18,7 @@ from ..triton_tiles import (
     DIFFERENT,
     IGNORED,
     INVALID,
-    SIMILARITY_TILES,
-    WEIGHT_TILES,
+    TILES,
     factors,
     index_status,
     pair_similarities,
@@ -166,8 +165,7 @@ def forward(
         return best, index.fill_(-1)
     row_ids, column_ids, own = (int64(t) for t in (row_labels, column_labels, self_index))
     below = None if below is None else below.contiguous()
-    # Elsewhere than on Hopper the larger tiles spill.
-    options = tile_options(SIMILARITY_TILES if gpu.is_hopper() else WEIGHT_TILES, x, similarity)
+    options = tile_options(TILES, x, similarity)
     slots = triton.next_power_of_2(k)
     if slots > 1:  # the bests take registers, too
         options["BM"] = max(16, min(options["BM"], 1024 // slots))

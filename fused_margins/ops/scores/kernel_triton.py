@@ -15,8 +15,7 @@ from ..triton_tiles import (
     BN,
     COSINE,
     INVALID,
-    SIMILARITY_TILES,
-    WEIGHT_TILES,
+    TILES,
     Tiles,
     factors,
     index_status,
@@ -103,8 +102,8 @@ def _weights(
     )  # fmt: skip
 
 
-# With a tile of incoming gradients in registers, too, float32 has room for fewer rows.
-TILES = WEIGHT_TILES | {torch.float32: Tiles(32, 16, 4, 3)}
+# With a tile of incoming gradients in registers, too, float32 has room for fewer rows and float64 needs more warps.
+BACKWARD_TILES = TILES | {torch.float32: Tiles(32, 16, 4, 3), torch.float64: Tiles(16, 16, 8, 1)}
 
 
 class _Problem(NamedTuple):
@@ -145,7 +144,7 @@ def forward(
         return out
     scale, margin, bias = scale.contiguous(), margin.contiguous(), None if bias is None else bias.contiguous()
     with gpu.on(x):
-        problem = _prepare(SIMILARITY_TILES, x, y, target, similarity)
+        problem = _prepare(TILES, x, y, target, similarity)
         row_blocks = triton.cdiv(rows, problem.options["BM"])
         gpu.launch(
             _scores, (row_blocks * triton.cdiv(columns, BN),),
@@ -186,7 +185,7 @@ def backward(
         return empty[0], empty[1], grad_scale, grad_bias, grad_margin
     scale, margin, grad_scores = scale.contiguous(), margin.contiguous(), grad_scores.contiguous()
     with gpu.on(x):
-        problem = _prepare(TILES, x, y, target, similarity)
+        problem = _prepare(BACKWARD_TILES, x, y, target, similarity)
         row_blocks = triton.cdiv(rows, problem.options["BM"])
         of_w = unit(x, lambda: _largest_weight(grad_scores, scale, problem, similarity))
         both = Gradients(x, y, similarity, of_x, of_y, problem.x_factor, problem.y_factor, of_w, row_blocks)
