@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint format bench tables growth sanitize aarch64 clean
+.PHONY: demo test lint format bench tables growth sanitize aarch64 gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
@@ -44,6 +44,36 @@ aarch64:
 	done
 	$(AARCH64) -std=c++17 -O2 -Wall -Wextra -Werror -Wno-psabi -fopenmp -static csrc/common/isa.cpp tests/native/driver.cpp build/aarch64/*.o -o build/aarch64/driver
 	if command -v qemu-aarch64 > /dev/null; then qemu-aarch64 build/aarch64/driver few; fi
+
+# On a machine with an NVIDIA GPU, with the Python that is there: no environment is made, nothing is downloaded. It needs
+# torch, nvcc and what the bench-gpu extra names, of which peers may be missing.
+GPU_PYTHON ?= python3
+COMPUTE_SANITIZER ?= compute-sanitizer
+gpu:
+	$(MAKE) gpu-build
+	$(MAKE) gpu-test
+	$(MAKE) gpu-sanitize
+	$(MAKE) gpu-determinism
+	$(MAKE) gpu-bench
+
+gpu-build:
+	FUSED_MARGINS_BUILD=cuda $(GPU_PYTHON) setup.py build_ext --inplace
+
+gpu-test:
+	$(GPU_PYTHON) -m pytest tests/ops --require-backends=triton,cuda -k "triton or cuda" $(TEST_ARGS)
+
+# Every tensor an allocation of its own: in torch's cache, who reads beyond one reads another.
+gpu-sanitize:
+	for tool in memcheck racecheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(COMPUTE_SANITIZER) --tool $$tool --error-exitcode 1 $(GPU_PYTHON) -m tests.gpu.sanitize || exit 1; \
+	done
+
+gpu-determinism:
+	$(GPU_PYTHON) -m tests.gpu.determinism
+
+gpu-bench:
+	$(GPU_PYTHON) -m pytest benchmarks --device cuda $(BENCH_ARGS)
+	$(GPU_PYTHON) -m benchmarks.tables
 
 $(VENV)/installed-%: $(BUILT_FROM)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)

@@ -23,7 +23,9 @@ Measure = Callable[[Row], tuple[RowResult, dict[str, Times]]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fused-margins benchmarks")
-    group.addoption("--device", choices=DEVICES, default="cpu", help="to measure on (default cpu); it decides the sizes")
+    group.addoption(
+        "--device", choices=DEVICES, default="cpu", help="to measure on (default cpu); it decides the sizes"
+    )
     group.addoption("--large", action="store_true", help="also the rows that take minutes or gigabytes")
     group.addoption("--seconds", type=float, default=0.3, help="time for each contestant's turns (default 0.3)")
     group.addoption("--threads", type=int, help="that torch, and so everybody, may use (default: torch's own choice)")
@@ -40,7 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
         # A peer's warnings are its own business: as errors they would take its figure away.
         config.addinivalue_line("filterwarnings", "default")
     if not config.pluginmanager.hasplugin("benchmark"):
-        config.addinivalue_line("markers", "benchmark: of pytest-benchmark, which is not here: rows are measured all the same")
+        config.addinivalue_line(
+            "markers", "benchmark: of pytest-benchmark, which is not here: rows are measured all the same"
+        )
     if config.getoption("--threads"):
         torch.set_num_threads(config.getoption("--threads"))
     # Inductor imports torch.utils.mkldnn, which still uses what torch itself has deprecated.

@@ -95,7 +95,11 @@ def _versions() -> dict[str, str]:
 
 
 def _gpu_versions() -> dict[str, str]:
-    found = {"driver": "unknown", "cuda": torch.version.cuda or "none", "processor": f"{_processor()}, {os.cpu_count()} CPUs"}
+    found = {
+        "driver": "unknown",
+        "cuda": torch.version.cuda or "none",
+        "processor": f"{_processor()}, {os.cpu_count()} CPUs",
+    }
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError, IndexError):
         found["driver"] = subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()[0]

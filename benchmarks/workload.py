@@ -188,7 +188,12 @@ def captured(contestant: Contestant, sizes: tuple[str, ...] | None = None) -> Co
         return replay
 
     return replace(
-        contestant, name=f"{contestant.name}, CUDA graph", prepare=prepare, devices=("cuda",), sizes=sizes, allocates=False
+        contestant,
+        name=f"{contestant.name}, CUDA graph",
+        prepare=prepare,
+        devices=("cuda",),
+        sizes=sizes,
+        allocates=False,
     )
 
 
