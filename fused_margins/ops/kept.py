@@ -34,9 +34,7 @@ def triton_block_size(rows: int, dtype: torch.dtype) -> int:
     return (rows + 3) // 4 * 4 + rows * TRITON_BLOCK // values_per_weight
 
 
-def kept_size(
-    rows: int, columns: int, kept_blocks: int, backend: str = "cpu", dtype: torch.dtype = torch.float32
-) -> int:
+def kept_size(rows: int, columns: int, kept_blocks: int, backend: str = "cpu", dtype: torch.dtype = torch.float32) -> int:
     """Values in what the forward keeps of the weights of the first `kept_blocks` blocks."""
     if backend == "triton":
         return triton_block_size(rows, dtype) * kept_blocks
@@ -87,9 +85,7 @@ def kept_blocks(problem: registry.Problem, backend: str = "cpu") -> int:
 def describe(problem: registry.Problem, backend: str = "cpu") -> str:
     """What the memory budget makes of the problem."""
     blocks = kept_blocks(problem, backend)
-    share = (
-        min(1.0, blocks * (BLOCK if backend == "cpu" else TRITON_BLOCK) / problem.columns) if problem.columns else 1.0
-    )
+    share = min(1.0, blocks * (BLOCK if backend == "cpu" else TRITON_BLOCK) / problem.columns) if problem.columns else 1.0
     size = kept_size(problem.rows, problem.columns, blocks, backend, problem.dtype)
     mebibytes = size * accumulation_dtype(problem.dtype).itemsize / 2**20
     text = f"with gradients it keeps {mebibytes:.1f} MiB of softmax weights"

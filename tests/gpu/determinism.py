@@ -5,6 +5,7 @@ blocks run in other orders and on other multiprocessors.
 """
 
 import argparse
+import itertools
 import sys
 
 import torch
@@ -24,21 +25,19 @@ def disturb(stream: "torch.cuda.Stream", repeat: int) -> None:
             t = (t @ t.T @ t).tanh()
 
 
-def differences(op: str, shape: cases.Shape, dtype: torch.dtype, backend: str, device: str, repeats: int) -> list[str]:
-    """One line for every output and gradient that was not the same; None ran is an empty list, too."""
+def differing(op: str, inputs: cases.Inputs, backend: str, repeats: int) -> dict[str, int]:
+    """The outputs and gradients that were not the first call's bits, and how often."""
     module = cases.load(op)
-    inputs = module.make_benchmark(shape, dtype, torch.Generator().manual_seed(0))
-    inputs = cases.convert(inputs, dtype, device)
-    stream = torch.cuda.Stream() if device == "cuda" else None
+    stream = torch.cuda.Stream() if inputs["x"].device.type == "cuda" else None
     first = cases.evaluate(module, inputs, backend)
-    differing: dict[str, int] = {}
+    found: dict[str, int] = {}
     for repeat in range(1, repeats):
         if stream is not None:
             disturb(stream, repeat)
         for name, result in cases.evaluate(module, inputs, backend).items():
             if not torch.equal(result, first[name]):
-                differing[name] = differing.get(name, 0) + 1
-    return [f"{name}: {count} of {repeats} repeats differ" for name, count in differing.items()]
+                found[name] = found.get(name, 0) + 1
+    return found
 
 
 def main() -> None:
@@ -49,16 +48,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=REPEATS)
     arguments = parser.parse_args()
     faults, ran = [], dict.fromkeys(arguments.backends, 0)
-    for backend in arguments.backends:
-        for op in registry.OPS:
-            for shape in cases.load(op).SHAPES:
-                for dtype in DTYPES:
-                    inputs = cases.load(op).make_benchmark(shape, dtype, torch.Generator().manual_seed(0))
-                    if refusal(op, backend, arguments.device, inputs) is not None:
-                        continue
-                    lines = differences(op, shape, dtype, backend, arguments.device, arguments.repeats)
-                    faults += [f"{backend}, {op}, {shape.name}, {dtype}: {line}" for line in lines]
-                    ran[backend] += 1
+    problems = itertools.product(arguments.backends, registry.OPS, DTYPES)
+    for backend, op, dtype in problems:
+        for shape in cases.load(op).SHAPES:
+            inputs = cases.load(op).make_benchmark(shape, dtype, torch.Generator().manual_seed(0))
+            if refusal(op, backend, arguments.device, inputs) is not None:
+                continue
+            found = differing(op, cases.convert(inputs, dtype, arguments.device), backend, arguments.repeats)
+            faults += [
+                f"{backend}, {op}, {shape.name}, {dtype}: {name}: {count} of {arguments.repeats} repeats differ"
+                for name, count in found.items()
+            ]
+            ran[backend] += 1
     print("\n".join(faults) or f"the same bits in {arguments.repeats} repeats: {ran}")
     if nothing := [name for name, count in ran.items() if not count]:
         sys.exit(f"{', '.join(nothing)} ran nothing on {arguments.device}")
