@@ -233,7 +233,7 @@ def euclidean_differences(inputs: Inputs, backend: str) -> str | None:
 
 def cosine_products(inputs: Inputs, backend: str) -> str | None:
     """`too_slow` of the nearest by cosine: likewise."""
-    return "seconds a call: it forms all B x N x D products" if _too_many(inputs, backend, 2**36) else None
+    return "seconds a call: it forms all B x N x D products" if _too_many(inputs, backend, 2**34) else None
 
 
 def _too_many(inputs: Inputs, backend: str, most: int) -> bool:

@@ -331,7 +331,7 @@ def test_the_fastest_setting_is_one_that_fits_into_memory() -> None:
     def too_large() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    assert timing.fastest([too_large, dict], 0.0) is dict
+    assert timing.fastest([too_large, dict], 1e-6) is dict
 
 
 # A row
@@ -635,7 +635,7 @@ def test_a_short_run_from_the_command_line(tmp_path: Path) -> None:
     command += [f"--benchmark-json={tmp_path / 'pytest-benchmark.json'}"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "3 passed, 1 skipped" in run.stdout
+    assert "3 passed, 3 skipped" in run.stdout
     assert os.listdir(tmp_path) == ["pytest-benchmark.json"]  # incomplete rows are not stored
     stored = json.loads((tmp_path / "pytest-benchmark.json").read_text())["benchmarks"]
     medians = {b["params"]["contestant"]: b["stats"]["median"] for b in stored}
@@ -664,10 +664,12 @@ def test_rows_are_measured_without_pytest_benchmark_and_pytorch_metric_learning(
     command += ["--without=torch.compile", "--dry-run", f"--results={tmp_path / 'results'}", "--without=memory"]
     result = run(*command, PYTHONPATH=str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "3 passed, 1 skipped" in result.stdout
+    assert "3 passed, 3 skipped" in result.stdout
 
 
-@pytest.mark.parametrize("script", [("sanitize", "--backend"), ("determinism", "--repeats", "2", "--backends")])
+@pytest.mark.parametrize(
+    "script", [("sanitize", "--backend"), ("determinism", "--ops", "magnet", "--repeats", "2", "--backends")]
+)
 def test_the_scripts_for_a_gpu_run_on_a_cpu(script: tuple[str, ...]) -> None:
     name, *options = script
     result = run("-m", f"tests.gpu.{name}", "--device", "cpu", *options, "reference")

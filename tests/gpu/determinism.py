@@ -44,11 +44,12 @@ def main() -> None:
     backends = [b.name for b in registry.BACKENDS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], choices=backends, metavar="NAME")
+    parser.add_argument("--ops", nargs="+", default=registry.OPS, choices=registry.OPS, metavar="NAME")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=REPEATS)
     arguments = parser.parse_args()
     faults, ran = [], dict.fromkeys(arguments.backends, 0)
-    problems = itertools.product(arguments.backends, registry.OPS, DTYPES)
+    problems = itertools.product(arguments.backends, arguments.ops, DTYPES)
     for backend, op, dtype in problems:
         for shape in cases.load(op).SHAPES:
             inputs = cases.load(op).make_benchmark(shape, dtype, torch.Generator().manual_seed(0))
