@@ -57,8 +57,10 @@ gpu:
 	$(MAKE) gpu-bench
 
 gpu-build:
-	FUSED_MARGINS_BUILD=cuda $(GPU_PYTHON) setup.py build_ext --inplace
+	FUSED_MARGINS_BUILD=cuda $(GPU_PYTHON) setup.py -q egg_info build_ext --inplace
 
+# cuBLAS is deterministic, as the tests ask, with a workspace of a fixed size.
+gpu-test: export CUBLAS_WORKSPACE_CONFIG = :4096:8
 gpu-test:
 	$(GPU_PYTHON) -m pytest tests/ops --require-backends=triton,cuda -k "triton or cuda" $(TEST_ARGS)
 
