@@ -45,7 +45,7 @@ def check_cases(op: str, backend: str, device: str) -> int:
 
 
 def check_bad_labels(op: str, backend: str, device: str) -> None:
-    """A row of a label out of range is NaN on a GPU, the others are not; on a CPU it is an IndexError."""
+    """A row of a label out of range is NaN, the others are not; on a CPU it may be an IndexError instead."""
     rows, columns, width = 37, 5, 19
     bad = torch.arange(rows) % 9 == 4
     labels = torch.where(bad, torch.tensor(BAD).repeat(rows)[:rows], torch.arange(rows) % columns)
@@ -66,7 +66,6 @@ def check_bad_labels(op: str, backend: str, device: str) -> None:
     except IndexError:
         assert device == "cpu", op
         return
-    assert device != "cpu", f"{op}: labels out of range, and no error"
     of_row: Tensor = results[module.OUTPUTS[0]].cpu().reshape(rows, -1)
     # A sample of no cluster leaves nothing certain about the others: means and variance are of all of them.
     wrong = of_row.isnan().any(1) != bad
