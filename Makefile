@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint format bench tables growth sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-bench clean
+.PHONY: demo test lint format bench tables growth sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
@@ -49,25 +49,38 @@ aarch64:
 cuda-on-cpu: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests/native/emulate_cuda.py
 
-# On a machine with an NVIDIA GPU, with the Python that has torch and triton there, and nothing installed.
+# On a machine with an NVIDIA GPU, with the Python that is there: no environment is made, nothing is downloaded. It needs
+# torch, nvcc and what the bench-gpu extra names, of which peers may be missing.
 GPU_PYTHON ?= python3
-gpu: gpu-build gpu-test gpu-sanitize gpu-bench
+COMPUTE_SANITIZER ?= compute-sanitizer
+gpu:
+	$(MAKE) gpu-build
+	$(MAKE) gpu-test
+	$(MAKE) gpu-sanitize
+	$(MAKE) gpu-determinism
+	$(MAKE) gpu-bench
 
 gpu-build:
 	FUSED_MARGINS_BUILD=cuda $(GPU_PYTHON) setup.py -q egg_info build_ext --inplace
 
+# cuBLAS is deterministic, as the tests ask, with a workspace of a fixed size.
 gpu-test: export CUBLAS_WORKSPACE_CONFIG = :4096:8
 gpu-test:
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest tests/ops/test_parity.py --require-backends=triton,cuda -k "triton or cuda" $(TEST_ARGS)
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest tests/ops/test_determinism.py --require-backends=triton,cuda -k "test_same_bits and (triton or cuda)" $(TEST_ARGS)
+	$(GPU_PYTHON) -m pytest tests/ops/test_parity.py --require-backends=triton,cuda -k "triton or cuda" $(TEST_ARGS)
+	$(GPU_PYTHON) -m pytest tests/ops/test_determinism.py --require-backends=triton,cuda -k "test_same_bits and (triton or cuda)" $(TEST_ARGS)
 
+# Every tensor an allocation of its own: in torch's cache, who reads beyond one reads another.
 gpu-sanitize:
-	PYTHONPATH=. compute-sanitizer --tool memcheck --error-exitcode 1 $(GPU_PYTHON) tests/native/sanitize_cuda.py
-	PYTHONPATH=. compute-sanitizer --tool racecheck --error-exitcode 1 $(GPU_PYTHON) tests/native/sanitize_cuda.py
+	for tool in memcheck racecheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(COMPUTE_SANITIZER) --tool $$tool --error-exitcode 1 $(GPU_PYTHON) -m tests.gpu.sanitize || exit 1; \
+	done
+
+gpu-determinism:
+	$(GPU_PYTHON) -m tests.gpu.determinism
 
 gpu-bench:
-	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu
-	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu --readme
+	$(GPU_PYTHON) -m pytest benchmarks --device cuda $(BENCH_ARGS)
+	$(GPU_PYTHON) -m benchmarks.tables
 
 $(VENV)/installed-%: $(BUILT_FROM)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)

@@ -15,13 +15,17 @@ from .machine import RunsWith, this_machine
 from .results import RowResult
 from .rows import measure
 from .timing import Times
-from .workload import Row
+from .workload import DEVICES, Row
+from .workloads import rows_on
 
 Measure = Callable[[Row], tuple[RowResult, dict[str, Times]]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fused-margins benchmarks")
+    group.addoption(
+        "--device", choices=DEVICES, default="cpu", help="to measure on (default cpu); it decides the sizes"
+    )
     group.addoption("--large", action="store_true", help="also the rows that take minutes or gigabytes")
     group.addoption("--seconds", type=float, default=0.3, help="time for each contestant's turns (default 0.3)")
     group.addoption("--threads", type=int, help="that torch, and so everybody, may use (default: torch's own choice)")
@@ -32,10 +36,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "cuda":
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--device cuda: no GPU is at hand")
+        # A peer's warnings are its own business: as errors they would take its figure away.
+        config.addinivalue_line("filterwarnings", "default")
+    if not config.pluginmanager.hasplugin("benchmark"):
+        config.addinivalue_line(
+            "markers", "benchmark: of pytest-benchmark, which is not here: rows are measured all the same"
+        )
     if config.getoption("--threads"):
         torch.set_num_threads(config.getoption("--threads"))
     # Inductor imports torch.utils.mkldnn, which still uses what torch itself has deprecated.
     config.addinivalue_line("filterwarnings", r"ignore:`torch\.jit\.script_method`:DeprecationWarning")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every contestant of every row of the device."""
+    if {"row", "contestant"} <= set(metafunc.fixturenames):
+        metafunc.parametrize(
+            ("row", "contestant"),
+            [
+                pytest.param(row, contestant.name, id=f"{row.id}-{contestant.name.replace(' ', '_')}")
+                for row in rows_on(metafunc.config.getoption("--device"))
+                for contestant in row.contestants
+            ],
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -49,7 +75,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def measured(pytestconfig: pytest.Config) -> Measure:
     """Measures a row when its first contestant comes up, with all of them whoever was selected, and stores it at
     once."""
-    machine, runs_with = this_machine(), RunsWith.now()
+    device = pytestconfig.getoption("--device")
+    machine, runs_with = this_machine(device), RunsWith.now(device)
     seconds, without = pytestconfig.getoption("--seconds"), frozenset(pytestconfig.getoption("--without"))
     storing = not without and not pytestconfig.getoption("--dry-run")
     known: dict[str, tuple[RowResult, dict[str, Times]]] = {}

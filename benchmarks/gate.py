@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fused_margins.ops import cases
-from fused_margins.ops.similarity import accumulation_dtype, admitted, similarity_matrix
+from fused_margins.ops.similarity import accumulation_dtype, admitted, pair_similarity, similarity_matrix
 
 from .workload import Contestant, Inputs, Judge, Outputs, Step
 
@@ -21,21 +21,22 @@ PEER_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1,
 LOSS_ROUNDINGS = 64
 # Of a choice, in roundings of the largest similarity that the lengths allow: it compares two, each computed in a few.
 CHOICE_ROUNDINGS = 16
+ENTRIES_AT_ONCE = 1 << 26  # of a float64 matrix: half a GiB, and a few times that with what it is made of
 
 
 def judge_op(op: cases.OpCases, prepare: Callable[[Inputs, str], Step]) -> Callable[[Inputs], Judge]:
     """For an op: ours by the op's own cases, peers against the reference in float64."""
 
     def judge_for(inputs: Inputs) -> Judge:
-        dtype = inputs["x"].dtype
-        truths = _Truths(lambda changed: prepare(cases.convert(changed, torch.float64), "reference"), inputs)
-        exact = cases.convert(inputs, torch.float64)
+        dtype, device = inputs["x"].dtype, str(inputs["x"].device)
+        exact = cases.convert(inputs, torch.float64, device)
+        truths = _Truths(lambda changed: prepare(cases.convert(changed, torch.float64, device), "reference"), inputs)
 
         def judge(contestant: Contestant, outputs: Outputs) -> list[str]:
             if contestant.backend == "reference":
                 return []  # it is the definition
             if contestant.backend is not None:
-                return cases.disagreements(op, inputs, contestant.backend, dtype)
+                return cases.disagreements(op, inputs, contestant.backend, dtype, device=device)
             return _peer_faults(
                 op.observed(outputs, exact, False), op.observed(truths.of(contestant), exact, False), dtype
             )
@@ -45,12 +46,20 @@ def judge_op(op: cases.OpCases, prepare: Callable[[Inputs, str], Step]) -> Calla
     return judge_for
 
 
-def judge_loss(prepare: Callable[[Inputs, str], Step]) -> Callable[[Inputs], Judge]:
-    """For a loss and its gradients, or any function of "embeddings"; `prepare` makes our step on a backend."""
+def judge_loss(
+    prepare: Callable[[Inputs, str], Step], prepare_truth: Callable[[Inputs], Step] | None = None
+) -> Callable[[Inputs], Judge]:
+    """For a loss and its gradients, or any function of "embeddings".
+
+    Args:
+        prepare: makes our step on a backend.
+        prepare_truth: the step that is exact on inputs in float64; None: ours on "reference".
+    """
 
     def judge_for(inputs: Inputs) -> Judge:
         dtype = inputs["embeddings"].dtype
-        truths = _Truths(lambda changed: prepare(_doubled(changed), "reference"), inputs)
+        exact = prepare_truth or (lambda changed: prepare(changed, "reference"))
+        truths = _Truths(lambda changed: exact(_doubled(changed)), inputs)
         same_dtype = _Truths(lambda changed: prepare(changed, "reference"), inputs)
 
         def judge(contestant: Contestant, outputs: Outputs) -> list[str]:
@@ -78,16 +87,14 @@ def judge_choice(problem: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Judg
     """For "index" (B,) and perhaps "similarity" (B,): by what a choice loses against the best one.
 
     `problem` gives x, y, row_labels, column_labels, self_index, similarity and relation of the inputs. The
-    similarities come from a float64 matrix product: the op's definition would take minutes at the sizes that are
-    measured.
+    similarities come from float64 matrix products of some rows at a time: the op's definition would take minutes at
+    the sizes that are measured, and the whole matrix tens of gigabytes.
     """
 
     def judge_for(inputs: Inputs) -> Judge:
         p = problem(inputs)
         x, y = p["x"].double(), p["y"].double()
-        mask = admitted(p["row_labels"], p["column_labels"], p["relation"], p["self_index"])
-        u = similarity_matrix(x, y, p["similarity"]).masked_fill_(~mask, -torch.inf)
-        best = u.amax(1)
+        best = _best(x, y, p)
         u_largest, _ = cases.reach(x, y, p["similarity"])
         granted = CHOICE_ROUNDINGS * torch.finfo(accumulation_dtype(p["x"].dtype)).eps * u_largest
 
@@ -96,7 +103,7 @@ def judge_choice(problem: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Judg
             found = index >= 0
             if not torch.equal(found, best > -torch.inf):
                 return ["index: a choice where there is none, or none where there is one"]
-            chosen = u.gather(1, index.clamp(min=0)[:, None])[:, 0]  # -inf for a column that the row may not choose
+            chosen = _chosen(x, y, p, index.clamp(0, len(y) - 1))
             errors = {"index": (best - chosen)[found]}
             if "similarity" in outputs:
                 errors["similarity"] = (outputs["similarity"] - best)[found]
@@ -109,6 +116,27 @@ def judge_choice(problem: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Judg
         return judge
 
     return judge_for
+
+
+def _best(x: Tensor, y: Tensor, p: Inputs) -> Tensor:
+    """The largest similarity that each row admits (B,)."""
+    best = []
+    step = max(1, ENTRIES_AT_ONCE // max(1, len(y)))
+    for start in range(0, len(x), step):
+        rows = slice(start, start + step)
+        own = None if p["self_index"] is None else p["self_index"][rows]
+        mask = admitted(p["row_labels"][rows], p["column_labels"], p["relation"], own)
+        best.append(similarity_matrix(x[rows], y, p["similarity"]).masked_fill_(~mask, -torch.inf).amax(1))
+    return torch.cat(best)
+
+
+def _chosen(x: Tensor, y: Tensor, p: Inputs, index: Tensor) -> Tensor:
+    """The similarity of each row to its column (B,), -inf for one that it may not choose."""
+    same = p["row_labels"] == p["column_labels"][index]
+    allowed = {"same": same, "different": ~same, "any": torch.ones_like(same)}[p["relation"]]
+    if p["self_index"] is not None:
+        allowed = allowed & (index != p["self_index"])
+    return pair_similarity(x, y[index], p["similarity"]).masked_fill(~allowed, -torch.inf)
 
 
 class _Truths:

@@ -1,5 +1,6 @@
 """Where and with what a run was made: the machine, the versions, the commit."""
 
+import contextlib
 import os
 import platform
 import re
@@ -29,11 +30,34 @@ class Machine(BaseModel):
     def kind(self) -> str:
         """The name of its results file, such as cpu-amd-epyc-x86-64-v4-2t."""
         # Virtual machines give processors of several kinds one name: the instruction set tells some of them apart.
-        name = f"{self.processor} {self.instruction_set}".lower()
-        return f"cpu-{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}-{self.threads}t"
+        name = f"{self.processor} {self.instruction_set}"
+        return f"cpu-{_slug(name)}-{self.threads}t"
+
+    @property
+    def file(self) -> Path:
+        """Within the folder of results."""
+        return Path(f"{self.kind}.json")
 
     def __str__(self) -> str:
         return f"{self.processor}, {self.threads} of {self.cpus} CPUs, kernels for {self.instruction_set}"
+
+
+class Gpu(BaseModel):
+    """The same of a GPU: machines that have it differ in the rest, which `RunsWith` names."""
+
+    gpu: str
+
+    @property
+    def kind(self) -> str:
+        """Such as nvidia-h100-80gb-hbm3."""
+        return _slug(self.gpu)
+
+    @property
+    def file(self) -> Path:
+        return Path(self.kind, "results.json")
+
+    def __str__(self) -> str:
+        return self.gpu
 
 
 class RunsWith(BaseModel):
@@ -44,11 +68,14 @@ class RunsWith(BaseModel):
     load_before: float  # of the machine: above about 0.3, somebody else was working
 
     @classmethod
-    def now(cls) -> "RunsWith":
-        return cls(commit=_commit(), versions=_versions(), load_before=os.getloadavg()[0])
+    def now(cls, device: str = "cpu") -> "RunsWith":
+        versions = _versions() | (_gpu_versions() if device == "cuda" else {})
+        return cls(commit=_commit(), versions=versions, load_before=os.getloadavg()[0])
 
 
-def this_machine() -> Machine:
+def this_machine(device: str = "cpu") -> Machine | Gpu:
+    if device == "cuda":
+        return Gpu(gpu=torch.cuda.get_device_name())
     return Machine(
         processor=_processor(),
         cpus=os.cpu_count() or 1,
@@ -67,9 +94,31 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _gpu_versions() -> dict[str, str]:
+    found = {
+        "driver": "unknown",
+        "cuda": torch.version.cuda or "none",
+        "processor": f"{_processor()}, {os.cpu_count()} CPUs",
+    }
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError, IndexError):
+        found["driver"] = subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()[0]
+    try:
+        found["triton"] = version("triton")
+    except PackageNotFoundError:
+        found["triton"] = "not installed"
+    return found
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 def _commit() -> str:
-    """Of the code that runs, "+" for uncommitted changes to it (results and README apart), "unknown" outside a
-    checkout."""
+    """Of the code that runs, "+" for uncommitted changes to it (results and README apart). In a copy without its
+    history what FUSED_MARGINS_COMMIT says, or "unknown"."""
+    if not (ROOT / ".git").exists():
+        return os.environ.get("FUSED_MARGINS_COMMIT", "unknown")
     try:
         head = _git("rev-parse", "--short=10", "HEAD")
         changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")

@@ -1,4 +1,7 @@
-"""Stored results: one JSON file a machine, one entry a row; a new measurement of a row takes the place of the old."""
+"""Stored results: one JSON file a machine, one entry a row; a new measurement of a row takes the place of the old.
+
+A processor's are ``results/<kind>.json``, a GPU's ``results/<kind>/results.json``.
+"""
 
 import os
 import tempfile
@@ -6,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from .machine import Machine, RunsWith
+from .machine import Gpu, Machine, RunsWith
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -23,6 +26,7 @@ class Figure(BaseModel):
     note: str = ""
     reason: str = ""
     red: bool = False
+    floor: bool = False  # of less than the row's work: the least time that it could take
     median_s: float | None = None
     quartiles_s: tuple[float, float] | None = None
     rounds: int = 0
@@ -55,7 +59,7 @@ class RowResult(BaseModel):
 class Results(BaseModel):
     """A results file."""
 
-    machine: Machine
+    machine: Machine | Gpu
     rows: list[RowResult]
 
 
@@ -68,9 +72,13 @@ def read(path: Path) -> Results:
         raise ResultsError(f"{path}: not a results file: {place}: {first['msg']}") from None
 
 
-def store(folder: Path, machine: Machine, row: RowResult) -> Path:
+def files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.json"), *folder.glob("*/results.json")])
+
+
+def store(folder: Path, machine: Machine | Gpu, row: RowResult) -> Path:
     """Put `row` into the machine's file, in place of the same row of an earlier run."""
-    path = folder / f"{machine.kind}.json"
+    path = folder / machine.file
     results = read(path) if path.exists() else Results(machine=machine, rows=[])
     if results.machine != machine:
         raise ResultsError(

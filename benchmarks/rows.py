@@ -1,5 +1,6 @@
 """One row, measured: the gate, the turns, the memory."""
 
+import gc
 from datetime import datetime, timezone
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from . import memory
 from .machine import RunsWith
 from .results import Figure, RowResult
-from .timing import Times, take_turns
+from .timing import Times, take_turns, waiting_for
 from .workload import Contestant, Inputs, Judge, Row, Step
 
 MEMORY = "memory"  # among the names in `without`: no peak memory
@@ -21,27 +22,31 @@ def measure(
     inputs = row.inputs()
     judge = row.workload.judge(inputs)
     figures, steps = {}, {}
-    for contestant in row.workload.contestants:
-        figure = Figure(contestant=contestant.name, ours=contestant.backend is not None, note=contestant.note)
+    for contestant in row.contestants:
+        ours = contestant.backend is not None
+        figure = Figure(contestant=contestant.name, ours=ours, note=contestant.note, floor=contestant.floor)
         figures[contestant.name] = figure
         figure.reason = "left out" if contestant.name in without else contestant.refuses(inputs) or ""
         if figure.reason:
             continue
-        step, faults = _through_gate(contestant, inputs, judge)
-        if step is None:
-            figure.red, figure.reason = True, faults
-        else:
+        step, figure.reason, figure.red = _through_gate(contestant, inputs, judge)
+        if step is not None:
             steps[contestant.name] = step
+        _free_memory(row.device)
+    del judge  # what it compares with is as large as the outputs
+    _free_memory(row.device)
 
-    times = take_turns(steps, seconds_each)
+    times = take_turns(steps, seconds_each, wait=waiting_for(row.device))
     baseline = times.get(row.workload.baseline)
     for name, taken in times.items():
         figure = figures[name]
         figure.median_s, figure.quartiles_s = taken.median, taken.quartiles
         figure.rounds, figure.calls_per_turn = len(taken.seconds), taken.calls_per_turn
         figure.speedup = None if baseline is None else baseline.median / taken.median
-        if MEMORY not in without and memory.available():
-            figure.extra_memory_bytes = memory.measure_in_child(row.id, name)
+        if MEMORY not in without:
+            figure.extra_memory_bytes = _memory_of(name, row, steps[name])
+    del steps
+    _free_memory(row.device)
     bytes_of = row.size.compulsory_bytes
     result = RowResult(
         id=row.id,
@@ -61,12 +66,30 @@ def measure(
     return result, times
 
 
-def _through_gate(contestant: Contestant, inputs: Inputs, judge: Judge) -> tuple[Step | None, str]:
-    """The contestant's step, or None and what is wrong with it."""
+def _through_gate(contestant: Contestant, inputs: Inputs, judge: Judge) -> tuple[Step | None, str, bool]:
+    """The contestant's step; or None, why, and whether it is wrong: too much memory is a reason, no error."""
     try:
         step = contestant.step(inputs)
-        faults = judge(contestant, step())
+        outputs = step()
+        faults = [] if contestant.floor else judge(contestant, outputs)
+    except torch.OutOfMemoryError:
+        return None, "out of memory", False
     except Exception as error:  # whatever a contestant raises is its failure, not the harness's
         text = str(error).strip() or "no message"
-        return None, f"{type(error).__name__}: {text.splitlines()[0]}"
-    return (None, "; ".join(faults)) if faults else (step, "")
+        return None, f"{type(error).__name__}: {text.splitlines()[0]}", True
+    return (None, "; ".join(faults), True) if faults else (step, "", False)
+
+
+def _memory_of(contestant: str, row: Row, step: Step) -> int | None:
+    if not row.workload.contestant(contestant).allocates:
+        return None
+    if row.device == "cuda":
+        return memory.peak_growth_on_gpu(step)
+    return memory.measure_in_child(row.id, contestant) if memory.available() else None
+
+
+def _free_memory(device: str) -> None:
+    """Give what nobody holds any more back to the GPU: contestants do not share what the allocator keeps for them."""
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()

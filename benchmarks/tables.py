@@ -1,7 +1,7 @@
 """The README's tables, from the stored results: ``python -m benchmarks.tables``.
 
 A region of the README between ``<!-- table:NAME -->`` and ``<!-- end:NAME -->``, where NAME is a workload's, is
-rewritten with its tables: one pair (speed, memory) for every machine that has results.
+rewritten with its tables: one pair (speed, memory) for every processor and GPU that has results.
 """
 
 import json
@@ -14,8 +14,8 @@ import tyro
 
 from fused_margins.fewshot.tables import Table
 
-from .machine import ROOT, Machine
-from .results import FOLDER, Results, ResultsError, RowResult, read, write_text
+from .machine import ROOT, Gpu, Machine
+from .results import FOLDER, Results, ResultsError, RowResult, files, read, write_text
 from .workloads import WORKLOADS
 
 REGION = re.compile(r"<!-- table:(?P<name>[\w-]+) -->\n(?P<old>.*?)<!-- end:(?P=name) -->", re.DOTALL)
@@ -44,18 +44,19 @@ def render(workload: str, results: list[Results]) -> str:
     return "\n\n".join(parts) if parts else "Not measured yet."
 
 
-def _render_machine(rows: list[RowResult], machine: Machine) -> str:
+def _render_machine(rows: list[RowResult], machine: Machine | Gpu) -> str:
     first = rows[-1]
     names = list(dict.fromkeys(f.contestant for row in rows for f in row.figures))
     ours = {f.contestant for row in rows for f in row.figures if f.ours}
-    titles = [f"ours: {name}" if name in ours else name for name in names]
+    floors = {f.contestant for row in rows for f in row.figures if f.floor}
+    titles = [f"ours: {name}" if name in ours else f"floor: {name}" if name in floors else name for name in names]
     costs = any(row.multiply_adds for row in rows)
 
     speed = [["case", first.symbols, "dtype", f"{first.baseline} ms", *titles] + ["best of ours, GFLOP/s"] * costs]
     memory = [["case", first.symbols, "dtype", *titles]]
     for row in rows:
         speedups = {f.contestant: f.speedup for f in row.figures if f.speedup is not None}
-        best = max(speedups.values(), default=None)
+        best = max((s for name, s in speedups.items() if name not in floors), default=None)
         figures = {f.contestant: f for f in row.figures}
         speed_cells, memory_cells = [], []
         for name in names:
@@ -64,7 +65,7 @@ def _render_machine(rows: list[RowResult], machine: Machine) -> str:
                 speed_cells.append("wrong" if figure is not None and figure.red else "—")
             else:
                 cell = f"{figure.speedup:.2f}×"
-                speed_cells.append(f"**{cell}**" if figure.speedup == best else cell)
+                speed_cells.append(f"**{cell}**" if figure.speedup == best and not figure.floor else cell)
             extra = None if figure is None else figure.extra_memory_bytes
             memory_cells.append("—" if extra is None else f"{extra / MIB:.1f}")
         speed.append([row.size_name, row.size, row.dtype, _milliseconds(row, row.baseline), *speed_cells])
@@ -101,13 +102,21 @@ def _remarks(rows: list[RowResult]) -> list[str]:
         if f.reason
     )
     runs = dict.fromkeys(
-        f"{row.date[:10]}, commit {row.runs_with.commit}, torch {row.runs_with.versions['torch']}" for row in rows
+        f"{row.date[:10]}, commit {row.runs_with.commit}, {_software(row.runs_with.versions)}" for row in rows
     )
     busy = max(row.runs_with.load_before for row in rows)
     lines = [f"- {remark}" for remark in remarks] + [f"- Measured {'; '.join(runs)}."]
     if busy > IDLE_LOAD:
         lines.append(f"- The machine was not idle: load {busy:.1f} before the run.")
     return lines
+
+
+def _software(versions: dict[str, str]) -> str:
+    text = f"torch {versions['torch']}"
+    if "cuda" in versions:
+        text += f", CUDA {versions['cuda']}, driver {versions['driver']}, Triton {versions['triton']}"
+        text += f", beside {versions['processor']}"
+    return text
 
 
 def _aligned(table: list[list[str]]) -> list[str]:
@@ -156,7 +165,7 @@ def main(
     """
     try:
         text = readme.read_text(encoding="utf-8")
-        filled = rewrite(text, [read(path) for path in sorted(results.glob("*.json"))], render_demo(results))
+        filled = rewrite(text, [read(path) for path in files(results)], render_demo(results))
     except (OSError, ResultsError) as error:
         sys.exit(f"error: {error}")
     others = sorted({m["name"] for m in REGION.finditer(text)} - {workload.name for workload in WORKLOADS} - {"demo"})

@@ -1,11 +1,18 @@
-"""Contestants take turns, round by round, in one process."""
+"""Contestants take turns, round by round, in one process.
+
+A turn ends when what it started has ended: on a GPU, when the device has nothing left to do. The same holds for all
+contestants, and a turn is long enough for what the waiting costs not to show.
+"""
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 WARM_UP_S = 0.05  # each contestant, beyond its first call, which may compile
 TURN_S = 0.001  # a turn is as many calls as fill this: short calls are timed several at once
@@ -31,11 +38,19 @@ class Times:
         return low, high
 
 
+def waiting_for(device: str) -> Callable[[], None] | None:
+    """What waits for the device; None where calls are over when they return."""
+    return torch.cuda.synchronize if device == "cuda" else None
+
+
 def take_turns(
-    steps: dict[str, Callable[[], Any]], seconds_each: float, clock: Callable[[], float] = time.perf_counter
+    steps: dict[str, Callable[[], Any]],
+    seconds_each: float,
+    clock: Callable[[], float] = time.perf_counter,
+    wait: Callable[[], None] | None = None,
 ) -> dict[str, Times]:
     """Median-ready times of all steps, measured in about `seconds_each` for each of them."""
-    calls = {name: _warm_up(step, clock) for name, step in steps.items()}
+    calls = {name: _warm_up(step, clock, wait) for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     racing, rounds = list(steps), 0
     collecting = gc.isenabled()
@@ -45,7 +60,7 @@ def take_turns(
         start = clock()
         while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and clock() - start < seconds_each * len(steps)):
             for name in racing:
-                seconds[name].append(_turn(steps[name], calls[name], clock))
+                seconds[name].append(_turn(steps[name], calls[name], clock, wait))
             rounds += 1
             if rounds == LEAST_ROUNDS:
                 medians = {name: statistics.median(values) for name, values in seconds.items()}
@@ -57,31 +72,48 @@ def take_turns(
     return {name: Times(tuple(values), calls[name]) for name, values in seconds.items()}
 
 
-def _warm_up(step: Callable[[], Any], clock: Callable[[], float]) -> int:
+def _warm_up(step: Callable[[], Any], clock: Callable[[], float], wait: Callable[[], None] | None) -> int:
     """Calls for a turn."""
-    step()
+    _turn(step, 1, clock, wait)
     start, calls = clock(), 0
     while calls == 0 or clock() - start < WARM_UP_S:
-        step()
+        _turn(step, 1, clock, wait)
         calls += 1
-    return max(1, round(TURN_S * calls / (clock() - start)))
+    for_turn = max(1, round(TURN_S * calls / (clock() - start)))
+    # Calls that follow one another without a wait in between take less than those above.
+    while wait is not None and (seconds := for_turn * _turn(step, for_turn, clock, wait)) < TURN_S:
+        for_turn = math.ceil(1.1 * for_turn * TURN_S / seconds)
+    return for_turn
 
 
-def _turn(step: Callable[[], Any], calls: int, clock: Callable[[], float]) -> float:
+def _turn(
+    step: Callable[[], Any], calls: int, clock: Callable[[], float], wait: Callable[[], None] | None = None
+) -> float:
+    """Seconds a call."""
     start = clock()
     for _ in range(calls):
         step()
+    if wait is not None:
+        wait()
     return (clock() - start) / calls
 
 
-def fastest(steps: list[Callable[[], Any]], seconds_each: float = 0.02) -> Callable[[], Any]:
-    """The step whose best call is the shortest: to give a contestant its best setting."""
+def fastest(
+    steps: list[Callable[[], Any]], seconds_each: float = 0.02, wait: Callable[[], None] | None = None
+) -> Callable[[], Any]:
+    """The step whose best call is the shortest: to give a contestant its best setting. One that needs more memory than
+    the device has is none."""
 
     def best(step: Callable[[], Any]) -> float:
-        step()
-        seconds: list[float] = []
-        while sum(seconds) < seconds_each:
-            seconds.append(_turn(step, 1, time.perf_counter))
+        try:
+            step()
+            if wait is not None:
+                wait()
+            seconds: list[float] = []
+            while sum(seconds) < seconds_each:
+                seconds.append(_turn(step, 1, time.perf_counter, wait))
+        except torch.OutOfMemoryError:
+            return math.inf
         return min(seconds)
 
     return min(steps, key=best)

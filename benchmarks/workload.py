@@ -1,7 +1,8 @@
 """What the harness is told: workloads, their sizes, and the contestants that compute them."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ Outputs = dict[str, Tensor]
 Step = Callable[[], Outputs]
 
 BASELINE = "eager"
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class Size:
-    """A size of a workload; `text` gives it in the order of the workload's `symbols`."""
+    """A size of a workload; `text` gives it in the order of the workload's `symbols`. `make` makes the inputs on the
+    generator's device."""
 
     name: str
     text: str
@@ -26,6 +29,8 @@ class Size:
     large: bool = False  # minutes or gigabytes: measured with --large only
     multiply_adds: int | None = None  # of one call, forward and backward
     compulsory_bytes: Callable[[torch.dtype], int] | None = None
+    devices: tuple[str, ...] = DEVICES  # where it is measured
+    dtypes: tuple[torch.dtype, ...] | None = None  # instead of the workload's
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,10 @@ class Contestant:
     changes: Inputs = field(default_factory=dict)  # inputs that it cannot take as they are; the gate takes them, too
     backend: str | None = None  # ours: the backend
     refuses: Callable[[Inputs], str | None] = lambda inputs: None
+    devices: tuple[str, ...] = DEVICES  # where it takes part
+    sizes: tuple[str, ...] | None = None  # names of the sizes that it takes part in; None: all
+    floor: bool = False  # what nobody can be faster than: it computes less than the workload, so no gate judges it
+    allocates: bool = True  # False: its memory was taken before the call, so there is no figure for it
 
     def step(self, inputs: Inputs) -> Step:
         return self.prepare(inputs | self.changes)
@@ -75,6 +84,7 @@ class Row:
     workload: Workload
     size: Size
     dtype: torch.dtype
+    device: str = "cpu"
 
     @property
     def id(self) -> str:
@@ -84,16 +94,26 @@ class Row:
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
+    @property
+    def contestants(self) -> tuple[Contestant, ...]:
+        """Those of the workload that take part."""
+        return tuple(
+            c
+            for c in self.workload.contestants
+            if self.device in c.devices and (c.sizes is None or self.size.name in c.sizes)
+        )
+
     def inputs(self) -> Inputs:
-        """The same numbers at every call, in every process."""
-        return self.size.make(self.dtype, torch.Generator().manual_seed(0))
+        """The same numbers at every call, in every process; other ones on another kind of device."""
+        return self.size.make(self.dtype, torch.Generator(self.device).manual_seed(0))
 
 
-def rows(workloads: tuple[Workload, ...]) -> Iterator[Row]:
+def rows(workloads: tuple[Workload, ...], device: str) -> Iterator[Row]:
     for workload in workloads:
         for size in workload.sizes:
-            for dtype in workload.dtypes:
-                yield Row(workload, size, dtype)
+            if device in size.devices:
+                for dtype in size.dtypes or workload.dtypes:
+                    yield Row(workload, size, dtype, device)
 
 
 def forward_backward(function: Callable[[Inputs], Outputs], inputs: Inputs, wrt: tuple[str, ...]) -> Step:
@@ -128,6 +148,60 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
+def on_device(*size: int, generator: torch.Generator) -> Tensor:
+    """Normal random numbers on the generator's device."""
+    return torch.randn(*size, generator=generator, device=generator.device)
+
+
+def unless_installed(*modules: str) -> Callable[[Inputs], str | None]:
+    """`refuses` of a contestant that needs these modules."""
+
+    def refuses(inputs: Inputs) -> str | None:
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        return f"{', '.join(missing)} not installed" if missing else None
+
+    return refuses
+
+
+GRAPH_WARM_UP = 3  # calls before a capture, as torch's documentation asks: libraries set themselves up
+
+
+def captured(contestant: Contestant, sizes: tuple[str, ...] | None = None) -> Contestant:
+    """The contestant's step as a CUDA graph: recorded once, replayed without Python or launches one by one."""
+
+    def prepare(inputs: Inputs) -> Step:
+        step = contestant.prepare(inputs)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(GRAPH_WARM_UP):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = step()
+
+        def replay() -> Outputs:
+            graph.replay()
+            return outputs
+
+        return replay
+
+    return replace(
+        contestant,
+        name=f"{contestant.name}, CUDA graph",
+        prepare=prepare,
+        devices=("cuda",),
+        sizes=sizes,
+        allocates=False,
+    )
+
+
+def auto(prepare: Callable[[Inputs, str], Step]) -> Contestant:
+    """Ours as "auto" chooses."""
+    return Contestant("auto", lambda inputs: prepare(inputs, "auto"), backend="auto")
+
+
 def ours(
     prepare: Callable[[Inputs, str], Step],
     problem: Callable[[Inputs], registry.Problem],
@@ -154,7 +228,15 @@ def ours(
 
 def euclidean_differences(inputs: Inputs, backend: str) -> str | None:
     """`too_slow` of the nearest in Euclidean distance: the reference forms all B x N x D differences, to be exact."""
+    return "half a minute a call: it forms all B x N x D differences" if _too_many(inputs, backend, 2**30) else None
+
+
+def cosine_products(inputs: Inputs, backend: str) -> str | None:
+    """`too_slow` of the nearest by cosine: likewise."""
+    return "seconds a call: it forms all B x N x D products" if _too_many(inputs, backend, 2**34) else None
+
+
+def _too_many(inputs: Inputs, backend: str, most: int) -> bool:
     x = inputs["embeddings"]
     columns: Any = inputs.get("centroids", x)
-    too_many = x.shape[0] * columns.shape[0] * x.shape[1] > 2**30
-    return "half a minute a call: it forms all B x N x D differences" if backend == "reference" and too_many else None
+    return backend == "reference" and x.shape[0] * columns.shape[0] * x.shape[1] > most

@@ -14,14 +14,17 @@ import pytest
 import torch
 
 from benchmarks import memory, results, tables, timing
-from benchmarks.machine import ROOT, Machine, RunsWith
+from benchmarks.gate import judge_choice
+from benchmarks.machine import ROOT, Gpu, Machine, RunsWith
 from benchmarks.results import Figure, Results, ResultsError, RowResult
 from benchmarks.rows import measure
-from benchmarks.workload import Contestant, Row, Workload, ours
-from benchmarks.workloads import ROWS, WORKLOADS, find_row, ops
+from benchmarks.workload import Contestant, Row, Workload, captured, ours, unless_installed
+from benchmarks.workloads import ROWS, WORKLOADS, clusters, find_row, margin_softmax, ops, rows_on
 from fused_margins.ops import registry
 
 WITH = RunsWith(commit="abc", versions={"torch": "2.9"}, load_before=0.5)
+GPU_VERSIONS = {"torch": "2.11", "cuda": "13.0", "driver": "580.1", "triton": "3.6", "processor": "A CPU, 8 CPUs"}
+GPU = Gpu(gpu="NVIDIA H100 80GB HBM3")
 MACHINE = Machine(processor="Some CPU(R) 9", cpus=8, threads=2, instruction_set="v3")
 
 
@@ -61,7 +64,7 @@ def tampered(contestant: Contestant, output: str, change: Callable[[torch.Tensor
 @pytest.mark.parametrize("name", [w.name for w in WORKLOADS if w.name != "nearest_cluster"])
 def test_every_contestant_passes_the_gate(name: str) -> None:
     row = smallest_row(name)
-    for contestant in row.workload.contestants:
+    for contestant in row.contestants:
         if contestant.name != "torch.compile" and contestant.refuses(row.inputs()) is None:
             assert faults(row, contestant) == [], contestant.name
 
@@ -141,13 +144,64 @@ def test_a_choice_that_is_not_the_best_is_red() -> None:
     assert line.startswith("index: off by 0.")
 
 
+@pytest.mark.parametrize("relation", ["same", "different", "any"])
+@pytest.mark.parametrize("with_self", [False, True])
+def test_choices_are_judged_some_rows_at_a_time(
+    relation: str, with_self: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(23, 5, generator=g)
+    u = (x.double() @ x.double().T).div_(x.double().norm(dim=1)).div_(x.double().norm(dim=1)[:, None])
+    labels, itself = torch.arange(23) % 4, torch.arange(23)
+    problem = {"x": x, "y": x, "row_labels": labels, "column_labels": labels, "similarity": "cosine"}
+    problem |= {"relation": relation, "self_index": itself if with_self else None}
+    same = labels[:, None] == labels
+    mask = {"same": same, "different": ~same, "any": torch.ones_like(same)}[relation].clone()
+    if with_self:
+        mask.fill_diagonal_(False)
+    ranked = u.masked_fill(~mask, -torch.inf).argsort(1, descending=True)
+    peer = Contestant("peer", lambda inputs: dict)
+    for entries in (1, 100, 10**6):
+        monkeypatch.setattr("benchmarks.gate.ENTRIES_AT_ONCE", entries)
+        judge = judge_choice(lambda inputs: inputs)(problem)
+        assert judge(peer, {"index": ranked[:, 0]}) == []
+        assert judge(peer, {"index": ranked[:, 1]}) != []
+        (line,) = judge(peer, {"index": ranked[:, -1]})
+        assert line.startswith("index: off by inf") == (not mask.all())
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.35])
+def test_the_truth_in_blocks_is_the_reference(margin: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    inputs = {"embeddings": torch.randn(9, 6, generator=g).double(), "weight": torch.randn(31, 6, generator=g).double()}
+    inputs |= {"labels": torch.arange(9) * 3, "scale": 8.0, "margin": margin, "margin_type": "additive"}
+    whole, blocks = margin_softmax.truth(inputs)(), margin_softmax.truth(inputs, entries_at_once=9 * 7)()
+    assert whole.keys() == blocks.keys()
+    for name, expected in whole.items():
+        torch.testing.assert_close(blocks[name], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_sixteen_bit_centres_are_found_as_exactly_as_others() -> None:
+    labelled = clusters._labelled(300, 16, 200, torch.bfloat16, torch.Generator().manual_seed(0))
+    for name, inputs in (
+        ("nearest_cluster", labelled),
+        ("nearest_of_all", {n: labelled[n] for n in list(labelled)[:2]}),
+    ):
+        judge = workload(name).judge(inputs)
+        for contestant in workload(name).contestants:
+            if contestant.name != "torch.compile" and contestant.refuses(inputs) is None:
+                assert judge(contestant, contestant.step(inputs)()) == [], (name, contestant.name)
+
+
 # Workloads follow the registry
 
 
 def test_every_op_and_backend_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {w.name for w in WORKLOADS} >= set(registry.OPS)
     for w in WORKLOADS:
-        assert {c.backend for c in w.contestants} - {None} == {b.name for b in registry.BACKENDS}, w.name
+        assert {c.backend for c in w.contestants} - {None} == {b.name for b in registry.BACKENDS} | (
+            {"auto"} if w.name in ("magnet", "margin_softmax") else set()
+        ), w.name
     new = registry.Backend("new", lambda problem: "has no such device", lambda problem: "")
     monkeypatch.setattr(registry, "BACKENDS", [*registry.BACKENDS, new])
     monkeypatch.setattr(registry, "_HAS_KERNEL", registry._HAS_KERNEL | {("contrast", "new"): True})
@@ -166,6 +220,37 @@ def test_rows_have_names_of_their_own() -> None:
     assert all(find_row(row.id) is row for row in ROWS)
     with pytest.raises(LookupError, match="no row magnet-1x1"):
         find_row("magnet-1x1")
+
+
+def test_a_gpu_has_its_own_sizes_and_contestants() -> None:
+    on_gpu = {row.id: row for row in rows_on("cuda")}
+    assert len(on_gpu) == len(rows_on("cuda"))
+    assert all(row.device == "cuda" for row in on_gpu.values())
+    assert "margin_softmax-huge-512x512x100000-float32" not in on_gpu
+    largest = [row for name, row in on_gpu.items() if name.startswith("margin_softmax-many_classes-1024x512x1000000-")]
+    assert [row.dtype for row in largest] == [torch.bfloat16]
+    for name in ("nearest_of_all-index-1000000x128x4096-bfloat16", "hardest_negatives-batch-32768x512x4-float32"):
+        assert name in on_gpu
+        assert name not in {row.id for row in ROWS}
+
+    def names(row: Row) -> set[str]:
+        return {c.name for c in row.contestants}
+
+    gpu_alone = {"cut-cross-entropy", "Liger", "three products alone"}
+    graphs = {f"{name}, CUDA graph" for name in ("eager", "torch.compile", "auto")}
+    few_shot = "margin_softmax-few_shot-256x512x64-float32"
+    assert gpu_alone | graphs <= names(on_gpu[few_shot])
+    assert gpu_alone <= names(largest[0])
+    assert not graphs & names(largest[0])
+    assert graphs <= names(on_gpu["magnet-batch-12x16x1024-float32"])
+    assert not (gpu_alone | graphs) & names(find_row(few_shot))
+    assert "cpu, no memory" not in names(on_gpu[few_shot])
+
+
+def test_a_peer_that_is_not_installed_is_refused() -> None:
+    assert unless_installed("torch", "no_such_module")({}) == "no_such_module not installed"
+    assert unless_installed("torch")({}) is None
+    assert smallest_row("margin_softmax").workload.contestant("Liger").devices == ("cuda",)
 
 
 def test_inputs_are_the_same_every_time() -> None:
@@ -224,6 +309,31 @@ def test_quartiles_surround_the_median() -> None:
     assert times.quartiles[1] > 4
 
 
+def test_a_turn_ends_when_the_device_has_nothing_left_to_do() -> None:
+    """Calls return at once and are done 10 us later each; a wait costs 20 us of its own."""
+    now, done, waits = 0.0, 0.0, 0
+
+    def step() -> None:
+        nonlocal done
+        done = max(done, now) + 1e-5
+
+    def wait() -> None:
+        nonlocal now, waits
+        now, waits = max(now, done) + 2e-5, waits + 1
+
+    times = timing.take_turns({"a": step}, 0.0, clock=lambda: now, wait=wait)["a"]
+    assert times.calls_per_turn * times.median >= timing.TURN_S
+    assert times.median == pytest.approx(1e-5, rel=0.05)  # the wait hardly shows
+    assert waits > len(times.seconds)
+
+
+def test_the_fastest_setting_is_one_that_fits_into_memory() -> None:
+    def too_large() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert timing.fastest([too_large, dict], 1e-6) is dict
+
+
 # A row
 
 
@@ -255,6 +365,73 @@ def test_a_row_without_figures_for_the_wrong_the_failing_and_the_refused() -> No
     assert by_name["left out"].reason == "left out"
     assert all(f.median_s is None and f.speedup is None for n, f in by_name.items() if n != "eager")
     assert result.runs_with == WITH
+
+
+def test_too_much_memory_is_a_reason_and_no_error() -> None:
+    magnet = smallest_row("magnet")
+    eager = magnet.workload.contestant("eager")
+
+    def too_large(inputs: dict[str, Any]) -> Callable[[], dict[str, torch.Tensor]]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+
+    contestants = (eager, Contestant("large", too_large))
+    row = dataclasses.replace(magnet, workload=dataclasses.replace(magnet.workload, contestants=contestants))
+    figure = measure(row, 0.0, WITH, without=frozenset({"memory"}))[0].figure("large")
+    assert (figure.red, figure.reason, figure.median_s) == (False, "out of memory", None)
+
+
+def test_a_floor_passes_no_gate_and_has_a_figure() -> None:
+    magnet = smallest_row("magnet")
+    eager = magnet.workload.contestant("eager")
+    floor = Contestant("floor", lambda inputs: dict, floor=True)
+    row = dataclasses.replace(magnet, workload=dataclasses.replace(magnet.workload, contestants=(eager, floor)))
+    figure = measure(row, 0.0, WITH, without=frozenset({"memory"}))[0].figure("floor")
+    assert figure.floor
+    assert figure.median_s is not None
+
+
+def test_the_three_products_are_those_of_the_loss() -> None:
+    """Of logits, and of logits with both sides: chunks of columns add up to the whole."""
+    inputs = smallest_row("margin_softmax").inputs()
+    x, y = inputs["embeddings"], inputs["weight"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(margin_softmax, "CHUNK_BYTES", 5 * 4 * len(x))  # 5 columns at once
+        outputs = margin_softmax._three_products(inputs)()
+    z = x @ y.T
+    torch.testing.assert_close(outputs["grad_embeddings"], z @ y, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(outputs["grad_weight"], z.T @ x, rtol=1e-4, atol=1e-3)
+
+
+def test_a_step_is_captured_after_a_warm_up_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's steps, with everything of the GPU replaced."""
+    said: list[str] = []
+    within = SimpleNamespace(
+        __enter__=None, wait_stream=lambda other: said.append("wait"), replay=lambda: said.append("replay")
+    )
+
+    class Context:
+        def __enter__(self) -> None:
+            said.append("enter")
+
+        def __exit__(self, *_: Any) -> None:
+            said.append("leave")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: within)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: within)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: within)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: Context())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: Context())
+
+    def step() -> dict[str, torch.Tensor]:
+        said.append("step")
+        return {}
+
+    contestant = captured(Contestant("eager", lambda inputs: step), ("few_shot",))
+    assert (contestant.name, contestant.devices) == ("eager, CUDA graph", ("cuda",))
+    replay = contestant.step({})
+    assert " ".join(said) == "wait enter step step step leave wait enter step leave"
+    assert replay() == {}
+    assert said[-1] == "replay"
 
 
 def test_without_a_baseline_there_is_no_ratio() -> None:
@@ -324,6 +501,15 @@ def test_a_row_measured_again_takes_the_place_of_the_old(tmp_path: Path) -> None
     assert os.listdir(tmp_path) == [path.name]
 
 
+def test_a_gpu_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    path = results.store(tmp_path, GPU, row_result())
+    assert path == tmp_path / "nvidia-h100-80gb-hbm3" / "results.json"
+    results.store(tmp_path, MACHINE, row_result())
+    results.store(tmp_path, GPU, row_result("4 x 5"))
+    stored = [results.read(p) for p in results.files(tmp_path)]
+    assert [(type(s.machine), len(s.rows)) for s in stored] == [(Machine, 1), (Gpu, 2)]
+
+
 def test_another_machine_of_the_same_kind_is_refused(tmp_path: Path) -> None:
     path = results.store(tmp_path, MACHINE, row_result())
     before = path.read_bytes()
@@ -356,9 +542,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_committed_results_can_be_read() -> None:
-    for path in results.FOLDER.glob("*.json"):
+    for path in results.files(results.FOLDER):
         stored = results.read(path)
-        assert path.stem == stored.machine.kind
+        assert path == results.FOLDER / stored.machine.file
         assert not [f.contestant for row in stored.rows for f in row.figures if f.ours and f.red]
 
 
@@ -390,6 +576,22 @@ def test_tables_are_aligned_and_show_who_has_no_figure() -> None:
     assert "- far at batch, 2 x 3, float32: no such device." in lines
     assert "- Measured 2025-02-03, commit abc, torch 2.9." in lines
     assert lines[-1] == "- The machine was not idle: load 0.5 before the run."
+
+
+def test_tables_show_a_floor_as_one_and_name_a_gpus_software() -> None:
+    figures = [
+        *row_result().figures,
+        Figure(contestant="products", ours=False, floor=True, median_s=1e-4, speedup=20.0),
+    ]
+    row = row_result(figures=figures, runs_with=WITH.model_copy(update={"versions": GPU_VERSIONS}))
+    lines = tables.render("magnet", [Results(machine=GPU, rows=[row])]).splitlines()
+    assert lines[0] == "The title. NVIDIA H100 80GB HBM3."
+    speed = [line for line in lines if line.startswith("|")][:3]
+    assert "| floor: products |" in speed[0]
+    assert " 20.00× |" in speed[2]
+    assert "**2.00×**" in speed[2]  # the best is the best of those that compute the loss
+    software = "torch 2.11, CUDA 13.0, driver 580.1, Triton 3.6, beside A CPU, 8 CPUs"
+    assert f"- Measured 2025-02-03, commit abc, {software}." in lines
 
 
 def test_tables_of_an_idle_machine_say_nothing_of_it() -> None:
@@ -440,3 +642,38 @@ def test_a_short_run_from_the_command_line(tmp_path: Path) -> None:
     for b in stored:  # what was played back is what was measured
         ratio = medians["eager"] / medians[b["params"]["contestant"]]
         assert b["extra_info"]["speedup"] == pytest.approx(ratio)
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_at_once() -> None:
+    result = run("-m", "pytest", "benchmarks", "--device", "cuda")
+    assert result.returncode == 4
+    assert "--device cuda: no GPU is at hand" in result.stderr
+
+
+def test_rows_are_measured_without_pytest_benchmark_and_pytorch_metric_learning(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['pytorch_metric_learning'] = None\n")
+    (tmp_path / "results").mkdir()
+    command = ["-m", "pytest", "-p", "no:benchmark", "benchmarks", "-k", "magnet and 12x4x128", "--seconds=0.01"]
+    command += ["--without=torch.compile", "--dry-run", f"--results={tmp_path / 'results'}", "--without=memory"]
+    result = run(*command, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "3 passed, 3 skipped" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "script", [("sanitize", "--backend"), ("determinism", "--ops", "magnet", "--repeats", "2", "--backends")]
+)
+def test_the_scripts_for_a_gpu_run_on_a_cpu(script: tuple[str, ...]) -> None:
+    name, *options = script
+    result = run("-m", f"tests.gpu.{name}", "--device", "cpu", *options, "reference")
+    assert result.returncode == 0, result.stdout + result.stderr
+    nothing = run("-m", f"tests.gpu.{name}", "--device", "cpu", *options, "cuda")
+    assert nothing.returncode == 1
+    assert "cuda ran nothing on cpu" in nothing.stderr

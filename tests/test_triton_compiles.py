@@ -74,12 +74,15 @@ def resources(program: Any, folder: Path) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def assert_compiles(launches: list[Launch], arch: int, folder: Path) -> None:
+def assert_compiles(
+    launches: list[Launch], arch: int, folder: Path, record: Callable[[str, object], None] = lambda name, value: None
+) -> None:
     assert launches
     faults = []
     for kernel, args, options in launches:
         program = compiled(kernel, args, options, arch)
         registers, stack = resources(program, folder)
+        record(kernel.fn.__name__, registers)
         name = f"{kernel.fn.__name__} ({registers} registers, {program.metadata.shared} bytes shared)"
         if stack:
             faults.append(f"{name}: {stack} bytes of stack")
@@ -130,10 +133,11 @@ def test_compiles(
     launches: list[Launch],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
     monkeypatch.setattr(gpu, "is_hopper", lambda: arch == 90)
     op(dtype, similarity)
-    assert_compiles(launches, arch, tmp_path)
+    assert_compiles(launches, arch, tmp_path, record_property)
 
 
 @pytest.mark.parametrize("k", [5, 128])

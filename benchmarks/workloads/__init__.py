@@ -8,10 +8,18 @@ from ..workload import Row, Workload, rows
 _modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
 
 WORKLOADS: tuple[Workload, ...] = tuple(w for module in _modules for w in module.WORKLOADS)
-ROWS: tuple[Row, ...] = tuple(rows(WORKLOADS))
+
+
+def rows_on(device: str) -> tuple[Row, ...]:
+    """Every row of a device."""
+    return tuple(rows(WORKLOADS, device))
+
+
+ROWS = rows_on("cpu")
 
 
 def find_row(row_id: str) -> Row:
+    """Of those on a CPU."""
     for row in ROWS:
         if row.id == row_id:
             return row

@@ -10,25 +10,39 @@ from fused_margins.functional import magnet_loss
 from fused_margins.ops.registry import Problem
 
 from ..gate import judge_loss
-from ..workload import Contestant, Inputs, Size, Step, Workload, compiled, forward_backward, ours
+from ..workload import (
+    Contestant,
+    Inputs,
+    Size,
+    Step,
+    Workload,
+    auto,
+    captured,
+    compiled,
+    forward_backward,
+    on_device,
+    ours,
+)
 
 ALPHA, VARIANCE_FLOOR = 1.0, 1e-4
 SHAPES = ((12, 4, 128), (12, 16, 1024), (12, 64, 1024))
+ON_GPU = ((12, 16, 1024),)  # of these: a batch is a few launches, whatever its size
 CLUSTERS_PER_CLASS = 3
 
 
 def _size(num_clusters: int, samples: int, width: int) -> Size:
     def make(dtype: torch.dtype, g: Generator) -> Inputs:
-        clusters = torch.arange(num_clusters).repeat_interleave(samples)
-        centres = 0.1 * torch.randn(num_clusters, width, generator=g)
-        embeddings = centres[clusters] + torch.randn(num_clusters * samples, width, generator=g)
+        clusters = torch.arange(num_clusters, device=g.device).repeat_interleave(samples)
+        centres = 0.1 * on_device(num_clusters, width, generator=g)
+        embeddings = centres[clusters] + on_device(num_clusters * samples, width, generator=g)
         return {
             "embeddings": embeddings.to(dtype),
             "clusters": clusters,
-            "cluster_labels": torch.arange(num_clusters) // CLUSTERS_PER_CLASS,
+            "cluster_labels": torch.arange(num_clusters, device=g.device) // CLUSTERS_PER_CLASS,
         }
 
-    return Size("batch", f"{num_clusters} x {samples} x {width}", make)
+    devices = ("cpu", "cuda") if (num_clusters, samples, width) in ON_GPU else ("cpu",)
+    return Size("batch", f"{num_clusters} x {samples} x {width}", make, devices=devices)
 
 
 def eager_magnet(embeddings: Tensor, clusters: Tensor, cluster_labels: Tensor) -> Tensor:
@@ -61,6 +75,11 @@ def _problem(inputs: Inputs) -> Problem:
     return Problem("magnet", x.device.type, x.dtype, x.shape[0], len(inputs["cluster_labels"]), x.shape[1])
 
 
+PEERS = (
+    Contestant("eager", lambda inputs: _step(eager_magnet, inputs)),
+    Contestant("torch.compile", lambda inputs: _step(compiled(eager_magnet), inputs), "of the eager code"),
+)
+
 WORKLOADS = (
     Workload(
         "magnet",
@@ -68,11 +87,7 @@ WORKLOADS = (
         "clusters x samples x D",
         tuple(_size(*shape) for shape in SHAPES),
         (torch.float32,),
-        (
-            Contestant("eager", lambda inputs: _step(eager_magnet, inputs)),
-            Contestant("torch.compile", lambda inputs: _step(compiled(eager_magnet), inputs), "of the eager code"),
-            *ours(_our_step, _problem),
-        ),
+        (*PEERS, *ours(_our_step, _problem), *(captured(c) for c in (*PEERS, auto(_our_step)))),
         judge_loss(_our_step),
     ),
 )

@@ -1,10 +1,11 @@
 """Easy positives: finding them, and the triplet loss on them with its gradient."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from pytorch_metric_learning import distances, miners, reducers
-from pytorch_metric_learning import losses as metric_losses
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -21,38 +22,54 @@ from ..workload import (
     Step,
     Workload,
     compiled,
+    cosine_products,
     euclidean_differences,
     forward_backward,
+    on_device,
     ours,
+    unless_installed,
 )
+
+if TYPE_CHECKING:
+    from pytorch_metric_learning import miners
 
 MARGIN = 0.2  # of squared distances
 SHAPES = ((512, 128, 4), (2048, 512, 16), (8192, 128, 4), (8192, 512, 64))
 
 
-def _size(rows: int, width: int, per_class: int) -> Size:
+def _size(rows: int, width: int, per_class: int, *devices: str) -> Size:
     def make(dtype: torch.dtype, g: Generator) -> Inputs:
-        labels = torch.arange(rows) // per_class
+        labels = torch.arange(rows, device=g.device) // per_class
         return {
-            "embeddings": torch.randn(rows, width, generator=g).to(dtype),
-            "labels": labels[torch.randperm(rows, generator=g)],
+            "embeddings": on_device(rows, width, generator=g).to(dtype),
+            "labels": labels[torch.randperm(rows, generator=g, device=g.device)],
         }
 
-    return Size("batch", f"{rows} x {width} x {per_class}", make)
+    return Size("batch", f"{rows} x {width} x {per_class}", make, devices=devices)
 
 
-SIZES = tuple(_size(*shape) for shape in SHAPES)
-NEGATIVE_SIZE = _size(8192, 512, 4)
+POSITIVE_SIZES = (*(_size(*shape, "cpu") for shape in SHAPES), _size(8192, 512, 4, "cuda"))
+NEGATIVE_SIZES = (_size(8192, 512, 4, "cpu"), _size(32768, 512, 4, "cuda"))
+TRIPLET_SIZES = tuple(_size(*shape, "cpu", "cuda") for shape in SHAPES[:2])
 
 
-def _problem(inputs: Inputs) -> Problem:
-    x = inputs["embeddings"]
-    return Problem("nearest", x.device.type, x.dtype, x.shape[0], x.shape[0], x.shape[1])
+def _problem(relation: str) -> Callable[[Inputs], Problem]:
+    def problem(inputs: Inputs) -> Problem:
+        x = inputs["embeddings"]
+        return Problem("nearest", x.device.type, x.dtype, x.shape[0], x.shape[0], x.shape[1], relation)
+
+    return problem
 
 
 def _search(inputs: Inputs) -> Inputs:
     x, labels = inputs["embeddings"], inputs["labels"]
-    within = {"x": x, "y": x, "row_labels": labels, "column_labels": labels, "self_index": torch.arange(len(x))}
+    within = {
+        "x": x,
+        "y": x,
+        "row_labels": labels,
+        "column_labels": labels,
+        "self_index": torch.arange(len(x), device=x.device),
+    }
     return within | {"similarity": "cosine", "relation": "same"}
 
 
@@ -69,13 +86,13 @@ def sorted_positives(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     x = F.normalize(embeddings)
     order = labels.argsort()
     _, group, count = torch.unique_consecutive(labels[order], return_inverse=True, return_counts=True)
-    place = torch.arange(len(x)) - (count.cumsum(0) - count)[group]  # of a row within its class
+    place = torch.arange(len(x), device=x.device) - (count.cumsum(0) - count)[group]  # of a row within its class
     most = int(count.max())
     padded = x.new_zeros(len(count), most, x.shape[1])
     padded[group, place] = x[order]
     u = padded @ padded.mT  # (classes, most, most)
-    empty = torch.arange(most) >= count[:, None]
-    u.masked_fill_(empty[:, None] | torch.eye(most, dtype=torch.bool), -torch.inf)
+    empty = torch.arange(most, device=x.device) >= count[:, None]
+    u.masked_fill_(empty[:, None] | torch.eye(most, dtype=torch.bool, device=x.device), -torch.inf)
     best, mate = u.max(2)
     member = order.new_zeros(len(count), most)
     member[group, place] = order
@@ -86,6 +103,8 @@ def sorted_positives(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
 
 
 def _miner(positives: str, negatives: str) -> miners.BatchEasyHardMiner:
+    from pytorch_metric_learning import distances, miners
+
     return miners.BatchEasyHardMiner(
         pos_strategy=positives, neg_strategy=negatives, distance=distances.CosineSimilarity()
     )
@@ -120,7 +139,7 @@ def eager_triplet(embeddings: Tensor, labels: Tensor) -> Tensor:
     x = F.normalize(embeddings)
     u = x @ x.T
     same = labels[:, None] == labels
-    closed = ~same | torch.eye(len(labels), dtype=torch.bool)
+    closed = ~same | torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     positive = u.masked_fill(closed, -torch.inf).amax(1)
     negative = u.masked_fill(same, -torch.inf).amax(1)
     return F.relu(MARGIN + 2 * (negative - positive)).mean()
@@ -135,9 +154,11 @@ def _our_triplet(inputs: Inputs, backend: str) -> Step:
 
 
 def _metric_learning_triplet(inputs: Inputs) -> Step:
+    from pytorch_metric_learning import distances, losses, reducers
+
     miner = _miner("easy", "hard")
     squared = distances.LpDistance(power=2)
-    loss = metric_losses.TripletMarginLoss(MARGIN, distance=squared, reducer=reducers.MeanReducer())
+    loss = losses.TripletMarginLoss(MARGIN, distance=squared, reducer=reducers.MeanReducer())
     return _triplet(lambda embeddings, labels: loss(embeddings, labels, miner(embeddings, labels)), inputs)
 
 
@@ -151,10 +172,12 @@ POSITIVES = (
         "PML BatchEasyHardMiner",
         _metric_learning_miner,
         note="pytorch-metric-learning; it mines the hardest negatives, too, and cannot do without",
+        refuses=unless_installed("pytorch_metric_learning"),
     ),
     *ours(
         lambda inputs, backend: _choice(lambda **arguments: mine_positives(**arguments, backend=backend), inputs),
-        _problem,
+        _problem("same"),
+        cosine_products,
     ),
 )
 TRIPLET = (
@@ -164,8 +187,9 @@ TRIPLET = (
         "PML TripletMarginLoss",
         _metric_learning_triplet,
         note="pytorch-metric-learning with its BatchEasyHardMiner; the mean is over all triplets, as ours",
+        refuses=unless_installed("pytorch_metric_learning"),
     ),
-    *ours(_our_triplet, _problem, euclidean_differences),
+    *ours(_our_triplet, _problem("different"), euclidean_differences),  # negatives, too
 )
 
 WORKLOADS = (
@@ -173,7 +197,7 @@ WORKLOADS = (
         "easy_positives",
         "Easy positives within a batch, cosine, no gradient",
         "B x D x samples a class",
-        SIZES,
+        POSITIVE_SIZES,
         (torch.float32,),
         POSITIVES,
         judge_choice(_search),
@@ -182,7 +206,7 @@ WORKLOADS = (
         "hardest_negatives",
         "Hardest negatives within a batch, cosine, no gradient",
         "B x D x samples a class",
-        (NEGATIVE_SIZE,),
+        NEGATIVE_SIZES,
         (torch.float32,),
         (
             Contestant("eager", lambda inputs: _choice(eager_negatives, inputs)),
@@ -191,7 +215,8 @@ WORKLOADS = (
                 lambda inputs, backend: _choice(
                     lambda **arguments: mine_negatives(**arguments, backend=backend), inputs
                 ),
-                _problem,
+                _problem("different"),
+                cosine_products,
             ),
         ),
         judge_choice(_search_negatives),
@@ -200,7 +225,7 @@ WORKLOADS = (
         "easy_positive_triplet",
         "Triplet loss on easy positives and hard negatives: loss and gradient",
         "B x D x samples a class",
-        SIZES[:2],
+        TRIPLET_SIZES,
         (torch.float32,),
         TRIPLET,
         # Against the eager code in float64: the reference would take minutes.

@@ -51,7 +51,8 @@ def _workload(name: str) -> Workload:
 
     def problem(inputs: Inputs) -> registry.Problem:
         x, y = inputs["x"], inputs["y"]
-        return registry.Problem(name, x.device.type, x.dtype, x.shape[0], y.shape[0], x.shape[1])
+        relation = inputs.get("relation", "different")
+        return registry.Problem(name, x.device.type, x.dtype, x.shape[0], y.shape[0], x.shape[1], relation)
 
     def usual(title: str, function: Callable[..., Outputs], note: str = "") -> Contestant:
         def prepare_peer(inputs: Inputs) -> Step:

@@ -63,7 +63,7 @@ def kept_blocks(problem: registry.Problem, backend: str = "cpu") -> int:
     itemsize = accumulation_dtype(problem.dtype).itemsize
     if backend == "triton":
         if problem.dtype.itemsize == 2:
-            return 0  # as float32 they take as long to write and read as the matrix units to compute them again
+            return 0  # by their bytes, to write and read them takes about as long as the matrix unit to make them again
         block_bytes = max(1, problem.rows * TRITON_BLOCK * itemsize)
         return min(_blocks(problem.columns, TRITON_BLOCK), registry.memory_budget() // block_bytes)
     if backend == "cuda":

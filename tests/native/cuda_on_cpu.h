@@ -83,22 +83,26 @@ inline void run_block() {
   }
   std::vector<int> sequence(count);
   std::iota(sequence.begin(), sequence.end(), 0);
+  unsigned resting = unsigned(order());  // a bit for each warp
   while (true) {
     std::shuffle(sequence.begin(), sequence.end(), order);
+    // Half of the warps rest for a while, so that one may be far ahead of another.
+    if (order() % 16 == 0) resting = unsigned(order());
     for (int t : sequence)
-      if (threads[t].state == State::ready) {
+      if (threads[t].state == State::ready && !(resting >> (t / WARP % 32) & 1)) {
         current = t;
         thread_index.x = unsigned(t);
         swapcontext(&scheduler, &threads[t].context);
       }
     int done = 0, at_block = 0;
-    bool released = false;
+    bool released = false;  // whether some thread can go on
     for (int first = 0; first < count; first += WARP) {
       int here = 0, gone = 0;
       for (int t = first; t < first + WARP; ++t) {
         here += threads[t].state == State::at_warp_barrier;
         gone += threads[t].state == State::done;
         at_block += threads[t].state == State::at_block_barrier;
+        released |= threads[t].state == State::ready;
       }
       done += gone;
       if (here == WARP) {
