@@ -70,8 +70,8 @@ class Workload:
 
     @property
     def baseline(self) -> str:
-        names = [c.name for c in self.contestants]
-        return BASELINE if BASELINE in names else "reference"
+        peers = [c.name for c in self.contestants if c.backend is None]
+        return BASELINE if BASELINE in peers else next(iter(peers), "reference")
 
     def contestant(self, name: str) -> Contestant:
         return next(c for c in self.contestants if c.name == name)

@@ -7,6 +7,7 @@
 
 #include "common/checks.h"
 #include "contrast/cpu.h"
+#include "kmeans/cpu.h"
 #include "magnet/cpu.h"
 #include "margin_softmax/cpu.h"
 #include "nearest/cpu.h"
@@ -139,6 +140,16 @@ PYBIND11_MODULE(_C, m) {
                                                        similarity, ignore_index, reduction, with_mean, kept_blocks),
                                  in(grad_loss), in(saved), out(grad_x), out(grad_y), out(grad_scale),
                                  out(grad_margin)});
+      },
+      Release());
+
+  m.def(
+      "kmeans",
+      [](const Matrix& x, int64_t classes, Address members, Address first_member, Address first_cluster,
+         Address waiting, int64_t iterations, Address centroids, Address assignments, Address squared) {
+        kmeans({x, classes, ints(members), ints(first_member), ints(first_cluster),
+                static_cast<const double*>(in(waiting)), iterations, out(centroids),
+                reinterpret_cast<int64_t*>(assignments), out(squared)});
       },
       Release());
 

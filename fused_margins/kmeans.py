@@ -1,10 +1,10 @@
-"""k-means of every class apart, all classes at once."""
+"""k-means of every class apart: all classes in the same passes, or on a CPU one after another while it is cached."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .ops import checks
+from .ops import checks, kmeans_cpu
 from .ops.nearest import nearest
 from .ops.similarity import accumulation_dtype
 
@@ -22,7 +22,7 @@ def kmeans_per_class(
     generator: torch.Generator | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """k-means of every class apart, all classes in the same passes: k-means++ seeds, then Lloyd's iterations.
+    """k-means of every class apart: k-means++ seeds, then Lloyd's iterations.
 
         minimise over centroids c, for each class, sum over its samples of min_k |x_i - c_k|^2
 
@@ -35,7 +35,8 @@ def kmeans_per_class(
         num_iterations: at most so many updates of the centroids; it stops where no assignment changes.
         num_restarts: runs from new seeds; each class keeps its best.
         generator: draws the seeds; None for torch's global one. The same state gives the same bits.
-        backend: of the assignment; "auto", or the name of one.
+        backend: of the assignment; "auto", or the name of one. "auto" and "cpu" cluster classes that fit into a core's
+            cache in one call, a class a thread.
 
     Returns:
         centroids (M, D), float32 (float64 for float64), grouped by class in ascending order; centroid_labels (M,)
@@ -60,22 +61,30 @@ def kmeans_per_class(
     if x.shape[0] == 0:
         raise ValueError("embeddings: expected at least one sample, got none")
     at_least_1(clusters_per_class=clusters_per_class, num_iterations=num_iterations, num_restarts=num_restarts)
-    classes, sample_class, sizes = torch.unique(labels.long(), return_inverse=True, return_counts=True)
+    in_order, members = labels.long().sort(stable=True)
+    classes, sizes = torch.unique_consecutive(in_order, return_counts=True)
+    sample_class = torch.empty_like(members)
+    sample_class[members] = torch.arange(len(classes), device=x.device).repeat_interleave(sizes)
     slots = sizes.clamp(max=clusters_per_class)  # (C,) clusters that each class may have
     slot_class = torch.arange(len(classes), device=x.device).repeat_interleave(slots)  # (K,)
 
+    best = torch.full((len(classes),), torch.inf, dtype=torch.float64, device=x.device)  # (C,)
     with torch.autocast(x.device.type, enabled=False):
         for restart in range(num_restarts):
-            seeds = _seeds(x, sample_class, slots, generator)
-            run = _lloyd(x, sample_class, seeds, slot_class, num_iterations, backend)
-            squared = sum_by(sample_class, run[2][:, None].double(), len(classes))[:, 0]  # (C,)
+            if backend in ("auto", "cpu") and kmeans_cpu.refuses(x, sizes) is None:
+                waiting = _waiting((int(slots.max()), len(x)), generator, x.device)
+                run = kmeans_cpu.cluster(x, members, sizes, slots, waiting, num_iterations)
+            else:
+                seeds = _seeds(x, sample_class, slots, generator)
+                run = _lloyd(x, sample_class, seeds, slot_class, num_iterations, backend)
             if restart == 0:
-                (centroids, assignments, _), best = run, squared
-                continue
-            better = squared < best
-            centroids = torch.where(better[slot_class, None], run[0], centroids)
-            assignments = torch.where(better[sample_class], run[1], assignments)
-            best = torch.where(better, squared, best)
+                centroids, assignments, _ = run
+            if num_restarts > 1:
+                squared = sum_by(sample_class, run[2][:, None].double(), len(classes))[:, 0]  # (C,)
+                better = squared < best
+                centroids = torch.where(better[slot_class, None], run[0], centroids)
+                assignments = torch.where(better[sample_class], run[1], assignments)
+                best = torch.where(better, squared, best)
 
     filled = torch.bincount(assignments, minlength=len(centroids)) > 0
     renumbered = filled.cumsum(0) - 1
@@ -141,14 +150,19 @@ def draw(weight: Tensor, group: Tensor, num_groups: int, generator: torch.Genera
 
     A race of exponential waiting times: its winner is a minimum, so it does not depend on the order of a summation.
     """
-    source = weight.device if generator is None else generator.device
-    uniform = torch.rand(weight.shape, generator=generator, device=source, dtype=torch.float64).to(weight.device)
-    time = -torch.log1p(-uniform) / weight
+    time = _waiting(weight.shape, generator, weight.device) / weight
     time = torch.where(weight > 0, time, torch.inf)
     first = time.new_full((num_groups,), torch.inf).scatter_reduce(0, group, time, "amin")
     index = torch.arange(len(weight), device=weight.device)
     index = torch.where(time == first[group], index, len(weight))
     return index.new_full((num_groups,), len(weight)).scatter_reduce(0, group, index, "amin")
+
+
+def _waiting(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Standard exponential waiting times in float64, drawn where the generator is."""
+    source = device if generator is None else generator.device
+    uniform = torch.rand(shape, generator=generator, device=source, dtype=torch.float64).to(device)
+    return uniform.neg_().log1p_().neg_()
 
 
 def sum_by(group: Tensor, values: Tensor, num_groups: int) -> Tensor:
@@ -167,7 +181,7 @@ def checked_embeddings(embeddings: Tensor) -> Tensor:
     """The embeddings (n, D) in float32 or float64; every distance between two of them is finite."""
     checks.matrices(embeddings, embeddings, ("embeddings", "embeddings"))
     x = embeddings.detach().to(accumulation_dtype(embeddings.dtype))
-    finite = (4 * x.square().sum(1)).isfinite()
+    finite = (4 * torch.linalg.vector_norm(x, dim=1).square()).isfinite()
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0, 0])
         raise ValueError(f"embeddings: expected finite values with finite squares, row {row} of {len(x)} has others")

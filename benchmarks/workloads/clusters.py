@@ -23,6 +23,7 @@ from ..workload import (
     forward_backward,
     on_device,
     ours,
+    unless_installed,
 )
 
 EUCLIDEAN = "negative_squared_euclidean"
@@ -130,6 +131,18 @@ def product_nearest(embeddings: Tensor, centroids: Tensor) -> Tensor:
     return torch.cat([(products(rows) - half_squared).argmax(1) for rows in blocks])
 
 
+def _faiss_nearest(inputs: Inputs) -> Step:
+    import faiss
+
+    x, y = inputs["embeddings"].numpy(), inputs["centroids"].numpy()
+
+    def step() -> Outputs:
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        return {"index": torch.from_numpy(faiss.knn(x, y, 1)[1][:, 0])}
+
+    return step
+
+
 def _choice(function: Callable[..., Tensor], inputs: Inputs) -> Step:
     def step() -> Outputs:
         return {"index": function(**inputs)}
@@ -223,6 +236,7 @@ WORKLOADS = (
                 lambda inputs: _choice(product_nearest, inputs),
                 note="rows that fill 64 MiB with their products; not centred: it cancels far from the origin",
             ),
+            Contestant("faiss", _faiss_nearest, "faiss.knn", refuses=unless_installed("faiss"), devices=("cpu",)),
             *ours(
                 _any_nearest,
                 lambda inputs: _problem("nearest", inputs, "any"),

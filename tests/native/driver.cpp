@@ -1,5 +1,6 @@
 // Calls every kernel without Python, in heap blocks of exactly the size that its header states: for AddressSanitizer,
 // UndefinedBehaviorSanitizer and valgrind, which then see every access beyond. tests/native/run.py builds and runs it.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "../../csrc/contrast/cpu.h"
+#include "../../csrc/kmeans/cpu.h"
 #include "../../csrc/magnet/cpu.h"
 #include "../../csrc/margin_softmax/cpu.h"
 #include "../../csrc/nearest/cpu.h"
@@ -189,6 +191,30 @@ void magnet(const Problem& p) {
   }
 }
 
+void kmeans(const Problem& p) {
+  if (p.dtype != p.wide) return;
+  const int64_t rows = p.s.rows, width = p.s.width, classes = 3, clusters = 4;
+  std::vector<int64_t> members, first_member{0}, first_cluster{0};
+  for (int64_t c = 0; c < classes; ++c) {
+    for (int64_t i = 0; i < rows; ++i)
+      if (i % 5 % classes == c) members.push_back(i);
+    first_member.push_back(int64_t(members.size()));
+    first_cluster.push_back(first_cluster.back() +
+                            std::min(clusters, first_member[size_t(c) + 1] - first_member[size_t(c)]));
+  }
+  std::exponential_distribution<double> exponential;
+  std::vector<double> waiting(size_t(clusters * rows));
+  for (double& w : waiting) w = exponential(random_bits);
+  const Matrix transposed{p.x.get(), rows, width, 1, rows, p.dtype};  // not read where it lies
+  for (const Matrix& x : {p.x_matrix, transposed}) {
+    const Block centroids = p.out(first_cluster.back() * width), squared = p.out(rows);
+    std::vector<int64_t> assignments(static_cast<size_t>(rows));
+    kmeans({x, classes, members.data(), first_member.data(), first_cluster.data(), waiting.data(), 5, centroids.get(),
+            assignments.data(), squared.get()});
+    ++calls;
+  }
+}
+
 // Faults on purpose, to see that each is caught.
 int fault(const std::string& kind) {
   if (kind == "overrun") {
@@ -229,6 +255,7 @@ int main(int count, char** arguments) {
       nearest(p);
       scores(p);
       magnet(p);
+      kmeans(p);
     }
   std::printf("%s: %d calls\n", isa_name(), calls);
 }
