@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fused_margins import MagnetIndex, MagnetLoss, kmeans
 from fused_margins.clusters import MagnetBatch
 from fused_margins.kmeans import kmeans_per_class
+from fused_margins.ops import kmeans_cpu
 
 BACKENDS = ("reference", "cpu")
 
@@ -148,6 +149,31 @@ def test_backends_agree_and_a_generator_decides(digits):
         assert torch.equal(run[0], runs[1][0])
         torch.testing.assert_close(run[0], runs[0][0])
     assert not torch.equal(kmeans_per_class(x, labels, 3, generator=seeded(8))[2], runs[0][2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_one_call_is_the_loop_over_nearest(monkeypatch, device_for, dtype, transposed):
+    device_for("nearest", "cpu")
+    # Many duplicates: seeds fall on one another, clusters are empty and move to the farthest samples.
+    labels = torch.randint(9, (700,), generator=seeded()) ** 2 // 3
+    x = torch.randint(3, (700, 3), generator=seeded(1)).to(dtype)
+    x[:300] += torch.randn(300, 3, generator=seeded(2), dtype=dtype) / 4
+    if transposed:
+        x = x.T.contiguous().T
+    calls = []
+    cluster = kmeans_cpu.cluster
+    monkeypatch.setattr(kmeans_cpu, "cluster", lambda *args: calls.append(1) or cluster(*args))
+    one_call = kmeans_per_class(x, labels, 12, num_restarts=2, generator=seeded(3))
+    assert calls == [1, 1]
+    monkeypatch.setattr(kmeans_cpu, "CLASS_BYTES", 0)
+    assert kmeans_cpu.refuses(x, torch.tensor([700])) == "a class does not fit into a core's cache"
+    loop = kmeans_per_class(x, labels, 12, num_restarts=2, generator=seeded(3))
+    assert calls == [1, 1]
+    assert torch.equal(one_call[2], loop[2])
+    assert torch.equal(one_call[1], loop[1])
+    torch.testing.assert_close(one_call[0], loop[0])
+    assert_clustering_holds(x, labels, one_call)
 
 
 def test_same_bits_for_one_and_two_threads():
