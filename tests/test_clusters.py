@@ -155,20 +155,19 @@ def test_backends_agree_and_a_generator_decides(digits):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_one_call_is_the_loop_over_nearest(monkeypatch, device_for, dtype, transposed):
     device_for("nearest", "cpu")
-    # Many duplicates: seeds fall on one another, clusters are empty and move to the farthest samples.
-    labels = torch.randint(9, (700,), generator=seeded()) ** 2 // 3
-    x = torch.randint(3, (700, 3), generator=seeded(1)).to(dtype)
-    x[:300] += torch.randn(300, 3, generator=seeded(2), dtype=dtype) / 4
+    # Many duplicates: seeds fall on one another, and clusters that lose all samples move to the farthest ones.
+    labels = torch.randint(300, (3000,), generator=seeded()) ** 2 // 3
+    x = (4 * torch.randn(3000, 2, generator=seeded(1), dtype=dtype) ** 3).round() / 4
     if transposed:
         x = x.T.contiguous().T
     calls = []
     cluster = kmeans_cpu.cluster
     monkeypatch.setattr(kmeans_cpu, "cluster", lambda *args: calls.append(1) or cluster(*args))
-    one_call = kmeans_per_class(x, labels, 12, num_restarts=2, generator=seeded(3))
+    one_call = kmeans_per_class(x, labels, 4, num_restarts=2, generator=seeded(3))
     assert calls == [1, 1]
     monkeypatch.setattr(kmeans_cpu, "CLASS_BYTES", 0)
     assert kmeans_cpu.refuses(x, torch.tensor([700])) == "a class does not fit into a core's cache"
-    loop = kmeans_per_class(x, labels, 12, num_restarts=2, generator=seeded(3))
+    loop = kmeans_per_class(x, labels, 4, num_restarts=2, generator=seeded(3))
     assert calls == [1, 1]
     assert torch.equal(one_call[2], loop[2])
     assert torch.equal(one_call[1], loop[1])

@@ -90,8 +90,7 @@ class Clustering {
         double least = std::numeric_limits<double>::infinity();
         for (int64_t i = 0; i < n; ++i) {
           const double weight = j ? double(squared[names[i]]) : 1;
-          if (!(weight > 0)) continue;
-          const double time = waiting[j * waiting_stride + names[i]] / weight;
+          const double time = waiting[j * waiting_stride + names[i]] / weight;  // infinite or NaN for a seed again
           if (time < least) least = time, drawn = i;
         }
         std::copy(rows[drawn], rows[drawn] + width, centroids + j * width);

@@ -209,8 +209,8 @@ void kmeans(const Problem& p) {
   for (const Matrix& x : {p.x_matrix, transposed}) {
     const Block centroids = p.out(first_cluster.back() * width), squared = p.out(rows);
     std::vector<int64_t> assignments(static_cast<size_t>(rows));
-    kmeans({x, classes, members.data(), first_member.data(), first_cluster.data(), waiting.data(), 5, centroids.get(),
-            assignments.data(), squared.get()});
+    fused_margins::kmeans(Kmeans{x, classes, members.data(), first_member.data(), first_cluster.data(), waiting.data(),
+                                 5, centroids.get(), assignments.data(), squared.get()});
     ++calls;
   }
 }
