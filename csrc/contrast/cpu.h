@@ -69,10 +69,9 @@ struct ContrastBackward {
   void* grad_bias;   // T, (columns,)
 };
 
-// bfloat16 numbers have products of their own; distances are taken between centred numbers, which are float32.
 template <class Args>
 inline bool suits_bf16(const Args& args) {
-  return args.in.x.dtype == DType::bfloat16 && args.in.similarity != Similarity::negative_squared_euclidean;
+  return has_bf16_products(args.in.x.dtype, args.in.similarity);
 }
 
 FM_BF16_KERNEL(contrast_forward, ContrastForward, suits_bf16)

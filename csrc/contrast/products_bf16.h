@@ -2,9 +2,7 @@
 // their factors applied to the results; weights are float32 and split in two parts.
 #pragma once
 
-#include "../common/bf16_product.h"
-#include "../common/rows.h"
-#include "../common/transpose.h"
+#include "../common/bf16_rows.h"
 #include "kept.h"
 
 namespace fused_margins {
@@ -49,10 +47,9 @@ class Bf16Products {
     if (count < WIDE) std::fill(rows, rows + WIDE * row_stride_, uint16_t(0));
     std::fill(x_scale_.get() + first, x_scale_.get() + first + WIDE, 0.0f);
     for (int64_t i = 0; i < count; ++i)
-      x_scale_[first + i] = convert(x_, first + i, measure, kept_.x_factor[first + i], scratch, rows + i * row_stride_);
-    // Pairs of depths are 32 bits, as floats are.
-    transpose_panel(reinterpret_cast<const float*>(rows), row_stride_ / 2, depth_ / 2,
-                    reinterpret_cast<float*>(panel_of(panel)));
+      x_scale_[first + i] =
+          bf16_row(x_, first + i, measure, kept_.x_factor[first + i], scratch, rows + i * row_stride_);
+    bf16_panel(rows, row_stride_, depth_, panel_of(panel));
   }
 
   void prepare_columns(int64_t first, int64_t at, int64_t count, int64_t total, bool measure, float* block,
@@ -60,7 +57,7 @@ class Bf16Products {
     uint16_t *rows = rows_of(block), *pairs = pairs_of(block, total);
     for (int64_t j = at; j < at + count; ++j)
       scale_of(block, total)[j] =
-          convert(y_, first + j, measure, kept_.y_factor[first + j], scratch, rows + j * row_stride_);
+          bf16_row(y_, first + j, measure, kept_.y_factor[first + j], scratch, rows + j * row_stride_);
     const int64_t end = at + count == total ? round_up(total, BF16_DEPTH) : at + count;
     std::fill(rows + (at + count) * row_stride_, rows + end * row_stride_, uint16_t(0));
     for (int64_t j = at; j < end; j += 2)
@@ -133,7 +130,7 @@ class Bf16Products {
       for (int64_t i = 2 * pair; i < 2 * pair + 2; ++i) {
         uint16_t* row = rows + i % 2 * row_stride_;
         if (i < rows_)
-          row_scale_[i] = factors[i] * convert(x_, i, false, kept_.x_factor[i], scratch, row);
+          row_scale_[i] = factors[i] * bf16_row(x_, i, false, kept_.x_factor[i], scratch, row);
         else
           row_scale_[i] = 0, std::fill_n(row, row_stride_, uint16_t(0));
       }
@@ -182,24 +179,6 @@ class Bf16Products {
   }
   float* scale_of(float* block, int64_t total) const {
     return block + round_up(total, BF16_DEPTH) / 2 * (row_stride_ + pair_stride_ / 2);
-  }
-
-  // A row, zeros up to the depth; returns what its products are to be multiplied by. It is scaled by the power of two
-  // that brings its length near 1: exact, and no product leaves the range of float32.
-  float convert(const Rows<float>& side, int64_t row, bool measure, float& factor, float* scratch,
-                uint16_t* out) const {
-    load_row(side.matrix, row, scratch);
-    const bool cosine = side.similarity == Similarity::cosine;
-    const float inverse = cosine && !measure ? factor : side.inverse_length(scratch);
-    if (measure) factor = cosine ? inverse : 1.0f;
-    float power = bits<float>(bits<uint32_t>(inverse) & 0x7f800000u);
-    if (power == 0 && inverse > 0) power = std::numeric_limits<float>::min();
-    if (power == 0 && !cosine) {  // too short to tell, or nothing but zeros, or something infinite
-      const double squared = sum_of_squares(scratch, width_);
-      power = squared > 0 && squared < 1 ? 0x1p127f : 1.0f;
-    }
-    round_row(scratch, power, width_, depth_, out);
-    return power == 0 ? 0.0f : factor / power;
   }
 };
 
