@@ -1,9 +1,7 @@
-// A product of any depth, from the sums of the unit that is compiled for. Each defines
-//   BF16_ROWS: the rows of sums that are made together;
-//   bf16_sums: that many or fewer rows, at most BF16_COLUMNS columns. Both operands have whole tiles of rows and
-//   columns,
-//     whatever they hold beyond, and out has a multiple of ROW_QUANTUM rows;
-//   Bf16Session: what a thread sets up.
+// A product of any depth, from the sums of the unit that is compiled for. Each unit's header defines BF16_ROWS, the
+// rows of sums that are made together; bf16_sums, that many or fewer rows and at most BF16_COLUMNS columns; and
+// Bf16Session, what a thread sets up. Both operands have whole tiles of rows and columns, whatever they hold beyond,
+// and out has a multiple of ROW_QUANTUM rows.
 #pragma once
 
 #ifdef __AMX_BF16__
