@@ -37,9 +37,13 @@ ISAS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS["v3"] = ["-march=x86-64-v3"]
     ISAS["v4"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
-# One more for the ops that gain by it: v4 and the matrix unit, where the compiler knows it.
-AMX = [*ISAS.get("v4", []), "-mavx512bf16", "-mamx-tile", "-mamx-bf16"] if "v4" in ISAS else []
-AMX_OPS = ("contrast",)
+# More for the ops that gain by them: v4 and the bfloat16 products of the vector unit or the matrix unit, where the
+# compiler knows both.
+BF16_ISAS = {}
+if "v4" in ISAS:
+    BF16_ISAS["v4_bf16"] = [*ISAS["v4"], "-mavx512bf16"]
+    BF16_ISAS["amx"] = [*BF16_ISAS["v4_bf16"], "-mamx-tile", "-mamx-bf16"]
+BF16_OPS = ("contrast", "nearest")
 ARCHS = ("80", "90", "100")  # of NVIDIA GPUs; later ones compile the last one's PTX
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Werror", "all-warnings"]
 CUDA = "fused_margins._CUDA"
@@ -145,10 +149,9 @@ class NinjaBuild(build_ext):
         includes = [f"-isystem{shlex.quote(p)}" for p in (pybind11.get_include(), sysconfig.get_path("include"))]
         own_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         openmp = openmp_flags(compiler)
-        isas = dict(ISAS)
-        if AMX and accepted(compiler, AMX, "#include <immintrin.h>\nvoid f() { _tile_dpbf16ps(0, 1, 2); }"):
-            isas["amx"] = AMX
-        has_amx = ["-DFM_HAS_AMX"] if "amx" in isas else []
+        matrix_unit = "#include <immintrin.h>\nvoid f() { _tile_dpbf16ps(0, 1, 2); }"
+        known = BF16_ISAS if BF16_ISAS and accepted(compiler, BF16_ISAS["amx"], matrix_unit) else {}
+        has_bf16 = ["-DFM_HAS_BF16"] if known else []
         link = ["-shared"] if sys.platform != "darwin" else ["-bundle", "-undefined", "dynamic_lookup"]
 
         with (folder / "build.ninja").open("w") as file:
@@ -165,19 +168,19 @@ class NinjaBuild(build_ext):
                 f"{' '.join(compiler)} {' '.join(link)} $in {' '.join(openmp)} {os.environ.get('LDFLAGS', '')} -o $out",
             )
             objects = []
-            for isa, isa_flags in isas.items():
+            for isa, isa_flags in (ISAS | known).items():
                 for source in sorted(ROOT.glob("csrc/*/cpu.cpp")):
-                    if isa == "amx" and source.parent.name not in AMX_OPS:
+                    if isa in BF16_ISAS and source.parent.name not in BF16_OPS:
                         continue
                     name = f"{source.parent.name}_{isa}.o"
-                    flags = [*FLAGS, *isa_flags, *has_amx, *openmp, f"-DFM_ISA={isa}", *own_flags]
+                    flags = [*FLAGS, *isa_flags, *has_bf16, *openmp, f"-DFM_ISA={isa}", *own_flags]
                     objects += n.build(name, "compile", str(source), variables={"flags": flags})
             for source in (ROOT / "csrc/common/isa.cpp", ROOT / "csrc/bindings.cpp"):
                 objects += n.build(
                     f"{source.stem}.o",
                     "compile",
                     str(source),
-                    variables={"flags": [*FLAGS, *has_amx, *openmp, *includes, *own_flags]},
+                    variables={"flags": [*FLAGS, *has_bf16, *openmp, *includes, *own_flags]},
                 )
             n.build(str(targets["fused_margins._C"]), "link", objects)
             if nvcc is not None:

@@ -8,11 +8,12 @@
 
 namespace fused_margins {
 
-enum class Isa { baseline, v3, v4, amx };  // amx: v4 and the matrix unit
+// v4_bf16: v4 and products of bfloat16 pairs; amx: that and the matrix unit.
+enum class Isa { baseline, v3, v4, v4_bf16, amx };
 
 Isa isa();               // chosen once, at first use
 int max_threads();       // that a kernel may use when called from the present thread; 1 in a forked child
-const char* isa_name();  // "baseline", "x86-64-v3", "x86-64-v4", "x86-64-v4 with AMX"
+const char* isa_name();  // "baseline", "x86-64-v3", "x86-64-v4", "x86-64-v4 with AVX512_BF16", "x86-64-v4 with AMX"
 
 }  // namespace fused_margins
 
@@ -30,6 +31,7 @@ const char* isa_name();  // "baseline", "x86-64-v3", "x86-64-v4", "x86-64-v4 wit
 #define FM_DISPATCH(name, args)    \
   switch (isa()) {                 \
     case Isa::amx:                 \
+    case Isa::v4_bf16:             \
     case Isa::v4:                  \
       return v4::name(args);       \
     case Isa::v3:                  \
@@ -47,15 +49,17 @@ const char* isa_name();  // "baseline", "x86-64-v3", "x86-64-v4", "x86-64-v4 wit
     FM_DISPATCH(name, args)            \
   }
 
-// The same for a kernel that the matrix unit has as well, for arguments that suit it.
-#ifdef FM_HAS_AMX
-#define FM_AMX_KERNEL(name, Args, suits)                          \
-  FM_DECLARE_ALL(name, Args)                                      \
-  FM_DECLARE(amx, name, Args)                                     \
-  inline void name(const Args& args) {                            \
-    if (isa() == Isa::amx && suits(args)) return amx::name(args); \
-    FM_DISPATCH(name, args)                                       \
+// The same for a kernel that the levels of bfloat16 have as well, for arguments that suit them.
+#ifdef FM_HAS_BF16
+#define FM_BF16_KERNEL(name, Args, suits)                                 \
+  FM_DECLARE_ALL(name, Args)                                              \
+  FM_DECLARE(v4_bf16, name, Args)                                         \
+  FM_DECLARE(amx, name, Args)                                             \
+  inline void name(const Args& args) {                                    \
+    if (isa() == Isa::amx && suits(args)) return amx::name(args);         \
+    if (isa() == Isa::v4_bf16 && suits(args)) return v4_bf16::name(args); \
+    FM_DISPATCH(name, args)                                               \
   }
 #else
-#define FM_AMX_KERNEL(name, Args, suits) FM_KERNEL(name, Args)
+#define FM_BF16_KERNEL(name, Args, suits) FM_KERNEL(name, Args)
 #endif

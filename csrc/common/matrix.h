@@ -14,6 +14,11 @@ inline int64_t element_bytes(DType dtype) {
   return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
 }
 
+// bfloat16 numbers have products of their own; distances are taken between centred numbers, which are float32.
+inline bool has_bf16_products(DType dtype, Similarity similarity) {
+  return dtype == DType::bfloat16 && similarity != Similarity::negative_squared_euclidean;
+}
+
 struct Matrix {
   const void* data;
   int64_t rows, width;

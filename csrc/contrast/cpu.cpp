@@ -10,8 +10,8 @@
 // Every sum runs in an order that the sizes alone decide. Labels, targets and scales are checked before anything is
 // computed. Memory beyond the outputs: x as panels, and for each chunk of columns its vectors and its weights.
 #include "problem.h"
-#ifdef __AMX_BF16__
-#include "products_amx.h"
+#ifdef __AVX512BF16__
+#include "products_bf16.h"
 #else
 #include "products.h"
 #endif
@@ -363,13 +363,13 @@ class Backward {
 
 }  // namespace
 
-#ifdef __AMX_BF16__
+#ifdef __AVX512BF16__
 void contrast_forward(const ContrastForward& args) {
-  forward<MatrixProducts>(args);
+  forward<Bf16Products>(args);
 }
 
 void contrast_backward(const ContrastBackward& args) {
-  Backward<MatrixProducts>(args).run();
+  Backward<Bf16Products>(args).run();
 }
 #else
 void contrast_forward(const ContrastForward& args) {

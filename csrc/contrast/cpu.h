@@ -69,13 +69,12 @@ struct ContrastBackward {
   void* grad_bias;   // T, (columns,)
 };
 
-// Products of bfloat16 numbers are the matrix unit's; distances are taken between centred numbers, which are float32.
 template <class Args>
-inline bool suits_matrix_unit(const Args& args) {
-  return args.in.x.dtype == DType::bfloat16 && args.in.similarity != Similarity::negative_squared_euclidean;
+inline bool suits_bf16(const Args& args) {
+  return has_bf16_products(args.in.x.dtype, args.in.similarity);
 }
 
-FM_AMX_KERNEL(contrast_forward, ContrastForward, suits_matrix_unit)
-FM_AMX_KERNEL(contrast_backward, ContrastBackward, suits_matrix_unit)
+FM_BF16_KERNEL(contrast_forward, ContrastForward, suits_bf16)
+FM_BF16_KERNEL(contrast_backward, ContrastBackward, suits_bf16)
 
 }  // namespace fused_margins

@@ -147,6 +147,26 @@ class Weights {
     if (p.in.self_index) exclude(p.in.self_index);
   }
 
+  struct OfVector {
+    Vector<T> weight, along;
+  };
+
+  // u in, exp(scale u + bias - shift) out, and their sums. Not inlined: both directions run the same instructions, for
+  // a compiler that fuses multiplications and additions differently in two copies would give them different bits.
+  __attribute__((noinline)) static OfVector weigh(T* w, int64_t stride, int64_t count, Vector<T> scale, const T* bias,
+                                                  Vector<T> shift, bool euclidean) {
+    using V = Vector<T>;
+    V weight = V{}, along = V{};
+    for (int64_t j = 0; j < count; ++j) {
+      const V u = load(w + j * stride);
+      const V e = exponentials<T>(u * scale + ((bias ? bias[j] : T(0)) - shift));
+      weight += e;
+      if (euclidean) along += e == T(0) ? V{} : e * u;
+      save(w + j * stride, e);
+    }
+    return {weight, along};
+  }
+
   // One vector of rows, all columns; u in, weights out.
   void exponentiate(int64_t first, int64_t count, int64_t row, int64_t rows, bool maximum, const T* given, T* w,
                     Sums* sums, int64_t at) const {
@@ -155,7 +175,7 @@ class Weights {
     for (int64_t i = 0; i < rows; ++i) lane[i] = p.scale(row + i);
     const V scale = load(lane);
     const T* bias = p.bias() ? p.bias() + first : nullptr;
-    V shift = V{}, weight = V{}, along = V{};
+    V shift = V{};
     if (given) {
       for (int64_t i = 0; i < rows; ++i) lane[i] = given[row + i];
       shift = load(lane);
@@ -167,18 +187,11 @@ class Weights {
       }
       shift = largest == none<T> ? V{} : largest;  // nothing admitted, or nothing but NaN
     }
-    const bool euclidean = p.euclidean();
-    for (int64_t j = 0; j < count; ++j) {
-      const V u = load(w + j * stride);
-      const V e = exponentials<T>(u * scale + ((bias ? bias[j] : T(0)) - shift));
-      weight += e;
-      if (euclidean) along += e == T(0) ? V{} : e * u;
-      save(w + j * stride, e);
-    }
+    const OfVector of = weigh(w, stride, count, scale, bias, shift, p.euclidean());
     if (!sums) return;
-    save(sums->weight + at, weight);
+    save(sums->weight + at, of.weight);
     save(sums->shift + at, shift);
-    save(sums->along + at, along);
+    save(sums->along + at, of.along);
   }
 };
 

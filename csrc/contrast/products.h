@@ -1,5 +1,5 @@
 // The three products of contrast: logits, the average of the columns, and the gradient of the columns. Here with the
-// vector unit's tiles; products_amx.h has them for the matrix unit. Their operands are what each of them likes best.
+// tile of tile.h; products_bf16.h has them for bfloat16. Their operands are what each of them likes best.
 #pragma once
 
 #include "../common/rows.h"

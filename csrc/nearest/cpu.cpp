@@ -15,14 +15,14 @@
 #include "../common/rows.h"
 #include "../common/scratch.h"
 #include "groups.h"
+#include "tiles.h"
 
 namespace fused_margins {
 namespace FM_ISA {
 namespace {
 
-constexpr int64_t SMALL = 256;           // rows and columns of a group that is compared pair by pair
-constexpr int64_t ROWS = 8 * TILE_ROWS;  // of a task: they share a panel of columns in the first-level cache
-constexpr int64_t CHUNK = 2048;          // columns whose panels are made together
+constexpr int64_t SMALL = 256;   // rows and columns of a group that is compared pair by pair
+constexpr int64_t CHUNK = 2048;  // columns whose panels are made together
 
 template <class T>
 constexpr T none = -std::numeric_limits<T>::infinity();
@@ -51,9 +51,11 @@ struct Best {
   }
 };
 
-template <class T>
+template <class Tiles>
 class Search {
  public:
+  using T = typename Tiles::Value;
+
   explicit Search(const NearestForward& args)
       : a_(args),
         groups_(args),
@@ -63,8 +65,7 @@ class Search {
         euclidean_(args.similarity == Similarity::negative_squared_euclidean),
         itself_(args.x.data == args.y.data && args.row_labels == args.column_labels && args.x.rows == args.y.rows &&
                 args.x.row_stride == args.y.row_stride && args.x.column_stride == args.y.column_stride),
-        width_(args.x.width),
-        stride_(odd_lines(args.x.width)) {}
+        width_(args.x.width) {}
 
   void run() {
     double work = 0;
@@ -101,7 +102,7 @@ class Search {
   Buffer<T> centre_;
   Rows<T> x_, y_;
   bool euclidean_, itself_;
-  int64_t width_, stride_;
+  int64_t width_;
 
   Best<T> best(int64_t row) const { return {static_cast<T*>(a_.best) + row * a_.k, a_.index + row * a_.k, a_.k}; }
   T below(int64_t row) const { return a_.below ? static_cast<const T*>(a_.below)[row] : -none<T>; }
@@ -153,21 +154,22 @@ class Search {
   // -- Large groups --
 
   void through_tiles(const std::vector<const Group*>& groups, int threads) {
-    constexpr int64_t wide = TILE_COLUMNS<T>;
+    constexpr int64_t wide = Tiles::WIDE;
     int64_t most = 0;
     for (const Group* g : groups) most = std::max(most, g->columns);
     const LabelIds ids(a_.row_labels, a_.x.rows, a_.column_labels, a_.y.rows);
     const int64_t chunk = round_up(std::min(CHUNK, most), wide);
-    Buffer<T> panels(chunk * width_), factors(chunk), longest(chunk / wide);
+    Tiles tiles(x_, y_, chunk);
+    Buffer<T> factors(chunk), longest(chunk / wide);
     Buffer<int32_t> labels(chunk);
     // Of a thread: rows as the products take them, products, a pair of rows as they are.
-    const int64_t own = std::max(ROWS, wide) * stride_;
-    Scratch<T> scratch(threads, own + ROWS * wide + 2 * width_);
+    Scratch<T> scratch(threads, tiles.scratch_size() + ROWS * wide + 2 * width_);
     Buffer<T> row_factor(a_.x.rows);
 
 #pragma omp parallel num_threads(threads)
     {
-      T *prepared = scratch.mine(), *u = prepared + own, *pair = u + ROWS * wide;
+      [[maybe_unused]] typename Tiles::Session session;
+      T *prepared = scratch.mine(), *u = prepared + tiles.scratch_size(), *pair = u + ROWS * wide;
       for (const Group* g : groups) {
         const int64_t* rows = groups_.row_order.get() + g->first_row;
 #pragma omp for schedule(static)
@@ -177,24 +179,20 @@ class Search {
           const int64_t count = std::min(chunk, g->columns - first), tasks = ceil_div(g->rows, ROWS);
 #pragma omp for schedule(static)
           for (int64_t c = 0; c < count; c += wide) {
-            std::fill(prepared, prepared + wide * stride_, T(0));
-            for (int64_t j = c; j < std::min(c + wide, count); ++j) {
-              factors[j] = y_.prepare(columns[j], prepared + (j - c) * stride_);
-              labels[j] = ids.columns[columns[j]];
-            }
-            for (int64_t j = count; j < c + wide; ++j) factors[j] = 0;
-            longest[c / wide] = *std::max_element(factors.get() + c, factors.get() + std::min(c + wide, count));
-            transpose_panel(prepared, stride_, width_, panels.get() + c * width_);
+            const int64_t n = std::min(wide, count - c);
+            tiles.prepare_columns(c / wide, columns + c, n, factors.get() + c, prepared);
+            for (int64_t j = c; j < c + n; ++j) labels[j] = ids.columns[columns[j]];
+            for (int64_t j = c + n; j < c + wide; ++j) factors[j] = 0;
+            longest[c / wide] = *std::max_element(factors.get() + c, factors.get() + c + n);
           }
 #pragma omp for schedule(dynamic)
           for (int64_t task = 0; task < tasks; ++task) {
             const int64_t row0 = task * ROWS, height = std::min(ROWS, g->rows - row0);
             for (int64_t r = 0; r < height; ++r)
-              row_factor[rows[row0 + r]] = x_.prepare(rows[row0 + r], prepared + r * stride_);
+              row_factor[rows[row0 + r]] = tiles.prepare_row(rows[row0 + r], r, prepared);
             for (int64_t c = 0; c < count; c += wide) {
               const int64_t n = std::min(wide, count - c);
-              panel_product<T, Left::contiguous_depth>(prepared, stride_, height, panels.get() + c * width_, wide, n,
-                                                       width_, u, wide, false);
+              tiles.products(prepared, height, c / wide, n, u);
               for (int64_t r = 0; r < height; ++r) {
                 const int64_t row = rows[row0 + r];
                 if (may_improve(row, row_factor[row], u + r * wide, factors.get() + c, longest[c / wide]))
@@ -266,7 +264,11 @@ class Search {
 
 void nearest_forward(const NearestForward& args) {
   if (args.self_index) check_index("self_index", args.self_index, args.x.rows, args.y.rows, -1);
-  args.x.dtype == DType::float64 ? Search<double>(args).run() : Search<float>(args).run();
+#ifdef __AVX512BF16__
+  Search<Bf16Tiles>(args).run();
+#else
+  args.x.dtype == DType::float64 ? Search<VectorTiles<double> >(args).run() : Search<VectorTiles<float> >(args).run();
+#endif
 }
 
 }  // namespace FM_ISA

@@ -19,6 +19,10 @@ struct NearestForward {
   int64_t* index;  // (rows, k)
 };
 
-FM_KERNEL(nearest_forward, NearestForward)
+inline bool suits_bf16(const NearestForward& args) {
+  return has_bf16_products(args.x.dtype, args.similarity);
+}
+
+FM_BF16_KERNEL(nearest_forward, NearestForward, suits_bf16)
 
 }  // namespace fused_margins

@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[2]
 ISAS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS |= {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
-# The matrix unit's kernels: of these ops, where the compiler knows it.
-AMX_OPS = ("contrast",)
-AMX = ["-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+# The kernels with bfloat16 products: of these ops, where the compiler knows them.
+BF16_OPS = ("contrast", "nearest")
+BF16_ISAS = {"v4_bf16": ["-march=x86-64-v4", "-mavx512bf16"]}
+BF16_ISAS["amx"] = [*BF16_ISAS["v4_bf16"], "-mamx-tile", "-mamx-bf16"]
 FLAGS = ["-std=c++17", "-g", "-fno-omit-frame-pointer", "-Wno-psabi", "-DFM_NO_POOL"]
 SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -28,9 +29,9 @@ def compiler() -> str:
     return os.environ.get("CXX") or next(name for name in ("g++", "clang++", "c++") if shutil.which(name))
 
 
-def has_amx() -> bool:
-    """Whether the compiler builds for the matrix unit."""
-    probe = [compiler(), *AMX, "-x", "c++", "-fsyntax-only", "-"]
+def has_bf16() -> bool:
+    """Whether the compiler knows the vector unit's bfloat16 products and the matrix unit."""
+    probe = [compiler(), *BF16_ISAS["amx"], "-x", "c++", "-fsyntax-only", "-"]
     source = "#include <immintrin.h>\nvoid f() { _tile_dpbf16ps(0, 1, 2); }"
     is_x86 = "v4" in ISAS
     return is_x86 and subprocess.run(probe, input=source, text=True, capture_output=True, check=False).returncode == 0
@@ -42,14 +43,14 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def build(folder: Path, flags: list[str]) -> Path:
     """The driver, with the kernels of all instruction sets."""
-    isas = ISAS | ({"amx": AMX} if has_amx() else {})
-    flags = [*flags, *(["-DFM_HAS_AMX"] if has_amx() else [])]
+    isas = ISAS | (BF16_ISAS if has_bf16() else {})
+    flags = [*flags, *(["-DFM_HAS_BF16"] if has_bf16() else [])]
     sources = sorted(ROOT.glob("csrc/*/cpu.cpp"))
     jobs = [
         (folder / f"{source.parent.name}_{isa}.o", [*isas[isa], f"-DFM_ISA={isa}", str(source)])
         for isa in isas
         for source in sources
-        if isa != "amx" or source.parent.name in AMX_OPS
+        if isa not in BF16_ISAS or source.parent.name in BF16_OPS
     ]
     jobs += [
         (folder / f"{source.stem}.o", [str(source)])
@@ -88,8 +89,8 @@ def main() -> None:
         program = str(build(Path(name), SANITIZERS))
         for kind in ("overrun", "overflow"):
             must_fail(run(program, "fault", kind), kind)
-        for isa in [*ISAS, *(["amx"] if has_amx() else [])]:
-            done = run(program, FUSED_MARGINS_ISA=isa)
+        for isa in [*ISAS, *(BF16_ISAS if has_bf16() else [])]:
+            done = run(program, FUSED_MARGINS_ISA=isa.replace("_", "-"))
             if "this processor does not have" in done.stderr:
                 print(f"{isa}: this processor does not have it")
                 continue

@@ -106,12 +106,14 @@ def test_each_input_alone(op, backend, device_for):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_memory_budget_changes_no_bit_of_a_gradient(similarity, backend, device_for, no_memory_budget):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_memory_budget_changes_no_bit_of_a_gradient(dtype, similarity, backend, device_for, no_memory_budget):
+    """At a scale that is no power of two: its products round, and whether they do before an addition shows."""
     device_for("contrast", backend)
     op = cases.load("contrast")
     found = next(c for c in op.CASES if c.name == "chunks")
-    inputs = found.make(torch.Generator().manual_seed(0)) | {"similarity": similarity}
-    inputs = cases.convert(inputs, torch.float32)
+    inputs = found.make(torch.Generator().manual_seed(0)) | {"similarity": similarity, "scale": 30.0}
+    inputs = cases.convert(inputs, dtype)
     recomputed = cases.evaluate(op, inputs, backend)
     registry.set_memory_budget(2**30)
     kept = cases.evaluate(op, inputs, backend)

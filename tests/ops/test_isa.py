@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LEVELS = {"baseline": "baseline", "v3": "x86-64-v3", "v4": "x86-64-v4", "amx": "x86-64-v4 with AMX"}
+LEVELS = {
+    "baseline": "baseline",
+    "v3": "x86-64-v3",
+    "v4": "x86-64-v4",
+    "v4-bf16": "x86-64-v4 with AVX512_BF16",
+    "amx": "x86-64-v4 with AMX",
+}
 NAME_OF_LEVEL = "from fused_margins.ops import native; print(native.module.instruction_set())"
 
 
@@ -39,7 +45,7 @@ def test_parity_on_every_instruction_set(level):
 
 def test_an_unknown_instruction_set_is_named():
     run = python("-c", NAME_OF_LEVEL, level="v9")
-    assert "FUSED_MARGINS_ISA: expected baseline, v3, v4 or amx, got v9" in run.stderr
+    assert "FUSED_MARGINS_ISA: expected baseline, v3, v4, v4-bf16 or amx, got v9" in run.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forbids pages with mprotect")

@@ -1,40 +1,38 @@
-// The products of contrast on the matrix unit, for bfloat16. x and y are taken as they are, and their factors applied
-// to the results; weights are float32 and split in two parts.
+// The products of contrast for bfloat16, on the matrix unit or the vector unit. x and y are taken as they are, and
+// their factors applied to the results; weights are float32 and split in two parts.
 #pragma once
 
-#include "../common/amx.h"
-#include "../common/rows.h"
-#include "../common/transpose.h"
+#include "../common/bf16_rows.h"
 #include "kept.h"
 
 namespace fused_margins {
 namespace FM_ISA {
 
-class MatrixProducts {
+class Bf16Products {
  public:
   using Value = float;
-  static constexpr int64_t WIDE = AMX_BLOCK;
-  static constexpr int64_t ROW_TASK = 8 * AMX_BLOCK;
-  static int64_t group(int64_t columns, int threads) { return columns < 8 * 96 * threads ? 32 : 96; }
-  using Session = TileSession;
+  static constexpr int64_t WIDE = BF16_COLUMNS;
+  static constexpr int64_t ROW_TASK = 8 * WIDE;
+  static int64_t group(int64_t columns, int threads) { return columns < 8 * 96 * threads ? BF16_ROWS : 96; }
+  using Session = Bf16Session;
 
-  MatrixProducts(const Rows<float>& x, const Rows<float>& y, const Kept<float>& kept)
+  Bf16Products(const Rows<float>& x, const Rows<float>& y, const Kept<float>& kept)
       : x_(x),
         y_(y),
         kept_(kept),
         rows_(x.count()),
         width_(x.width()),
-        depth_(round_up(width_, AMX_DEPTH)),
+        depth_(round_up(width_, BF16_DEPTH)),
         row_stride_(odd_lines_of_halves(width_)),
         pair_stride_(2 * odd_lines(depth_)) {}
 
   int64_t panels() const { return ceil_div(rows_, WIDE); }
   int64_t parts() const { return depth_ / WIDE; }
   int64_t block_size(int64_t count) const {
-    const int64_t capacity = round_up(count, AMX_DEPTH);
+    const int64_t capacity = round_up(count, BF16_DEPTH);
     return capacity / 2 * (row_stride_ + pair_stride_ / 2) + capacity;
   }
-  int64_t scratch_size() const { return depth_ + AMX_BLOCK * row_stride_ / 2; }
+  int64_t scratch_size() const { return depth_ + WIDE * row_stride_ / 2; }
 
   // -- Logits --
 
@@ -49,10 +47,9 @@ class MatrixProducts {
     if (count < WIDE) std::fill(rows, rows + WIDE * row_stride_, uint16_t(0));
     std::fill(x_scale_.get() + first, x_scale_.get() + first + WIDE, 0.0f);
     for (int64_t i = 0; i < count; ++i)
-      x_scale_[first + i] = convert(x_, first + i, measure, kept_.x_factor[first + i], scratch, rows + i * row_stride_);
-    // Pairs of depths are 32 bits, as floats are.
-    transpose_panel(reinterpret_cast<const float*>(rows), row_stride_ / 2, depth_ / 2,
-                    reinterpret_cast<float*>(panel_of(panel)));
+      x_scale_[first + i] =
+          bf16_row(x_, first + i, measure, kept_.x_factor[first + i], scratch, rows + i * row_stride_);
+    bf16_panel(rows, row_stride_, depth_, panel_of(panel));
   }
 
   void prepare_columns(int64_t first, int64_t at, int64_t count, int64_t total, bool measure, float* block,
@@ -60,8 +57,8 @@ class MatrixProducts {
     uint16_t *rows = rows_of(block), *pairs = pairs_of(block, total);
     for (int64_t j = at; j < at + count; ++j)
       scale_of(block, total)[j] =
-          convert(y_, first + j, measure, kept_.y_factor[first + j], scratch, rows + j * row_stride_);
-    const int64_t end = at + count == total ? round_up(total, AMX_DEPTH) : at + count;
+          bf16_row(y_, first + j, measure, kept_.y_factor[first + j], scratch, rows + j * row_stride_);
+    const int64_t end = at + count == total ? round_up(total, BF16_DEPTH) : at + count;
     std::fill(rows + (at + count) * row_stride_, rows + end * row_stride_, uint16_t(0));
     for (int64_t j = at; j < end; j += 2)
       interleave(rows + j * row_stride_, rows + (j + 1) * row_stride_, depth_, pairs + j / 2 * pair_stride_);
@@ -71,12 +68,12 @@ class MatrixProducts {
     const int64_t lanes = std::min(WIDE, round_up(rows_ - panel * WIDE, 16));
     const float *y_scale = scale_of(block, total), *x_scale = x_scale_.get() + panel * WIDE;
     // A few steps of the depth at a time: their part of the right operand stays in the first-level cache.
-    const int64_t steps = depth_ / AMX_DEPTH, together = 16;
+    const int64_t steps = depth_ / BF16_DEPTH, together = 16;
     for (int64_t s = 0; s < steps || s == 0; s += together)
-      for (int64_t j = 0; j < count; j += AMX_BLOCK)
-        amx_product<1>({rows_of(block) + j * row_stride_ + s * AMX_DEPTH, row_stride_, 0},
-                       {panel_of(panel) + s * AMX_DEPTH * WIDE, 2 * WIDE, 0}, std::min(together, steps - s),
-                       std::min(AMX_BLOCK, count - j), lanes, w + j * kept_.stride, kept_.stride, s > 0);
+      for (int64_t j = 0; j < count; j += BF16_ROWS)
+        bf16_product<1>({rows_of(block) + j * row_stride_ + s * BF16_DEPTH, row_stride_, 0},
+                        {panel_of(panel) + s * BF16_DEPTH * WIDE, 2 * WIDE, 0}, std::min(together, steps - s),
+                        std::min(BF16_ROWS, count - j), lanes, w + j * kept_.stride, kept_.stride, s > 0);
     for (int64_t v = 0; v < lanes; v += 16) {
       const Vector<float> factor = load(x_scale + v);
       for (int64_t j = 0; j < count; ++j)
@@ -95,7 +92,7 @@ class MatrixProducts {
     const float* y_scale = scale_of(block, count);
     uint16_t* out = weight_part(slot, panel);
     const int64_t lanes = std::min(WIDE, round_up(rows_ - panel * WIDE, 16));
-    for (int64_t j0 = 0; j0 < round_up(count, AMX_DEPTH); j0 += 16)
+    for (int64_t j0 = 0; j0 < round_up(count, BF16_DEPTH); j0 += 16)
       for (int64_t half = 0; half < lanes; half += 16) {
         Vector<float> v[16];
         for (int64_t j = 0; j < 16; ++j)
@@ -111,9 +108,9 @@ class MatrixProducts {
     const Parts pairs{pairs_of(block, count) + 2 * d0, pair_stride_, 0};
     const int64_t columns = std::min(WIDE, round_up(width_ - d0, 16));
     for (int64_t i = 0; i < rows; i += WIDE)
-      amx_product<PARTS>({weight_part(slot, (row0 + i) / WIDE), WEIGHT_STRIDE, WIDE * WEIGHT_STRIDE}, pairs,
-                         ceil_div(count, AMX_DEPTH), std::min(WIDE, rows - i), columns, out + i * out_stride,
-                         out_stride, accumulate);
+      bf16_product<PARTS>({weight_part(slot, (row0 + i) / WIDE), WEIGHT_STRIDE, WIDE * WEIGHT_STRIDE}, pairs,
+                          ceil_div(count, BF16_DEPTH), std::min(WIDE, rows - i), columns, out + i * out_stride,
+                          out_stride, accumulate);
   }
 
   // -- Gradient of the columns --
@@ -123,7 +120,7 @@ class MatrixProducts {
     row_scale_ = Buffer<float>(2 * row_pairs());
   }
   int64_t gradient_scratch_size(int64_t count) const {
-    return PARTS * round_up(count, AMX_BLOCK) * odd_lines_of_halves(rows_) / 2;
+    return PARTS * round_up(count, BF16_ROWS) * odd_lines_of_halves(rows_) / 2;
   }
 
   void prepare_gradient(const float* factors, float* scratch) {
@@ -133,7 +130,7 @@ class MatrixProducts {
       for (int64_t i = 2 * pair; i < 2 * pair + 2; ++i) {
         uint16_t* row = rows + i % 2 * row_stride_;
         if (i < rows_)
-          row_scale_[i] = factors[i] * convert(x_, i, false, kept_.x_factor[i], scratch, row);
+          row_scale_[i] = factors[i] * bf16_row(x_, i, false, kept_.x_factor[i], scratch, row);
         else
           row_scale_[i] = 0, std::fill_n(row, row_stride_, uint16_t(0));
       }
@@ -142,7 +139,7 @@ class MatrixProducts {
   }
 
   void gradient(const float* w, int64_t count, float* out, int64_t out_stride, float* scratch) const {
-    const int64_t stride = odd_lines_of_halves(rows_), plane = round_up(count, AMX_BLOCK) * stride;
+    const int64_t stride = odd_lines_of_halves(rows_), plane = round_up(count, BF16_ROWS) * stride;
     uint16_t* left = reinterpret_cast<uint16_t*>(scratch);
     for (int64_t j = 0; j < count; ++j)
       for (int64_t i = 0; i < 2 * row_pairs(); i += 16) {
@@ -151,10 +148,10 @@ class MatrixProducts {
         split<PARTS>(_mm512_mul_ps(weight, (__m512)load(row_scale_.get() + i)), left + j * stride + i, plane);
       }
     for (int64_t d0 = 0; d0 < depth_; d0 += WIDE)
-      for (int64_t j = 0; j < count; j += AMX_BLOCK)
-        amx_product<PARTS>({left + j * stride, stride, plane}, {gradient_pairs_.get() + 2 * d0, pair_stride_, 0},
-                           2 * row_pairs() / AMX_DEPTH, std::min(AMX_BLOCK, count - j), WIDE, out + j * out_stride + d0,
-                           out_stride, false);
+      for (int64_t j = 0; j < count; j += BF16_ROWS)
+        bf16_product<PARTS>({left + j * stride, stride, plane}, {gradient_pairs_.get() + 2 * d0, pair_stride_, 0},
+                            2 * row_pairs() / BF16_DEPTH, std::min(BF16_ROWS, count - j), WIDE,
+                            out + j * out_stride + d0, out_stride, false);
   }
 
  private:
@@ -169,7 +166,7 @@ class MatrixProducts {
   Buffer<uint16_t> gradient_pairs_;  // (rows / 2, pair_stride)
   Buffer<float> x_scale_, row_scale_;
 
-  int64_t row_pairs() const { return round_up(rows_, AMX_DEPTH) / 2; }
+  int64_t row_pairs() const { return round_up(rows_, BF16_DEPTH) / 2; }
   uint16_t* panel_of(int64_t panel) const { return logit_panels_.get() + panel * depth_ * WIDE; }
   uint16_t* weight_part(int64_t slot, int64_t panel) const {
     return weight_parts_.get() + (slot * panels() + panel) * PARTS * WIDE * WEIGHT_STRIDE;
@@ -178,28 +175,10 @@ class MatrixProducts {
   // In the memory of a block of `total` columns: rows, the same as pairs, and what the results are multiplied by.
   uint16_t* rows_of(float* block) const { return reinterpret_cast<uint16_t*>(block); }
   uint16_t* pairs_of(float* block, int64_t total) const {
-    return rows_of(block) + round_up(total, AMX_DEPTH) * row_stride_;
+    return rows_of(block) + round_up(total, BF16_DEPTH) * row_stride_;
   }
   float* scale_of(float* block, int64_t total) const {
-    return block + round_up(total, AMX_DEPTH) / 2 * (row_stride_ + pair_stride_ / 2);
-  }
-
-  // A row, zeros up to the depth; returns what its products are to be multiplied by. It is scaled by the power of two
-  // that brings its length near 1: exact, and no product leaves the range of float32.
-  float convert(const Rows<float>& side, int64_t row, bool measure, float& factor, float* scratch,
-                uint16_t* out) const {
-    load_row(side.matrix, row, scratch);
-    const bool cosine = side.similarity == Similarity::cosine;
-    const float inverse = cosine && !measure ? factor : side.inverse_length(scratch);
-    if (measure) factor = cosine ? inverse : 1.0f;
-    float power = bits<float>(bits<uint32_t>(inverse) & 0x7f800000u);
-    if (power == 0 && inverse > 0) power = std::numeric_limits<float>::min();
-    if (power == 0 && !cosine) {  // too short to tell, or nothing but zeros, or something infinite
-      const double squared = sum_of_squares(scratch, width_);
-      power = squared > 0 && squared < 1 ? 0x1p127f : 1.0f;
-    }
-    round_row(scratch, power, width_, depth_, out);
-    return power == 0 ? 0.0f : factor / power;
+    return block + round_up(total, BF16_DEPTH) / 2 * (row_stride_ + pair_stride_ / 2);
   }
 };
 
