@@ -10,7 +10,9 @@ from .errors import UserError
 Positive = Annotated[float, Field(gt=0)]
 AtLeast0 = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-Negatives = Literal["semihard", "hard"]
+AtLeast0Count = Annotated[int, Field(ge=0)]
+Positives = Literal["easy", "random", "hard", "all"]
+Negatives = Literal["semihard", "hard", "random", "distance-weighted"]
 
 
 class Settings(BaseModel):
@@ -36,34 +38,34 @@ class MarginSoftmax(Settings):
 
 
 class Triplet(Settings):
-    """Triplet loss with a positive drawn at random from the batch: what easy positives are compared with."""
+    """Triplet loss; `positives` and `negatives` say which of an anchor's samples make its triplets."""
 
     name: Literal["triplet"] = "triplet"
-    margin: AtLeast0 = 0.2
+    positives: Positives = "easy"
     negatives: Negatives = "semihard"
-
-
-class EasyPositiveTriplet(Settings):
-    """Triplet loss with the nearest sample of the class as positive."""
-
-    name: Literal["easy-positive-triplet"] = "easy-positive-triplet"
     margin: AtLeast0 = 0.2
-    negatives: Negatives = "semihard"
+    memory: AtLeast0Count = 0
 
 
-class EasyPositiveMargin(Settings):
-    """Margin loss with a learnable boundary `beta` and the nearest sample of the class as positive."""
+class MarginLoss(Settings):
+    """Margin loss with a learnable boundary `beta` between positive and negative distances."""
 
-    name: Literal["easy-positive-margin"] = "easy-positive-margin"
+    name: Literal["margin"] = "margin"
+    positives: Positives = "easy"
+    negatives: Negatives = "distance-weighted"
     margin: AtLeast0 = 0.2
     beta: Positive = 1.2
+    memory: AtLeast0Count = 0
 
 
-class EasyPositiveInfoNCE(Settings):
-    """InfoNCE with the nearest sample of the class as positive."""
+class InfoNCE(Settings):
+    """InfoNCE: the positive against all samples of other classes, or against one of them."""
 
-    name: Literal["easy-positive-infonce"] = "easy-positive-infonce"
+    name: Literal["infonce"] = "infonce"
+    positives: Positives = "easy"
+    negatives: Literal[Negatives, "all"] = "all"
     temperature: Positive = 0.1
+    memory: AtLeast0Count = 0
 
 
 class Magnet(Settings):
@@ -80,19 +82,9 @@ class Magnet(Settings):
     scale: Positive = 10.0
 
 
-LossSettings = (
-    Softmax | MarginSoftmax | Triplet | EasyPositiveTriplet | EasyPositiveMargin | EasyPositiveInfoNCE | Magnet
-)
+LossSettings = Softmax | MarginSoftmax | Triplet | MarginLoss | InfoNCE | Magnet
 Loss = Annotated[LossSettings, Field(discriminator="name")]
-LossName = Literal[
-    "softmax",
-    "margin-softmax",
-    "triplet",
-    "easy-positive-triplet",
-    "easy-positive-margin",
-    "easy-positive-infonce",
-    "magnet",
-]
+LossName = Literal["softmax", "margin-softmax", "triplet", "margin", "infonce", "magnet"]
 _LOSSES: dict[str, type[LossSettings]] = {
     settings.model_fields["name"].default: settings for settings in get_args(LossSettings)
 }
@@ -126,7 +118,11 @@ class TrainConfig(Settings):
     """One training run."""
 
     dataset: str = "digits"
-    """Name of a registered data set."""
+    """Name of a data set (`fused-margins data` lists them), or folder:PATH."""
+    image_size: Count | None = None
+    """Width and height of the images in pixels; by default what is usual for the data set."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of each training class to keep for judging, where the data set has no such images of its own."""
     labels: Literal["fine", "coarse"] = "fine"
     """Labels to train on; the evaluation always judges on the fine ones."""
     classes: tuple[int, ...] | None = None
@@ -150,8 +146,29 @@ class TrainConfig(Settings):
     """Backend of the loss kernels: auto, reference, cpu, ..."""
     device: str = "cpu"
     """Where model and losses live: cpu, cuda, cuda:1, ..."""
+    perturbation: AtLeast0 = 0.0
+    """Relative change of the network's first weights: at 1e-7 it shows what rounding alone does to a run."""
     threads: Count | None = None
     """Threads of torch; by default as many as torch takes. The last bits of a convolution depend on them."""
+
+
+class Judging(Settings):
+    """How a trained network is judged."""
+
+    episodes: Count = 600
+    """Few-shot episodes for each number of ways and shots."""
+    ways: tuple[Annotated[int, Field(ge=2)], ...] = (5,)
+    """Novel classes of an episode."""
+    shots: tuple[Count, ...] = (1, 5)
+    """Labelled images of each class of an episode."""
+    queries: Count = 16
+    """Images of each class to be recognised; fewer where the classes are too small for as many."""
+    neighbours: tuple[Count, ...] = (10,)
+    """Nearest clusters that the k-nearest-cluster classifier asks, one figure for each number."""
+    official_runs: bool = False
+    """Also the official one-shot runs of Omniglot."""
+    judging_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of episodes and clusterings; the same for every network, so that all see the same episodes."""
 
 
 def make_loss(name: str, **options: object) -> LossSettings:

@@ -1,52 +1,59 @@
 """Everything a trained network is judged on, by the classes it is judged on."""
 
-from typing import Any
-
 import torch
 
 from . import metrics
-from .datasets import ImageSet, Task
+from .config import Judging
+from .datasets import ImageSet, Task, one_shot_runs
 from .episodes import centroid_accuracy, head_accuracy, sample_episodes
 from .trainer import Trainer
 
-SHOTS = (1, 5)
 
-
-def evaluate(trainer: Trainer, task: Task, *, num_episodes: int = 600, seed: int = 0) -> dict[str, Any]:
-    """Figures of the held-out images of the training classes, and of the novel classes, as far as the task has them.
+def evaluate(trainer: Trainer, task: Task, judging: Judging) -> dict[str, float]:
+    """Figures of held-out images of the training classes and of novel classes, as far as the task has them.
 
     Args:
         trainer: holds the network; it trained on `task.training`.
         task: what to judge on; by fine labels, but for accuracy and kNC error, which ask for the training labels.
-        num_episodes: few-shot episodes for each number of shots.
-        seed: of clusters and episodes; the same seed gives the same episodes to every network.
+        judging: episodes, ways, shots, neighbours, and the seed that gives every network the same ones.
+
+    Returns:
+        Fractions in [0, 1], but for `discriminability` and `modes`. `validation_...` and `novel_...` are of classes
+        that the training never saw; `..._interval` is half a 95% interval over episodes as the few-shot papers take
+        it (1.96 standard deviations with ddof 0, over the root of their number), `..._student` by Student's t.
     """
-    figures: dict[str, Any] = {}
+    figures: dict[str, float] = {}
     if task.held_out is not None:
-        figures |= _judge_held_out(trainer, task.training, task.held_out, seed)
-    if task.novel is not None:
-        figures |= _judge_novel(trainer, task.novel, num_episodes, seed)
+        figures |= _judge_held_out(trainer, task.training, task.held_out, judging)
+    for name, images in (("validation", task.validation), ("novel", task.novel)):
+        if images is not None:
+            judged = _judge_unseen(trainer, images, judging)
+            figures |= {f"{name}_{figure}": value for figure, value in judged.items()}
+    if judging.official_runs:
+        figures |= _judge_official_runs(trainer)
     return figures
 
 
-def _judge_held_out(trainer: Trainer, training: ImageSet, held_out: ImageSet, seed: int) -> dict[str, float]:
+def _judge_held_out(trainer: Trainer, training: ImageSet, held_out: ImageSet, judging: Judging) -> dict[str, float]:
     config = trainer.config
     embeddings = trainer.embed(held_out)
     labels, targets = held_out.labels, held_out.targets(config.labels).to(embeddings.device)
-    knc_error = metrics.knc_error(
+    figures = {
+        **_judge_retrieval(embeddings, held_out, judging.judging_seed, config.backend),
+        "discriminability": metrics.discriminability(embeddings, labels),
+    }
+    errors = metrics.knc_errors(
         trainer.embed(training),
         training.targets(config.labels),
         embeddings,
         targets,
-        seed=seed,
+        neighbours=judging.neighbours,
+        seed=judging.judging_seed,
         backend=config.backend,
     )
-    figures = {
-        **metrics.recall_at_k(embeddings, labels, backend=config.backend),
-        **metrics.cluster_agreement(embeddings, labels, seed=seed),
-        "knc_error": knc_error,
-        "discriminability": metrics.discriminability(embeddings, labels),
-    }
+    figures |= {f"knc_error@{l}": error for l, error in errors.items()}
+    if len(held_out.coarse_names) < len(held_out.class_names):
+        figures["modes"] = metrics.modes_kept(embeddings, held_out.coarse_labels, labels, seed=judging.judging_seed)
     classifier = trainer.objective.classifier()
     if classifier is not None:
         with torch.no_grad():
@@ -55,25 +62,49 @@ def _judge_held_out(trainer: Trainer, training: ImageSet, held_out: ImageSet, se
     return figures
 
 
-def _judge_novel(trainer: Trainer, novel: ImageSet, num_episodes: int, seed: int) -> dict[str, float]:
-    embeddings = trainer.embed(novel)
-    generator = torch.Generator().manual_seed(seed)
+def _judge_retrieval(embeddings: torch.Tensor, images: ImageSet, seed: int, backend: str) -> dict[str, float]:
+    labels = images.labels
+    return {
+        **metrics.recall_at_k(embeddings, labels, backend=backend),
+        "map@r": metrics.mean_average_precision_at_r(embeddings, labels, backend=backend),
+        **metrics.cluster_agreement(embeddings, labels, seed=seed),
+    }
+
+
+def _judge_unseen(trainer: Trainer, images: ImageSet, judging: Judging) -> dict[str, float]:
+    embeddings = trainer.embed(images)
+    generator = torch.Generator().manual_seed(judging.judging_seed)
+    smallest = int(torch.bincount(images.labels).min())
     figures = {}
-    for k_shot in SHOTS:
-        episodes = sample_episodes(
-            novel.labels,
-            n_way=min(5, len(novel.class_names)),
-            k_shot=k_shot,
-            num_episodes=num_episodes,
-            generator=generator,
-        )
-        for kind, accuracy in (
-            ("", head_accuracy(embeddings, episodes, generator)),
-            ("_centroid", centroid_accuracy(embeddings, episodes)),
-        ):
-            name = f"novel_{k_shot}shot{kind}"
-            figures[name], figures[f"{name}_interval"] = metrics.mean_and_interval(accuracy)
-    agreement = metrics.cluster_agreement(embeddings, novel.labels, seed=seed)
-    figures["novel_nmi"], figures["novel_purity"] = agreement["nmi"], agreement["purity"]
-    figures["novel_discriminability"] = metrics.discriminability(embeddings, novel.labels)
+    for n_way in judging.ways:
+        for k_shot in judging.shots:
+            episodes = sample_episodes(
+                images.labels,
+                n_way=min(n_way, len(images.class_names)),
+                k_shot=k_shot,
+                num_queries=max(1, min(judging.queries, smallest - k_shot)),
+                num_episodes=judging.episodes,
+                generator=generator,
+            )
+            for kind, accuracy in (
+                ("", head_accuracy(embeddings, episodes, generator)),
+                ("_centroid", centroid_accuracy(embeddings, episodes)),
+            ):
+                name = f"{n_way}way_{k_shot}shot{kind}"
+                figures[name], figures[f"{name}_interval"] = metrics.mean_and_interval(accuracy)
+                figures[f"{name}_student"] = metrics.mean_and_student_interval(accuracy)[1]
+    figures |= _judge_retrieval(embeddings, images, judging.judging_seed, trainer.config.backend)
+    figures["discriminability"] = metrics.discriminability(embeddings, images.labels)
     return figures
+
+
+def _judge_official_runs(trainer: Trainer) -> dict[str, float]:
+    """The 20 runs of 20-way one-shot within an alphabet: each test image goes to the most similar training image."""
+    channels, size, _ = trainer.images.shape
+    accuracies = []
+    for run in one_shot_runs(size):
+        embeddings = trainer.embed_pixels(torch.cat([run.training, run.test]))
+        similarity = torch.nn.functional.normalize(embeddings) @ torch.nn.functional.normalize(embeddings[:20]).T
+        accuracies.append(float((similarity[20:].argmax(dim=1).cpu() == run.answers).float().mean()))
+    mean, student = metrics.mean_and_student_interval(accuracies)
+    return {"official_runs": mean, "official_runs_student": student}

@@ -5,8 +5,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -22,8 +23,25 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a progress bar shows of jobs that take long: `done` of `total` units, asked every second."""
+
+    done: Callable[[], int]
+    total: int
+    unit: str
+
+
 def run_all(
-    function: Callable[[Item], Result], items: Sequence[Item], description: str, workers: int | None = None
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    description: str,
+    workers: int | None = None,
+    work: Work | None = None,
+    on_result: Callable[[Item, Result], None] = lambda item, result: None,
 ) -> list[Result]:
     """`function(item)` for every item, in the order of the items.
 
@@ -32,28 +50,48 @@ def run_all(
         items: what to work on, the longest jobs first.
         description: beside the progress bar.
         workers: processes; by default as many as cores, and none at all for a single worker.
+        work: what the bar shows; by default the number of finished items.
+        on_result: called as each item is finished.
     """
     workers = min(workers or available_cores(), len(items))
-    with progress(description, total=len(items), unit="runs") as advance:
+    finished: list[Item] = []
+    work = work or Work(lambda: len(finished), len(items), "runs")
+    with progress(description, total=work.total, unit=work.unit) as advance:
+        shown = 0
+
+        def show() -> None:
+            nonlocal shown
+            for _ in range(work.done() - shown):
+                advance()
+                shown += 1
+
+        def finish(item: Item, result: Result) -> None:
+            finished.append(item)
+            on_result(item, result)
+            show()
+
         if workers <= 1:
             results = []
             for item in items:
                 results.append(function(item))
-                advance()
+                finish(item, results[-1])
             return results
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in mid-air
         others = multiprocessing.active_children()
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
             with _interrupts_ignored():
-                futures = [pool.submit(function, item) for item in items]
+                futures = {pool.submit(function, item): item for item in items}
             started = [child for child in multiprocessing.active_children() if child not in others]
+            waiting = set(futures)
             try:
-                for future in as_completed(futures):
-                    future.result()
-                    advance()
+                while waiting:
+                    ended, waiting = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                    for future in ended:
+                        finish(futures[future], future.result())
+                    show()
             except BaseException:
                 for worker in started:
-                    worker.terminate()  # rather than wait for jobs that nobody wants any more
+                    worker.terminate()  # SIGTERM: a training saves what it has, everything else ends at once
                 raise
             return [future.result() for future in futures]
 

@@ -1,12 +1,13 @@
-"""The losses' settings as flat command line options: `--loss magnet --alpha 0.3`."""
+"""Settings as flat command line options, `--loss magnet --alpha 0.3`, and presets that other options override."""
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from .config import LossName, TrainConfig, make_loss
+from .config import Judging, LossName, Negatives, Positives, TrainConfig, make_loss
+from .presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -16,17 +17,21 @@ class LossOptions:
     loss: LossName | None = None
     """Loss to train with (margin-softmax if not given)."""
     margin: float | None = None
-    """Margin of margin-softmax (of either sign), of a triplet or of easy-positive-margin."""
+    """Margin of margin-softmax (of either sign), triplet or margin."""
     scale: float | None = None
     """Scale of cosine logits."""
     similarity: Literal["cosine", "dot"] | None = None
     """Similarity of margin-softmax."""
-    negatives: Literal["semihard", "hard"] | None = None
-    """Negatives of a triplet."""
+    positives: Positives | None = None
+    """Positives of triplet, margin or infonce: the nearest of the class (easy), the farthest, one at random, or all."""
+    negatives: Literal[Negatives, "all"] | None = None
+    """Negatives of triplet, margin or infonce (which alone takes all)."""
+    memory: int | None = None
+    """Former embeddings that triplet, margin and infonce search as well (cross-batch memory)."""
     beta: float | None = None
-    """First boundary of easy-positive-margin."""
+    """First boundary of margin."""
     temperature: float | None = None
-    """Temperature of easy-positive-infonce."""
+    """Temperature of infonce."""
     alpha: float | None = None
     """Gap that magnet asks for, in units of twice the variance."""
     variance_floor: float | None = None
@@ -52,3 +57,5 @@ class LossOptions:
 
 LossFlags = tyro.conf.OmitArgPrefixes[LossOptions]
 ConfigFlags = tyro.conf.OmitArgPrefixes[TrainConfig]
+JudgingFlags = tyro.conf.OmitArgPrefixes[Judging]
+Preset = Annotated[Literal[tuple(PRESETS)] | None, tyro.conf.arg(metavar="NAME")]  # type: ignore[valid-type]

@@ -26,6 +26,10 @@ class StepDifference:
     worst_parameter: str
     drift: float  # between the losses of the two models, each trained on its own backend from the first step
 
+    @property
+    def largest(self) -> float:
+        return max(self.loss_difference, self.gradient_difference)
+
 
 class Parity:
     """Models with the same seed, trained side by side on two backends.

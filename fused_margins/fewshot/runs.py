@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from .config import TrainConfig, explain_validation
 from .errors import UserError
@@ -40,6 +40,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
+def plain(settings: BaseModel) -> dict[str, Any]:
+    """Settings as JSON has them."""
+    return settings.model_dump(mode="json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, empty where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected an object, got {type(value).__name__}")
+    return value
+
+
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_nan(item) for name, item in value.items()}
@@ -56,6 +74,8 @@ class Run:
         self.config_path = folder / "config.json"
         self.metrics_path = folder / "metrics.jsonl"
         self.checkpoint_path = folder / "checkpoint.pt"
+        self.usage_path = folder / "usage.json"
+        self.result_path = folder / "report.json"
 
     @classmethod
     def create(cls, folder: Path, config: TrainConfig) -> "Run":
@@ -76,6 +96,20 @@ class Run:
             raise UserError(f"{self.config_path}: not text ({error.reason} at byte {error.start})") from None
         except ValidationError as error:
             raise UserError(f"{self.config_path}: {explain_validation(error)}") from None
+
+    def usage(self) -> dict[str, float]:
+        """Seconds of training and the peak memory in MiB, over all resumptions; empty before the first."""
+        return read_json(self.usage_path)
+
+    def save_usage(self, usage: dict[str, float]) -> None:
+        write_json(self.usage_path, usage)
+
+    def result(self) -> dict[str, Any]:
+        """Settings, figures and usage of a run that was judged; empty for one that was not."""
+        return read_json(self.result_path)
+
+    def save_result(self, result: dict[str, Any]) -> None:
+        write_json(self.result_path, result)
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         with open(self.metrics_path, "a", encoding="utf-8") as file:

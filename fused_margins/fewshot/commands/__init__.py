@@ -1,0 +1,18 @@
+"""The subcommands, a file a kind: their options as fields, what they do as `main`, which returns the exit code."""
+
+from .doctor import Doctor
+from .studies import CoarseToFine, Demo, MagnetStudy, OneShot, ParityCommand, Reproduce, Sweep
+from .train import Evaluate, Train
+
+__all__ = [
+    "CoarseToFine",
+    "Demo",
+    "Doctor",
+    "Evaluate",
+    "MagnetStudy",
+    "OneShot",
+    "ParityCommand",
+    "Reproduce",
+    "Sweep",
+    "Train",
+]

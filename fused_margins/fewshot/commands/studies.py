@@ -1,0 +1,207 @@
+"""The commands that train many networks: a study of a paper's claims each. Called again, each goes on where it stopped."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .. import doctor
+from ..config import Judging, MarginSoftmax, TrainConfig
+from ..errors import UserError
+from ..options import ConfigFlags, LossFlags, LossOptions, Preset
+from ..plan import print_suite_plan
+from ..studies import parity
+from ..studies.coarse_to_fine import all_methods, coarse_to_fine_study, few_methods
+from ..studies.demo import demo_studies
+from ..studies.magnet import magnet_study
+from ..studies.margins import margin_sweep_study
+from ..studies.omniglot import official_study, vinyals_study
+from ..studies.reproduce import reproduce_studies
+from ..study import Study
+from ..suite import run_suite
+from ..terminal import say
+
+
+def checked_seeds(seeds: tuple[int, ...]) -> None:
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds: expected one or more different numbers, got {list(seeds)}")
+
+
+@dataclass(frozen=True)
+class _StudyOptions:
+    """What every study takes."""
+
+    preset: Preset = None
+    """Settings of a paper on a data set; every other option overrides them."""
+    output: Path | None = None
+    """Folder of the runs and the report; by default runs/COMMAND-DATASET."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; all methods are compared on the same ones."""
+    episodes: int = 600
+    """Few-shot episodes for each number of shots."""
+    workers: int | None = None
+    """Trainings at a time, each on one thread; by default as many as cores."""
+    dry_run: bool = False
+    """Say what would be trained, and how long it would take, and do nothing."""
+    config: ConfigFlags = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        checked_seeds(self.seeds)
+
+    def base(self) -> TrainConfig:
+        """The settings that all trainings share. One thread each: that is fastest for many, and bits depend on it."""
+        return self.config.model_copy(update={"threads": self.config.threads or 1})
+
+    def judging(self) -> Judging:
+        return Judging(episodes=self.episodes)
+
+    def folder(self, command: str) -> Path:
+        return self.output or Path("runs") / f"{command}-{re.sub('[/:]+', '-', self.config.dataset)}"
+
+    def run(self, command: str, studies: Sequence[Study]) -> int:
+        return _run(studies, self.folder(command), f"{command} on {self.config.dataset}", self.workers, self.dry_run)
+
+
+def _run(studies: Sequence[Study], folder: Path, title: str, workers: int | None, dry_run: bool) -> int:
+    if workers is not None and workers < 1:
+        raise UserError(f"workers: expected at least 1, got {workers}")
+    if dry_run:
+        print_suite_plan(studies, folder, workers)
+        return 0
+    try:
+        run_suite(studies, folder, title, workers)
+    except KeyboardInterrupt:
+        say(f"stopped; the same command goes on from what is in {folder}")
+        raise
+    return 0
+
+
+@dataclass(frozen=True)
+class Sweep(_StudyOptions):
+    """Margin softmax over a range of margins: accuracy on base and novel classes, and discriminability (Liu et al.)."""
+
+    margin: tuple[float, ...] = (-0.3, -0.1, 0.0, 0.1, 0.3)
+    """Margins, of either sign."""
+    scale: float | None = None
+    """Scale of the logits; by default that of the preset, or 10."""
+
+    def main(self) -> int:
+        loss = self.config.loss if isinstance(self.config.loss, MarginSoftmax) else MarginSoftmax()
+        if self.scale is not None:
+            loss = LossOptions(scale=self.scale).apply(self.config.model_copy(update={"loss": loss})).loss
+        config = self.base().model_copy(update={"loss": loss})
+        return self.run("sweep", [margin_sweep_study(config, self.margin, self.seeds, self.judging())])
+
+
+@dataclass(frozen=True)
+class CoarseToFine(_StudyOptions):
+    """Easy positives against random ones: trained on coarse labels, judged on fine ones (Levi et al.)."""
+
+    grid: bool = False
+    """All kinds of positives with all kinds of negatives, for every loss: 52 methods."""
+
+    def main(self) -> int:
+        methods = all_methods() if self.grid else few_methods()
+        return self.run("coarse-to-fine", [coarse_to_fine_study(self.base(), methods, self.seeds, self.judging())])
+
+
+@dataclass(frozen=True)
+class MagnetStudy(_StudyOptions):
+    """The magnet loss beside softmax and triplet: kNC error, and the hierarchy that each recovers (Rippel et al.)."""
+
+    def main(self) -> int:
+        return self.run("magnet", [magnet_study(self.base(), self.seeds, self.judging())])
+
+
+@dataclass(frozen=True)
+class OneShot(_StudyOptions):
+    """Omniglot: 5- and 20-way episodes of the split of Vinyals et al., and the official one-shot runs."""
+
+    loss: LossFlags = field(default_factory=LossOptions)
+
+    def main(self) -> int:
+        config = self.loss.apply(self.base())
+        losses = {config.loss.name: config.loss}
+        studies = [study(config, losses, self.seeds, self.episodes) for study in (vinyals_study, official_study)]
+        return self.run("one-shot", studies)
+
+
+@dataclass(frozen=True)
+class ParityCommand(_StudyOptions):
+    """Train with every loss on every backend, compare the first steps at equal weights, and the figures at the end.
+
+    The exit code is 1 where a difference at equal weights exceeds the tolerance.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    """Seed; a single one."""
+    backends: tuple[str, ...] | None = None
+    """Backends; differences are relative to the first. By default the reference and all that are available."""
+    steps: int = 200
+    """Steps to compare at equal weights (fewer if the training is shorter)."""
+    tolerance: float = parity.TOLERANCE
+    """Largest relative difference of loss and gradients at equal weights."""
+    loss: LossFlags = field(default_factory=LossOptions)
+
+    def main(self) -> int:
+        if self.steps < 1:
+            raise UserError(f"steps: expected at least 1, got {self.steps}")
+        if len(self.seeds) != 1:
+            raise UserError(f"seeds: expected a single one, got {list(self.seeds)}")
+        backends = self.backends or ("reference", *doctor.available_backends(torch.device(self.config.device).type))
+        if len(set(backends)) < 2 or len(set(backends)) < len(backends):
+            raise UserError(f"backends: expected two or more different ones, got {list(backends)}")
+        config = self.loss.apply(self.base()).model_copy(update={"seed": self.seeds[0]})
+        losses = parity.LOSSES if self.loss.loss is None else {config.loss.name: config.loss}
+        study = parity.parity_study(config, losses, backends, self.judging(), self.steps, self.tolerance)
+        code = self.run("parity", [study])
+        if code or self.dry_run:
+            return code
+        worst = parity.worst_difference(study, self.folder("parity") / study.name)
+        within = worst.largest <= self.tolerance
+        say(
+            f"{'within' if within else 'BEYOND'} the tolerance of {self.tolerance:g}: {worst.largest:.1e} "
+            f"at step {worst.step} ({worst.worst_parameter})"
+        )
+        return 0 if within else 1
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train every loss on real digits, compare them, and write a report with plots: about a minute on two cores."""
+
+    output: Path = Path("runs/demo")
+    """Folder of the runs and the report."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    """Seeds; all methods are compared on the same ones."""
+    epochs: int = 40
+    """Epochs of each training."""
+    episodes: int = 600
+    """Few-shot episodes of each evaluation."""
+    workers: int | None = None
+    """Trainings at a time; by default as many as cores."""
+
+    def main(self) -> int:
+        checked_seeds(self.seeds)
+        backends = ("reference", *doctor.available_backends("cpu"))
+        if len(backends) == 1:
+            say("only the reference backend is available: the parity part is left out")
+        studies = demo_studies(self.seeds, self.epochs, self.episodes, backends)
+        return _run(studies, self.output, "The three papers' losses on handwritten digits", self.workers, dry_run=False)
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """The documented subset of the papers' protocols on Omniglot and CIFAR-FS: under 45 minutes on two cores."""
+
+    output: Path = Path("runs/reproduce")
+    """Folder of the runs and the report."""
+    workers: int | None = None
+    """Trainings at a time; by default as many as cores."""
+    dry_run: bool = False
+    """Say what would be trained, and how long it would take, and do nothing."""
+
+    def main(self) -> int:
+        return _run(reproduce_studies(), self.output, "The three papers on few-shot data", self.workers, self.dry_run)

@@ -1,0 +1,95 @@
+"""`fused-margins train` and `fused-margins evaluate`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import tyro
+
+from ..config import Judging, TrainConfig
+from ..interrupts import stop_on_interrupt
+from ..options import ConfigFlags, JudgingFlags, LossFlags, LossOptions, Preset
+from ..plan import print_plan
+from ..report import write_run_report
+from ..runs import Run
+from ..terminal import INTERRUPTED, console, progress, say
+from ..trainer import Trainer, resume
+from ..trials import judge, task_of, train
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network, evaluate it, and keep everything in a run folder. Ctrl-C stops it so that --resume can go on."""
+
+    preset: Preset = None
+    """Settings of a paper on a data set; every other option overrides them."""
+    output: Path | None = None
+    """Run folder; by default runs/DATASET-LOSS-seedSEED, or runs/PRESET-seedSEED."""
+    resume: bool = False
+    """Continue the run in its folder where it stopped, with its stored settings, to the numbers it would have had."""
+    dry_run: bool = False
+    """Say what would be trained, and how long it would take, and do nothing."""
+    tensorboard: bool = False
+    """Log losses and figures for TensorBoard into the run folder."""
+    loss: LossFlags = field(default_factory=LossOptions)
+    judging: JudgingFlags = field(default_factory=Judging)
+    config: ConfigFlags = field(default_factory=TrainConfig)
+
+    def settings(self) -> TrainConfig:
+        return self.loss.apply(self.config)
+
+    def folder(self) -> Path:
+        config = self.settings()
+        name = self.preset or f"{config.dataset.replace('/', '-')}-{config.loss.name}"
+        return self.output or Path("runs") / f"{name}-seed{config.seed}"
+
+    def main(self) -> int:
+        config, folder = self.settings(), self.folder()
+        # Stored with the run, because a resumed run has the same numbers only with as many threads.
+        threads = config.threads or torch.get_num_threads()
+        config = config.model_copy(update={"threads": threads})
+        torch.set_num_threads(threads)
+        task = task_of(config)
+        if self.resume:
+            run = Run(folder)
+            trainer = resume(run, task.training)
+        else:
+            trainer = Trainer(config, task.training)
+            if self.dry_run:
+                print_plan(trainer, task, folder)
+                return 0
+            run = Run.create(folder, config)
+        name = f"{config.loss.name} on {config.dataset}"
+        with (
+            progress(name, trainer.total_steps, "steps", completed=trainer.steps_done) as advance,
+            stop_on_interrupt() as stop,
+        ):
+            complete = train(run, trainer, stop, advance)
+        if not complete:
+            say(f"stopped in epoch {trainer.epoch}; continue with: fused-margins train --resume --output {folder}")
+            return INTERRUPTED
+        return _judge_and_report(run, trainer, self.judging)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a run's latest checkpoint and write its report."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    judging: JudgingFlags = field(default_factory=Judging)
+
+    def main(self) -> int:
+        run = Run(self.run)
+        config = run.config()
+        trainer = Trainer(config, task_of(config).training)
+        run.load_checkpoint(trainer.load_state_dict)
+        return _judge_and_report(run, trainer, self.judging)
+
+
+def _judge_and_report(run: Run, trainer: Trainer, judging: Judging) -> int:
+    task = task_of(trainer.config)
+    figures = judge(run, trainer, task, judging)
+    console.print(write_run_report(run, trainer, task, figures).rich())
+    say(f"report: {run.folder / 'report.html'}")
+    return 0

@@ -1,0 +1,74 @@
+"""Easy positives: trained on coarse labels, judged on fine ones. Does a class keep its modes?
+
+Source: Levi et al., Rethinking preventing class-collapsing in metric learning with margin-based losses, 2020.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from ..config import InfoNCE, Judging, Loss, MarginLoss, Negatives, Positives, Softmax, TrainConfig, Triplet
+from ..study import Claim, Study
+from ..trials import Trial
+
+SOURCE = "Levi et al. 2020"
+COLUMNS = {
+    "Recall@1": "recall@1",
+    "Recall@2": "recall@2",
+    "Recall@4": "recall@4",
+    "Recall@8": "recall@8",
+    "MAP@R": "map@r",
+    "NMI": "nmi",
+    "modes": "modes",
+}
+
+
+def few_methods() -> dict[str, Loss]:
+    """Easy against random positives for each loss, with softmax beside them."""
+    return {
+        "softmax": Softmax(scale=10.0),
+        **{f"triplet, {p} positives": Triplet(positives=p) for p in ("random", "easy")},
+        **{f"margin, {p} positives": MarginLoss(positives=p) for p in ("random", "easy")},
+        **{f"InfoNCE, {p} positives": InfoNCE(positives=p) for p in ("random", "easy")},
+    }
+
+
+def all_methods() -> dict[str, Loss]:
+    """Every positive with every negative, for every loss of pairs."""
+    methods: dict[str, Loss] = {}
+    for positives in get_args(Positives):
+        for negatives in get_args(Negatives):
+            pair = f"{positives} positives, {negatives} negatives"
+            methods[f"triplet, {pair}"] = Triplet(positives=positives, negatives=negatives)
+            methods[f"margin, {pair}"] = MarginLoss(positives=positives, negatives=negatives)
+            methods[f"InfoNCE, {pair}"] = InfoNCE(positives=positives, negatives=negatives)
+        methods[f"InfoNCE, {positives} positives, all negatives"] = InfoNCE(positives=positives)
+    return methods
+
+
+def coarse_to_fine_study(
+    config: TrainConfig, methods: Mapping[str, Loss], seeds: Sequence[int], judging: Judging, name: str = "coarse-to-fine"
+) -> Study:
+    """The same training with every loss and seed; `config` says the rest."""
+    trials = [
+        Trial(method, config.model_copy(update={"loss": loss, "seed": seed, "labels": "coarse"}), judging)
+        for seed in seeds
+        for method, loss in methods.items()
+    ]
+    claims = []
+    for method in methods:
+        other = method.replace("easy positives", "random positives")
+        if other != method and other in methods:
+            claims += [
+                Claim(SOURCE, f"easy positives keep fine classes apart ({method}, {title})", method, other, COLUMNS[title])
+                for title in ("Recall@1", "NMI", "modes")
+            ]
+    claims.append(Claim(SOURCE, "state of the art on CUB, Cars and In-shop", reason="needs their images and ImageNet weights"))
+    return Study(
+        name,
+        f"Coarse to fine on {config.dataset}, {config.backbone.name}",
+        f"Trained for {config.epochs} epochs on coarse labels, judged on the fine labels of held-out images. Modes: how many "
+        "fine classes of a coarse one stay apart.",
+        trials,
+        COLUMNS,
+        claims=claims,
+    )

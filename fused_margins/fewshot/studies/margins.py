@@ -1,0 +1,110 @@
+"""Negative margins: accuracy on base and on novel classes, and discriminability, against the margin.
+
+Source: Liu et al., Negative margin matters: understanding margin in few-shot classification, 2020.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.figure import Figure
+
+from ..config import Judging, MarginSoftmax, TrainConfig
+from ..datasets import load
+from ..errors import UserError
+from ..plots import margin_sweep
+from ..study import Claim, Results, Study
+from ..trials import Trial
+
+SOURCE = "Liu et al. 2020"
+COLUMNS = {
+    "1-shot": "novel_5way_1shot",
+    "5-shot": "novel_5way_5shot",
+    "1-shot, centroid": "novel_5way_1shot_centroid",
+    "5-shot, centroid": "novel_5way_5shot_centroid",
+    "base accuracy": "accuracy",
+    "φ novel": "novel_discriminability",
+    "φ base": "discriminability",
+}
+VALIDATION = {"1-shot, validation": "validation_5way_1shot"}
+
+
+def group(margin: float) -> str:
+    return f"m = {margin:g}"
+
+
+def half_of_the_classes(num_classes: int, seed: int) -> tuple[int, ...]:
+    """Base classes where a data set has no split by class: another half for each seed, so that no lucky split decides.
+
+    >>> half_of_the_classes(10, seed=0)
+    (0, 1, 4, 6, 8)
+    """
+    order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(seed))
+    return tuple(sorted(order[: num_classes // 2].tolist()))
+
+
+def margin_sweep_study(
+    config: TrainConfig, margins: Sequence[float], seeds: Sequence[int], judging: Judging, name: str = "margins"
+) -> Study:
+    """The same training at every margin and seed; `config` says the rest."""
+    loss = config.loss
+    if not isinstance(loss, MarginSoftmax):
+        raise UserError(f"loss: a sweep over margins is one of margin-softmax, got {loss.name}")
+    if len(set(margins)) < len(margins) or not margins:
+        raise UserError(f"margin: expected one or more different numbers, got {list(margins)}")
+    splits = load(config.dataset, image_size=config.image_size)
+    num_classes = len(splits["train"].class_names)
+    by_image = splits["train"].class_names == splits["test"].class_names
+
+    def trial(margin: float, seed: int) -> Trial:
+        changes = {"loss": loss.model_copy(update={"margin": margin}), "seed": seed}
+        if by_image and config.classes is None:
+            changes["classes"] = half_of_the_classes(num_classes, seed)
+        return Trial(group(margin), config.model_copy(update=changes), judging)
+
+    trials = [trial(margin, seed) for seed in seeds for margin in margins]
+    base_is_judged = by_image or config.held_out > 0
+    columns = {
+        title: figure
+        for title, figure in ({**COLUMNS, **VALIDATION} if "val" in splits else COLUMNS).items()
+        if base_is_judged or figure not in ("accuracy", "discriminability")
+    }
+
+    def figures(results: Results) -> dict[str, Figure]:
+        values = {f: [list(results.values(group(m), f).values()) for m in margins] for f in columns.values()}
+        return {"margins": margin_sweep(margins, values)}
+
+    return Study(
+        name,
+        f"Margin softmax on {config.dataset}, {config.backbone.name}, scale {loss.scale:g}, {loss.similarity}",
+        f"Each network is trained for {config.epochs} epochs on base classes; {judging.episodes} episodes ask for novel "
+        "ones, with a cosine head fine-tuned per episode or the nearest centroid. φ is the distance between classes over "
+        "the distance within them.",
+        trials,
+        columns,
+        group(0.0) if 0.0 in margins else None,
+        _claims(margins, base_is_judged),
+        figures=figures,
+    )
+
+
+def _claims(margins: Sequence[float], base_is_judged: bool) -> list[Claim]:
+    claims = [
+        Claim(SOURCE, "62.33% (1-shot) and 80.94% (5-shot) on mini-ImageNet with ResNet-18", reason="needs mini-ImageNet and a GPU")
+    ]
+    if 0.0 not in margins:
+        return claims
+    for m in sorted(margins):
+        if m < 0:
+            claims += [
+                Claim(SOURCE, f"a negative margin helps novel classes (m = {m:g}, 1-shot)", group(m), group(0.0), COLUMNS["1-shot"]),
+                Claim(SOURCE, f"a negative margin makes novel classes more discriminable (m = {m:g})", group(m), group(0.0), COLUMNS["φ novel"]),
+            ]
+        elif m > 0:
+            claims.append(
+                Claim(SOURCE, f"a positive margin harms novel classes (m = {m:g}, 1-shot)", group(0.0), group(m), COLUMNS["1-shot"])
+            )
+            if base_is_judged:
+                claims += [
+                    Claim(SOURCE, f"a positive margin makes base classes more discriminable (m = {m:g})", group(m), group(0.0), COLUMNS["φ base"]),
+                ]
+    return claims

@@ -1,0 +1,145 @@
+"""Backends compared at the scale of a training run: step by step at equal weights, and by the figures at the end."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..config import InfoNCE, Judging, Loss, Magnet, MarginLoss, MarginSoftmax, TrainConfig, Triplet
+from ..parity import TOLERANCE, Parity, StepDifference
+from ..plots import parity_curves
+from ..runs import plain, read_json, write_json
+from ..study import Results, Study
+from ..tables import Table, figure_text
+from ..trials import Trial, task_of
+
+PERTURBATION = 2.0**-23  # one step of float32
+LOSSES: dict[str, Loss] = {
+    "margin softmax, m = -0.1": MarginSoftmax(scale=10.0, margin=-0.1),
+    "triplet, easy positives": Triplet(),
+    "margin, easy positives": MarginLoss(),
+    "InfoNCE, easy positives": InfoNCE(),
+    "magnet": Magnet(),
+}
+
+
+@dataclass(frozen=True)
+class StepParity:
+    """The first steps of a training on two backends: the job that a parity study has beside its trainings."""
+
+    loss_name: str
+    config: TrainConfig
+    backends: tuple[str, str]
+    num_steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{Trial(self.loss_name, self.config).name}-steps-{'-'.join(self.backends)}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.loss_name}: {self.backends[1]}"
+
+    @property
+    def work(self) -> int:
+        return 1
+
+    def progress(self, folder: Path) -> int:
+        return int(self.finished(folder))
+
+    def finished(self, folder: Path) -> bool:
+        """Whether the folder has the differences of these very settings."""
+        stored = read_json(folder / "steps.json")
+        return bool(stored) and (stored["config"], stored["steps"]) == (plain(self.config), self.num_steps)
+
+    def carry_out(self, folder: Path) -> None:
+        parity = Parity(self.config, task_of(self.config).training, self.backends)
+        differences = [dataclasses.asdict(difference) for difference in parity.steps(self.num_steps)]
+        stored = {"config": plain(self.config), "steps": self.num_steps, "differences": differences}
+        write_json(folder / "steps.json", stored)
+
+    def differences(self, study_folder: Path) -> list[StepDifference]:
+        """What was found, step by step."""
+        stored = read_json(study_folder / self.name / "steps.json")
+        return [StepDifference(**difference) for difference in stored["differences"]]
+
+
+def parity_study(
+    config: TrainConfig,
+    losses: Mapping[str, Loss],
+    backends: Sequence[str],
+    judging: Judging,
+    num_steps: int = 200,
+    tolerance: float = TOLERANCE,
+    name: str = "parity",
+) -> Study:
+    """Each loss on each backend from the same seed, and on the first one from weights changed in the last bit.
+
+    Args:
+        config: says the rest.
+        losses: name -> settings.
+        backends: the first is what the others are compared with.
+        judging: how the figures at the end are found.
+        num_steps: how many are compared at equal weights.
+        tolerance: what their largest relative difference is held to.
+        name: of the folder.
+    """
+    first, *others = backends
+    trials, steps = [], []
+    for loss_name, loss in losses.items():
+        settings = config.model_copy(update={"loss": loss})
+        for backend in backends:
+            trials.append(Trial(f"{loss_name}, {backend}", settings.model_copy(update={"backend": backend}), judging))
+        control = settings.model_copy(update={"backend": first, "perturbation": PERTURBATION})
+        trials.append(Trial(f"{loss_name}, {first}, one bit changed", control, judging))
+        steps += [StepParity(loss_name, settings, (first, other), num_steps) for other in others]
+
+    def tables(results: Results) -> list[Table]:
+        return [_steps_table(steps, results.folder, tolerance), _end_table(results)]
+
+    def figures(results: Results) -> dict[str, Figure]:
+        return {"parity": parity_curves({job.title: job.differences(results.folder) for job in steps}, tolerance)}
+
+    return Study(
+        name,
+        f"Parity of {' and '.join(backends)} on {config.dataset}, {config.backbone.name}",
+        f"For the first {num_steps} steps the second backend also gets the weights and the batch of the first. Beside that "
+        "every backend trains to the end on its own, where rounding drives runs apart; the run whose first weights "
+        "differ in the last bit shows how far.",
+        trials,
+        {},
+        more_jobs=steps,
+        more_tables=tables,
+        figures=figures,
+    )
+
+
+def worst_difference(study: Study, study_folder: Path) -> StepDifference:
+    """The step at which loss or gradients differ most at equal weights, of all losses and backends."""
+    steps = [d for job in study.more_jobs if isinstance(job, StepParity) for d in job.differences(study_folder)]
+    return max(steps, key=lambda d: d.largest)
+
+
+def _steps_table(steps: Sequence[StepParity], folder: Path, tolerance: float) -> Table:
+    rows = []
+    for job in steps:
+        found = job.differences(folder)
+        within = "yes" if max(d.largest for d in found) <= tolerance else "NO"
+        largest = (max(values) for values in zip(*((d.loss_difference, d.gradient_difference, d.drift) for d in found)))
+        rows.append([job.title, str(len(found)), *(f"{value:.1e}" for value in largest), within])
+    columns = ["loss: backend", "steps", "loss", "gradients", "loss, own weights", f"within {tolerance:g}"]
+    return Table(f"Largest relative difference from {steps[0].backends[0]}", columns, rows)
+
+
+def _end_table(results: Results) -> Table:
+    """Figures with their intervals over episodes, which tell one run from another, and what each run took."""
+    rows = []
+    for group in results.groups:
+        (_, stored), *_ = results.of(group)
+        figures = stored["figures"]
+        name = next(f for f in ("novel_5way_1shot", "recall@1") if f in figures)
+        text = figure_text(name, figures[name], figures.get(f"{name}_interval"))
+        rows.append([group, text, f"{stored['seconds']:.1f}", f"{stored['peak_mib']:.0f}"])
+    return Table(f"At the end: {name}", ["loss, backend", name, "seconds", "peak MiB"], rows)

@@ -1,0 +1,176 @@
+"""A study: trainings that differ in one thing, repeated over seeds, and what their figures say together."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from matplotlib.figure import Figure
+
+from .errors import UserError
+from .metrics import mean_and_student_interval
+from .runs import Run
+from .tables import Table, figure_text
+from .trials import Trial
+
+
+class Job(Protocol):
+    """What a study has done, each in a folder of its own: a `Trial`, or another measurement."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def work(self) -> int: ...
+
+    def progress(self, folder: Path) -> int: ...
+
+    def finished(self, folder: Path) -> bool: ...
+
+    def carry_out(self, folder: Path) -> None: ...
+
+
+class Results:
+    """The stored results of a study's trials, by group and seed."""
+
+    def __init__(self, folder: Path, trials: Sequence[Trial]) -> None:
+        self.folder, self.trials = folder, trials
+        self.stored = {trial: Run(folder / trial.name).result() for trial in trials}
+
+    @property
+    def groups(self) -> list[str]:
+        """In the order in which the study has them."""
+        return list(dict.fromkeys(trial.group for trial in self.trials))
+
+    def of(self, group: str) -> list[tuple[Trial, dict[str, Any]]]:
+        """The trials of a group and what they stored, by seed."""
+        chosen = [(trial, stored) for trial, stored in self.stored.items() if trial.group == group]
+        return sorted(chosen, key=lambda pair: pair[0].config.seed)
+
+    def values(self, group: str, figure: str) -> dict[int, float]:
+        """A figure of every seed."""
+        return {trial.config.seed: _number(stored["figures"][figure]) for trial, stored in self.of(group)}
+
+    def mean(self, group: str, figure: str) -> tuple[float, float]:
+        """Mean over seeds, and half the width of its 95% interval (Student's t)."""
+        return mean_and_student_interval(list(self.values(group, figure).values()))
+
+    def difference(self, group: str, other: str, figure: str) -> tuple[float, float]:
+        """Mean of group - other over the seeds that both have, and half the width of its 95% interval."""
+        a, b = self.values(group, figure), self.values(other, figure)
+        return mean_and_student_interval([a[seed] - b[seed] for seed in a if seed in b])
+
+    def num_seeds(self, *groups: str) -> int:
+        """Seeds that all of these groups have."""
+        return len(set.intersection(*({trial.config.seed for trial, _ in self.of(group)} for group in groups)))
+
+    def table(self, title: str, columns: Mapping[str, str], baseline: str | None = None) -> Table:
+        """A row a group, a column a figure (title -> figure); with a baseline also the paired differences from it."""
+        rows = [
+            [group, *(figure_text(figure, *self.mean(group, figure)) for figure in columns.values())]
+            for group in self.groups
+        ]
+        for group in self.groups if baseline is not None else ():
+            if group != baseline:
+                cells = (figure_text(f, *self.difference(group, str(baseline), f), signed=True) for f in columns.values())
+                rows.append([f"{group} minus {baseline}", *cells])
+        return Table(title, ["", *columns], rows)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value  # JSON has no NaN
+
+
+REPRODUCED, CONTRADICTED, NO_DIFFERENCE, NOT_TESTED = "reproduced", "contradicted", "no difference seen", "not tested"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the data say of a claim."""
+
+    claim: str
+    source: str
+    outcome: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published statement that `group` exceeds `other` in `figure`, or, without groups, why it was not tested."""
+
+    source: str
+    statement: str
+    group: str = ""
+    other: str = ""
+    figure: str = ""
+    reason: str = ""
+
+    def judge(self, results: Results) -> Verdict:
+        """The paired difference decides where its 95% interval leaves out 0."""
+        if not self.group:
+            return Verdict(self.statement, self.source, NOT_TESTED, self.reason)
+        if results.num_seeds(self.group, self.other) < 2:
+            return Verdict(self.statement, self.source, NOT_TESTED, "one seed has no spread")
+        mean, interval = results.difference(self.group, self.other, self.figure)
+        outcome = NO_DIFFERENCE
+        if abs(mean) > interval:
+            outcome = REPRODUCED if mean > 0 else CONTRADICTED
+        evidence = f"{self.figure}, {self.group} minus {self.other}: {figure_text(self.figure, mean, interval, signed=True)}"
+        return Verdict(self.statement, self.source, outcome, evidence)
+
+
+def claims_table(verdicts: Sequence[Verdict]) -> Table:
+    rows = [[v.claim, v.source, v.outcome, v.evidence] for v in verdicts]
+    return Table("Published claims on this data", ["claim", "source", "outcome", "evidence"], rows, numeric=False)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Jobs, and how to read what they stored.
+
+    Args:
+        name: of its folder.
+        title, lead: for the reader: what is compared, on what data, by which protocol.
+        trials: the trainings, the longest first.
+        columns: what the table shows: title -> figure.
+        baseline: group from which paired differences are taken.
+        claims: published statements to judge.
+        more_jobs: measurements other than trainings.
+        more_tables, figures: what else the report shows, made from the results.
+    """
+
+    name: str
+    title: str
+    lead: str
+    trials: Sequence[Trial]
+    columns: Mapping[str, str]
+    baseline: str | None = None
+    claims: Sequence[Claim] = ()
+    more_jobs: Sequence[Job] = ()
+    more_tables: Callable[[Results], list[Table]] = lambda results: []
+    figures: Callable[[Results], dict[str, Figure]] = lambda results: {}
+
+    def __post_init__(self) -> None:
+        names = [job.name for job in self.jobs]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{self.name}: two trials are called {twice}: seeds and settings must differ")
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [*self.more_jobs, *self.trials]
+
+    def results(self, folder: Path) -> Results:
+        """Of finished trials below `folder`."""
+        return Results(folder / self.name, self.trials)
+
+    def tables(self, results: Results) -> list[Table]:
+        """The main table, whatever else there is, and the verdicts."""
+        seeds = len({trial.config.seed for trial in self.trials})
+        title = f"{self.title}; " + (f"mean of {seeds} seeds ± 95% (Student's t)" if seeds > 1 else "one seed")
+        tables = [results.table(title, self.columns, self.baseline)] if self.columns else []
+        tables += self.more_tables(results)
+        if self.claims:
+            tables.append(claims_table([claim.judge(results) for claim in self.claims]))
+        return tables

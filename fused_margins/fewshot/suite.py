@@ -1,0 +1,72 @@
+"""Studies run together: every unfinished job on a core of its own, then one report of all that is stored."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .doctor import versions
+from .errors import UserError
+from .jobs import Work, run_all
+from .report import write_study_report
+from .runs import write_json
+from .study import Job, Study
+from .terminal import say
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A job and its folder."""
+
+    job: Job
+    folder: Path
+
+    def carry_out(self) -> None:
+        self.job.carry_out(self.folder)
+
+
+def placed_jobs(studies: Sequence[Study], folder: Path) -> list[_Placed]:
+    """Every job of the studies with its folder below `folder`."""
+    names = [study.name for study in studies]
+    if len(set(names)) < len(names):
+        raise UserError(f"studies: expected different names, got {', '.join(names)}")
+    return [_Placed(job, folder / study.name / job.name) for study in studies for job in study.jobs]
+
+
+def run_suite(studies: Sequence[Study], folder: Path, title: str, workers: int | None = None) -> None:
+    """Do what is not done yet, and write the report. Interrupted and called again, it goes on where it stopped.
+
+    Results of finished jobs are read from their folders, so that a second call reports without training again.
+    """
+    waiting = [placed for placed in placed_jobs(studies, folder) if not placed.job.finished(placed.folder)]
+    work = Work(
+        lambda: sum(placed.job.progress(placed.folder) for placed in waiting),
+        sum(placed.job.work for placed in waiting),
+        "epochs",
+    )
+    if waiting:
+        run_all(_Placed.carry_out, waiting, title, workers, work, lambda placed, _: say(f"done: {placed.folder}"))
+    report_suite(studies, folder, title)
+
+
+def report_suite(studies: Sequence[Study], folder: Path, title: str) -> None:
+    """Write results.json, report.md and report.html of finished studies."""
+    results = {study: study.results(folder) for study in studies}
+    write_json(
+        folder / "results.json",
+        {
+            "title": title,
+            "versions": versions(),
+            "seconds": sum(stored["seconds"] for r in results.values() for stored in r.stored.values()),
+            "studies": [
+                {
+                    "name": study.name,
+                    "title": study.title,
+                    "lead": study.lead,
+                    "tables": [asdict(table) for table in study.tables(r)],
+                    "trials": [{"group": trial.group, **stored} for trial, stored in r.stored.items()],
+                }
+                for study, r in results.items()
+            ],
+        },
+    )
+    write_study_report(folder, title, [(study, r, study.tables(r)) for study, r in results.items()])

@@ -1,0 +1,98 @@
+"""One training from its settings to its figures, in a folder of its own: what a command trains, and what a study repeats."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import Judging, TrainConfig
+from .datasets import Task, load, make_task
+from .errors import UserError
+from .evaluation import evaluate
+from .interrupts import stop_on_interrupt
+from .memory import PeakMemory
+from .runs import Run, plain
+from .trainer import Trainer, resume
+
+
+def task_of(config: TrainConfig) -> Task:
+    """What a run with these settings trains on and is judged on."""
+    return make_task(load(config.dataset, image_size=config.image_size), config.classes, config.held_out)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training within a study. Trials of one `group` differ in nothing but the seed."""
+
+    group: str
+    config: TrainConfig
+    judging: Judging = Judging()
+
+    @property
+    def name(self) -> str:
+        """Of its folder.
+
+        >>> Trial("margin -0.3, dot", TrainConfig(seed=2)).name
+        'margin--0.3-dot-seed2'
+        """
+        return f"{re.sub(r'[^A-Za-z0-9.+-]+', '-', self.group).strip('-')}-seed{self.config.seed}"
+
+    @property
+    def work(self) -> int:
+        """How much there is to do, in epochs."""
+        return self.config.epochs
+
+    def progress(self, folder: Path) -> int:
+        """How much of `work` is done."""
+        return min(self.work, len(Run(folder).read_metrics()))
+
+    def finished(self, folder: Path) -> bool:
+        """Whether the folder has the figures of these very settings."""
+        stored = Run(folder).result()
+        return bool(stored) and (stored["config"], stored["judging"]) == (plain(self.config), plain(self.judging))
+
+    def carry_out(self, folder: Path) -> None:
+        """Train from where the folder has come to, and judge; KeyboardInterrupt if a signal stopped it, all saved."""
+        run = Run(folder)
+        torch.set_num_threads(self.config.threads or torch.get_num_threads())
+        task = task_of(self.config)
+        if run.config_path.exists():
+            if run.config() != self.config:
+                raise UserError(f"output: {folder} holds a run with other settings: choose another folder")
+            trainer = resume(run, task.training)
+        else:
+            trainer = Trainer(self.config, task.training)
+            run = Run.create(folder, self.config)
+        with stop_on_interrupt() as stop:
+            if not train(run, trainer, stop):
+                raise KeyboardInterrupt
+        judge(run, trainer, task, self.judging)
+
+
+def train(run: Run, trainer: Trainer, stop: Callable[[], bool], advance: Callable[[], None] = lambda: None) -> bool:
+    """Train to the end or until `stop()`; what it took is added up in the run's folder, over all resumptions."""
+    start, before = time.perf_counter(), run.usage()
+    memory = PeakMemory(trainer.device)
+    try:
+        return trainer.train(run, stop, advance)
+    finally:
+        seconds = before.get("seconds", 0.0) + time.perf_counter() - start
+        run.save_usage({"seconds": seconds, "peak_mib": max(before.get("peak_mib", 0.0), memory.mib())})
+
+
+def judge(run: Run, trainer: Trainer, task: Task, judging: Judging) -> dict[str, float]:
+    """Evaluate a trained network and store its figures with the run."""
+    figures = evaluate(trainer, task, judging)
+    result: dict[str, Any] = {
+        "config": plain(trainer.config),
+        "judging": plain(judging),
+        "figures": figures,
+        "epochs": trainer.epoch,
+        **run.usage(),
+    }
+    run.save_result(result)
+    return figures
