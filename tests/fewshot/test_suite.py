@@ -1,0 +1,78 @@
+"""Many trainings in folders of their own: they stop and go on, and a finished one is never trained again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax, TrainConfig
+from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.studies.margins import margin_sweep_study
+from fused_margins.fewshot.suite import run_suite
+from fused_margins.fewshot.trials import Trial
+
+
+def _study(epochs=1, seeds=(0,), episodes=5):
+    config = TrainConfig(
+        dataset="digits",
+        backbone=Backbone(blocks=2, channels=4, embedding_size=8),
+        loss=MarginSoftmax(),
+        epochs=epochs,
+        threads=1,
+    )
+    return margin_sweep_study(config, (-0.1, 0.0), seeds, Judging(episodes=episodes))
+
+
+def test_a_suite_reports_and_runs_once(tmp_path, monkeypatch):
+    run_suite([_study()], tmp_path, "Title", workers=1)
+    results = json.loads((tmp_path / "results.json").read_text())
+    (study,) = results["studies"]
+    assert [trial["group"] for trial in study["trials"]] == ["m = -0.1", "m = 0"]
+    assert {table["title"].split(",")[0] for table in study["tables"]} >= {"Published claims on this data"}
+    assert "Margin softmax on digits" in (tmp_path / "report.md").read_text()
+    assert "data:image/png;base64" in (tmp_path / "report.html").read_text()
+    monkeypatch.setattr(Trial, "carry_out", lambda *args: pytest.fail("trained again"))
+    run_suite([_study()], tmp_path, "Title", workers=1)
+
+
+def test_a_stricter_judgement_does_not_train_again(tmp_path, contents):
+    run_suite([_study()], tmp_path, "Title", workers=1)
+    folder = tmp_path / "margins" / "m-0-seed0"
+    before = contents(folder)
+    run_suite([_study(episodes=6)], tmp_path, "Title", workers=1)
+    after = contents(folder)
+    assert before["metrics.jsonl"] == after["metrics.jsonl"]
+    assert before["report.json"] != after["report.json"]
+
+
+def test_other_settings_in_a_folder_are_refused(tmp_path):
+    run_suite([_study()], tmp_path, "Title", workers=1)
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        run_suite([_study(epochs=2)], tmp_path, "Title", workers=1)
+
+
+def test_control_c_stops_all_and_the_same_command_goes_on(tmp_path):
+    options = ["--blocks", "2", "--channels", "4", "--epochs", "40", "--episodes", "5", "--margin", "-0.1", "0", "--seeds", "0"]
+    command = [sys.executable, "-m", "fused_margins.fewshot.cli", "sweep", *options, "--output"]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "stopped"), "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    logs = [tmp_path / "stopped" / "margins" / f"m-{m}-seed0" / "metrics.jsonl" for m in ("-0.1", "0")]
+    deadline = time.monotonic() + 60
+    while not all(log.exists() for log in logs) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "the same command goes on" in output
+    assert any(len(log.read_text().splitlines()) < 40 for log in logs)
+
+    for name in ("stopped", "whole"):
+        subprocess.run([*command, str(tmp_path / name), "--workers", "1"], check=True, env=os.environ)
+    stopped, whole = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("stopped", "whole"))
+    figures = [[trial["figures"] for trial in results["studies"][0]["trials"]] for results in (stopped, whole)]
+    assert figures[0] == figures[1]
