@@ -147,7 +147,8 @@ void forward(const ContrastForward& args) {
       const T inverse = lse[i] == none<T> ? T(0) : 1 / total[i].sum;
       inverse_sum[i] = inverse;
       along[i] = inverse == 0 ? T(0) : along[i] * inverse;
-      if (inverse == 0) std::fill(mean + i * padded, mean + (i + 1) * padded, T(0));
+      // The padding as well: what is handed over is the same at every call.
+      std::fill(mean + i * padded + (inverse == 0 ? 0 : p.width), mean + (i + 1) * padded, T(0));
     }
   }
 }
