@@ -88,6 +88,9 @@ def test_a_sample_twice_in_a_batch_is_one_sample_to_its_id():
     memory(numbers(0, 0.1), torch.tensor([0, 0]), torch.tensor([-1, -5]))  # no ids: nobody's twins
     assert memory.loss.self_index == [0, 1]
     assert memory.loss.chosen == [1, 3]  # 3: the 0.1 of above
+    memory(numbers(0, 0.1), torch.tensor([0, 0]), torch.tensor([-1, -1]))
+    assert memory.loss.self_index == [0, 1]
+    assert len(memory.loss.references) == 6  # two new ones, the two before, and the samples 7 and 8
     assert memory.sample_ids[:5].tolist() == [7, 7, 8, -1, -1]
 
 
@@ -111,15 +114,16 @@ def test_a_restored_memory_goes_on_with_the_same_bits(stop, tmp_path):
 
     generator = torch.Generator().manual_seed(0)
     data = [(torch.randn(8, 6, generator=generator), torch.randint(5, (8,), generator=generator)) for _ in range(6)]
+    data = [(x, labels, torch.arange(8) + 3 * step) for step, (x, labels) in enumerate(data)]
     memory, restored = make(), make()
-    for x, labels in data[:stop]:
-        memory(x, labels, torch.arange(8))
+    for batch in data[:stop]:
+        memory(*batch)
     torch.save({"memory": memory.state_dict(), "generator": memory.loss.generator.get_state()}, tmp_path / "state")
-    expected = [memory(x, labels, torch.arange(8)) for x, labels in data[stop:]]
+    expected = [memory(*batch) for batch in data[stop:]]
     state = torch.load(tmp_path / "state", weights_only=True)
     restored.load_state_dict(state["memory"])
     restored.loss.generator.set_state(state["generator"])
-    assert all(torch.equal(restored(x, l, torch.arange(8)), e) for (x, l), e in zip(data[stop:], expected))
+    assert all(torch.equal(restored(*batch), loss) for batch, loss in zip(data[stop:], expected))
     assert copy.deepcopy(memory).seen == 48
 
 
