@@ -1,5 +1,6 @@
 """The magnet index: clusters within classes, the batches that they make, and classification by the nearest of them."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -186,11 +187,35 @@ class MagnetIndex(nn.Module):
 
         Args: embeddings (B, D), finite. num_neighbours: L; all clusters where there are fewer.
         """
+        weight, column = self._votes(embeddings, num_neighbours)
+        scores = weight.new_zeros(len(weight), len(self.classes))
+        for l in range(
+            weight.shape[1]
+        ):  # one neighbour at a time: in a step no two addends meet, so their order is fixed
+            scores.scatter_add_(1, column[:, l : l + 1], weight[:, l : l + 1])
+        return scores
+
+    def knc_predict(self, embeddings: Tensor, num_neighbours: int = 128) -> Tensor:
+        """Label (B,) of the class with the highest score; see `knc_scores`."""
+        return self.knc_predictions(embeddings, [num_neighbours])[0]
+
+    @torch.no_grad()
+    def knc_predictions(self, embeddings: Tensor, num_neighbours: Sequence[int]) -> Tensor:
+        """Labels (len(num_neighbours), B) as of `knc_predict` for each number of neighbours, by a single search."""
+        at_least_1(num_neighbours=min(num_neighbours))
+        weight, column = self._votes(embeddings, max(num_neighbours))
+        scores, winners = weight.new_zeros(len(weight), len(self.classes)), []
+        for l in range(weight.shape[1]):
+            scores.scatter_add_(1, column[:, l : l + 1], weight[:, l : l + 1])
+            winners.append(scores.argmax(1) if l + 1 in (*num_neighbours, weight.shape[1]) else None)
+        return torch.stack([self.classes[winners[min(l, len(winners)) - 1]] for l in num_neighbours])
+
+    def _votes(self, embeddings: Tensor, num_neighbours: int) -> tuple[Tensor, Tensor]:
+        """Weights (B, L) of the L nearest clusters, of sum 1, nearest first, and the columns of their classes."""
         self._require_fit()
         at_least_1(num_neighbours=num_neighbours)
         x = checked_embeddings(embeddings).to(self.centroids.dtype)
         row_labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        k = min(num_neighbours, len(self.sizes))
         with torch.autocast(x.device.type, enabled=False):
             u, index = nearest(
                 x,
@@ -199,20 +224,11 @@ class MagnetIndex(nn.Module):
                 self.centroid_labels,
                 similarity=EUCLIDEAN,
                 relation="any",
-                k=k,
+                k=min(num_neighbours, len(self.sizes)),
                 backend=self.backend,
             )  # (B, L)
-        probability = torch.softmax(u / (2 * self.variance), dim=1)  # shifts by the nearest: never 0 / 0
-        classes = self.classes
-        columns = torch.searchsorted(classes, self.centroid_labels)[index]
-        scores = probability.new_zeros(len(x), len(classes))
-        for l in range(k):  # one neighbour at a time: within a step no two addends meet, so their order is fixed
-            scores.scatter_add_(1, columns[:, l : l + 1], probability[:, l : l + 1])
-        return scores
-
-    def knc_predict(self, embeddings: Tensor, num_neighbours: int = 128) -> Tensor:
-        """Label (B,) of the class with the highest score; see `knc_scores`."""
-        return self.classes[self.knc_scores(embeddings, num_neighbours).argmax(1)]
+        weight = torch.softmax(u / (2 * self.variance), dim=1)  # shifts by the nearest: never 0 / 0
+        return weight, torch.searchsorted(self.classes, self.centroid_labels)[index]
 
     def extra_repr(self) -> str:
         fitted = "not fitted"

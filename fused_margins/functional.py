@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .farthest import farthest
 from .margins import MARGIN_TYPES, check_options, margin_function, row_margin, row_scale
 from .ops import checks
 from .ops.contrast import contrast
@@ -25,6 +26,7 @@ __all__ = [
     "mine_positives",
 ]
 
+POSITIVE_STRATEGIES = ("easy", "hard")
 STRATEGIES = ("hard", "semihard")
 
 
@@ -216,18 +218,23 @@ def mine_positives(
     embeddings: Tensor,
     labels: Tensor,
     *,
+    strategy: str = "easy",
     similarity: str = "cosine",
     reference_embeddings: Tensor | None = None,
     reference_labels: Tensor | None = None,
     self_index: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Each anchor's easy positive: the most similar other sample of its class.
+    """Each anchor's easy positive, the most similar other sample of its class, or its hard one, the least similar.
 
-        index_i = argmax over j != i with label_j = label_i of  u_ij
+        index_i = argmax (easy) or argmin (hard) over j != i with label_j = label_i of  u_ij
+
+    The hard one needs no B x N matrix either, but for squared distances a copy of both sides, one entry wider; among
+    similarities that agree to a few roundings it may be either.
 
     Args:
         embeddings: (B, D) anchors. labels: (B,) integers.
+        strategy: "easy" or "hard".
         similarity: "cosine", "dot" or "negative_squared_euclidean".
         reference_embeddings, reference_labels: (N, D) and (N,): search these instead of the batch, a memory bank or a
             gathered batch.
@@ -245,18 +252,22 @@ def mine_positives(
     Gradients: none; gather the positives by their index and differentiate their similarity.
 
     Source: Levi et al., Rethinking preventing class-collapsing in metric learning with margin-based losses,
-        2020, easy positive sampling.
+        2020, easy positive sampling; Hermans et al., In defense of the triplet loss for person re-identification,
+        2017, the hardest positive of "batch hard".
 
     >>> import torch
     >>> from fused_margins.functional import mine_positives
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.0, 2.0]])
     >>> mine_positives(embeddings, torch.tensor([0, 0, 0, 1]))
     (tensor([0.8000, 0.8000, 0.6000,   -inf]), tensor([ 1,  0,  1, -1]))
+    >>> mine_positives(embeddings, torch.tensor([0, 0, 0, 1]), strategy="hard")[1]
+    tensor([ 2,  2,  0, -1])
     """
-    arguments = search_sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
-    value, index = nearest(
-        *arguments[:4], self_index=arguments[4], similarity=similarity, relation="same", backend=backend
-    )
+    checks.choice("strategy", strategy, POSITIVE_STRATEGIES)
+    sides = search_sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
+    if strategy == "hard":
+        return farthest(*sides, similarity, backend)
+    value, index = nearest(*sides[:4], self_index=sides[4], similarity=similarity, relation="same", backend=backend)
     return value[:, 0], index[:, 0]
 
 

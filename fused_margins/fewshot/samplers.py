@@ -42,8 +42,36 @@ class ShuffledBatches:
         self.order, self.position = state["order"], state["position"]
 
 
+class Deck:
+    """Numbers 0 .. size - 1 dealt in random order: each of them once before any comes again.
+
+    Example:
+        >>> deck, generator = Deck(3), torch.Generator().manual_seed(0)
+        >>> sorted(deck.deal(2, generator).tolist() + deck.deal(1, generator).tolist())
+        [0, 1, 2]
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.left = torch.empty(0, dtype=torch.int64)
+
+    def deal(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count,) numbers; no repetition among them where there are enough."""
+        hand, self.left = self.left[:count], self.left[count:]
+        while len(hand) < count:
+            fresh = torch.randperm(self.size, generator=generator)
+            held = torch.isin(fresh, hand)
+            fresh = torch.cat([fresh[~held], fresh[held]])  # what the hand holds already comes last
+            missing = count - len(hand)
+            hand, self.left = torch.cat([hand, fresh[:missing]]), fresh[missing:]
+        return hand
+
+
 class BalancedBatches:
-    """Batches of `classes_per_batch` classes, `samples_per_class` samples each, repeated where a class is smaller.
+    """Batches of `classes_per_batch` classes, `samples_per_class` samples each.
+
+    Classes take turns, and so do the samples of a class: none comes again before all the others were there. A batch
+    repeats a sample only where its class is smaller than `samples_per_class`.
 
     Example:
         >>> labels = torch.tensor([0, 0, 0, 1, 1, 1, 2])
@@ -55,11 +83,14 @@ class BalancedBatches:
     def __init__(
         self, labels: Tensor, classes_per_batch: int, samples_per_class: int, generator: torch.Generator
     ) -> None:
-        self.members = [(labels == c).nonzero()[:, 0] for c in torch.unique(labels)]
+        by_class = labels.argsort(stable=True)
+        self.members = by_class.split(torch.unique(labels, return_counts=True)[1].tolist())
         self.classes_per_batch = min(classes_per_batch, len(self.members))
         self.samples_per_class = samples_per_class
         self.num_batches = max(1, len(labels) // (self.classes_per_batch * samples_per_class))
         self.generator = generator
+        self.classes = Deck(len(self.members))
+        self.samples = [Deck(len(members)) for members in self.members]
 
     def __len__(self) -> int:
         """Batches in an epoch: as many as show about as many images as there are."""
@@ -67,21 +98,18 @@ class BalancedBatches:
 
     def next_batch(self) -> Tensor:
         """Indices of the next batch, class by class."""
-        classes = torch.randperm(len(self.members), generator=self.generator)[: self.classes_per_batch]
-        return torch.cat([self._draw(self.members[c]) for c in classes.tolist()])
-
-    def _draw(self, members: Tensor) -> Tensor:
-        if len(members) < self.samples_per_class:
-            chosen = torch.randint(len(members), (self.samples_per_class,), generator=self.generator)
-        else:
-            chosen = torch.randperm(len(members), generator=self.generator)[: self.samples_per_class]
-        return members[chosen]
+        chosen = self.classes.deal(self.classes_per_batch, self.generator).tolist()
+        return torch.cat(
+            [self.members[c][self.samples[c].deal(self.samples_per_class, self.generator)] for c in chosen]
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        return {}  # every batch is drawn anew
+        left = [deck.left for deck in (self.classes, *self.samples)]
+        return {"left": torch.cat(left), "sizes": [len(numbers) for numbers in left]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        for deck, left in zip((self.classes, *self.samples), state["left"].split(state["sizes"])):
+            deck.left = left
 
 
 Sampler = ShuffledBatches | BalancedBatches

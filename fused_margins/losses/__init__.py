@@ -12,10 +12,12 @@ from .margin_softmax import (
     NegativeSoftmaxLoss,
     NormalizedSoftmaxLoss,
 )
+from .memory import CrossBatchMemory
 
 __all__ = [
     "ArcFaceLoss",
     "CosFaceLoss",
+    "CrossBatchMemory",
     "EasyPositiveInfoNCELoss",
     "EasyPositiveMarginLoss",
     "EasyPositiveTripletLoss",

@@ -1,8 +1,10 @@
 """Easy positives: an anchor is pulled to the nearest sample of its class alone, so that a class may keep several modes.
 
 Here are the choice of positives and negatives, which three losses share, and the triplet loss; the margin loss and
-InfoNCE have files of their own. `positives="random"` is the usual sampling that easy positives are compared with.
+InfoNCE have files of their own. The other positives, "random", "hard" and "all", are what easy ones are compared with.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +14,10 @@ from ..functional import STRATEGIES, mine_negatives, mine_positives, search_side
 from ..ops import checks
 from ..ops.similarity import accumulation_dtype, pair_similarity, take_rows, unit_rows
 from ..reductions import REDUCTIONS, reduce_loss
-from .sampling import distance_weighted_negatives, random_positives
+from .sampling import all_positives, distance_weighted_negatives, random_negatives, random_positives
 
-POSITIVES = ("easy", "random")
+POSITIVES = ("easy", "random", "hard", "all")
+NEGATIVES = (*STRATEGIES, "random", "distance-weighted")
 
 
 def checked_margin(margin: float) -> float:
@@ -23,17 +26,50 @@ def checked_margin(margin: float) -> float:
     return float(margin)
 
 
+class Sides(NamedTuple):
+    """Both sides of a search, and which reference is the anchor itself; within a batch y is x."""
+
+    x: Tensor  # (B, D) anchors
+    y: Tensor  # (N, D) references
+    labels: Tensor  # (B,)
+    reference_labels: Tensor  # (N,)
+    self_index: Tensor | None  # (B,) the reference that is the anchor itself, -1 for none
+
+
+class Positives(NamedTuple):
+    """P pairs of an anchor and a positive: one an anchor, in their order, or all there are."""
+
+    anchor: Tensor | None  # (P,) None where pair i is that of anchor i
+    reference: Tensor  # (P,) -1 for an anchor alone in its class
+    similarity: Tensor  # (P,) not differentiable, -inf where there is none
+
+    def of_anchor(self, t: Tensor) -> Tensor:
+        """(P, ...) of each pair, from (B, ...) of each anchor."""
+        return t if self.anchor is None or not t.shape[0] else take_rows(t, self.anchor)
+
+
 class EasyPositiveLoss(nn.Module):
-    """What the losses share: both sides of the search, and a positive and a negative for each anchor."""
+    """What the losses share: both sides of the search, and positives and negatives for the anchors."""
 
     def __init__(
-        self, positives: str, similarity: str, reduction: str, backend: str, generator: torch.Generator | None
+        self,
+        positives: str,
+        negatives: str,
+        similarity: str,
+        normalize: bool,
+        reduction: str,
+        backend: str,
+        generator: torch.Generator | None,
+        *,
+        valid_negatives: tuple[str, ...] = NEGATIVES,
     ) -> None:
         super().__init__()
         checks.choice("positives", positives, POSITIVES)
+        checks.choice("negatives", negatives, valid_negatives)
         checks.similarity(similarity)
         checks.choice("reduction", reduction, REDUCTIONS)
-        self.positives, self.similarity = positives, similarity
+        self.positives, self.negatives = positives, negatives
+        self.similarity, self.normalize = similarity, normalize
         self.reduction, self.backend, self.generator = reduction, backend, generator
 
     def _sides(
@@ -43,9 +79,8 @@ class EasyPositiveLoss(nn.Module):
         reference_embeddings: Tensor | None,
         reference_labels: Tensor | None,
         self_index: Tensor | None,
-        normalize: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """x (B, D), y (N, D), their labels, and which y is the x itself; without references y is x."""
+    ) -> Sides:
+        """Checked, and of unit length where asked for."""
         x, y, labels, column_labels, self_index = search_sides(
             embeddings, labels, reference_embeddings, reference_labels, self_index
         )
@@ -53,52 +88,61 @@ class EasyPositiveLoss(nn.Module):
         checks.labels("labels", labels, x.shape[0], x)
         checks.labels("reference_labels", column_labels, y.shape[0], x)
         checks.labels("self_index", self_index, x.shape[0], x, optional=True)
-        if normalize:
+        if self.normalize:
             within_batch = y is x
             x = unit_rows(x.to(accumulation_dtype(x.dtype)))
             y = x if within_batch else unit_rows(y.to(x.dtype))
-        return x, y, labels, column_labels, self_index
+        return Sides(x, y, labels, column_labels, self_index)
 
-    def _mine_positives(
-        self, x: Tensor, y: Tensor, labels: Tensor, column_labels: Tensor, self_index: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Similarity (B,), not differentiable, and index (B,); -inf and -1 where an anchor is alone."""
-        if self.positives == "easy":
-            return mine_positives(
+    def _find_positives(self, sides: Sides) -> Positives:
+        x, y, anchor = sides.x, sides.y, None
+        if self.positives in ("easy", "hard"):
+            similarity, index = mine_positives(
                 x,
-                labels,
+                sides.labels,
+                strategy=self.positives,
                 similarity=self.similarity,
                 reference_embeddings=y,
-                reference_labels=column_labels,
-                self_index=self_index,
+                reference_labels=sides.reference_labels,
+                self_index=sides.self_index,
                 backend=self.backend,
             )
-        index = random_positives(labels, column_labels, self_index, self.generator)
+            return Positives(None, index, similarity)
+        if self.positives == "random":
+            index = random_positives(*sides[2:], self.generator)
+        else:
+            anchor, index = all_positives(*sides[2:])
+            x = take_rows(x, anchor)
         similarity = pair_similarity(x.detach(), take_rows(y.detach(), index), self.similarity)
-        return torch.where(index >= 0, similarity, -torch.inf), index
+        return Positives(anchor, index, torch.where(index >= 0, similarity, -torch.inf))
 
-    def _mine_negatives(
-        self,
-        strategy: str,
-        positive_similarity: Tensor,
-        x: Tensor,
-        y: Tensor,
-        labels: Tensor,
-        column_labels: Tensor,
-        self_index: Tensor | None,
-    ) -> Tensor:
-        """Index (B,), -1 where there is none."""
-        if strategy == "distance-weighted":
-            return distance_weighted_negatives(x, labels, y, column_labels, self.generator, self.backend)
+    def _find_negatives(self, sides: Sides, positives: Positives) -> Tensor:
+        """Index (P,), -1 where there is none. The hardest is the anchor's; the others are found for each pair."""
+        if self.negatives == "hard":
+            return positives.of_anchor(self._mine_negatives(sides, None))
+        of_self = None if sides.self_index is None else positives.of_anchor(sides.self_index)
+        pairs = sides._replace(
+            x=positives.of_anchor(sides.x.detach()), labels=positives.of_anchor(sides.labels), self_index=of_self
+        )
+        if self.negatives == "semihard":
+            return self._mine_negatives(pairs, positives.similarity)
+        if self.negatives == "random":
+            return random_negatives(*pairs[2:], self.generator)
+        x, y = (t if self.normalize else unit_rows(t.to(accumulation_dtype(t.dtype))) for t in pairs[:2])
+        return distance_weighted_negatives(
+            x, pairs.labels, y, pairs.reference_labels, self.generator, self.backend, pairs.self_index
+        )
+
+    def _mine_negatives(self, sides: Sides, below: Tensor | None) -> Tensor:
         _, index = mine_negatives(
-            x,
-            labels,
-            strategy=strategy,
-            positive_similarity=positive_similarity,
+            sides.x,
+            sides.labels,
+            strategy="hard" if below is None else "semihard",
+            positive_similarity=below,
             similarity=self.similarity,
-            reference_embeddings=y,
-            reference_labels=column_labels,
-            self_index=self_index,
+            reference_embeddings=sides.y,
+            reference_labels=sides.reference_labels,
+            self_index=sides.self_index,
             backend=self.backend,
         )
         return index
@@ -115,19 +159,23 @@ class EasyPositiveTripletLoss(EasyPositiveLoss):
     Args:
         margin: at least 0, in units of u. Unit vectors at cosine c are at squared distance 2 - 2 c, so a margin of
             0.2 for squared distances is one of 0.1 for cosines.
-        negatives: n(i) is the most similar negative ("hard"), or the most similar of those less similar than the
-            positive ("semihard"; an anchor without one is inactive: it waits until its positive has come nearer).
-        positives: "easy", or "random": drawn uniformly from the class, for comparison.
+        negatives: n(i) is the most similar negative ("hard"), the most similar of those less similar than the
+            positive ("semihard"; an anchor without one is inactive: it waits until its positive has come nearer), one
+            drawn uniformly ("random"), or one drawn evenly over the distances between unit vectors
+            ("distance-weighted"; see `fused_margins.losses.sampling`).
+        positives: "easy"; or for comparison "random" (drawn uniformly from the class), "hard" (the least similar of
+            the class), or "all": each other sample of the class makes a pair with a negative of its own, P pairs of
+            width D in all, and the loss is one of pairs.
         similarity: u, "negative_squared_euclidean", "cosine" or "dot".
         normalize: bring the embeddings to unit length first.
-        reduction: "mean" (over active anchors; 0 if there are none), "sum" or "none".
+        reduction: "mean" (over active anchors or pairs; 0 if there are none), "sum" or "none".
         backend: "auto", or the name of one; see `fused_margins.explain`.
-        generator: draws random positives; None for torch's global one. torch.compile takes only None.
+        generator: draws what is random; None for torch's global one. torch.compile takes only None, and not "all".
 
-    Call: loss(embeddings (B, D), labels (B,) integers) gives a scalar, or (B,) for "none"; float32, float64 for
-    float64. With reference_embeddings (N, D) and reference_labels (N,) (a memory bank) positives and negatives come
-    from there; self_index (B,) then names the reference that is the anchor itself, -1 for none. A bank that holds the
-    batch needs it.
+    Call: loss(embeddings (B, D), labels (B,) integers) gives a scalar, or for "none" (B,), with all positives (P,) in
+    the order of the anchors and their positives; float32, float64 for float64. With reference_embeddings (N, D) and
+    reference_labels (N,) (a memory bank; see `CrossBatchMemory`) positives and negatives come from there; self_index
+    (B,) then names the reference that is the anchor itself, -1 for none. A bank that holds the batch needs it.
 
     Raises:
         ValueError, TypeError: shapes, dtypes, devices, unknown names, a negative margin. IndexError: a self index out
@@ -157,9 +205,8 @@ class EasyPositiveTripletLoss(EasyPositiveLoss):
         backend: str = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(positives, similarity, reduction, backend, generator)
-        checks.choice("negatives", negatives, STRATEGIES)
-        self.margin, self.negatives, self.normalize = checked_margin(margin), negatives, normalize
+        super().__init__(positives, negatives, similarity, normalize, reduction, backend, generator)
+        self.margin = checked_margin(margin)
 
     def forward(
         self,
@@ -169,13 +216,13 @@ class EasyPositiveTripletLoss(EasyPositiveLoss):
         reference_labels: Tensor | None = None,
         self_index: Tensor | None = None,
     ) -> Tensor:
-        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index, self.normalize)
-        x, y, *_ = sides
-        similarity, positive = self._mine_positives(*sides)
-        negative = self._mine_negatives(self.negatives, similarity, *sides)
-        active = (positive >= 0) & (negative >= 0)
-        to_positive = pair_similarity(x, take_rows(y, positive), self.similarity)
-        to_negative = pair_similarity(x, take_rows(y, negative), self.similarity)
+        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
+        positives = self._find_positives(sides)
+        negative = self._find_negatives(sides, positives)
+        active = (positives.reference >= 0) & (negative >= 0)
+        x = positives.of_anchor(sides.x)
+        to_positive = pair_similarity(x, take_rows(sides.y, positives.reference), self.similarity)
+        to_negative = pair_similarity(x, take_rows(sides.y, negative), self.similarity)
         loss = torch.where(active, F.relu(self.margin + to_negative - to_positive), 0.0)
         return reduce_loss(loss, active.to(loss.dtype), self.reduction)
 

@@ -1,11 +1,12 @@
-"""InfoNCE on easy positives: the nearest sample of the class against all negatives at once."""
+"""InfoNCE on easy positives: the nearest sample of the class against all negatives at once, or against one."""
 
 import torch
 from torch import Tensor
 
 from ..ops.contrast import contrast
+from ..ops.similarity import pair_similarity, take_rows
 from ..reductions import reduce_loss, softplus
-from .easy_positive import EasyPositiveLoss
+from .easy_positive import NEGATIVES, EasyPositiveLoss, Positives, Sides
 
 
 class EasyPositiveInfoNCELoss(EasyPositiveLoss):
@@ -19,10 +20,13 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
 
     Args:
         temperature: t > 0, in units of cosine.
-        positives: "easy", or "random": drawn uniformly from the class, for comparison.
-        reduction: "mean" (over active anchors; 0 if there are none), "sum" or "none".
+        positives: "easy", or for comparison "random", "hard" or "all", as in `EasyPositiveTripletLoss`.
+        negatives: "all", the sum above; or for comparison a sum of one term, whose n(i) is "random", "semihard", "hard"
+            or "distance-weighted", as in `EasyPositiveTripletLoss`.
+        reduction: "mean" (over active anchors or pairs; 0 if there are none), "sum" or "none".
         backend: "auto", or the name of one; see `fused_margins.explain`.
-        generator: draws random positives; None for torch's global one. torch.compile takes only None.
+        generator: draws what is random; None for torch's global one. torch.compile takes only None, and not "all"
+            positives.
 
     Call: as `EasyPositiveTripletLoss`, also with references.
 
@@ -48,11 +52,21 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
         temperature: float = 0.1,
         positives: str = "easy",
         *,
+        negatives: str = "all",
         reduction: str = "mean",
         backend: str = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(positives, "cosine", reduction, backend, generator)
+        super().__init__(
+            positives,
+            negatives,
+            "cosine",
+            False,  # the cosine sees to it
+            reduction,
+            backend,
+            generator,
+            valid_negatives=("all", *NEGATIVES),
+        )
         if not temperature > 0:
             raise ValueError(f"temperature: expected a positive number, got {temperature}")
         self.temperature = float(temperature)
@@ -65,18 +79,44 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
         reference_labels: Tensor | None = None,
         self_index: Tensor | None = None,
     ) -> Tensor:
-        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index, normalize=False)
-        _, positive = self._mine_positives(*sides)
+        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
+        positives = self._find_positives(sides)
         scale = 1 / self.temperature
-        u, negative_lse = contrast(
-            sides[0], sides[1], positive, *sides[2:4], scale=scale, self_index=sides[4], backend=self.backend
-        )
-        active = (positive >= 0) & (negative_lse > -torch.inf)
+        if self.negatives == "all":
+            u, negative_lse = self._against_all(sides, positives, scale)
+        else:
+            negative = self._find_negatives(sides, positives)
+            x = positives.of_anchor(sides.x)
+            u = pair_similarity(x, take_rows(sides.y, positives.reference), "cosine")
+            negative_lse = pair_similarity(x, take_rows(sides.y, negative), "cosine") * scale
+            negative_lse = torch.where(negative >= 0, negative_lse, -torch.inf)
+        active = (positives.reference >= 0) & (negative_lse > -torch.inf)
         loss = torch.where(active, softplus(negative_lse - u * scale), 0.0)
         return reduce_loss(loss, active.to(loss.dtype), self.reduction)
 
+    def _against_all(self, sides: Sides, positives: Positives, scale: float) -> tuple[Tensor, Tensor]:
+        """Similarity of the positive, and logsumexp over the anchor's negatives, (P,) each."""
+        target = positives.reference
+        if positives.anchor is not None:
+            # Once an anchor, not once a pair: any target will do, since only the sum over the negatives is taken.
+            target = torch.full_like(sides.labels, 0 if sides.y.shape[0] else -1, dtype=torch.int64)
+        u, negative_lse = contrast(
+            sides.x,
+            sides.y,
+            target,
+            sides.labels,
+            sides.reference_labels,
+            scale=scale,
+            self_index=sides.self_index,
+            backend=self.backend,
+        )
+        if positives.anchor is None:
+            return u, negative_lse
+        u = pair_similarity(positives.of_anchor(sides.x), take_rows(sides.y, positives.reference), "cosine")
+        return u, positives.of_anchor(negative_lse)
+
     def extra_repr(self) -> str:
         return (
-            f"temperature={self.temperature:g}, positives={self.positives!r}, reduction={self.reduction!r}, "
-            f"backend={self.backend!r}"
+            f"temperature={self.temperature:g}, positives={self.positives!r}, negatives={self.negatives!r}, "
+            f"reduction={self.reduction!r}, backend={self.backend!r}"
         )

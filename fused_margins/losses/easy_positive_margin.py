@@ -4,14 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import STRATEGIES
-from ..ops import checks
 from ..ops.labels import IGNORED, INVALID, check_index
 from ..ops.similarity import pair_similarity, take_rows
 from ..reductions import reduce_loss
 from .easy_positive import EasyPositiveLoss, checked_margin
-
-NEGATIVES = (*STRATEGIES, "distance-weighted")
 
 
 class EasyPositiveMarginLoss(EasyPositiveLoss):
@@ -28,12 +24,12 @@ class EasyPositiveMarginLoss(EasyPositiveLoss):
             anchor that counts for nothing; None keeps one fixed beta for all.
         margin: half the width of the gap, at least 0, in units of d.
         beta: the radius, where it starts if it learns; positive, in units of d.
-        negatives: "hard", "semihard" (the nearest farther than the positive, none where there is none) or
-            "distance-weighted" (drawn evenly over the distances; see `fused_margins.losses.sampling`).
-        positives: "easy", or "random": drawn uniformly from the class, for comparison.
-        reduction: "mean" (over the terms that are not 0, at most two an anchor), "sum" or "none".
+        negatives: "distance-weighted", "hard", "semihard" (the nearest farther than the positive, none where there is
+            none) or "random", as in `EasyPositiveTripletLoss`.
+        positives: "easy", or for comparison "random", "hard" or "all", as in `EasyPositiveTripletLoss`.
+        reduction: "mean" (over the terms that are not 0, at most two an anchor or pair), "sum" or "none".
         backend: "auto", or the name of one; see `fused_margins.explain`.
-        generator: draws random positives and negatives; None for torch's global one. torch.compile takes only None.
+        generator: draws what is random; None for torch's global one. torch.compile takes only None, and not "all".
 
     Attributes:
         beta: (C,) parameter, or a 0-d buffer.
@@ -68,13 +64,12 @@ class EasyPositiveMarginLoss(EasyPositiveLoss):
         backend: str = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(positives, "negative_squared_euclidean", reduction, backend, generator)
-        checks.choice("negatives", negatives, NEGATIVES)
+        super().__init__(positives, negatives, "negative_squared_euclidean", True, reduction, backend, generator)
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, or None, got {num_classes}")
         if not beta > 0:
             raise ValueError(f"beta: expected a positive number, got {beta}")
-        self.num_classes, self.margin, self.negatives = num_classes, checked_margin(margin), negatives
+        self.num_classes, self.margin = num_classes, checked_margin(margin)
         self.initial_beta = float(beta)
         if num_classes is None:
             self.register_buffer("beta", torch.tensor(self.initial_beta))
@@ -89,21 +84,21 @@ class EasyPositiveMarginLoss(EasyPositiveLoss):
         reference_labels: Tensor | None = None,
         self_index: Tensor | None = None,
     ) -> Tensor:
-        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index, normalize=True)
-        x, y, *_ = sides
-        similarity, positive = self._mine_positives(*sides)
-        negative = self._mine_negatives(self.negatives, similarity, *sides)
-        beta, active = self._beta_of_rows(labels)
-        active = active & (positive >= 0)
-        too_far = F.relu(_distance(x, take_rows(y, positive)) - beta + self.margin)
-        too_near = F.relu(beta - _distance(x, take_rows(y, negative)) + self.margin)
+        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
+        positives = self._find_positives(sides)
+        negative = self._find_negatives(sides, positives)
+        beta, counted = self._beta_of_rows(positives.of_anchor(labels))
+        active = counted & (positives.reference >= 0)
+        x = positives.of_anchor(sides.x)
+        too_far = F.relu(_distance(x, take_rows(sides.y, positives.reference)) - beta + self.margin)
+        too_near = F.relu(beta - _distance(x, take_rows(sides.y, negative)) + self.margin)
         too_far = torch.where(active, too_far, 0.0)
         too_near = torch.where(active & (negative >= 0), too_near, 0.0)
         terms = (too_far > 0).to(x.dtype) + (too_near > 0).to(x.dtype)
         return reduce_loss(too_far + too_near, terms, self.reduction)
 
     def _beta_of_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """beta of each anchor, (B,) or 0-d, and which anchors (B,) take part."""
+        """beta of each row, (P,) or 0-d, and which rows (P,) take part."""
         if self.num_classes is None:
             return self.beta, torch.ones_like(labels, dtype=torch.bool)
         row = check_index(labels, self.num_classes, IGNORED, "labels")

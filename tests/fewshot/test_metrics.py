@@ -4,6 +4,12 @@ import math
 
 import pytest
 import torch
+from pytorch_metric_learning.distances import CosineSimilarity
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from pytorch_metric_learning.utils.inference import CustomKNN
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
+from sklearn.metrics import normalized_mutual_info_score
 
 from fused_margins.fewshot import metrics
 
@@ -63,6 +69,140 @@ def test_knc_error_counts_what_lies_among_the_other_class():
     test = torch.eye(4)[torch.tensor([0, 1, 2, 3, 0])]  # the last one lies where class 0 is
     error = metrics.knc_error(embeddings, labels, test, test_labels, clusters_per_class=2, num_neighbours=3)
     assert error == pytest.approx(1 / 5)
+
+
+def _random(size=60, num_classes=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(num_classes, (size,), generator=generator)
+    labels[0] = 99  # alone in its class
+    return torch.randn(size, 5, generator=generator) + torch.nn.functional.one_hot(labels % 5, 5), labels
+
+
+def _map_at_r(embeddings, labels):
+    """The definition in loops."""
+    values = []
+    for i in range(len(labels)):
+        others = [j for j in range(len(labels)) if j != i]
+        mates = sum(bool(labels[j] == labels[i]) for j in others)
+        if not mates:
+            continue
+        cosine = torch.nn.functional.cosine_similarity(embeddings[i], embeddings, dim=1)
+        ranked = sorted(others, key=lambda j: -float(cosine[j]))[:mates]
+        correct = [bool(labels[j] == labels[i]) for j in ranked]
+        values.append(sum(sum(correct[: k + 1]) / (k + 1) for k in range(mates) if correct[k]) / mates)
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("few", [200, 3])
+@pytest.mark.parametrize("numbers_at_once", [1 << 22, 100])
+def test_map_at_r_is_its_definition(few, numbers_at_once, monkeypatch):
+    monkeypatch.setattr(metrics, "FEW_NEIGHBOURS", few)  # both ways of a search, at once and in blocks
+    monkeypatch.setattr(metrics, "NUMBERS_AT_ONCE", numbers_at_once)
+    embeddings, labels = _random()
+    assert metrics.mean_average_precision_at_r(embeddings, labels) == pytest.approx(_map_at_r(embeddings, labels))
+
+
+def test_map_at_r_agrees_with_a_peer():
+    embeddings, labels = _random(200, 9, seed=1)
+    peer = AccuracyCalculator(
+        ("mean_average_precision_at_r",), k="max_bin_count", knn_func=CustomKNN(CosineSimilarity())
+    )
+    theirs = peer.get_accuracy(embeddings, labels)["mean_average_precision_at_r"]
+    assert metrics.mean_average_precision_at_r(embeddings, labels) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_map_at_r_at_its_ends():
+    embeddings, labels = _blobs()
+    assert metrics.mean_average_precision_at_r(embeddings, labels) == 1
+    assert metrics.mean_average_precision_at_r(embeddings[:3], torch.arange(3)) == 0
+    pairs = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.1, 1.0]])
+    assert metrics.mean_average_precision_at_r(pairs, torch.tensor([0, 0, 1, 1])) == 0
+
+
+@pytest.mark.parametrize("k", [1, 4, 250])
+def test_nearest_others_come_in_order_and_never_include_oneself(k):
+    embeddings, _ = _random(30)
+    index = metrics.nearest_others(embeddings, k)
+    assert index.shape == (30, k)
+    cosine = torch.nn.functional.normalize(embeddings) @ torch.nn.functional.normalize(embeddings).T
+    for i in range(30):
+        ranked = cosine[i].argsort(descending=True)
+        ranked = ranked[ranked != i][:k].tolist()
+        assert index[i].tolist() == ranked + [-1] * (k - len(ranked))
+
+
+def test_confusion_matrix_counts_pairs():
+    labels, predicted = torch.tensor([0, 2, 2, 1, 2]), torch.tensor([0, 2, 1, 1, 0])
+    table = metrics.confusion_matrix(labels, predicted, 4)
+    assert table.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+
+
+def _places(place_of_class, per_class=40, far=20.0, seed=0):
+    """A coarse class for each list, a fine one for each place in it; those at one place are mixed."""
+    embeddings, fine, coarse = [], [], []
+    generator = torch.Generator().manual_seed(seed)
+    for c, places in enumerate(place_of_class):
+        for place in places:
+            centre = torch.zeros(8)
+            centre[place] = far
+            embeddings.append(centre + torch.randn(per_class, 8, generator=generator))
+            fine += [len(embeddings)] * per_class
+            coarse += [10 - c] * per_class  # the second comes first in ascending order
+    return torch.cat(embeddings), torch.tensor(fine), torch.tensor(coarse)
+
+
+def test_modes_kept_are_the_places_of_the_classes():
+    kept, present = metrics.modes_kept(*_places([[0, 0, 0, 0, 0], [0, 1, 2, 3, 4]]))
+    assert kept.tolist() == [pytest.approx(5), pytest.approx(1, abs=0.05)]
+    assert present.tolist() == [pytest.approx(5)] * 2
+    kept, present = metrics.modes_kept(*_places([[0, 1, 0, 1], [3]]))
+    assert kept.tolist() == [1, pytest.approx(2, abs=0.1)]
+    assert present.tolist() == [1, pytest.approx(4)]
+
+
+def test_modes_are_an_effective_number_and_not_a_matter_of_chance():
+    # Many small classes at one place: clusters and labels agree by chance alone, and that does not count.
+    kept, present = metrics.modes_kept(*_places([[0] * 20], per_class=15))
+    assert kept.tolist() == [pytest.approx(1, abs=0.15)]
+    # One of the two classes has a tenth of the samples: it is a mode, but not a whole one.
+    x, fine, coarse = _places([[0, 1]], per_class=100)
+    kept, present = metrics.modes_kept(x[:110], fine[:110], coarse[:110])
+    assert present.tolist() == [pytest.approx(math.exp(-(10 / 11) * math.log(10 / 11) - (1 / 11) * math.log(1 / 11)))]
+    assert torch.allclose(kept, present)
+    # As many classes as samples: nothing to tell apart.
+    kept, _ = metrics.modes_kept(x[:5], torch.arange(5), torch.zeros(5, dtype=torch.int64))
+    assert kept.tolist() == [1]
+
+
+def test_clusters_are_as_good_as_those_of_scikit_learn():
+    images, labels = load_digits(return_X_y=True)
+    theirs = KMeans(10, n_init=10, random_state=0).fit_predict(images[:700])
+    ours = metrics.cluster_agreement(torch.tensor(images[:700] / 16), torch.tensor(labels[:700]))
+    assert ours["nmi"] == pytest.approx(normalized_mutual_info_score(labels[:700], theirs), abs=0.03)
+
+
+def test_knc_errors_of_several_numbers_are_those_of_each():
+    embeddings, labels = _random(200, 9, seed=1)
+    test, test_labels = _random(50, 9, seed=2)
+    data = (embeddings, labels, test, test_labels)
+    errors = metrics.knc_errors(*data, [1, 3, 10, 999], clusters_per_class=3)
+    assert list(errors) == [1, 3, 10, 999]
+    for number, error in errors.items():
+        assert error == metrics.knc_error(*data, clusters_per_class=3, num_neighbours=number)
+    assert len(set(errors.values())) > 1
+    with pytest.raises(ValueError, match="num_neighbours: expected at least 1, got 0"):
+        metrics.knc_errors(*data, [0, 3])
+
+
+def test_discriminability_is_its_definition():
+    embeddings, labels = _random(80, 6, seed=3)
+    unit = embeddings.double() / embeddings.double().norm(dim=1, keepdim=True)
+    members = [unit[labels == c] for c in labels.unique()]
+    centres = [m.mean(0) for m in members]
+    within = sum(sum((x - c).square().sum() for x in m) / len(m) for m, c in zip(members, centres)) / len(members)
+    pairs = [(a, b) for i, a in enumerate(centres) for j, b in enumerate(centres) if i != j]
+    between = sum((a - b).square().sum() for a, b in pairs) / len(pairs)
+    assert metrics.discriminability(embeddings, labels) == pytest.approx(float(between / within))
 
 
 def test_discriminability_by_hand():

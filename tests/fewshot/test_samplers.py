@@ -55,6 +55,45 @@ def test_balanced_batches_reach_every_class_and_take_no_more_than_there_are():
     assert len(sampler) == 32 // 8
 
 
+@pytest.mark.parametrize("classes_per_batch", [1, 2, 3, 4])
+@pytest.mark.parametrize("samples_per_class", [1, 2, 3, 5])
+def test_classes_and_samples_take_turns(classes_per_batch, samples_per_class):
+    sampler = BalancedBatches(LABELS, classes_per_batch, samples_per_class, _generator())
+    seen, draws = torch.zeros(32, dtype=torch.int64), torch.zeros(6, dtype=torch.int64)
+    for _ in range(40):
+        batch = sampler.next_batch()
+        seen += torch.bincount(batch, minlength=32)
+        draws[LABELS[batch].unique()] += 1
+        assert len(LABELS[batch].unique()) == classes_per_batch
+        of_classes = draws[LABELS.unique()]
+        assert of_classes.max() - of_classes.min() <= 1
+        for label in LABELS.unique():
+            of_samples = seen[label == LABELS]
+            assert of_samples.max() - of_samples.min() <= 1
+
+
+def test_batches_repeat_no_sample_across_the_end_of_a_turn():
+    sampler = BalancedBatches(torch.zeros(5, dtype=torch.int64), 1, 3, _generator())
+    assert all(len(sampler.next_batch().unique()) == 3 for _ in range(30))
+
+
+def test_balanced_batches_are_drawn_anew_every_turn():
+    sampler = BalancedBatches(torch.arange(40) // 4, 10, 4, _generator())
+    turns = [sampler.next_batch() for _ in range(6)]
+    assert all(torch.equal(turn.sort().values, torch.arange(40)) for turn in turns)
+    assert len({tuple(turn.tolist()) for turn in turns}) == 6
+    assert len({tuple(classes.tolist()) for classes in (turn // 4 for turn in turns)}) == 6
+
+
+def test_a_state_of_a_thousand_classes_is_two_entries():
+    sampler = BalancedBatches(torch.arange(3000) % 1000, 8, 2, _generator())
+    for _ in range(5):
+        sampler.next_batch()
+    state = sampler.state_dict()
+    assert len(state["left"]) == 1000 - 40 + 40  # classes left, and one sample left of each of 40 classes
+    assert sum(state["sizes"]) == len(state["left"])
+
+
 @pytest.mark.parametrize("taken", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize(
     "make",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fused_margins import EasyPositiveInfoNCELoss, EasyPositiveMarginLoss, EasyPositiveTripletLoss
+from fused_margins.losses.easy_positive import NEGATIVES, POSITIVES
 from fused_margins.losses.sampling import distance_weighted_negatives, random_positives
 
 BACKENDS = ("reference", "cpu")
@@ -170,7 +171,7 @@ def test_duplicates_have_finite_gradients(backend, kind):
 
 
 @pytest.mark.parametrize("kind", ALL)
-@pytest.mark.parametrize("positives", ["easy", "random"])
+@pytest.mark.parametrize("positives", POSITIVES)
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3], [], [5]])
 def test_anchors_alone_are_inactive(backend, kind, positives, labels):
     x = torch.randn(len(labels), 3, requires_grad=True)
@@ -196,7 +197,7 @@ def test_without_negatives_and_with_an_empty_bank(backend, kind):
 
 def test_margin_loss_without_negatives_keeps_its_positive_term(backend):
     x, labels = torch.eye(3), torch.zeros(3, dtype=torch.int64)  # positives at sqrt 2
-    for negatives in ("hard", "semihard", "distance-weighted"):
+    for negatives in NEGATIVES:
         loss = EasyPositiveMarginLoss(margin=0.2, beta=1.2, negatives=negatives, reduction="none", backend=backend)
         torch.testing.assert_close(loss(x, labels), torch.full((3,), 2**0.5 - 1.0))
 
@@ -303,11 +304,19 @@ def test_distance_weighted_draw_in_blocks(monkeypatch, backend):
     assert (labels[whole] != labels).all()
 
 
-@pytest.mark.parametrize(("kind", "positives"), list(zip(ALL, ("easy", "random", "easy"))))
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (EasyPositiveTripletLoss, {}),
+        (EasyPositiveTripletLoss, {"positives": "hard", "negatives": "random"}),
+        (EasyPositiveMarginLoss, {"positives": "random"}),
+        (EasyPositiveInfoNCELoss, {}),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own, of a Function
-def test_compiles_to_one_graph(kind, positives):
+def test_compiles_to_one_graph(kind, options):
     torch._dynamo.reset()
-    loss = kind(positives=positives)
+    loss = kind(**options)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for rows in (12, 10):  # the first shape is compiled as it is, the second with a dynamic size
         x, labels = torch.randn(rows, 5, requires_grad=True), torch.arange(rows) % 5
@@ -380,8 +389,15 @@ def test_margin_loss_labels():
     [
         (lambda: EasyPositiveTripletLoss(-0.1), "margin: expected a number of at least 0, got -0.1"),
         (lambda: EasyPositiveTripletLoss(float("nan")), "margin"),
-        (lambda: EasyPositiveTripletLoss(negatives="all"), "negatives: expected one of 'hard', 'semihard', got 'all'"),
-        (lambda: EasyPositiveTripletLoss(positives="hard"), "positives: expected one of 'easy', 'random'"),
+        (
+            lambda: EasyPositiveTripletLoss(negatives="all"),
+            "negatives: expected one of 'hard', 'semihard', .*got 'all'",
+        ),
+        (
+            lambda: EasyPositiveTripletLoss(positives="far"),
+            "positives: expected one of 'easy', 'random', 'hard', 'all'",
+        ),
+        (lambda: EasyPositiveInfoNCELoss(negatives="easy"), "negatives: expected one of 'all', 'hard'"),
         (lambda: EasyPositiveTripletLoss(similarity="l1"), "similarity: expected one of"),
         (lambda: EasyPositiveTripletLoss(reduction="max"), "reduction: expected one of"),
         (lambda: EasyPositiveMarginLoss(0), "num_classes: expected at least 1, or None, got 0"),
