@@ -15,8 +15,8 @@ from .config import EasyPositiveTriplet, Loss, Magnet, MarginSoftmax, Softmax, T
 from .datasets import Task, load, make_task
 from .evaluation import evaluate
 from .jobs import run_all
+from .maps import plane
 from .parity import Parity, StepDifference
-from .plots import plane
 from .trainer import Trainer
 
 DATASET = "digits"

@@ -11,9 +11,10 @@ from rich.console import Console
 from .datasets import load
 from .demo import COARSE_TO_FINE, DATASET, MARGIN_SCALE, MARGINS, NUM_BASE_CLASSES, Outcome
 from .doctor import versions
+from .maps import embedding_maps
 from .metrics import mean_and_student_interval
 from .parity import TOLERANCE
-from .plots import difference_curves, embedding_maps, loss_curves, margin_panel
+from .plots import difference_curves, loss_curves, sweep
 from .runs import write_json, write_text
 from .tables import Table, percent
 
@@ -160,8 +161,8 @@ class DemoReport:
         mapped = [o for o in self.of("coarse_to_fine") if o.job.config.seed == seed]
         loss_curves(folder / "loss.png", {f"digits, seed {seed}": {o.job.name: o.losses[0] for o in mapped}})
         test = load(DATASET)["test"]
-        maps = {o.job.name: o.points for o in mapped if o.points is not None}
-        embedding_maps(folder / "embeddings.png", maps, test.labels, test.class_names)
+        maps = {o.job.name: (o.points, test.labels, test.class_names) for o in mapped if o.points is not None}
+        embedding_maps(folder / "embeddings.png", maps)
         titles = {
             "novel_1shot": "1-shot",
             "novel_5shot": "5-shot",
@@ -170,10 +171,10 @@ class DemoReport:
             "novel_discriminability": "novel phi",
         }
         panels = {
-            title: [self.values("margins", f"{margin:g}", figure) for margin in MARGINS]
+            title: {title: [self.values("margins", f"{margin:g}", figure) for margin in MARGINS]}
             for figure, title in titles.items()
         }
-        margin_panel(folder / "margins.png", MARGINS, panels)
+        sweep(folder / "margins.png", MARGINS, panels)
         names = ["loss.png", "embeddings.png", "margins.png"]
         parity = self.of("parity")
         if parity:
