@@ -1,52 +1,167 @@
-"""What is left of a single run for a reader: report.json, report.md and the plots."""
+"""What is left of a single run for a reader: report.json, report.md, report.html and the plots."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from .datasets import Task
-from .plots import embedding_maps, loss_curves, plane
+import torch
+from torch import Tensor
+
+from ..ops.nearest import nearest
+from .datasets import ImageSet, Task
+from .doctor import versions
+from .html import Page
+from .maps import confusion_map, embedding_maps, map_sample, neighbour_strips, plane
+from .plots import training_curves
 from .runs import Run, write_json, write_text
-from .tables import Table, percent
+from .tables import Table, figure_text
 from .trainer import Trainer
 
+QUERIES, NEIGHBOURS = 8, 8  # rows and columns of image strips
 
-def figures_table(figures: dict[str, Any]) -> Table:
+
+def figures_table(figures: Mapping[str, float | None]) -> Table:
     """Every figure with its interval, where it has one."""
-    rows = []
-    for name, value in figures.items():
-        if name.endswith("_interval"):
-            continue
-        # phi is a ratio, all else are fractions
-        text = f"{value:.2f}" if "discriminability" in name else percent(value, figures.get(f"{name}_interval"))
-        rows.append([name.replace("_", " "), text])
+    rows = [
+        [name.replace("_", " "), figure_text(name, value, figures.get(f"{name}_interval"))]
+        for name, value in figures.items()
+        if "_interval" not in name
+    ]
     return Table(
         "Evaluation (percent, ± half of the 95% interval; discriminability is a ratio)", ["figure", "value"], rows
     )
 
 
-def write_run_report(run: Run, trainer: Trainer, task: Task, figures: dict[str, Any]) -> Table:
-    """Write the report of a run into its folder and return its table."""
-    table = figures_table(figures)
-    judged = task.held_out if task.held_out is not None else task.novel
-    plots = ["loss.png"]
-    curve = [row["loss"] for row in trainer.history]
-    loss_curves(run.folder / "loss.png", {trainer.config.dataset: {trainer.config.loss.name: curve}})
-    if judged is not None:
-        embeddings = trainer.embed(judged).cpu()
-        embedding_maps(
-            run.folder / "embeddings.png",
-            {trainer.config.loss.name: plane(embeddings)},
-            judged.labels,
-            judged.class_names,
-        )
-        plots.append("embeddings.png")
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names.
+
+    >>> flat_settings({"epochs": 2, "loss": {"name": "magnet", "alpha": 0.3}})
+    {'epochs': 2, 'loss.name': 'magnet', 'loss.alpha': 0.3}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def write_run_report(
+    run: Run,
+    trainer: Trainer,
+    task: Task,
+    figures: Mapping[str, float | None],
+    *,
+    confusion: Tensor | None = None,
+    cost: Mapping[str, float] | None = None,
+) -> Table:
+    """Write the report of a run into its folder and return its table.
+
+    Args:
+        run: the folder; it gets report.json, report.md, report.html and PNG files.
+        trainer: holds the trained network.
+        task: the novel images are shown, or the held-out ones where there are no novel classes.
+        figures: what the evaluation found, by name; `<name>_interval` is half of its 95% interval.
+        confusion: (C, C) counts of the shown images by true class (rows) and predicted class.
+        cost: "seconds" and "peak_memory_bytes" of the training, as far as they were measured.
+    """
     config = trainer.config.model_dump(mode="json")
-    write_json(run.folder / "report.json", {"config": config, "figures": figures, "epochs": trainer.epoch})
-    pictures = "\n".join(f"![{name}]({name})" for name in plots)
+    title = f"{config['loss']['name']} on {config['dataset']}"
+    lead = (
+        f"{trainer.epoch} of {config['epochs']} epochs, seed {config['seed']}, backend {config['backend']}, "
+        f"{len(task.training)} training images."
+    )
+    table = figures_table(figures)
+    pictures = _draw(run, trainer, task, confusion)
+
+    page = Page(title, lead)
+    page.section("Evaluation")
+    page.table(table)
+    for name, (heading, caption) in pictures.items():
+        page.section(heading)
+        page.picture(run.folder / name, caption, photographs=name == "neighbours.png")
+    page.section("Settings")
+    rows = [[name, "-" if value is None else str(value)] for name, value in flat_settings(config).items()]
+    page.table(Table("All settings of the run; they suffice to repeat it", ["setting", "value"], rows, numeric=False))
+    page.paragraph(", ".join(f"{name} {version}" for name, version in versions().items()) + ".")
+    page.write(run.folder / "report.html")
+
+    write_json(
+        run.folder / "report.json",
+        {"config": config, "figures": dict(figures), "epochs": trainer.epoch, **(cost or {})},
+    )
+    links = "\n".join(f"![{heading}]({name})" for name, (heading, _) in pictures.items())
     write_text(
         run.folder / "report.md",
-        f"# {config['loss']['name']} on {config['dataset']}\n\n"
-        f"{trainer.epoch} of {config['epochs']} epochs, seed {config['seed']}, backend {config['backend']}; "
-        "all settings are in [config.json](config.json).\n\n"
-        f"{table.markdown()}\n\n{pictures}\n",
+        f"# {title}\n\n{lead} All settings are in [config.json](config.json).\n\n{table.markdown()}\n\n{links}\n",
     )
     return table
+
+
+def _draw(run: Run, trainer: Trainer, task: Task, confusion: Tensor | None) -> dict[str, tuple[str, str]]:
+    """Heading and caption of each PNG file written, by its name."""
+    loss, history = trainer.config.loss.name, trainer.history
+    training_curves(
+        run.folder / "loss.png",
+        {loss: [row["loss"] for row in history]},
+        {loss: [row["learning_rate"] for row in history]},
+    )
+    pictures = {"loss.png": ("Training", "Loss, averaged over each epoch, and the learning rate at its end.")}
+    images = task.novel if task.novel is not None else task.held_out
+    if images is None:
+        return pictures
+    kind = "novel classes" if task.novel is not None else "held-out images"
+    embeddings = trainer.embed(images).cpu()
+
+    shown = map_sample(images.labels)
+    points = plane(embeddings[shown])
+    maps = {f"{len(images.class_names)} fine labels": (points, images.labels[shown], images.class_names)}
+    if images.coarse_names != images.class_names:
+        coarse = (points, images.coarse_labels[shown], images.coarse_names)
+        maps = {f"{len(images.coarse_names)} coarse labels": coarse} | maps
+    embedding_maps(run.folder / "embeddings.png", maps)
+    pictures["embeddings.png"] = (
+        "Embeddings",
+        f"t-SNE of {len(shown)} of {len(images)} embeddings of the {kind}; distances between groups mean little.",
+    )
+
+    queries = _queries(images)
+    _, neighbours = nearest(
+        embeddings[queries],
+        embeddings,
+        images.labels[queries],
+        images.labels,
+        relation="any",
+        k=min(NEIGHBOURS, len(images) - 1),
+        self_index=queries,
+        backend="reference",
+    )
+    used, place = torch.unique(torch.cat([queries[:, None], neighbours], dim=1), return_inverse=True)
+    neighbour_strips(
+        run.folder / "neighbours.png",
+        images.pixels(used),
+        images.labels[used],
+        place[:, 0],
+        place[:, 1:],
+        images.class_names,
+    )
+    pictures["neighbours.png"] = (
+        "Nearest neighbours",
+        f"Images of the {kind} drawn at random, one of a class, and those nearest to them by cosine: "
+        "framed green where they are of the same class, orange where not.",
+    )
+    if confusion is not None:
+        confusion_map(run.folder / "confusion.png", confusion, images.class_names)
+        pictures["confusion.png"] = (
+            f"Confusion among {kind}",
+            "Rows are true classes, columns predicted ones; each row adds up to 100%.",
+        )
+    return pictures
+
+
+def _queries(images: ImageSet) -> Tensor:
+    """Indices of an image each of up to QUERIES classes, the same for every run on these images."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(images), generator=generator)
+    by_class: dict[int, int] = {}
+    for index in order.tolist():
+        by_class.setdefault(int(images.labels[index]), index)
+    classes = sorted(list(by_class)[:QUERIES])
+    return torch.tensor([by_class[c] for c in classes])

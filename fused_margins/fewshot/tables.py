@@ -1,9 +1,13 @@
-"""One table, shown in the terminal and written to Markdown."""
+"""One table, shown in the terminal and written to Markdown and HTML; and the figures in it as text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
+from rich import markup
 from rich.table import Table as RichTable
+
+NOT_FRACTIONS = ("discriminability", "modes", "variance")  # words in the names of figures that no percent suits
 
 
 @dataclass(frozen=True)
@@ -11,12 +15,21 @@ class Table:
     """Rows of text below their column titles; the first column names the row.
 
     Example:
-        >>> print(Table("Sizes", ["name", "bytes"], [["a", "1"]]).markdown())
+        >>> table = Table("Sizes", ["name", "bytes"], [["a", "1"]])
+        >>> print(table.markdown())
         **Sizes**
         <BLANKLINE>
         | name | bytes |
         |---|---:|
         | a | 1 |
+        >>> print(table.html())
+        <figure><figcaption>Sizes</figcaption>
+        <div class="table"><table class="numeric">
+        <thead><tr><th scope="col">name</th><th scope="col">bytes</th></tr></thead>
+        <tbody>
+        <tr><th scope="row">a</th><td>1</td></tr>
+        </tbody>
+        </table></div></figure>
     """
 
     title: str
@@ -35,16 +48,30 @@ class Table:
         return "\n".join(lines)
 
     def rich(self) -> RichTable:
-        table = RichTable(title=self.title, title_justify="left")
+        table = RichTable(title=markup.escape(self.title), title_justify="left")
         for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number and self.numeric else "left")
+            table.add_column(markup.escape(column), justify="right" if number and self.numeric else "left")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(markup.escape, row))
         return table
+
+    def html(self) -> str:
+        """The table within a block that scrolls where the screen is narrow; `Page` of `html.py` has its style."""
+        head = "".join(f'<th scope="col">{escape(column)}</th>' for column in self.columns)
+        lines = [
+            f"<figure><figcaption>{escape(self.title)}</figcaption>",
+            '<div class="table"><table class="numeric">' if self.numeric else '<div class="table"><table>',
+            f"<thead><tr>{head}</tr></thead>",
+            "<tbody>",
+        ]
+        for name, *cells in self.rows:
+            values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            lines.append(f'<tr><th scope="row">{escape(name)}</th>{values}</tr>')
+        return "\n".join([*lines, "</tbody>", "</table></div></figure>"])
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def percent(value: float, interval: float | None = None) -> str:
@@ -54,3 +81,16 @@ def percent(value: float, interval: float | None = None) -> str:
     ('50.0', '12.3 ± 4.6')
     """
     return f"{100 * value:.1f}" + ("" if interval is None else f" ± {100 * interval:.1f}")
+
+
+def figure_text(name: str, value: float | None, interval: float | None = None) -> str:
+    """A figure of an evaluation: fractions in percent, what is none (see `NOT_FRACTIONS`) as it is, "-" for no value.
+
+    >>> figure_text("nmi", 0.5), figure_text("novel_discriminability", 2.5, 0.25), figure_text("nmi", None)
+    ('50.0', '2.50 ± 0.25', '-')
+    """
+    if value is None:
+        return "-"
+    if not any(word in name for word in NOT_FRACTIONS):
+        return percent(value, interval)
+    return f"{value:.2f}" + ("" if interval is None else f" ± {interval:.2f}")

@@ -1,0 +1,227 @@
+"""Runs side by side: the settings they differ in, their figures, and paired differences where their seeds match."""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .html import Page
+from .metrics import mean_and_student_interval
+from .plots import training_curves
+from .report import flat_settings
+from .runs import Run, write_json, write_text
+from .tables import Table, figure_text
+
+NO_VALUE = "-"
+COSTS: dict[str, Callable[[float], str]] = {  # entries of report.json beside its figures, where they were measured
+    "seconds": lambda value: f"{value:.1f} s",
+    "peak_memory_bytes": lambda value: f"{value / 2**20:.0f} MiB",
+}
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What a finished run left in its folder."""
+
+    folder: Path
+    settings: dict[str, Any]  # under dotted names, without the seed
+    seed: int
+    figures: dict[str, float]
+    costs: dict[str, float]
+    history: list[dict[str, Any]]
+
+
+def read_run(folder: Path) -> StoredRun:
+    """The run in `folder`; a `UserError` says what is missing where there is none, or none that was completed."""
+    run = Run(folder)
+    config = run.config()
+    history, path = run.read_metrics(), folder / "report.json"
+    if len(history) < config.epochs:
+        raise UserError(
+            f"{folder}: not finished, {len(history)} of {config.epochs} epochs; "
+            f"continue with: fused-margins train --resume --output {folder}"
+        )
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        figures = {name: float(value) for name, value in report["figures"].items() if value is not None}
+        costs = {name: float(report[name]) for name in COSTS if report.get(name) is not None}
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no report.json; write it with: fused-margins evaluate {folder}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a report of a run ({type(error).__name__}: {error})") from None
+    settings = flat_settings(config.model_dump(mode="json"))
+    seed = settings.pop("seed")
+    return StoredRun(folder, settings, seed, figures, costs, history)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seed."""
+
+    name: str
+    runs: Sequence[StoredRun]  # by ascending seed
+
+    def values(self, figure: str) -> list[float] | None:
+        """The figure (or cost) of each run; None where one has it not."""
+        found = [(run.figures | run.costs).get(figure) for run in self.runs]
+        values = [value for value in found if value is not None]
+        return values if len(values) == len(found) else None
+
+    def summary(self, figure: str) -> tuple[float | None, float | None]:
+        """Mean over seeds and half its 95% Student interval; a single run has the interval of its own evaluation."""
+        values = self.values(figure)
+        if values is None:
+            return None, None
+        if len(values) == 1:
+            return values[0], self.runs[0].figures.get(f"{figure}_interval")
+        return mean_and_student_interval(values)
+
+    def minus(self, other: "Group", figure: str) -> list[float]:
+        """Differences to the other group's run of equal seed, for the seeds that both have."""
+        mine, theirs = self.values(figure), other.values(figure)
+        if mine is None or theirs is None:
+            return []
+        by_seed = {run.seed: value for run, value in zip(other.runs, theirs)}
+        return [value - by_seed[run.seed] for run, value in zip(self.runs, mine) if run.seed in by_seed]
+
+
+class Comparison:
+    """Stored runs, grouped; groups stand in the order in which their first runs were given.
+
+    Raises:
+        UserError: fewer than two runs, or two of the same settings and seed.
+    """
+
+    def __init__(self, runs: Sequence[StoredRun]) -> None:
+        if len(runs) < 2:
+            raise UserError(f"runs: expected two or more, got {len(runs)}")
+        grouped: dict[str, list[StoredRun]] = {}
+        for run in runs:
+            alike = grouped.setdefault(json.dumps(run.settings, sort_keys=True), [])
+            for other in alike:
+                if other.seed == run.seed:
+                    raise UserError(f"runs: {other.folder} and {run.folder} have the same settings and seed {run.seed}")
+            alike.append(run)
+        groups = [sorted(alike, key=lambda run: run.seed) for alike in grouped.values()]
+        self.differing = _differing([group[0].settings for group in groups])
+        self.groups = [Group(name, group) for name, group in zip(_names(groups, self.differing), groups)]
+        self.figures = list(
+            dict.fromkeys(name for run in runs for name in run.figures if not name.endswith("_interval"))
+        )
+
+    def settings_table(self) -> Table:
+        rows = [
+            [name, *(_setting_text(group.runs[0].settings.get(name, NO_VALUE)) for group in self.groups)]
+            for name in self.differing
+        ]
+        rows.append(["seeds", *(", ".join(str(run.seed) for run in group.runs) for group in self.groups)])
+        rows.append(["first folder", *(str(group.runs[0].folder) for group in self.groups)])
+        return Table("Settings that differ", ["setting", *(group.name for group in self.groups)], rows, numeric=False)
+
+    def figures_table(self) -> Table:
+        rows = [
+            [name.replace("_", " "), *(figure_text(name, *group.summary(name)) for group in self.groups)]
+            for name in self.figures
+        ]
+        for name, text in COSTS.items():
+            means = [group.summary(name)[0] for group in self.groups]
+            if any(mean is not None for mean in means):
+                rows.append([name.split("_bytes")[0].replace("_", " "), *(text(m) if m else NO_VALUE for m in means)])
+        title = (
+            "Figures: percent, discriminability a ratio; ± 95% over seeds (Student's t), of a single run over episodes"
+        )
+        return Table(title, ["figure", *(group.name for group in self.groups)], rows)
+
+    def difference_table(self) -> Table | None:
+        """Paired differences to the first group; None where no seed is shared."""
+        first, others = self.groups[0], self.groups[1:]
+        seeds = {run.seed for run in first.runs}
+        pairs = {group.name: sum(run.seed in seeds for run in group.runs) for group in others}
+        if not any(pairs.values()):
+            return None
+        rows = []
+        for name in self.figures:
+            row = [name.replace("_", " ")]
+            for group in others:
+                differences = group.minus(first, name)
+                mean, interval = mean_and_student_interval(differences) if differences else (None, None)
+                row.append(figure_text(name, mean, interval if len(differences) > 1 else None))
+            rows.append(row)
+        title = f"Minus {first.name}, paired by seed: mean of the differences ± 95% (Student's t); percentage points"
+        return Table(title, ["figure", *(f"{name} (pairs: {count})" for name, count in pairs.items())], rows)
+
+    def tables(self) -> list[Table]:
+        tables = [self.settings_table(), self.figures_table(), self.difference_table()]
+        return [table for table in tables if table is not None]
+
+    def write(self, path: Path) -> None:
+        """The comparison as HTML, Markdown or JSON, by the file's suffix (one of WRITERS)."""
+        WRITERS[path.suffix](self, path)
+
+    def _write_html(self, path: Path) -> None:
+        page = Page("Runs compared", f"{sum(len(g.runs) for g in self.groups)} runs in {len(self.groups)} groups.")
+        for heading, table in zip(("Settings", "Figures", "Paired differences"), self.tables()):
+            page.section(heading)
+            page.table(table)
+        page.section("Training")
+        curves = [
+            {group.name: [row[column] for row in group.runs[0].history] for group in self.groups}
+            for column in ("loss", "learning_rate")
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder) / "loss.png"
+            training_curves(picture, curves[0], curves[1])
+            page.picture(picture, "The first seed of each group; losses of different kinds do not compare.")
+        page.write(path)
+
+    def _write_markdown(self, path: Path) -> None:
+        write_text(path, "\n\n".join(["# Runs compared", *(table.markdown() for table in self.tables())]) + "\n")
+
+    def _write_json(self, path: Path) -> None:
+        first = self.groups[0]
+        groups = [
+            {
+                "name": group.name,
+                "settings": {name: group.runs[0].settings.get(name) for name in self.differing},
+                "seeds": [run.seed for run in group.runs],
+                "folders": [str(run.folder) for run in group.runs],
+                "figures": {name: group.values(name) for name in (*self.figures, *COSTS)},
+                "minus_first": {name: group.minus(first, name) for name in self.figures} if group is not first else {},
+            }
+            for group in self.groups
+        ]
+        write_json(path, {"groups": groups})
+
+
+WRITERS: dict[str, Callable[[Comparison, Path], None]] = {
+    ".html": Comparison._write_html,
+    ".md": Comparison._write_markdown,
+    ".json": Comparison._write_json,
+}
+
+
+def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of settings that are not the same, or not there, in all."""
+    names = dict.fromkeys(name for one in settings for name in one)
+    return [
+        name for name in names if any(one.get(name, NO_VALUE) != settings[0].get(name, NO_VALUE) for one in settings)
+    ]
+
+
+def _names(groups: Sequence[Sequence[StoredRun]], differing: Sequence[str]) -> list[str]:
+    """A short name each: the one setting that tells all groups apart, or else the folder of the first run."""
+    for setting in differing:
+        values = [_setting_text(group[0].settings.get(setting, NO_VALUE)) for group in groups]
+        if len(set(values)) == len(values):
+            leaf = setting.split(".")[-1]
+            return values if leaf == "name" else [f"{leaf} {value}" for value in values]
+    if len(groups) == 1:
+        return [groups[0][0].folder.name]
+    return [f"{number}: {group[0].folder.name}" for number, group in enumerate(groups, start=1)]
+
+
+def _setting_text(value: Any) -> str:
+    return NO_VALUE if value is None else str(value)
