@@ -85,7 +85,7 @@ def _control(config: TrainConfig, task: Task) -> Trainer:
     """The first backend's run from weights changed in the last bit: what rounding alone does to a training."""
     trainer = Trainer(config, task.training)
     with torch.no_grad():
-        trainer.model.head.weight.mul_(1 + torch.finfo(torch.float32).eps)
+        trainer.model.get_parameter("head.weight").mul_(1 + torch.finfo(torch.float32).eps)
     trainer.train()
     return trainer
 
