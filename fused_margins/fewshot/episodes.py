@@ -136,7 +136,7 @@ def _descend(unit: Tensor, labels: Tensor, weight: Tensor, order: Tensor) -> Ten
     """`train_heads` for unit-length support (E, S, D).
 
     With cosines c_bk of sample b and head k, and e = softmax(scale c) - one_hot, the gradient of a batch's mean cross
-    entropy is (scale / B) sum_b e_bk (x_b - c_bk w_k / |w_k|) / |w_k|. Written out: autograd takes several times as long.
+    entropy is (scale / B) sum_b e_bk (x_b - c_bk w_k / |w_k|) / |w_k|. Autograd would take several times as long.
     """
     weight, velocity = weight.clone(), torch.zeros_like(weight)
     one_hot = F.one_hot(labels, weight.shape[1]).to(weight.dtype)  # (S, n_way)

@@ -82,7 +82,7 @@ def test_batched_heads_equal_heads_trained_one_at_a_time(n_way, k_shot, width, p
     for i in range(4):
         alone = _train_one_head(support[i], labels, weight[i], order[:, i])
         torch.testing.assert_close(heads[i], alone, rtol=1e-9, atol=1e-11)
-        assert (heads[i] - weight[i]).abs().max() > 0.03  # they did train
+        assert (heads[i] - weight[i]).abs().max() > 0.01  # they did train
 
 
 def test_heads_start_and_batches_are_shuffled_as_in_the_official_code(monkeypatch):
