@@ -3,7 +3,7 @@
 from typing import Annotated, Literal, get_args
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from .errors import UserError
 
@@ -91,16 +91,42 @@ _LOSSES: dict[str, type[LossSettings]] = {
 
 
 class Backbone(Settings):
-    """The convolutional network: blocks of conv, pool, batch norm, ReLU, then a linear head."""
+    """The network. A setting that is not given is the network's own; one that it does not have is an error."""
 
-    blocks: Count = 3
-    """Blocks, each of which halves the image."""
-    channels: Count = 32
-    """Channels of every block."""
-    embedding_size: Count = 32
-    """Width of the embedding."""
+    name: Annotated[Literal["convnet", "conv4", "resnet12", "resnet18"], tyro.conf.arg(name="backbone")] = "convnet"
+    """Network: a small one for quick runs, or one of the papers'."""
+    blocks: Count | None = None
+    """Blocks of convnet, each of which halves the image (3 if not given)."""
+    channels: Count | None = None
+    """Channels of the first stage (32 for convnet, 64 for the others if not given)."""
+    embedding_size: Count | None = None
+    """Width of a linear head (if not given, 32 for convnet; none for the others: their features are the embedding)."""
     normalize: bool = True
     """Give embeddings unit length."""
+    standardize: bool = False
+    """Give the pixels of each channel mean 0 and deviation 1 over the training set."""
+    drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Features that a ResNet drops in training: as dropout in its first two stages, as DropBlock in its last two."""
+    dropblock_size: Count = 5
+    """Side of the squares that DropBlock drops."""
+    dropblock_steps: Count = 40_000
+    """Steps in which DropBlock's rate rises from 0 to drop_rate."""
+
+    @field_validator("blocks")
+    @classmethod
+    def _only_of_convnet(cls, blocks: int | None, info: ValidationInfo) -> int | None:
+        name = info.data.get("name", "convnet")
+        if blocks is not None and name != "convnet":
+            raise ValueError(f"only convnet takes a number of blocks, not {name}")
+        return blocks
+
+    @field_validator("drop_rate")
+    @classmethod
+    def _only_of_resnets(cls, drop_rate: float, info: ValidationInfo) -> float:
+        name = info.data.get("name", "convnet")
+        if drop_rate > 0 and not name.startswith("resnet"):
+            raise ValueError(f"only resnet12 and resnet18 drop features, not {name}")
+        return drop_rate
 
 
 class Augmentation(Settings):
@@ -136,10 +162,16 @@ class TrainConfig(Settings):
     """Largest number of images in a batch."""
     samples_per_class: Annotated[int, Field(ge=2)] | None = None
     """Make each batch of classes with this many samples each, instead of shuffling all images."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam, or SGD with Nesterov's momentum of 0.9."""
     learning_rate: Positive = 3e-3
-    """Peak of the one-cycle schedule."""
+    """Peak of the schedule."""
+    schedule: Literal["one-cycle", "warmup-cosine"] = "one-cycle"
+    """Learning rate, step by step: one cycle, or a linear rise from a sixteenth of the peak and a cosine to 1e-6."""
+    warmup_epochs: Annotated[int, Field(ge=0)] | None = None
+    """Epochs in which warmup-cosine rises (a quarter of all if not given)."""
     weight_decay: AtLeast0 = 0.0
-    """Weight decay of Adam."""
+    """L2 penalty that is added to the gradients."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initial weights, batches, augmentation and mining."""
     backend: str = "auto"

@@ -3,10 +3,12 @@
 An episode shows `k_shot` labelled samples of `n_way` classes and asks for the class of some others. Its classifier is
 either the nearest cosine centroid or a fresh cosine head, trained by the recipe of Liu et al. 2020 (scale 5, no margin;
 SGD with learning rate 0.01, momentum 0.9, dampening 0.9, weight decay 1e-3; 100 passes in batches of 4). The heads of
-all episodes are one batched problem: no episode's gradient touches another's weights.
+all episodes are one batched problem: no episode's gradient touches another's weights. They start as the official code's
+do, uniform within 1 / sqrt(D).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from .errors import UserError
 
+MEMORY_BYTES = 1 << 27  # for the embeddings of the episodes in hand
 HEAD_SCALE, PASSES, HEAD_BATCH = 5.0, 100, 4
 LEARNING_RATE, MOMENTUM, DAMPENING, WEIGHT_DECAY = 0.01, 0.9, 0.9, 1e-3
 
@@ -76,25 +79,34 @@ def sample_episodes(
 def centroid_accuracy(embeddings: Tensor, episodes: Episodes) -> Tensor:
     """(E,) accuracy of the nearest cosine centroid of unit-length support embeddings."""
     unit = F.normalize(embeddings)
-    support = unit[episodes.support].unflatten(1, (episodes.n_way, -1))
-    return _accuracy(unit, episodes, support.mean(dim=2))
+
+    def judge(part: Episodes, _: slice) -> Tensor:
+        support = unit[part.support].unflatten(1, (part.n_way, -1))
+        return _accuracy(unit, part, support.mean(dim=2))
+
+    return _by_parts(judge, episodes, embeddings.shape[1])
 
 
 def head_accuracy(embeddings: Tensor, episodes: Episodes, generator: torch.Generator) -> Tensor:
-    """(E,) accuracy of a fresh cosine head for each episode."""
+    """(E,) accuracy of a fresh cosine head for each episode.
+
+    Takes one number from `generator`, whatever the width: what it draws next is the same for every network.
+    """
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    generator = torch.Generator().manual_seed(seed)
     num_episodes, num_support = episodes.support.shape
-    width = embeddings.shape[1]
-    bound = 1 / math.sqrt(width)  # as torch.nn.Linear starts
+    width, device = embeddings.shape[1], embeddings.device
+    bound = 1 / math.sqrt(width)  # uniform, as torch.nn.Linear starts
     weight = (torch.rand(num_episodes, episodes.n_way, width, generator=generator) * 2 - 1) * bound
     order = torch.rand(PASSES, num_episodes, num_support, generator=generator).argsort(dim=2)
-    device = embeddings.device
-    heads = train_heads(
-        embeddings[episodes.support],
-        episodes.support_labels().to(device),
-        weight.to(device),
-        order.to(device),
-    )
-    return _accuracy(F.normalize(embeddings), episodes, heads)
+    unit, labels = F.normalize(embeddings), episodes.support_labels().to(device)
+
+    def judge(part: Episodes, chosen: slice) -> Tensor:
+        start = weight[chosen].to(device)
+        heads = train_heads(unit[part.support], labels, start, order[:, chosen].to(device))
+        return _accuracy(unit, part, heads)
+
+    return _by_parts(judge, episodes, width)
 
 
 def train_heads(support: Tensor, labels: Tensor, weight: Tensor, order: Tensor) -> Tensor:
@@ -109,23 +121,51 @@ def train_heads(support: Tensor, labels: Tensor, weight: Tensor, order: Tensor) 
     Returns:
         (E, n_way, D).
     """
-    unit, weight, velocity = F.normalize(support, dim=2), weight.clone(), None
+    unit = F.normalize(support, dim=2)
+    (num_support, width), n_way = unit.shape[1:], weight.shape[1]
+    if num_support + n_way >= width:
+        return _descend(unit, labels, weight, order)
+    # Gradients of cosines are combinations of a head and its support set: no head ever leaves the span of the support
+    # set and the starts. In an orthonormal basis of it, the same descent has S + n_way coordinates instead of D.
+    basis, coordinates = torch.linalg.qr(torch.cat([unit, weight], dim=1).mT)  # (E, D, S + n_way), (E, S + n_way, ...)
+    coordinates = coordinates.mT.contiguous()
+    return _descend(coordinates[:, :num_support], labels, coordinates[:, num_support:], order) @ basis.mT
+
+
+def _descend(unit: Tensor, labels: Tensor, weight: Tensor, order: Tensor) -> Tensor:
+    """`train_heads` for unit-length support (E, S, D).
+
+    With cosines c_bk of sample b and head k, and e = softmax(scale c) - one_hot, the gradient of a batch's mean cross
+    entropy is (scale / B) sum_b e_bk (x_b - c_bk w_k / |w_k|) / |w_k|. Autograd would take several times as long.
+    """
+    weight, velocity = weight.clone(), torch.zeros_like(weight)
     one_hot = F.one_hot(labels, weight.shape[1]).to(weight.dtype)  # (S, n_way)
+    share = 1.0  # of a gradient that enters the velocity: as in torch.optim.SGD, the first step is not dampened
+    episode = torch.arange(len(unit), device=unit.device)[:, None]
     for permutation in order:
-        for chosen in permutation.split(HEAD_BATCH, dim=1):  # (E, up to 4)
-            batch = unit.gather(1, chosen[:, :, None].expand(-1, -1, unit.shape[2]))
-            length = weight.norm(dim=2, keepdim=True)
-            direction = weight / length
-            # Gradient of the batch's mean cross entropy, first of the directions (E, n_way, D), then of the weights,
-            # which only turns them. Written out, because autograd takes twice the time for it.
-            error = torch.softmax(HEAD_SCALE * batch @ direction.mT, dim=2) - one_hot[chosen]  # (E, 4, n_way)
-            gradient = HEAD_SCALE / chosen.shape[1] * error.mT @ batch
-            gradient -= direction * (gradient * direction).sum(dim=2, keepdim=True)
-            gradient = gradient / length + WEIGHT_DECAY * weight
-            # As torch.optim.SGD does it: the first step is not dampened.
-            velocity = gradient if velocity is None else MOMENTUM * velocity + (1 - DAMPENING) * gradient
-            weight -= LEARNING_RATE * velocity
+        samples = unit[episode, permutation]
+        targets = one_hot[permutation]  # (E, S, n_way)
+        for batch, target in zip(samples.split(HEAD_BATCH, dim=1), targets.split(HEAD_BATCH, dim=1)):
+            length = torch.linalg.vector_norm(weight, dim=2)[:, None]  # (E, 1, n_way)
+            cosine = batch @ weight.mT / length  # (E, up to 4, n_way)
+            exponential = torch.exp(HEAD_SCALE * cosine)  # at most exp(5): no maximum need be taken away
+            error = exponential / exponential.sum(dim=2, keepdim=True) - target
+            error *= share * HEAD_SCALE / batch.shape[1] / length
+            shrink = share * WEIGHT_DECAY - (error * cosine).sum(dim=1, keepdim=True) / length  # (E, 1, n_way)
+            velocity.baddbmm_(error.mT, batch, beta=MOMENTUM)
+            velocity.addcmul_(weight, shrink.mT)
+            weight.add_(velocity, alpha=-LEARNING_RATE)
+            share = 1 - DAMPENING
     return weight
+
+
+def _by_parts(judge: Callable[[Episodes, slice], Tensor], episodes: Episodes, width: int) -> Tensor:
+    """`judge` of so many episodes at a time that their embeddings stay within MEMORY_BYTES."""
+    num_episodes = len(episodes.support)
+    samples = episodes.support.shape[1] + episodes.query.shape[1]
+    at_once = max(1, MEMORY_BYTES // (4 * samples * width))
+    parts = [slice(start, start + at_once) for start in range(0, num_episodes, at_once)]
+    return torch.cat([judge(Episodes(episodes.support[p], episodes.query[p], episodes.n_way), p) for p in parts])
 
 
 def _accuracy(unit: Tensor, episodes: Episodes, prototypes: Tensor) -> Tensor:

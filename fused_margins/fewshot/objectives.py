@@ -129,10 +129,10 @@ class MagnetObjective(Objective):
 
 
 def build_objective(
-    settings: config.TrainConfig, labels: Tensor, num_classes: int, generator: torch.Generator
+    settings: config.TrainConfig, size: int, labels: Tensor, num_classes: int, generator: torch.Generator
 ) -> Objective:
-    """The objective that `settings` describe, for a training set with these labels."""
-    loss, size, backend = settings.loss, settings.backbone.embedding_size, settings.backend
+    """The objective that `settings` describe, of embeddings of this size and a training set with these labels."""
+    loss, backend = settings.loss, settings.backend
     sampler: Sampler
     if settings.samples_per_class is None:
         sampler = ShuffledBatches(len(labels), settings.batch_size, generator)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..ops import registry
 from .augment import random_affine
-from .backbones import ConvNet
+from .backbones import Network
 from .config import TrainConfig
 from .datasets import ImageSet
 from .errors import UserError
 from .objectives import Batch, build_objective
+from .optimization import build_optimizer, build_scheduler
 from .runs import Run
 
 CHECKPOINT_SECONDS = 10.0  # at most this much work is lost to a power cut; an interrupt loses none
@@ -23,30 +24,28 @@ CHECKPOINT_SECONDS = 10.0  # at most this much work is lost to a power cut; an i
 class Trainer:
     """Trains a network on `images` as `config` says; the same config and images give the same numbers.
 
-    All that is random, batches, augmentation and mining, comes from one generator on the CPU; the initial weights come
-    from the seed. So two trainers can take turns in one process, and none disturbs its host.
+    All that is random, batches, augmentation, mining and dropped features, comes from one generator on the CPU; the
+    initial weights come from the seed. So two trainers can take turns in one process, and none disturbs its host.
     """
 
     def __init__(self, config: TrainConfig, images: ImageSet) -> None:
         self.config, self.images = config, images
         self.device = usable_device(config.device)
-        _check_backend(config, len(images))
         self.generator = torch.Generator().manual_seed(config.seed)
         labels = images.targets(config.labels)
         num_classes = len(images.class_names if config.labels == "fine" else images.coarse_names)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)  # not torch.manual_seed: that would seed GPUs as well
             channels, height, width = images.images.shape[1:]
-            self.model = ConvNet(channels, (height, width), config.backbone).to(self.device)
-            self.objective = build_objective(config, labels, num_classes, self.generator).to(self.device)
-        parameters = [*self.model.parameters(), *self.objective.parameters()]
-        self.optimizer = torch.optim.Adam(
-            parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+            self.model = Network(channels, (height, width), config.backbone).to(self.device)
+            size = self.model.embedding_size
+            _check_backend(config, len(images), size)
+            self.objective = build_objective(config, size, labels, num_classes, self.generator).to(self.device)
+        if config.backbone.standardize:
+            self.model.set_pixel_statistics(*_pixel_statistics(images))
+        self.optimizer = build_optimizer(config, [*self.model.parameters(), *self.objective.parameters()])
+        self.scheduler = build_scheduler(config, self.optimizer, self.objective.num_batches)
         self.total_steps = sum(self.objective.num_batches(epoch) for epoch in range(config.epochs))
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, config.learning_rate, total_steps=self.total_steps
-        )
         self.epoch = 0  # epochs completed
         self.losses: list[float] = []  # of the epoch in hand
         self.history: list[dict[str, Any]] = []  # a row for each completed epoch
@@ -81,9 +80,16 @@ class Trainer:
     def loss_and_gradients(self, images: Tensor, batch: Batch) -> Tensor:
         """The loss of a batch; its gradients are left in the parameters."""
         self.optimizer.zero_grad()
-        loss = self.objective(self.model(images), batch)
+        loss = self.objective(self.model(images, self._drop_generator()), batch)
         loss.backward()
         return loss.detach()
+
+    def _drop_generator(self) -> torch.Generator | None:
+        """For the features that the network drops in this step: where they are, and seeded from the run's generator."""
+        if self.config.backbone.drop_rate == 0:
+            return None
+        seed = torch.randint(2**63 - 1, (), generator=self.generator)
+        return torch.Generator(self.device).manual_seed(int(seed))
 
     def update(self, loss: Tensor) -> float:
         """Apply the gradients that `loss_and_gradients` left; a completed epoch adds its row to `history`."""
@@ -144,8 +150,12 @@ class Trainer:
         run: Run | None = None,
         stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[], None] = lambda: None,
+        on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
     ) -> bool:
-        """Train to the end, or until `stop()` after a step: True if complete. `run` keeps it resumable throughout."""
+        """Train to the end, or until `stop()` after a step: True if complete. `run` keeps it resumable throughout.
+
+        `on_epoch` is given each row that `history` gains.
+        """
         if run is not None:
             run.save_checkpoint(self.state_dict())  # resumable from the first step on
         saved = time.monotonic()
@@ -153,7 +163,10 @@ class Trainer:
             epoch = self.epoch
             self.update(self.loss_and_gradients(*self.next_batch()))
             on_step()
-            if run is not None and self.epoch > epoch:
+            if self.epoch == epoch:
+                continue
+            on_epoch(self.history[-1])
+            if run is not None:
                 run.append_metrics(self.history[-1])
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     run.save_checkpoint(self.state_dict())
@@ -181,10 +194,22 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def _check_backend(config: TrainConfig, num_images: int) -> None:
+def _pixel_statistics(images: ImageSet, at_once: int = 1024) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (channels,) of all pixels."""
+    count = images.images[:, 0].numel()
+    sums = squares = torch.zeros(images.images.shape[1], dtype=torch.float64)
+    for start in range(0, len(images), at_once):
+        pixels = images.pixels(slice(start, start + at_once)).double()
+        sums, squares = sums + pixels.sum(dim=(0, 2, 3)), squares + pixels.square().sum(dim=(0, 2, 3))
+    mean = sums / count
+    # A channel of one colour has no deviation: half a grey level keeps it finite.
+    std = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=0.5 / 255)
+    return mean, std
+
+
+def _check_backend(config: TrainConfig, num_images: int, width: int) -> None:
     """Refuse an unknown or unavailable backend before anything is trained or written."""
     for op in registry.OPS:
-        width = config.backbone.embedding_size
         problem = registry.Problem(
             op, torch.device(config.device).type, torch.float32, config.batch_size, num_images, width
         )

@@ -1,62 +1,228 @@
-"""Shapes, memory format, and the order of layers that the speed depends on."""
+"""The networks compute what the papers' official code defines, in whatever order is fast."""
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
 
-from fused_margins.fewshot.backbones import ConvBlock, ConvNet
+from fused_margins.fewshot.backbones import Network
+from fused_margins.fewshot.backbones.convnets import Conv4Block, PoolFirstBlock
+from fused_margins.fewshot.backbones.resnets import Block12, Block18
 from fused_margins.fewshot.config import Backbone
 from fused_margins.fewshot.errors import UserError
+
+NAMES = ("convnet", "conv4", "resnet12", "resnet18")
+
+
+def _parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @pytest.mark.parametrize(
     ("channels", "size", "blocks"), [(1, (8, 8), 3), (3, (84, 84), 4), (3, (32, 28), 4), (1, (9, 5), 2)]
 )
-def test_shapes(channels, size, blocks):
-    network = ConvNet(channels, size, Backbone(blocks=blocks, channels=6, embedding_size=5))
+def test_shapes_of_convnet(channels, size, blocks):
+    network = Network(channels, size, Backbone(blocks=blocks, channels=6, embedding_size=5))
     embeddings = network(torch.rand(7, channels, *size))
     assert embeddings.shape == (7, 5)
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(7))
 
 
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "features", "parameters"),
+    [
+        ("convnet", 1, 8, 32, 19_968),
+        # As many parameters as the official code, but for Conv4's 256 biases.
+        ("conv4", 3, 84, 1600, 112_832),
+        ("conv4", 3, 32, 256, 112_832),
+        ("conv4", 1, 28, 64, 111_680),
+        ("resnet12", 3, 84, 640, 12_424_320),
+        ("resnet12", 3, 32, 640, 12_424_320),
+        ("resnet18", 3, 224, 512, 11_176_512),
+        ("resnet18", 3, 84, 512, 11_176_512),
+        ("resnet18", 3, 32, 512, 11_168_832),
+    ],
+)
+def test_official_sizes(name, channels, size, features, parameters):
+    with torch.device("meta"):  # shapes alone
+        network = Network(channels, (size, size), Backbone(name=name))
+        assert network(torch.empty(2, channels, size, size)).shape == (2, features)
+    assert network.embedding_size == features
+    assert _parameters(network) == parameters
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("embedding_size", [None, 7])
+def test_the_embedding_size_is_what_comes_out(name, embedding_size):
+    network = Network(1, (16, 16), Backbone(name=name, channels=4, embedding_size=embedding_size))
+    assert network(torch.rand(3, 1, 16, 16)).shape == (3, network.embedding_size)
+    assert network.embedding_size == (
+        embedding_size or {"convnet": 32, "conv4": 4, "resnet12": 40, "resnet18": 32}[name]
+    )
+    assert isinstance(network.head, torch.nn.Linear) == (embedding_size is not None or name == "convnet")
+
+
 def test_normalisation_is_an_option():
-    network = ConvNet(1, (8, 8), Backbone(normalize=False))
+    network = Network(1, (8, 8), Backbone(normalize=False))
     lengths = network(torch.rand(7, 1, 8, 8)).norm(dim=1)
     assert (lengths - 1).abs().min() > 1e-4
 
 
-def test_too_many_blocks_name_the_most_that_fit():
-    with pytest.raises(UserError, match="blocks: 4 blocks halve 8 x 8 images to nothing, at most 3 fit"):
-        ConvNet(1, (8, 8), Backbone(blocks=4))
-    ConvNet(1, (8, 8), Backbone(blocks=3))
+def test_pixels_are_standardised_if_asked_for():
+    images = torch.rand(7, 2, 8, 8)
+    plain, standardized = (Network(2, (8, 8), Backbone(standardize=s)) for s in (False, True))
+    mean, std = torch.tensor([0.3, 0.6]), torch.tensor([0.2, 0.5])
+    seen = []
+    for network in (plain, standardized):
+        network.set_pixel_statistics(mean, std)
+        network.features = _Record(seen)
+        network.head = torch.nn.Flatten()
+        network(images)
+    torch.testing.assert_close(seen[0], images, rtol=0, atol=0)
+    torch.testing.assert_close(seen[1], (images - mean[:, None, None]) / std[:, None, None])
+    assert torch.equal(Network(2, (8, 8), Backbone()).pixel_std.flatten(), torch.ones(2))
 
 
-def test_channels_last_throughout():
-    network = ConvNet(3, (8, 8), Backbone(blocks=2, channels=4))
+class _Record(torch.nn.Module):
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, images, generator):
+        self.seen.append(images)
+        return images
+
+
+@pytest.mark.parametrize("blocks", [4, 9])
+def test_too_many_blocks_name_the_most_that_fit(blocks):
+    with pytest.raises(UserError, match=f"blocks: {blocks} blocks halve 8 x 8 images to nothing, at most 3 fit"):
+        Network(1, (8, 8), Backbone(blocks=blocks))
+    Network(1, (8, 8), Backbone(blocks=3))
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet12"])
+def test_too_small_images_are_named(name):
+    with pytest.raises(UserError, match=f"backbone: {name} halves images four times, 15 x 40 are too small"):
+        Network(1, (15, 40), Backbone(name=name))
+    Network(1, (16, 40), Backbone(name=name, channels=2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_last_throughout(name):
+    network = Network(3, (16, 16), Backbone(name=name, channels=4))
     outputs = []
-    for block in network.blocks:
+    for block in network.features.blocks:
         block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    network(torch.rand(2, 3, 8, 8))
-    assert network.blocks[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
+    network(torch.rand(2, 3, 16, 16))
+    assert len(outputs) == len(network.features.blocks)
     assert all(output.is_contiguous(memory_format=torch.channels_last) for output in outputs)
 
 
-def test_a_block_is_conv_pool_norm_relu():
-    block = ConvBlock(2, 3)
-    images = torch.randn(5, 2, 8, 8)
-    expected = nn.functional.relu(
-        nn.functional.batch_norm(
-            nn.functional.max_pool2d(nn.functional.conv2d(images, block.conv.weight, padding=1), 2),
-            None,
-            None,
-            training=True,
-        )
-    )
-    torch.testing.assert_close(block(images), expected)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_every_parameter(name):
+    network = Network(1, (16, 16), Backbone(name=name, channels=4))
+    network(torch.rand(8, 1, 16, 16))[:, 0].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet12", "resnet18"])
+def test_convolutions_start_normal_by_fan_out(name):
+    network = Network(3, (32, 32), Backbone(name=name, channels=32))
+    for conv in (m for m in network.modules() if isinstance(m, torch.nn.Conv2d)):
+        weight, size = conv.weight.detach(), conv.kernel_size[0]
+        assert float(weight.std()) == pytest.approx((2 / (size**2 * conv.out_channels)) ** 0.5, rel=0.25)
+        assert weight.abs().max() > 2 * weight.std()  # a uniform one ends at 1.7
+
+
+def _norm(images, norm):
+    return F.batch_norm(images, None, None, norm.weight, norm.bias, training=True)
+
+
+def _perturbed(block):
+    """Scales and shifts of either sign, so that the order of layers matters where it does."""
+    for module in block.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.weight)
+            torch.nn.init.normal_(module.bias)
+    return block.double()
+
+
+def _assert_same_function(block, official, size=9):
+    """Outputs and gradients of all parameters, of a block in training."""
+    _perturbed(block)
+    images = torch.randn(5, 2, size, size, dtype=torch.float64)
+    results = []
+    for function in (block, official):
+        block.zero_grad()
+        output = function(images)
+        (output * torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view_as(output)).sum().backward()
+        results.append([output.detach(), *(parameter.grad.clone() for parameter in block.parameters())])
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_convnet_block_is_conv_pool_norm_relu():
+    block = PoolFirstBlock(2, 3)
+
+    def definition(images):
+        return F.relu(_norm(F.max_pool2d(F.conv2d(images, block.conv.weight, padding=1), 2), block.norm))
+
+    _assert_same_function(block, definition)
     assert block.conv.bias is None
 
 
-def test_gradients_reach_every_parameter():
-    network = ConvNet(1, (8, 8), Backbone())
-    network(torch.rand(8, 1, 8, 8))[:, 0].sum().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
+def test_a_conv4_block_is_conv_with_bias_norm_relu_pool():
+    block = Conv4Block(2, 3)
+    bias = torch.randn(3, dtype=torch.float64)
+
+    def official(images):
+        return F.max_pool2d(F.relu(_norm(F.conv2d(images, block.conv.weight, bias, padding=1), block.norm)), 2)
+
+    _assert_same_function(block, official)
+
+
+def test_a_resnet12_block_is_the_official_one():
+    block = Block12(2, 3)
+
+    def official(images):
+        features = F.leaky_relu(_norm(F.conv2d(images, block.conv1.weight, padding=1), block.norm1), 0.1)
+        features = F.leaky_relu(_norm(F.conv2d(features, block.conv2.weight, padding=1), block.norm2), 0.1)
+        features = _norm(F.conv2d(features, block.conv3.weight, padding=1), block.norm3)
+        shortcut_conv, shortcut_norm = block.shortcut
+        features = features + _norm(F.conv2d(images, shortcut_conv.weight), shortcut_norm)
+        return F.max_pool2d(F.leaky_relu(features, 0.1), 2)
+
+    _assert_same_function(block, official)
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(2, 1), (3, 2)])
+def test_a_resnet18_block_is_the_official_one(channels, stride):
+    block = Block18(2, channels, stride)
+
+    def official(images):
+        features = F.conv2d(images, block.conv1.weight, stride=stride, padding=1)
+        features = F.relu(_norm(features, block.norm1))
+        features = _norm(F.conv2d(features, block.conv2.weight, padding=1), block.norm2)
+        if channels == 2:
+            return F.relu(features + images)
+        shortcut_conv, shortcut_norm = block.shortcut
+        return F.relu(features + _norm(F.conv2d(images, shortcut_conv.weight, stride=stride), shortcut_norm))
+
+    _assert_same_function(block, official)
+    assert isinstance(block.shortcut, torch.nn.Identity) == (channels == 2)
+
+
+def test_resnet18_has_a_stem_of_its_own_for_small_images():
+    with torch.device("meta"):
+        stems = [Network(3, (size, size), Backbone(name="resnet18")).features.stem for size in (63, 64)]
+        assert stems[0](torch.empty(1, 3, 32, 32)).shape == (1, 64, 32, 32)
+        assert stems[1](torch.empty(1, 3, 84, 84)).shape == (1, 64, 21, 21)
+
+
+@pytest.mark.parametrize("name", ["resnet12", "resnet18"])
+def test_the_features_of_a_resnet_are_means_over_all_places(name):
+    network = Network(1, (32, 32), Backbone(name=name, channels=2, normalize=False))
+    last = []
+    network.features.drops[-1].register_forward_hook(lambda module, inputs, output: last.append(output))
+    embeddings = network(torch.rand(3, 1, 32, 32))
+    assert last[0].shape[2:] == {"resnet12": (2, 2), "resnet18": (4, 4)}[name]
+    torch.testing.assert_close(embeddings, last[0].flatten(2).mean(dim=2))

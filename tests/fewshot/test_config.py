@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from fused_margins.fewshot.config import LossName, Magnet, MarginSoftmax, TrainConfig, make_loss
+from fused_margins.fewshot.cli import parse
+from fused_margins.fewshot.config import Backbone, LossName, Magnet, MarginSoftmax, TrainConfig, make_loss
 from fused_margins.fewshot.errors import UserError
 
 
@@ -26,6 +27,11 @@ def test_every_loss_survives_a_round_trip_through_json(name):
         {"epochs": 0},
         {"learning_rate": 0.0},
         {"augmentation": {"zoom": 1.0}},
+        {"optimizer": "lion"},
+        {"schedule": "step"},
+        {"warmup_epochs": -1},
+        {"backbone": {"name": "vgg"}},
+        {"backbone": {"drop_rate": 1.0, "name": "resnet12"}},
     ],
 )
 def test_unknown_names_and_values_out_of_range_are_rejected(settings):
@@ -47,3 +53,31 @@ def test_make_loss_takes_options_of_that_loss_only():
         make_loss("arcface")
     with pytest.raises(UserError, match=r"scale: Input should be greater than 0, got -1"):
         make_loss("softmax", scale=-1)
+
+
+def test_a_backbone_takes_its_own_settings_only():
+    assert Backbone(name="resnet12", drop_rate=0.1, channels=8).drop_rate == 0.1
+    with pytest.raises(ValidationError, match=r"blocks\n.*only convnet takes a number of blocks, not conv4"):
+        Backbone(name="conv4", blocks=4)
+    for name in ("convnet", "conv4"):
+        with pytest.raises(
+            ValidationError, match=rf"drop_rate\n.*only resnet12 and resnet18 drop features, not {name}"
+        ):
+            Backbone(name=name, drop_rate=0.1)
+
+
+def test_a_backbone_stored_before_it_had_a_name_is_a_convnet():
+    stored = {"blocks": 2, "channels": 4, "embedding_size": 8, "normalize": True}
+    assert TrainConfig.model_validate({"backbone": stored}).backbone == Backbone(
+        name="convnet", blocks=2, channels=4, embedding_size=8
+    )
+
+
+def test_the_flags_of_backbone_and_optimisation():
+    flags = "--backbone resnet12 --channels 8 --embedding-size 16 --drop-rate 0.1 --dropblock-size 2 --standardize"
+    more = "--optimizer sgd --schedule warmup-cosine --warmup-epochs 2"
+    settings = parse(["train", *flags.split(), *more.split()]).settings()
+    assert settings.backbone == Backbone(
+        name="resnet12", channels=8, embedding_size=16, drop_rate=0.1, dropblock_size=2, standardize=True
+    )
+    assert (settings.optimizer, settings.schedule, settings.warmup_epochs) == ("sgd", "warmup-cosine", 2)

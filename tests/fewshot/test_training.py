@@ -1,14 +1,16 @@
 """Training: it learns, it repeats itself bit by bit, it survives interrupts, and collapse does not break it."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
 from fused_margins.fewshot import trainer as trainer_module
-from fused_margins.fewshot.config import Backbone, LossName, make_loss
+from fused_margins.fewshot.config import Backbone, LossName, TrainConfig, make_loss
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.metrics import discriminability
+from fused_margins.fewshot.optimization import build_optimizer
 from fused_margins.fewshot.runs import Run
 from fused_margins.fewshot.trainer import Trainer, resume
 
@@ -106,6 +108,139 @@ def test_an_interrupted_run_resumes_to_the_same_bits(images, config, tmp_path, n
 
     _assert_same_bits(whole, resumed)
     assert run.metrics_path.read_bytes() == whole_run.metrics_path.read_bytes()
+
+
+@pytest.fixture
+def large_images(images):
+    """The images at 32 x 32 pixels, in three channels of different brightness."""
+    pixels = images.images.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    return replace(images, images=torch.cat([pixels, pixels // 2, 255 - pixels], dim=1))
+
+
+BACKBONES = {
+    "convnet": Backbone(blocks=3, channels=4, embedding_size=8),
+    "conv4": Backbone(name="conv4", channels=4, standardize=True),
+    "resnet12": Backbone(name="resnet12", channels=2, drop_rate=0.1, dropblock_size=2, dropblock_steps=5),
+    "resnet18": Backbone(
+        name="resnet18", channels=2, embedding_size=6, drop_rate=0.1, dropblock_size=4, dropblock_steps=5
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_learns(large_images, config, name):
+    backbone = BACKBONES[name].model_copy(update={"channels": 4, "drop_rate": 0.0})
+    config = config.model_copy(update={"backbone": backbone, "epochs": 9, "learning_rate": 0.01})
+    trainer = Trainer(config, large_images)
+    trainer.train()
+    predicted = trainer.objective.classifier().predictions(trainer.embed(large_images)).argmax(1)
+    assert (predicted == large_images.labels).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(("optimizer", "schedule"), [("adam", "warmup-cosine"), ("sgd", "one-cycle")])
+def test_every_backbone_and_optimizer_resumes_to_the_same_bits(
+    large_images, config, tmp_path, name, optimizer, schedule
+):
+    changes = {"backbone": BACKBONES[name], "optimizer": optimizer, "schedule": schedule, "epochs": 4}
+    config = config.model_copy(update=changes)
+    host = torch.get_rng_state()
+    whole = Trainer(config, large_images)
+    whole.train()
+    assert torch.equal(torch.get_rng_state(), host)
+
+    run = Run.create(tmp_path / "run", config)
+    assert not Trainer(config, large_images).train(run, StopAfter(6))
+    torch.rand(17)  # what the host draws must not matter
+    resumed = resume(run, large_images)
+    assert resumed.train(run)
+    _assert_same_bits(whole, resumed)
+
+
+def test_features_are_dropped_by_the_seed(large_images, config):
+    config = config.model_copy(update={"backbone": BACKBONES["resnet12"], "augmentation": _no_augmentation(config)})
+    losses = []
+    for _ in range(2):
+        trainer = Trainer(config, large_images)
+        images, batch = trainer.next_batch()
+        for _ in range(2):  # the same batch twice: another draw each time
+            losses.append(float(trainer.loss_and_gradients(images, batch)))
+    assert losses[:2] == losses[2:]
+    assert losses[0] != losses[1]
+
+
+def test_the_network_is_given_the_statistics_of_the_training_pixels(large_images, config):
+    config = config.model_copy(update={"backbone": BACKBONES["conv4"]})
+    model = Trainer(config, large_images).model
+    pixels = large_images.pixels().double()
+    torch.testing.assert_close(model.pixel_mean.flatten().double(), pixels.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(
+        model.pixel_std.flatten().double(), pixels.transpose(0, 1).flatten(1).std(dim=1, correction=0)
+    )
+    parts = trainer_module._pixel_statistics(large_images, at_once=7)
+    torch.testing.assert_close(parts[0].float(), model.pixel_mean.flatten())
+    black = replace(large_images, images=torch.zeros_like(large_images.images))
+    assert Trainer(config, black).embed(black).isfinite().all()
+
+
+def test_each_epoch_is_announced_once_it_is_done(images, config):
+    rows = []
+    trainer = Trainer(config, images)
+    trainer.train(on_epoch=rows.append)
+    assert rows == trainer.history
+    assert len(rows) == 3
+
+
+def _learning_rates(trainer):
+    rates = []
+    while not trainer.finished:
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.update(trainer.loss_and_gradients(*trainer.next_batch()))
+    return rates
+
+
+def test_warmup_and_cosine_in_steps(images, config):
+    changes = {"schedule": "warmup-cosine", "epochs": 4, "warmup_epochs": 1, "learning_rate": 0.016}
+    rates = _learning_rates(Trainer(config.model_copy(update=changes), images))
+    assert rates[:5] == pytest.approx([0.001, 0.00475, 0.0085, 0.01225, 0.016])  # four steps of warm-up
+    assert rates[10] == pytest.approx(0.008 + 0.5e-6)  # half-way down
+    assert len(rates) == 16
+    assert all(a > b for a, b in pairwise(rates[4:]))
+    assert 1e-6 < rates[-1] < 0.0004
+
+
+@pytest.mark.parametrize(("epochs", "warmup_epochs", "peak_at"), [(8, None, 8), (3, None, 0), (3, 0, 0), (3, 2, 8)])
+def test_where_the_warmup_ends(images, config, epochs, warmup_epochs, peak_at):
+    changes = {"schedule": "warmup-cosine", "epochs": epochs, "warmup_epochs": warmup_epochs, "learning_rate": 0.01}
+    rates = _learning_rates(Trainer(config.model_copy(update=changes), images))
+    assert rates.index(max(rates)) == peak_at
+    assert max(rates) == pytest.approx(0.01)
+
+
+def test_a_warmup_that_does_not_fit_is_named(images, config):
+    changes = {"schedule": "warmup-cosine", "warmup_epochs": 3}
+    with pytest.raises(UserError, match="warmup_epochs: expected fewer than the 3 epochs, got 3"):
+        Trainer(config.model_copy(update=changes), images)
+    with pytest.raises(UserError, match="warmup_epochs: the schedule one-cycle has none"):
+        Trainer(config.model_copy(update={"warmup_epochs": 1}), images)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_steps_are_those_of_the_definition(optimizer):
+    config = TrainConfig(optimizer=optimizer, learning_rate=0.1, weight_decay=0.01)
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 5)) for _ in range(2))
+    fused = build_optimizer(config, [ours])
+    if optimizer == "adam":
+        plain = torch.optim.Adam([theirs], 0.1, weight_decay=0.01, foreach=False)
+    else:
+        plain = torch.optim.SGD([theirs], 0.1, momentum=0.9, nesterov=True, weight_decay=0.01, foreach=False)
+    for _ in range(4):
+        for parameter, algorithm in ((ours, fused), (theirs, plain)):
+            algorithm.zero_grad()
+            parameter.square().square().sum().backward()
+            algorithm.step()
+    torch.testing.assert_close(ours, theirs)
+    assert (ours - torch.linspace(-1, 1, 5)).abs().max() > 0.1
 
 
 def test_a_finished_run_resumes_to_itself(images, config, tmp_path, contents):

@@ -1,0 +1,8 @@
+"""The networks of the few-shot papers, from images to embeddings; `Backbone` names one and its settings.
+
+network -> convnets, resnets -> drop: each file stands for itself.
+"""
+
+from .network import Network
+
+__all__ = ["Network"]
