@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .metrics import mean_and_student_interval
 from .runs import replacing
@@ -36,7 +37,7 @@ def _lines(axes: Axes, curves: Mapping[str, Sequence[float]], first: int = 1) ->
         style, width = ("-", "--", ":")[number % 3], 2.4 - 0.6 * (number % 3)
         x = range(first, first + len(values))
         axes.plot(x, values, style, linewidth=width, color=COLOURS[number % len(COLOURS)], label=name)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if len(curves) > 1:
         axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
