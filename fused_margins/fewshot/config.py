@@ -130,7 +130,7 @@ class Backbone(Settings):
 
 
 class Augmentation(Settings):
-    """Random affine maps of training images; zeros switch it off."""
+    """Random maps and colours of training images; zeros and False switch each off."""
 
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
     """Largest rotation either way, in degrees."""
@@ -138,6 +138,14 @@ class Augmentation(Settings):
     """Largest shift either way, as a fraction of width and height."""
     zoom: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Largest relative change of size either way."""
+    flip: bool = False
+    """Mirror half of the images, left to right."""
+    crop_padding: Annotated[int, Field(ge=0)] = 0
+    """Largest shift either way by whole pixels: a crop of the image padded with so much black (4 for 32 pixels)."""
+    resized_crop: bool = False
+    """Enlarge a random part, of 8% to 100% of the area and an aspect of 3/4 to 4/3, to the whole image."""
+    color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Largest relative change either way of brightness, contrast and saturation (0.4 is usual)."""
 
 
 class TrainConfig(Settings):

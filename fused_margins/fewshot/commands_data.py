@@ -1,0 +1,51 @@
+"""The subcommand `data`: get a data set, or hear where it comes from, and check what is there."""
+
+from dataclasses import dataclass
+
+import tyro
+
+from .datasets import data_root, load, omniglot
+from .datasets.download import fetch
+from .tables import Table
+from .terminal import console
+
+# Classes and images of each split, as published.
+PUBLISHED = {
+    "omniglot": {"train": (4112, 82240), "val": (688, 13760), "test": (1692, 33840)},
+    "omniglot-background": {"train": (3856, 77120), "test": (659, 13180)},
+    "omniglot-alphabets": {"train": (964, 13496), "test": (964, 5784)},
+    "cifar-fs": {"train": (64, 38400), "val": (16, 9600), "test": (20, 12000)},
+    "mini-imagenet": {"train": (64, 38400), "val": (16, 9600), "test": (20, 12000)},
+    "cub": {"train": (100, 5885), "val": (50, 2950), "test": (50, 2953)},
+    "cub-retrieval": {"train": (100, 5864), "test": (100, 5924)},
+    "fashion-mnist": {"train": (10, 60000), "test": (10, 10000)},
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Download Omniglot, or say where another data set comes from; then decode it once and count what is there."""
+
+    name: tyro.conf.Positional[str]
+    """Name of a data set, or folder:PATH."""
+
+    def main(self) -> int:
+        if self.name.startswith("omniglot"):
+            for download in omniglot.DOWNLOADS:
+                fetch(download, data_root())
+        rows = []
+        for split, images in load(self.name).items():
+            found = (len(images.class_names), len(images))
+            published = PUBLISHED.get(self.name, {}).get(split)
+            note = (
+                ""
+                if published is None
+                else "as published"
+                if found == published
+                else "published: {} / {}".format(*published)
+            )
+            size = " x ".join(map(str, images.shape))
+            rows.append([split, str(found[0]), str(len(images.coarse_names)), str(found[1]), size, note])
+        title = f"{self.name} in {data_root()}"
+        console.print(Table(title, ["split", "classes", "coarse", "images", "size", "complete"], rows).rich())
+        return 0

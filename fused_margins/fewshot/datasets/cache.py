@@ -1,0 +1,136 @@
+"""Decoded images, kept as memory-mapped arrays of bytes: a data set is decoded once, and opened at once ever after.
+
+An array lies beside a note with the checksum of its source, from which both have their names, so that a note never
+vouches for another array. The checksum covers the layout of the array and the decoding, and for each image the name and
+a stamp: within a zip archive the size and CRC-32 that its directory states (hashing a few gigabytes at each start would
+take longer than to read what is needed, and a damaged entry fails its CRC-32 when it is decoded); within a folder the
+size and the time of the last change.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import UserError
+from ..runs import replacing, write_json
+from ..terminal import progress
+from .sources import Tree
+
+CACHE_VARIABLE = "FUSED_MARGINS_CACHE"
+LAYOUT = 1  # to be raised when arrays, or what is decoded into them, change
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """How a file becomes channels x size x size bytes: the whole image is resized, whatever its proportions."""
+
+    mode: str  # of Pillow: L is grey, RGB is colour (a grey image gets three equal channels)
+    filter: Image.Resampling  # both filters widen with the reduction: nothing is aliased
+    inverted: bool = False
+
+    def __call__(self, data: bytes, size: int) -> np.ndarray:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = np.asarray(image.convert(self.mode).resize((size, size), self.filter))
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return 255 - pixels if self.inverted else pixels
+
+
+INK = Decoder("L", Image.Resampling.BOX, inverted=True)  # the share of ink in each pixel, white on black
+PHOTO = Decoder("RGB", Image.Resampling.BILINEAR)
+
+
+def cache_folder() -> Path:
+    """What FUSED_MARGINS_CACHE names, else ~/.cache/fused-margins."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "fused-margins")
+
+
+def decoded(name: str, files: Sequence[tuple[Tree, str]], decoder: Decoder, size: int) -> Tensor:
+    """The images of these files, uint8 (N, channels, size, size), from the cache or into it."""
+    source = "\n".join([repr(decoder), *(f"{file} {tree.stamp(file)}" for tree, file in files)])
+
+    def images() -> Iterator[np.ndarray]:
+        with ExitStack() as stack:
+            readers = {tree: stack.enter_context(tree.open()) for tree in dict.fromkeys(tree for tree, _ in files)}
+            for tree, file in files:
+                try:
+                    yield decoder(readers[tree](file), size)
+                except UnidentifiedImageError:
+                    raise UserError(f"{tree.where(file)}: not an image in a known format") from None
+                except Exception as error:  # damage shows itself in many ways, all of which mean the same to the user
+                    reason = str(error) or type(error).__name__
+                    raise UserError(f"{tree.where(file)}: not a readable image ({reason})") from error
+
+    shape = (len(files), len(decoder.mode), size, size)
+    return cached(name, source, shape, images(), [file for _, file in files])
+
+
+def cached(
+    name: str, source: str, shape: tuple[int, ...], images: Iterable[np.ndarray], names: Sequence[str] = ()
+) -> Tensor:
+    """The array of all `images`, uint8 `shape`, which are asked for only where the cache does not have them.
+
+    Args:
+        name: of the data set; another `source` of the same name and size takes its place in the cache.
+        source: text that changes when the images would.
+        shape: of the array; its first dimension counts the images.
+        images: one after the other, uint8.
+        names: of the images, for who reads the note.
+    """
+    checksum = hashlib.sha256(f"{LAYOUT}\n{shape}\n{source}".encode()).hexdigest()
+    stem = f"{re.sub('[^A-Za-z0-9._-]', '_', name)}-{shape[-1]}px"
+    array_path = cache_folder() / f"{stem}-{checksum[:16]}.npy"
+    note_path = array_path.with_suffix(".json")
+    array = _open(array_path, note_path, checksum, shape)
+    if array is None:
+        try:
+            _write(array_path, name, shape, images)
+            write_json(note_path, {"checksum": checksum, "layout": LAYOUT, "shape": shape, "images": list(names)})
+        except OSError as error:
+            raise UserError(
+                f"{cache_folder()}: the cache of decoded images cannot be written ({error.strerror or error}); "
+                f"{CACHE_VARIABLE} names another folder"
+            ) from error
+        for former in cache_folder().glob(f"{stem}-????????????????.*"):
+            if former.stem != array_path.stem:
+                former.unlink(missing_ok=True)
+        array = _open(array_path, note_path, checksum, shape)
+        if array is None:
+            raise UserError(f"{array_path}: cannot be read back; another program changes the cache")
+    return torch.from_numpy(array)
+
+
+def _open(array_path: Path, note_path: Path, checksum: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The array, if it is there and whole."""
+    try:
+        note = json.loads(note_path.read_text(encoding="utf-8"))
+        # Copy on write: torch wants an array that it could write to, and nothing ever changes the file.
+        array = np.load(array_path, mmap_mode="c")
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(note, dict) and note.get("checksum") == checksum
+    return array if whole and array.shape == shape and array.dtype == np.uint8 else None
+
+
+def _write(path: Path, name: str, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
+    """Written from front to end rather than through a memory map: a full disk is then an error, not a crash."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with (
+        replacing(path) as temporary,
+        open(temporary, "wb") as file,
+        progress(f"decoding {name}", shape[0], "images") as advance,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        for image in images:
+            file.write(np.ascontiguousarray(image).tobytes())
+            advance()

@@ -1,0 +1,175 @@
+"""Omniglot: 1623 characters of 50 alphabets, each drawn by 20 people (Lake, Salakhutdinov and Tenenbaum, Human-level
+concept learning through probabilistic program induction, 2015); three ways to split it, and the official one-shot runs.
+
+Images are one channel, ink white on black; coarse classes are alphabets. A character turned by a quarter, a half or
+three quarters counts as a class of its own where the names of classes end in rot090, rot180 or rot270.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .cache import INK, decoded
+from .download import Download
+from .images import ImageSet, from_classes
+from .registry import data_root, register
+from .sources import Tree, require
+
+SIZE = 28
+TURNS = {"rot000": 0, "rot090": 1, "rot180": 2, "rot270": 3}
+TRAINING_DRAWERS = 14  # of 20, for omniglot-alphabets
+BACKGROUND, EVALUATION, LISTS, RUNS = "images_background", "images_evaluation", "omniglot/vinyals", "all_runs"
+NUM_RUNS, RUN_IMAGES = 20, 20
+
+_OFFICIAL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
+_PROTONETS = "https://raw.githubusercontent.com/jakesnell/prototypical-networks/master/data/omniglot/splits/vinyals"
+# The checksums of images_*.zip are those of tensorflow/datasets (url_checksums/omniglot.txt); that of all_runs.zip is of
+# a copy with the MD5 e8996daecdf12afeeb4a53a179f06b19 that public loaders state. The lists are those that Prototypical
+# Networks (Snell et al. 2017) published.
+DOWNLOADS = (
+    Download(
+        f"{_OFFICIAL}/images_background.zip",
+        "images_background.zip",
+        9464212,
+        "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
+    ),
+    Download(
+        f"{_OFFICIAL}/images_evaluation.zip",
+        "images_evaluation.zip",
+        6462886,
+        "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
+    ),
+    Download(
+        f"{_OFFICIAL}/one-shot-classification/all_runs.zip",
+        "all_runs.zip",
+        352787,
+        "437c1eeab0af8484112e1b4cc0f3d541ec727f7c47b9b202da738af9dfd6c325",
+    ),
+    Download(
+        f"{_PROTONETS}/train.txt",
+        f"{LISTS}/train.txt",
+        133244,
+        "984522c194c30fb678ce53304a160a42faf5403ad4f9a67010f32dd3a35738e0",
+    ),
+    Download(
+        f"{_PROTONETS}/val.txt",
+        f"{LISTS}/val.txt",
+        21312,
+        "11f99e54faee3e26f53d3231c1cceac5bf7b8730e9be31cb6dab256551dc0c1a",
+    ),
+    Download(
+        f"{_PROTONETS}/test.txt",
+        f"{LISTS}/test.txt",
+        50372,
+        "845264cc5c156180828ccf17915668b17ee21424d0170df6e7d81676aa5d1204",
+    ),
+)
+_GUIDE = "`fused-margins data omniglot` downloads what is missing; by hand it comes from "
+
+Characters = dict[str, dict[int, int]]  # Alphabet/characterNN: the row of each drawer's image, drawers in order
+
+
+@register("omniglot")
+def load(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
+    """The split of Vinyals et al. 2016: 4112, 688 and 1692 classes of characters and rotations."""
+    lists = require(root, [LISTS, "vinyals"], f"{_GUIDE}{_PROTONETS}", holding="train.txt")
+    images, characters = _drawings("omniglot", root, image_size, BACKGROUND, EVALUATION)
+    return {split: _listed(lists, f"{split}.txt", images, characters) for split in ("train", "val", "test")}
+
+
+@register("omniglot-background")
+def load_background(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
+    """Training on the 30 background alphabets, with rotations; test on the 20 evaluation alphabets, without."""
+    images, training = _drawings("omniglot-background", root, image_size, BACKGROUND)
+    turned = {f"{character}/{turn}": character for character in training for turn in TURNS}
+    train = _image_set(images, training, turned)
+    images, test = _drawings("omniglot-evaluation", root, image_size, EVALUATION)
+    return {"train": train, "test": _image_set(images, test, {character: character for character in test})}
+
+
+@register("omniglot-alphabets")
+def load_alphabets(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
+    """The background alphabets without rotations, by drawers: 1 to 14 train, 15 to 20 test, all characters in both."""
+    images, characters = _drawings("omniglot-background", root, image_size, BACKGROUND)
+    splits: dict[str, Characters] = {"train": {}, "test": {}}
+    for character, rows in characters.items():
+        for split in splits:
+            chosen = {d: row for d, row in rows.items() if (d <= TRAINING_DRAWERS) == (split == "train")}
+            if not chosen:
+                raise UserError(f"{root}: {BACKGROUND}: {character} has no image for the {split} split")
+            splits[split][character] = chosen
+    return {split: _image_set(images, part, {c: c for c in part}) for split, part in splits.items()}
+
+
+def _drawings(name: str, root: Path, image_size: int, *parts: str) -> tuple[Tensor, Characters]:
+    """All images of the parts, and where each character has its own."""
+    files: list[tuple[Tree, str]] = []
+    characters: Characters = {}
+    for part in parts:
+        tree = require(root, [part, f"omniglot/{part}", f"omniglot-py/{part}"], f"{_GUIDE}{_OFFICIAL}/{part}.zip")
+        before = len(files)
+        for file in tree.names():
+            match = re.fullmatch(r"(.+/character\d+)/\d+_(\d+)\.png", file)
+            if match:
+                characters.setdefault(match[1], {})[int(match[2])] = len(files)
+                files.append((tree, file))
+        if len(files) == before:
+            raise UserError(f"{tree.where('')}: no images <alphabet>/characterNN/NNNN_NN.png here")
+    return decoded(name, files, INK, image_size), characters
+
+
+def _image_set(images: Tensor, characters: Characters, classes: dict[str, str]) -> ImageSet:
+    """The set of these classes, which are turned as their names say; a class names its character."""
+    return from_classes(
+        images,
+        {name: list(characters[character].values()) for name, character in classes.items()},
+        coarse={name: name.split("/")[0] for name in classes},
+        quarter_turns={name: TURNS.get(name.split("/")[-1], 0) for name in classes},
+    )
+
+
+def _listed(lists: Tree, file: str, images: Tensor, characters: Characters) -> ImageSet:
+    """The set of the classes that a list has, a line each: Alphabet/characterNN/rotRRR."""
+    classes = {}
+    for number, line in enumerate(lists.text(file).split(), start=1):
+        character, _, turn = line.rpartition("/")
+        if turn not in TURNS:
+            raise UserError(f"{lists.where(file)}: line {number}: expected .../rot000, 090, 180 or 270, got {line!r}")
+        if character not in characters:
+            raise UserError(f"{lists.where(file)}: line {number}: there are no images of {character}")
+        classes[line] = character
+    return _image_set(images, characters, classes)
+
+
+@dataclass(frozen=True)
+class OneShotRuns:
+    """Runs of 20-way one-shot classification: for each test image, which training image shows the same character?"""
+
+    training: Tensor  # (runs, 20, 1, size, size), float32 in [0, 1]: an image of each class
+    test: Tensor  # (runs, 20, 1, size, size)
+    answers: Tensor  # (runs, 20), int64: index of the training image
+
+
+def one_shot_runs(image_size: int = SIZE) -> OneShotRuns:
+    """The 20 official runs (Lake et al. 2015), each within an alphabet of the evaluation set, from `all_runs`."""
+    places = [RUNS, f"omniglot/{RUNS}", f"omniglot-py/{RUNS}"]
+    tree = require(data_root(), places, f"{_GUIDE}{_OFFICIAL}/one-shot-classification/{RUNS}.zip", holding="run01/")
+    names, answers = [], []
+    for run in (f"run{number:02d}" for number in range(1, NUM_RUNS + 1)):
+        list_name = f"{run}/class_labels.txt"
+        pairs = [line.split() for line in tree.text(list_name).splitlines() if line.strip()]
+        answer = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+        tests, classes = sorted(answer), sorted(set(answer.values()))
+        if not len(pairs) == len(tests) == len(classes) == RUN_IMAGES:
+            raise UserError(
+                f"{tree.where(list_name)}: expected {RUN_IMAGES} lines with a test and a training image each"
+            )
+        names += [*classes, *tests]
+        answers.append([classes.index(answer[test]) for test in tests])
+    images = decoded("omniglot-runs", [(tree, name) for name in names], INK, image_size)
+    images = images.float().div_(255).view(NUM_RUNS, 2, RUN_IMAGES, *images.shape[1:])
+    return OneShotRuns(images[:, 0], images[:, 1], torch.tensor(answers))

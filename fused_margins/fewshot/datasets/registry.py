@@ -1,0 +1,53 @@
+"""The loaders by name, and the folder that they read."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import UserError
+from .images import ImageSet
+
+DATA_ROOT_VARIABLE = "FUSED_MARGINS_DATA"
+
+# loader(root) or loader(root, image_size): the splits "train", "test", and "val" where there is one
+Loader = Callable[..., dict[str, ImageSet]]
+LOADERS: dict[str, Loader] = {}
+
+
+def register(name: str) -> Callable[[Loader], Loader]:
+    """Make a loader available under `name`."""
+
+    def add(loader: Loader) -> Loader:
+        LOADERS[name] = loader
+        return loader
+
+    return add
+
+
+def data_root() -> Path:
+    """The folder with the user's data sets: what FUSED_MARGINS_DATA names, else `data` in the working directory."""
+    return Path(os.environ.get(DATA_ROOT_VARIABLE) or "data")
+
+
+def load(name: str, image_size: int | None = None) -> dict[str, ImageSet]:
+    """The splits "train", "test", and "val" where there is one, of a data set in the data root.
+
+    Args:
+        name: of a registered loader, or `folder:PATH` for a folder or a zip with `{train,val,test}/<class>/<image>`.
+        image_size: height and width in pixels; by default what is usual for the data set.
+
+    Raises:
+        UserError: the data are not there, or not whole; it says what to do.
+
+    Example:
+        >>> {split: len(images) for split, images in load("digits").items()}
+        {'train': 1198, 'test': 599}
+    """
+    kind, _, path = name.partition(":")
+    if kind not in LOADERS or (kind == "folder") != bool(path):
+        known = sorted(f"{known}:PATH" if known == "folder" else known for known in LOADERS)
+        raise UserError(f"dataset: expected one of {', '.join(known)}, got {name!r}")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size: expected at least 1, got {image_size}")
+    root = Path(path).expanduser() if path else data_root()
+    return LOADERS[kind](root) if image_size is None else LOADERS[kind](root, image_size)
