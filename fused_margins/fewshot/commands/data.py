@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import tyro
 
-from .datasets import data_root, load, omniglot
-from .datasets.download import fetch
-from .tables import Table
-from .terminal import console
+from ..datasets import data_root, load, omniglot
+from ..datasets.download import fetch
+from ..tables import Table
+from ..terminal import console
 
 # Classes and images of each split, as published.
 PUBLISHED = {

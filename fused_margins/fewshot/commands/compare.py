@@ -5,9 +5,9 @@ from pathlib import Path
 
 import tyro
 
-from .compare import WRITERS, Comparison, read_run
-from .errors import UserError
-from .terminal import console, say
+from ..compare import WRITERS, Comparison, read_run
+from ..errors import UserError
+from ..terminal import console, say
 
 
 @dataclass(frozen=True)
