@@ -1,5 +1,6 @@
 """The command `fused-margins`: train few-shot embeddings, judge them, and compare backends."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -11,29 +12,47 @@ from rich.markup import escape
 from . import commands
 from .config import TrainConfig, explain_validation
 from .errors import UserError
+from .presets import PRESETS
 from .runs import Run
-from .terminal import errors
+from .terminal import INTERRUPTED, errors
 
 USER_ERROR = 2
 
 
-def parse(arguments: Sequence[str] | None, stored: TrainConfig | None = None) -> Any:
-    """The subcommand and its options; `stored` takes the place of the defaults of `train`."""
-    train = commands.Train() if stored is None else commands.Train(config=stored)
-    command = (
-        Annotated[commands.Demo, tyro.conf.subcommand("demo")]
-        | Annotated[commands.Train, tyro.conf.subcommand("train", default=train)]
-        | Annotated[commands.Evaluate, tyro.conf.subcommand("evaluate")]
-        | Annotated[commands.ParityCommand, tyro.conf.subcommand("parity")]
-        | Annotated[commands.Doctor, tyro.conf.subcommand("doctor")]
-    )
-    return tyro.cli(command, prog="fused-margins", args=arguments, description=__doc__)  # type: ignore[call-overload]
+SUBCOMMANDS: dict[str, type] = {
+    "demo": commands.Demo,
+    "data": commands.Data,
+    "train": commands.Train,
+    "evaluate": commands.Evaluate,
+    "compare": commands.Compare,
+    "sweep": commands.Sweep,
+    "coarse-to-fine": commands.CoarseToFine,
+    "magnet": commands.MagnetStudy,
+    "one-shot": commands.OneShot,
+    "parity": commands.ParityCommand,
+    "reproduce": commands.Reproduce,
+    "doctor": commands.Doctor,
+}
+
+
+def parse(arguments: Sequence[str] | None, base: TrainConfig | None = None) -> Any:
+    """The subcommand and its options; `base` takes the place of the defaults of every training."""
+    choices: Any = None
+    for name, command in SUBCOMMANDS.items():
+        trains = any(f.name == "config" for f in dataclasses.fields(command))
+        default = command(config=base) if trains and base is not None else tyro.MISSING_NONPROP
+        choice = Annotated[command, tyro.conf.subcommand(name, default=default)]  # type: ignore[valid-type]
+        choices = choice if choices is None else choices | choice
+    return tyro.cli(choices, prog="fused-margins", args=arguments, description=__doc__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit code is 2 for a mistake of the user, 130 after an interrupt."""
     try:
         command = parse(arguments)
+        preset = getattr(command, "preset", None)
+        if preset is not None:
+            command = parse(arguments, PRESETS[preset])
         if isinstance(command, commands.Train) and command.resume:
             command = _with_stored_settings(command, arguments)
         return command.main()
@@ -44,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
-        return commands.INTERRUPTED
+        return INTERRUPTED
 
 
 def _with_stored_settings(command: commands.Train, arguments: Sequence[str] | None) -> commands.Train:

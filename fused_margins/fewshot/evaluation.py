@@ -2,6 +2,7 @@
 
 import torch
 
+from ..ops.similarity import unit_rows
 from . import metrics
 from .config import Judging
 from .datasets import ImageSet, Task, one_shot_runs
@@ -47,13 +48,14 @@ def _judge_held_out(trainer: Trainer, training: ImageSet, held_out: ImageSet, ju
         training.targets(config.labels),
         embeddings,
         targets,
-        neighbours=judging.neighbours,
+        judging.neighbours,
         seed=judging.judging_seed,
         backend=config.backend,
     )
     figures |= {f"knc_error@{l}": error for l, error in errors.items()}
     if len(held_out.coarse_names) < len(held_out.class_names):
-        figures["modes"] = metrics.modes_kept(embeddings, held_out.coarse_labels, labels, seed=judging.judging_seed)
+        kept, _ = metrics.modes_kept(embeddings, labels, held_out.coarse_labels, judging.judging_seed, config.backend)
+        figures["modes"] = float(kept.mean())
     classifier = trainer.objective.classifier()
     if classifier is not None:
         with torch.no_grad():
@@ -67,7 +69,7 @@ def _judge_retrieval(embeddings: torch.Tensor, images: ImageSet, seed: int, back
     return {
         **metrics.recall_at_k(embeddings, labels, backend=backend),
         "map@r": metrics.mean_average_precision_at_r(embeddings, labels, backend=backend),
-        **metrics.cluster_agreement(embeddings, labels, seed=seed),
+        **metrics.cluster_agreement(embeddings, labels, seed=seed, backend=backend),
     }
 
 
@@ -100,11 +102,11 @@ def _judge_unseen(trainer: Trainer, images: ImageSet, judging: Judging) -> dict[
 
 def _judge_official_runs(trainer: Trainer) -> dict[str, float]:
     """The 20 runs of 20-way one-shot within an alphabet: each test image goes to the most similar training image."""
-    channels, size, _ = trainer.images.shape
+    _, size, _ = trainer.images.shape
+    runs = one_shot_runs(size)
     accuracies = []
-    for run in one_shot_runs(size):
-        embeddings = trainer.embed_pixels(torch.cat([run.training, run.test]))
-        similarity = torch.nn.functional.normalize(embeddings) @ torch.nn.functional.normalize(embeddings[:20]).T
-        accuracies.append(float((similarity[20:].argmax(dim=1).cpu() == run.answers).float().mean()))
+    for training, test, answers in zip(runs.training, runs.test, runs.answers):
+        similarity = unit_rows(trainer.embed_pixels(test)) @ unit_rows(trainer.embed_pixels(training)).T
+        accuracies.append(float((similarity.argmax(dim=1).cpu() == answers).float().mean()))
     mean, student = metrics.mean_and_student_interval(accuracies)
     return {"official_runs": mean, "official_runs_student": student}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import (
+    CrossBatchMemory,
     EasyPositiveInfoNCELoss,
     EasyPositiveMarginLoss,
     EasyPositiveTripletLoss,
@@ -57,7 +58,10 @@ class Objective(nn.Module):
 
     def forward(self, embeddings: Tensor, batch: Batch) -> Tensor:
         """The loss (0-d) of a batch's embeddings (B, D)."""
-        return self.loss(embeddings, self.labels[batch.indices.to(self.labels.device)])
+        indices = batch.indices.to(self.labels.device)
+        if isinstance(self.loss, CrossBatchMemory):
+            return self.loss(embeddings, self.labels[indices], sample_ids=indices)
+        return self.loss(embeddings, self.labels[indices])
 
     def classifier(self) -> MarginSoftmaxLoss | None:
         """The class weights that were trained along, if there are any."""
@@ -146,6 +150,7 @@ def build_objective(
 
 
 def _build_loss(loss: config.Loss, num_classes: int, size: int, backend: str, generator: torch.Generator) -> nn.Module:
+    pairs: EasyPositiveTripletLoss | EasyPositiveMarginLoss | EasyPositiveInfoNCELoss
     match loss:
         case config.Softmax():
             return MarginSoftmaxLoss(num_classes, size, loss.scale, backend=backend)
@@ -154,14 +159,23 @@ def _build_loss(loss: config.Loss, num_classes: int, size: int, backend: str, ge
                 num_classes, size, loss.scale, loss.margin, similarity=loss.similarity, backend=backend
             )
         case config.Triplet():
-            return EasyPositiveTripletLoss(
-                loss.margin, loss.negatives, positives="random", backend=backend, generator=generator
+            pairs = EasyPositiveTripletLoss(
+                loss.margin, loss.negatives, loss.positives, backend=backend, generator=generator
             )
-        case config.EasyPositiveTriplet():
-            return EasyPositiveTripletLoss(loss.margin, loss.negatives, backend=backend)
-        case config.EasyPositiveMargin():
-            return EasyPositiveMarginLoss(num_classes, loss.margin, loss.beta, backend=backend, generator=generator)
-        case config.EasyPositiveInfoNCE():
-            return EasyPositiveInfoNCELoss(loss.temperature, backend=backend)
+        case config.MarginLoss():
+            pairs = EasyPositiveMarginLoss(
+                num_classes,
+                loss.margin,
+                loss.beta,
+                loss.negatives,
+                loss.positives,
+                backend=backend,
+                generator=generator,
+            )
+        case config.InfoNCE():
+            pairs = EasyPositiveInfoNCELoss(
+                loss.temperature, loss.positives, negatives=loss.negatives, backend=backend, generator=generator
+            )
         case _:
             raise TypeError(f"loss: no module for {type(loss).__name__}")
+    return CrossBatchMemory(pairs, size, loss.memory) if loss.memory else pairs

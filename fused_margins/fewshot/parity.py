@@ -24,6 +24,7 @@ class StepDifference:
     loss_difference: float  # same weights, same batch
     gradient_difference: float  # same weights, same batch; largest over the parameters
     worst_parameter: str
+    own_loss: float  # of the second backend's own model
     drift: float  # between the losses of the two models, each trained on its own backend from the first step
 
     @property
@@ -69,6 +70,7 @@ class Parity:
                 relative_difference(loss, same),
                 gradient_difference,
                 worst,
+                float(own),
                 relative_difference(loss, own),
             )
             if not (loss.isfinite() and own.isfinite()):

@@ -3,17 +3,20 @@
 import copy
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .datasets import ImageSet, Task
+from .study import Study
 from .tables import Table
 from .trainer import Trainer
+from .trials import task_of
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,41 @@ def plan_table(trainer: Trainer, task: Task, folder: Path, times: Estimate) -> T
     return Table(f"Plan: {config.loss.name} on {config.dataset}; nothing is written", ["what", "plan"], rows, False)
 
 
+def suite_table(studies: Sequence[Study], folder: Path, workers: int) -> Table:
+    """What a suite would train; trainings alike but for seed and margin are taken to last alike, and timed once."""
+    seconds: dict[tuple[Any, ...], float] = {}
+    rows, total = [], 0.0
+    for study in studies:
+        times = []
+        for trial in study.trials:
+            c = trial.config
+            kind = (
+                c.dataset,
+                c.loss.name,
+                getattr(c.loss, "positives", ""),
+                c.backbone,
+                c.batch_size,
+                c.labels,
+                c.backend,
+            )
+            if kind not in seconds:
+                seconds[kind] = estimate(Trainer(c, task_of(c).training)).total_seconds / c.epochs
+            times.append(0.0 if trial.finished(folder / study.name / trial.name) else seconds[kind] * c.epochs)
+        waiting = sum(t > 0 for t in times)
+        rows.append(
+            [study.name, study.title, f"{len(times)}, {waiting} of them to do", f"about {duration(sum(times))}"]
+        )
+        total += sum(times)
+    rows.append(["in all", f"{workers} at a time, in {folder}", "", f"about {duration(total / workers)}"])
+    return Table(
+        "Plan; nothing is written. Time is of training alone", ["study", "what", "trainings", "time"], rows, False
+    )
+
+
 def _describe(images: ImageSet | None) -> str:
     if images is None:
         return "none"
-    shape = " x ".join(map(str, images.images.shape[1:]))
+    shape = " x ".join(map(str, images.shape))
     return f"{len(images):,} images ({shape}) of {len(images.class_names):,} classes"
 
 

@@ -12,8 +12,8 @@ from .config import Augmentation, Backbone, InfoNCE, Loss, Magnet, MarginLoss, M
 
 NONE = {"rotation_deg": 0.0, "shift": 0.0, "zoom": 0.0}
 STROKES = Augmentation(rotation_deg=15.0, shift=0.07, zoom=0.15)
-SMALL_PHOTOGRAPHS = Augmentation(**NONE, crop_padding=4, flip=True, jitter=0.4)
-PHOTOGRAPHS = Augmentation(**NONE, resized_crop=True, flip=True, jitter=0.4)
+SMALL_PHOTOGRAPHS = Augmentation(**NONE, crop_padding=4, flip=True, color_jitter=0.4)
+PHOTOGRAPHS = Augmentation(**NONE, resized_crop=True, flip=True, color_jitter=0.4)
 
 CONV4 = Backbone(name="conv4")
 STROKES_NETWORK = Backbone(name="conv4", embedding_size=64)
@@ -63,7 +63,9 @@ def _preset(dataset: str, loss: Loss, **settings: Any) -> TrainConfig:
     return TrainConfig(**{**DATASETS[dataset], "loss": loss, **settings})
 
 
-def _margins(dataset: str, neg_cosine: float, neg_softmax: float, scale: float = 30.0, **settings: Any) -> dict[str, TrainConfig]:
+def _margins(
+    dataset: str, neg_cosine: float, neg_softmax: float, scale: float = 30.0, **settings: Any
+) -> dict[str, TrainConfig]:
     """The three heads of Liu et al. on a data set."""
     return {
         f"neg-cosine-{dataset}": _preset(dataset, MarginSoftmax(scale=scale, margin=neg_cosine), **settings),

@@ -1,4 +1,4 @@
-"""What is left of a single run for a reader: report.json, report.md, report.html and the plots."""
+"""What is left of a single run for a reader: report.md, report.html and the plots."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,28 +6,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.nearest import nearest
 from .datasets import ImageSet, Task
 from .doctor import versions
 from .html import Page
 from .maps import confusion_map, embedding_maps, map_sample, neighbour_strips, plane
+from .metrics import confusion_matrix, nearest_others
 from .plots import training_curves
-from .runs import Run, write_json, write_text
+from .runs import Run, write_text
 from .tables import Table, figure_text
 from .trainer import Trainer
 
 QUERIES, NEIGHBOURS = 8, 8  # rows and columns of image strips
+CONFUSION_CLASSES = 100  # with more, nothing can be read
 
 
 def figures_table(figures: Mapping[str, float | None]) -> Table:
     """Every figure with its interval, where it has one."""
-    rows = [
-        [name.replace("_", " "), figure_text(name, value, figures.get(f"{name}_interval"))]
-        for name, value in figures.items()
-        if "_interval" not in name
-    ]
+    rows = []
+    for name, value in figures.items():
+        if name.endswith(("_interval", "_student")):
+            continue
+        student = figures.get(f"{name}_student")
+        text = figure_text(name, value, figures.get(f"{name}_interval"))
+        rows.append([name.replace("_", " "), text, "-" if student is None else f"± {100 * student:.2f}"])
     return Table(
-        "Evaluation (percent, ± half of the 95% interval; discriminability is a ratio)", ["figure", "value"], rows
+        "Evaluation (percent, ± half of the 95% interval; discriminability is a ratio, modes a number)",
+        ["figure", "value ± normal, ddof 0", "Student's t"],
+        rows,
     )
 
 
@@ -43,24 +48,14 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, An
     return flat
 
 
-def write_run_report(
-    run: Run,
-    trainer: Trainer,
-    task: Task,
-    figures: Mapping[str, float | None],
-    *,
-    confusion: Tensor | None = None,
-    cost: Mapping[str, float] | None = None,
-) -> Table:
+def write_run_report(run: Run, trainer: Trainer, task: Task, figures: Mapping[str, float | None]) -> Table:
     """Write the report of a run into its folder and return its table.
 
     Args:
-        run: the folder; it gets report.json, report.md, report.html and PNG files.
+        run: the folder; it gets report.md, report.html and PNG files.
         trainer: holds the trained network.
         task: the novel images are shown, or the held-out ones where there are no novel classes.
         figures: what the evaluation found, by name; `<name>_interval` is half of its 95% interval.
-        confusion: (C, C) counts of the shown images by true class (rows) and predicted class.
-        cost: "seconds" and "peak_memory_bytes" of the training, as far as they were measured.
     """
     config = trainer.config.model_dump(mode="json")
     title = f"{config['loss']['name']} on {config['dataset']}"
@@ -69,7 +64,7 @@ def write_run_report(
         f"{len(task.training)} training images."
     )
     table = figures_table(figures)
-    pictures = _draw(run, trainer, task, confusion)
+    pictures = _draw(run, trainer, task)
 
     page = Page(title, lead)
     page.section("Evaluation")
@@ -83,10 +78,6 @@ def write_run_report(
     page.paragraph(", ".join(f"{name} {version}" for name, version in versions().items()) + ".")
     page.write(run.folder / "report.html")
 
-    write_json(
-        run.folder / "report.json",
-        {"config": config, "figures": dict(figures), "epochs": trainer.epoch, **(cost or {})},
-    )
     links = "\n".join(f"![{heading}]({name})" for name, (heading, _) in pictures.items())
     write_text(
         run.folder / "report.md",
@@ -95,7 +86,7 @@ def write_run_report(
     return table
 
 
-def _draw(run: Run, trainer: Trainer, task: Task, confusion: Tensor | None) -> dict[str, tuple[str, str]]:
+def _draw(run: Run, trainer: Trainer, task: Task) -> dict[str, tuple[str, str]]:
     """Heading and caption of each PNG file written, by its name."""
     loss, history = trainer.config.loss.name, trainer.history
     training_curves(
@@ -122,18 +113,10 @@ def _draw(run: Run, trainer: Trainer, task: Task, confusion: Tensor | None) -> d
         f"t-SNE of {len(shown)} of {len(images)} embeddings of the {kind}; distances between groups mean little.",
     )
 
+    neighbours = nearest_others(embeddings, min(NEIGHBOURS, len(images) - 1), backend=trainer.config.backend)
     queries = _queries(images)
-    _, neighbours = nearest(
-        embeddings[queries],
-        embeddings,
-        images.labels[queries],
-        images.labels,
-        relation="any",
-        k=min(NEIGHBOURS, len(images) - 1),
-        self_index=queries,
-        backend="reference",
-    )
-    used, place = torch.unique(torch.cat([queries[:, None], neighbours], dim=1), return_inverse=True)
+    shown_neighbours = neighbours[queries]
+    used, place = torch.unique(torch.cat([queries[:, None], shown_neighbours], dim=1), return_inverse=True)
     neighbour_strips(
         run.folder / "neighbours.png",
         images.pixels(used),
@@ -147,11 +130,14 @@ def _draw(run: Run, trainer: Trainer, task: Task, confusion: Tensor | None) -> d
         f"Images of the {kind} drawn at random, one of a class, and those nearest to them by cosine: "
         "framed green where they are of the same class, orange where not.",
     )
-    if confusion is not None:
-        confusion_map(run.folder / "confusion.png", confusion, images.class_names)
+    predicted = images.labels[neighbours[:, 0]]
+    counts = confusion_matrix(images.labels, predicted, len(images.class_names))
+    if len(images.class_names) <= CONFUSION_CLASSES:
+        confusion_map(run.folder / "confusion.png", counts, images.class_names)
         pictures["confusion.png"] = (
             f"Confusion among {kind}",
-            "Rows are true classes, columns predicted ones; each row adds up to 100%.",
+            "The class of the nearest other image. Rows are true classes, columns predicted ones; each row adds up to "
+            "100%.",
         )
     return pictures
 

@@ -6,13 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from matplotlib.figure import Figure
-
 from .errors import UserError
 from .metrics import mean_and_student_interval
 from .runs import Run
 from .tables import Table, figure_text
 from .trials import Trial
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file in a study's folder."""
+
+    path: Path
+    caption: str
+    photographs: bool = False
 
 
 class Job(Protocol):
@@ -73,7 +80,9 @@ class Results:
         ]
         for group in self.groups if baseline is not None else ():
             if group != baseline:
-                cells = (figure_text(f, *self.difference(group, str(baseline), f), signed=True) for f in columns.values())
+                cells = (
+                    figure_text(f, *self.difference(group, str(baseline), f), signed=True) for f in columns.values()
+                )
                 rows.append([f"{group} minus {baseline}", *cells])
         return Table(title, ["", *columns], rows)
 
@@ -116,7 +125,9 @@ class Claim:
         outcome = NO_DIFFERENCE
         if abs(mean) > interval:
             outcome = REPRODUCED if mean > 0 else CONTRADICTED
-        evidence = f"{self.figure}, {self.group} minus {self.other}: {figure_text(self.figure, mean, interval, signed=True)}"
+        evidence = (
+            f"{self.figure}, {self.group} minus {self.other}: {figure_text(self.figure, mean, interval, signed=True)}"
+        )
         return Verdict(self.statement, self.source, outcome, evidence)
 
 
@@ -137,7 +148,7 @@ class Study:
         baseline: group from which paired differences are taken.
         claims: published statements to judge.
         more_jobs: measurements other than trainings.
-        more_tables, figures: what else the report shows, made from the results.
+        more_tables, pictures: what else the report shows, made from the results.
     """
 
     name: str
@@ -149,7 +160,7 @@ class Study:
     claims: Sequence[Claim] = ()
     more_jobs: Sequence[Job] = ()
     more_tables: Callable[[Results], list[Table]] = lambda results: []
-    figures: Callable[[Results], dict[str, Figure]] = lambda results: {}
+    pictures: Callable[[Results], list[Picture]] = lambda results: []
 
     def __post_init__(self) -> None:
         names = [job.name for job in self.jobs]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from .doctor import versions
 from .errors import UserError
+from .html import Page
 from .jobs import Work, run_all
-from .report import write_study_report
-from .runs import write_json
+from .runs import write_json, write_text
 from .study import Job, Study
 from .terminal import say
 
@@ -69,4 +69,19 @@ def report_suite(studies: Sequence[Study], folder: Path, title: str) -> None:
             ],
         },
     )
-    write_study_report(folder, title, [(study, r, study.tables(r)) for study, r in results.items()])
+    page = Page(
+        title, "Every figure is from the runs beside this page; the same command writes it again without training."
+    )
+    text = [f"# {title}"]
+    for study, r in results.items():
+        page.section(study.title)
+        page.paragraph(study.lead)
+        text += [f"## {study.title}", study.lead]
+        for table in study.tables(r):
+            page.table(table)
+            text.append(table.markdown())
+        for picture in study.pictures(r):
+            page.picture(picture.path, picture.caption, picture.photographs)
+            text.append(f"![{picture.caption}]({picture.path.relative_to(folder)})")
+    page.write(folder / "report.html")
+    write_text(folder / "report.md", "\n\n".join(text) + "\n")

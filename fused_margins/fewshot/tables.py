@@ -1,5 +1,6 @@
 """One table, shown in the terminal and written to Markdown and HTML; and the figures in it as text."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -83,14 +84,18 @@ def percent(value: float, interval: float | None = None) -> str:
     return f"{100 * value:.1f}" + ("" if interval is None else f" ± {100 * interval:.1f}")
 
 
-def figure_text(name: str, value: float | None, interval: float | None = None) -> str:
+def figure_text(name: str, value: float | None, interval: float | None = None, signed: bool = False) -> str:
     """A figure of an evaluation: fractions in percent, what is none (see `NOT_FRACTIONS`) as it is, "-" for no value.
 
     >>> figure_text("nmi", 0.5), figure_text("novel_discriminability", 2.5, 0.25), figure_text("nmi", None)
     ('50.0', '2.50 ± 0.25', '-')
+    >>> figure_text("nmi", 0.05, 0.02, signed=True)  # of a difference
+    '+5.0 ± 2.0'
     """
-    if value is None:
+    if value is None or math.isnan(value):
         return "-"
     if not any(word in name for word in NOT_FRACTIONS):
-        return percent(value, interval)
-    return f"{value:.2f}" + ("" if interval is None else f" ± {interval:.2f}")
+        text = percent(value, interval)
+    else:
+        text = f"{value:.2f}" + ("" if interval is None else f" ± {interval:.2f}")
+    return f"+{text}" if signed and value >= 0 else text

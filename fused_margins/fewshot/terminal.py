@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
+
 # In a file or a pipe there is no edge to break a table at.
 console = Console(width=None if sys.stdout.isatty() else 160)
 errors = Console(stderr=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops import registry
-from .augment import random_affine
+from .augment import augment
 from .backbones import Network
 from .config import TrainConfig
 from .datasets import ImageSet
@@ -36,11 +36,13 @@ class Trainer:
         num_classes = len(images.class_names if config.labels == "fine" else images.coarse_names)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)  # not torch.manual_seed: that would seed GPUs as well
-            channels, height, width = images.images.shape[1:]
+            channels, height, width = images.shape
             self.model = Network(channels, (height, width), config.backbone).to(self.device)
             size = self.model.embedding_size
             _check_backend(config, len(images), size)
             self.objective = build_objective(config, size, labels, num_classes, self.generator).to(self.device)
+            with torch.no_grad():
+                next(self.model.parameters()).mul_(1 + config.perturbation)
         if config.backbone.standardize:
             self.model.set_pixel_statistics(*_pixel_statistics(images))
         self.optimizer = build_optimizer(config, [*self.model.parameters(), *self.objective.parameters()])
@@ -49,6 +51,7 @@ class Trainer:
         self.epoch = 0  # epochs completed
         self.losses: list[float] = []  # of the epoch in hand
         self.history: list[dict[str, Any]] = []  # a row for each completed epoch
+        self.latest = (math.nan, math.nan)  # loss and learning rate of the step just done
 
     @property
     def finished(self) -> bool:
@@ -69,13 +72,21 @@ class Trainer:
         self.model.train()
         return torch.cat(parts)
 
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Embeddings (N, D) of float images (N, channels, height, width) in [0, 1], in evaluation mode."""
+        self.model.eval()
+        with torch.no_grad():
+            embeddings = self.model(pixels.to(self.device))
+        self.model.train()
+        return embeddings
+
     def next_batch(self) -> tuple[Tensor, Batch]:
         """Augmented images, and what the objective knows of them; begins an epoch where one is due."""
         if not self.losses:
             self.objective.start_epoch(self.epoch, lambda: self.embed(self.images))
         batch = self.objective.next_batch()
         images = self.images.pixels(batch.indices).to(self.device)
-        return random_affine(images, self.config.augmentation, self.generator), batch
+        return augment(images, self.config.augmentation, self.generator), batch
 
     def loss_and_gradients(self, images: Tensor, batch: Batch) -> Tensor:
         """The loss of a batch; its gradients are left in the parameters."""
@@ -103,6 +114,7 @@ class Trainer:
         self.optimizer.step()
         self.scheduler.step()
         self.losses.append(value)
+        self.latest = (value, learning_rate)
         if len(self.losses) == self.objective.num_batches(self.epoch):
             mean = sum(self.losses) / len(self.losses)
             self.history.append({"epoch": self.epoch, "loss": mean, "learning_rate": learning_rate})
@@ -163,14 +175,13 @@ class Trainer:
             epoch = self.epoch
             self.update(self.loss_and_gradients(*self.next_batch()))
             on_step()
-            if self.epoch == epoch:
-                continue
-            on_epoch(self.history[-1])
-            if run is not None:
-                run.append_metrics(self.history[-1])
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    run.save_checkpoint(self.state_dict())
-                    saved = time.monotonic()
+            if self.epoch > epoch:
+                on_epoch(self.history[-1])
+                if run is not None:
+                    run.append_metrics(self.history[-1])
+            if run is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                run.save_checkpoint(self.state_dict())
+                saved = time.monotonic()
         if run is not None:
             run.save_checkpoint(self.state_dict())
         return self.finished
@@ -196,8 +207,9 @@ def usable_device(name: str) -> torch.device:
 
 def _pixel_statistics(images: ImageSet, at_once: int = 1024) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (channels,) of all pixels."""
-    count = images.images[:, 0].numel()
-    sums = squares = torch.zeros(images.images.shape[1], dtype=torch.float64)
+    channels, height, width = images.shape
+    count = len(images) * height * width
+    sums = squares = torch.zeros(channels, dtype=torch.float64)
     for start in range(0, len(images), at_once):
         pixels = images.pixels(slice(start, start + at_once)).double()
         sums, squares = sums + pixels.sum(dim=(0, 2, 3)), squares + pixels.square().sum(dim=(0, 2, 3))

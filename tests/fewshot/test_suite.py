@@ -56,10 +56,27 @@ def test_other_settings_in_a_folder_are_refused(tmp_path):
 
 
 def test_control_c_stops_all_and_the_same_command_goes_on(tmp_path):
-    options = ["--blocks", "2", "--channels", "4", "--epochs", "40", "--episodes", "5", "--margin", "-0.1", "0", "--seeds", "0"]
+    options = [
+        "--blocks",
+        "2",
+        "--channels",
+        "4",
+        "--epochs",
+        "40",
+        "--episodes",
+        "5",
+        "--margin",
+        "-0.1",
+        "0",
+        "--seeds",
+        "0",
+    ]
     command = [sys.executable, "-m", "fused_margins.fewshot.cli", "sweep", *options, "--output"]
     process = subprocess.Popen(
-        [*command, str(tmp_path / "stopped"), "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, str(tmp_path / "stopped"), "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     logs = [tmp_path / "stopped" / "margins" / f"m-{m}-seed0" / "metrics.jsonl" for m in ("-0.1", "0")]
     deadline = time.monotonic() + 60

@@ -10,8 +10,9 @@ import torch
 from .. import doctor
 from ..config import Judging, MarginSoftmax, TrainConfig
 from ..errors import UserError
+from ..jobs import available_cores
 from ..options import ConfigFlags, LossFlags, LossOptions, Preset
-from ..plan import print_suite_plan
+from ..plan import suite_table
 from ..studies import parity
 from ..studies.coarse_to_fine import all_methods, coarse_to_fine_study, few_methods
 from ..studies.demo import demo_studies
@@ -21,7 +22,7 @@ from ..studies.omniglot import official_study, vinyals_study
 from ..studies.reproduce import reproduce_studies
 from ..study import Study
 from ..suite import run_suite
-from ..terminal import say
+from ..terminal import console, say
 
 
 def checked_seeds(seeds: tuple[int, ...]) -> None:
@@ -68,7 +69,7 @@ def _run(studies: Sequence[Study], folder: Path, title: str, workers: int | None
     if workers is not None and workers < 1:
         raise UserError(f"workers: expected at least 1, got {workers}")
     if dry_run:
-        print_suite_plan(studies, folder, workers)
+        console.print(suite_table(studies, folder, workers or available_cores()).rich())
         return 0
     try:
         run_suite(studies, folder, title, workers)

@@ -1,5 +1,6 @@
 """`fused-margins train` and `fused-margins evaluate`."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import torch
 import tyro
 
 from ..config import Judging, TrainConfig
+from ..datasets import Task
 from ..interrupts import stop_on_interrupt
 from ..options import ConfigFlags, JudgingFlags, LossFlags, LossOptions, Preset
-from ..plan import print_plan
+from ..plan import estimate, plan_table
 from ..report import write_run_report
 from ..runs import Run
+from ..tensorboard import TensorboardLog, tensorboard_log
 from ..terminal import INTERRUPTED, console, progress, say
 from ..trainer import Trainer, resume
 from ..trials import judge, task_of, train
@@ -56,19 +59,31 @@ class Train:
         else:
             trainer = Trainer(config, task.training)
             if self.dry_run:
-                print_plan(trainer, task, folder)
+                console.print(plan_table(trainer, task, folder, estimate(trainer)).rich())
                 return 0
             run = Run.create(folder, config)
-        name = f"{config.loss.name} on {config.dataset}"
+        with tensorboard_log(folder, trainer.steps_done) if self.tensorboard else nullcontext() as log:
+            if not self._train(run, trainer, log):
+                say(f"stopped in epoch {trainer.epoch}; continue with: fused-margins train --resume --output {folder}")
+                return INTERRUPTED
+            figures = _judge_and_report(run, trainer, task, self.judging)
+            if log is not None:
+                log.figures(trainer.total_steps, figures)
+        return 0
+
+    def _train(self, run: Run, trainer: Trainer, log: TensorboardLog | None) -> bool:
+        name = f"{trainer.config.loss.name} on {trainer.config.dataset}"
         with (
             progress(name, trainer.total_steps, "steps", completed=trainer.steps_done) as advance,
             stop_on_interrupt() as stop,
         ):
-            complete = train(run, trainer, stop, advance)
-        if not complete:
-            say(f"stopped in epoch {trainer.epoch}; continue with: fused-margins train --resume --output {folder}")
-            return INTERRUPTED
-        return _judge_and_report(run, trainer, self.judging)
+
+            def on_step() -> None:
+                advance()
+                if log is not None:
+                    log.step(trainer.steps_done - 1, *trainer.latest)
+
+            return train(run, trainer, stop, on_step)
 
 
 @dataclass(frozen=True)
@@ -81,15 +96,15 @@ class Evaluate:
 
     def main(self) -> int:
         run = Run(self.run)
-        config = run.config()
-        trainer = Trainer(config, task_of(config).training)
+        task = task_of(run.config())
+        trainer = Trainer(run.config(), task.training)
         run.load_checkpoint(trainer.load_state_dict)
-        return _judge_and_report(run, trainer, self.judging)
+        _judge_and_report(run, trainer, task, self.judging)
+        return 0
 
 
-def _judge_and_report(run: Run, trainer: Trainer, judging: Judging) -> int:
-    task = task_of(trainer.config)
+def _judge_and_report(run: Run, trainer: Trainer, task: Task, judging: Judging) -> dict[str, float]:
     figures = judge(run, trainer, task, judging)
     console.print(write_run_report(run, trainer, task, figures).rich())
     say(f"report: {run.folder / 'report.html'}")
-    return 0
+    return figures

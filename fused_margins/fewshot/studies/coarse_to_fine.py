@@ -46,7 +46,11 @@ def all_methods() -> dict[str, Loss]:
 
 
 def coarse_to_fine_study(
-    config: TrainConfig, methods: Mapping[str, Loss], seeds: Sequence[int], judging: Judging, name: str = "coarse-to-fine"
+    config: TrainConfig,
+    methods: Mapping[str, Loss],
+    seeds: Sequence[int],
+    judging: Judging,
+    name: str = "coarse-to-fine",
 ) -> Study:
     """The same training with every loss and seed; `config` says the rest."""
     trials = [
@@ -59,10 +63,14 @@ def coarse_to_fine_study(
         other = method.replace("easy positives", "random positives")
         if other != method and other in methods:
             claims += [
-                Claim(SOURCE, f"easy positives keep fine classes apart ({method}, {title})", method, other, COLUMNS[title])
+                Claim(
+                    SOURCE, f"easy positives keep fine classes apart ({method}, {title})", method, other, COLUMNS[title]
+                )
                 for title in ("Recall@1", "NMI", "modes")
             ]
-    claims.append(Claim(SOURCE, "state of the art on CUB, Cars and In-shop", reason="needs their images and ImageNet weights"))
+    claims.append(
+        Claim(SOURCE, "state of the art on CUB, Cars and In-shop", reason="needs their images and ImageNet weights")
+    )
     return Study(
         name,
         f"Coarse to fine on {config.dataset}, {config.backbone.name}",

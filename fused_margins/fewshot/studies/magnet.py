@@ -5,14 +5,19 @@ Source: Rippel et al., Metric learning with adaptive density discrimination, 201
 
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
+import torch
 
+from ... import MagnetIndex
 from ..config import Judging, Loss, Magnet, Softmax, TrainConfig, Triplet
-from ..plots import knc_curves
-from ..study import Claim, Results, Study
+from ..maps import cluster_map, map_sample
+from ..plots import sweep, variance_curves
+from ..runs import Run
+from ..study import Claim, Picture, Results, Study
 from ..tables import Table
-from ..trials import Trial
+from ..trainer import Trainer
+from ..trials import Trial, task_of
 
+SHOWN = 600  # samples in a map of clusters
 SOURCE = "Rippel et al. 2015"
 NEIGHBOURS = (1, 2, 4, 8, 16, 32, 64, 128)
 COLUMNS = {"Recall@1": "recall@1", "MAP@R": "map@r", "NMI": "nmi", "modes": "modes", "kNC error": "knc_error@8"}
@@ -38,9 +43,17 @@ def magnet_study(
         columns = {f"L = {l}": f"knc_error@{l}" for l in NEIGHBOURS}
         return [results.table("kNC error against the number of nearest clusters L", columns)]
 
-    def figures(results: Results) -> dict[str, Figure]:
-        errors = {g: [list(results.values(g, f"knc_error@{l}").values()) for l in NEIGHBOURS] for g in results.groups}
-        return {"knc": knc_curves(NEIGHBOURS, errors)}
+    def pictures(results: Results) -> list[Picture]:
+        errors = {
+            g: [[100 * e for e in results.values(g, f"knc_error@{l}").values()] for l in NEIGHBOURS]
+            for g in results.groups
+        }
+        path = results.folder / "knc.png"
+        sweep(path, NEIGHBOURS, {"kNC error, %": errors}, x_label="nearest clusters L")
+        picture = Picture(
+            path, "Error of the k-nearest-cluster classifier against the number of clusters that it asks."
+        )
+        return [picture, *_cluster_pictures(results)]
 
     return Study(
         name,
@@ -51,12 +64,59 @@ def magnet_study(
         COLUMNS,
         baseline="softmax",
         claims=[
-            Claim(SOURCE, "magnet recovers the hierarchy below its labels better than softmax (Recall@1)", "magnet", "softmax", "recall@1"),
-            Claim(SOURCE, "magnet recovers the hierarchy below its labels better than triplet (Recall@1)", "magnet", "triplet", "recall@1"),
+            Claim(
+                SOURCE,
+                "magnet recovers the hierarchy below its labels better than softmax (Recall@1)",
+                "magnet",
+                "softmax",
+                "recall@1",
+            ),
+            Claim(
+                SOURCE,
+                "magnet recovers the hierarchy below its labels better than triplet (Recall@1)",
+                "magnet",
+                "triplet",
+                "recall@1",
+            ),
             Claim(SOURCE, "magnet classifies better than softmax with kNC", "softmax", "magnet", "knc_error@8"),
             Claim(SOURCE, "magnet classifies better than triplet with kNC", "triplet", "magnet", "knc_error@8"),
-            Claim(SOURCE, "state of the art on Stanford Dogs, Oxford Flowers and Pets", reason="needs their images and ImageNet weights"),
+            Claim(
+                SOURCE,
+                "state of the art on Stanford Dogs, Oxford Flowers and Pets",
+                reason="needs their images and ImageNet weights",
+            ),
         ],
         more_tables=knc_table,
-        figures=figures,
+        pictures=pictures,
     )
+
+
+def _cluster_pictures(results: Results) -> list[Picture]:
+    """Of the first seed: a map of each method's clusters, and how wide they are."""
+    pictures, variances = [], {}
+    for group in results.groups:
+        (trial, _), *_ = results.of(group)
+        task = task_of(trial.config)
+        trainer = Trainer(trial.config, task.training)
+        Run(results.folder / trial.name).load_checkpoint(trainer.load_state_dict)
+        embeddings = trainer.embed(task.training).cpu()
+        labels = task.training.coarse_labels
+        index = MagnetIndex(Magnet().clusters_per_class, generator=torch.Generator().manual_seed(0)).fit(
+            embeddings, labels
+        )
+        squared = (embeddings - index.centroids[index.assignments]).square().sum(1)
+        variances[group] = [float(squared[labels == c].mean()) for c in labels.unique()]
+        shown = map_sample(labels, limit=SHOWN)
+        path = results.folder / f"clusters-{group}.png"
+        cluster_map(
+            path,
+            embeddings[shown],
+            labels[shown],
+            index.centroids,
+            index.centroid_labels,
+            task.training.coarse_names,
+        )
+        pictures.append(Picture(path, f"{group}: training samples and the centroids of their clusters, in the plane."))
+    path = results.folder / "variances.png"
+    variance_curves(path, variances)
+    return [*pictures, Picture(path, "Mean squared distance to the own centroid, class by class.")]

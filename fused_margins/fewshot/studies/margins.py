@@ -6,13 +6,12 @@ Source: Liu et al., Negative margin matters: understanding margin in few-shot cl
 from collections.abc import Sequence
 
 import torch
-from matplotlib.figure import Figure
 
 from ..config import Judging, MarginSoftmax, TrainConfig
 from ..datasets import load
 from ..errors import UserError
-from ..plots import margin_sweep
-from ..study import Claim, Results, Study
+from ..plots import sweep
+from ..study import Claim, Picture, Results, Study
 from ..trials import Trial
 
 SOURCE = "Liu et al. 2020"
@@ -26,6 +25,17 @@ COLUMNS = {
     "φ base": "discriminability",
 }
 VALIDATION = {"1-shot, validation": "validation_5way_1shot"}
+
+
+PANELS = {
+    "novel classes, %": {
+        "1-shot": "novel_5way_1shot",
+        "5-shot": "novel_5way_5shot",
+        "1-shot, centroid": "novel_5way_1shot_centroid",
+    },
+    "base classes, %": {"accuracy": "accuracy"},
+    "discriminability φ": {"novel": "novel_discriminability", "base": "discriminability"},
+}
 
 
 def group(margin: float) -> str:
@@ -69,9 +79,16 @@ def margin_sweep_study(
         if base_is_judged or figure not in ("accuracy", "discriminability")
     }
 
-    def figures(results: Results) -> dict[str, Figure]:
-        values = {f: [list(results.values(group(m), f).values()) for m in margins] for f in columns.values()}
-        return {"margins": margin_sweep(margins, values)}
+    def pictures(results: Results) -> list[Picture]:
+        panels = {
+            panel: {
+                name: [_shown(results, m, f) for m in margins] for name, f in lines.items() if f in columns.values()
+            }
+            for panel, lines in PANELS.items()
+        }
+        path = results.folder / "margins.png"
+        sweep(path, margins, {panel: lines for panel, lines in panels.items() if lines})
+        return [Picture(path, "Accuracy on base and novel classes, and their discriminability φ, against the margin.")]
 
     return Study(
         name,
@@ -83,28 +100,62 @@ def margin_sweep_study(
         columns,
         group(0.0) if 0.0 in margins else None,
         _claims(margins, base_is_judged),
-        figures=figures,
+        pictures=pictures,
     )
+
+
+def _shown(results: Results, margin: float, figure: str) -> list[float]:
+    """A value a seed; fractions in percent."""
+    factor = 1 if "discriminability" in figure else 100
+    return [factor * value for value in results.values(group(margin), figure).values()]
 
 
 def _claims(margins: Sequence[float], base_is_judged: bool) -> list[Claim]:
     claims = [
-        Claim(SOURCE, "62.33% (1-shot) and 80.94% (5-shot) on mini-ImageNet with ResNet-18", reason="needs mini-ImageNet and a GPU")
+        Claim(
+            SOURCE,
+            "62.33% (1-shot) and 80.94% (5-shot) on mini-ImageNet with ResNet-18",
+            reason="needs mini-ImageNet and a GPU",
+        )
     ]
     if 0.0 not in margins:
         return claims
     for m in sorted(margins):
         if m < 0:
             claims += [
-                Claim(SOURCE, f"a negative margin helps novel classes (m = {m:g}, 1-shot)", group(m), group(0.0), COLUMNS["1-shot"]),
-                Claim(SOURCE, f"a negative margin makes novel classes more discriminable (m = {m:g})", group(m), group(0.0), COLUMNS["φ novel"]),
+                Claim(
+                    SOURCE,
+                    f"a negative margin helps novel classes (m = {m:g}, 1-shot)",
+                    group(m),
+                    group(0.0),
+                    COLUMNS["1-shot"],
+                ),
+                Claim(
+                    SOURCE,
+                    f"a negative margin makes novel classes more discriminable (m = {m:g})",
+                    group(m),
+                    group(0.0),
+                    COLUMNS["φ novel"],
+                ),
             ]
         elif m > 0:
             claims.append(
-                Claim(SOURCE, f"a positive margin harms novel classes (m = {m:g}, 1-shot)", group(0.0), group(m), COLUMNS["1-shot"])
+                Claim(
+                    SOURCE,
+                    f"a positive margin harms novel classes (m = {m:g}, 1-shot)",
+                    group(0.0),
+                    group(m),
+                    COLUMNS["1-shot"],
+                )
             )
             if base_is_judged:
                 claims += [
-                    Claim(SOURCE, f"a positive margin makes base classes more discriminable (m = {m:g})", group(m), group(0.0), COLUMNS["φ base"]),
+                    Claim(
+                        SOURCE,
+                        f"a positive margin makes base classes more discriminable (m = {m:g})",
+                        group(m),
+                        group(0.0),
+                        COLUMNS["φ base"],
+                    ),
                 ]
     return claims

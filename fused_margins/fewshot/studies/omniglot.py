@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch.nn import functional as F
 
 from ..config import Judging, Loss, TrainConfig
@@ -66,8 +65,9 @@ def official_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Seque
 
 def raw_pixel_accuracy(image_size: int = 28) -> tuple[float, float]:
     """Mean accuracy of cosine similarity of pixels over the official runs, and half its 95% interval over runs."""
+    runs = one_shot_runs(image_size)
     accuracies = []
-    for run in one_shot_runs(image_size):
-        training, test = (F.normalize(pixels.flatten(1)) for pixels in (run.training, run.test))
-        accuracies.append(float(((test @ training.T).argmax(dim=1) == run.answers).float().mean()))
-    return mean_and_student_interval(torch.tensor(accuracies).tolist())
+    for training, test, answers in zip(runs.training, runs.test, runs.answers):
+        similarity = F.normalize(test.flatten(1)) @ F.normalize(training.flatten(1)).T
+        accuracies.append(float((similarity.argmax(dim=1) == answers).float().mean()))
+    return mean_and_student_interval(accuracies)

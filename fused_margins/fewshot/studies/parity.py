@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from ..config import InfoNCE, Judging, Loss, Magnet, MarginLoss, MarginSoftmax, TrainConfig, Triplet
 from ..parity import TOLERANCE, Parity, StepDifference
 from ..plots import parity_curves
 from ..runs import plain, read_json, write_json
-from ..study import Results, Study
+from ..study import Picture, Results, Study
 from ..tables import Table, figure_text
 from ..trials import Trial, task_of
 
@@ -99,8 +97,8 @@ def parity_study(
     def tables(results: Results) -> list[Table]:
         return [_steps_table(steps, results.folder, tolerance), _end_table(results)]
 
-    def figures(results: Results) -> dict[str, Figure]:
-        return {"parity": parity_curves({job.title: job.differences(results.folder) for job in steps}, tolerance)}
+    def pictures(results: Results) -> list[Picture]:
+        return [_curves(job, results.folder, tolerance) for job in steps]
 
     return Study(
         name,
@@ -112,7 +110,7 @@ def parity_study(
         {},
         more_jobs=steps,
         more_tables=tables,
-        figures=figures,
+        pictures=pictures,
     )
 
 
@@ -131,6 +129,24 @@ def _steps_table(steps: Sequence[StepParity], folder: Path, tolerance: float) ->
         rows.append([job.title, str(len(found)), *(f"{value:.1e}" for value in largest), within])
     columns = ["loss: backend", "steps", "loss", "gradients", "loss, own weights", f"within {tolerance:g}"]
     return Table(f"Largest relative difference from {steps[0].backends[0]}", columns, rows)
+
+
+def _curves(job: StepParity, folder: Path, tolerance: float) -> Picture:
+    """Losses of both backends, each on its own weights, and their differences at each step."""
+    found = job.differences(folder)
+    first, second = job.backends
+    path = folder / f"{job.name}.png"
+    parity_curves(
+        path,
+        {first: [d.loss for d in found], second: [d.own_loss for d in found]},
+        {
+            "loss, equal weights": [d.loss_difference for d in found],
+            "gradients, equal weights": [d.gradient_difference for d in found],
+            "loss, own weights": [d.drift for d in found],
+        },
+        tolerance,
+    )
+    return Picture(path, f"{job.title}: losses over each other, and relative differences.")
 
 
 def _end_table(results: Results) -> Table:
