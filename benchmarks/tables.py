@@ -7,7 +7,9 @@ rewritten with its tables: one pair (speed, memory) for every processor and GPU 
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import tyro
@@ -23,15 +25,20 @@ IDLE_LOAD = 0.3
 MIB = 2**20
 
 
-def render_demo(folder: Path) -> str:
-    """The tables that ``fused-margins demo --output benchmarks/results/demo`` stored, as they stand in its report."""
-    path = folder / "demo" / "report.json"
+SUITES = ("demo", "fewshot")
+
+
+def render_suite(folder: Path, name: str) -> str:
+    """The tables that ``fused-margins demo`` or ``fused-margins reproduce`` stored, as they stand in its report."""
+    path = folder / name / "results.json"
     if not path.exists():
         return "Not measured yet."
-    report = json.loads(path.read_text(encoding="utf-8"))
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    tables = [Table(**table).markdown() for table in report["tables"]]
-    return "\n\n".join([*tables, f"{len(report['seeds'])} seeds, {report['seconds']:.0f} s; {versions}."])
+    results = json.loads(path.read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    parts = []
+    for study in results["studies"]:
+        parts += [Table(**table).markdown() for table in study["tables"]] + [study["lead"]]
+    return "\n\n".join([*parts, f"Training took {results['seconds']:.0f} s, added up; {versions}."])
 
 
 def render(workload: str, results: list[Results]) -> str:
@@ -134,8 +141,8 @@ def _aligned(table: list[list[str]]) -> list[str]:
     return [line(table[0]), line(rule), *map(line, table[1:])]
 
 
-def rewrite(text: str, results: list[Results], demo: str | None = None) -> str:
-    """`text` with the regions of every workload and of the demo filled anew; others belong to somebody else."""
+def rewrite(text: str, results: list[Results], suites: Mapping[str, str] = MappingProxyType({})) -> str:
+    """`text` with the regions of every workload and suite filled anew; others belong to somebody else."""
     opened, closed = (len(re.findall(rf"<!-- {word}:", text)) for word in ("table", "end"))
     if not opened == closed == len(REGION.findall(text)):
         raise ResultsError(f"{opened} regions opened by <!-- table:NAME -->, {closed} closed by <!-- end:NAME -->")
@@ -143,9 +150,9 @@ def rewrite(text: str, results: list[Results], demo: str | None = None) -> str:
 
     def region(match: re.Match[str]) -> str:
         name = match["name"]
-        if name not in known and not (name == "demo" and demo):
+        if name not in known and name not in suites:
             return match[0]
-        tables = demo if name == "demo" else render(name, results)
+        tables = suites[name] if name in suites else render(name, results)
         return f"<!-- table:{name} -->\n\n{tables}\n\n<!-- end:{name} -->"
 
     return REGION.sub(region, text)
@@ -165,10 +172,13 @@ def main(
     """
     try:
         text = readme.read_text(encoding="utf-8")
-        filled = rewrite(text, [read(path) for path in files(results)], render_demo(results))
+        filled = rewrite(
+            text, [read(path) for path in files(results)], {name: render_suite(results, name) for name in SUITES}
+        )
     except (OSError, ResultsError) as error:
         sys.exit(f"error: {error}")
-    others = sorted({m["name"] for m in REGION.finditer(text)} - {workload.name for workload in WORKLOADS} - {"demo"})
+    known = {*SUITES, *(workload.name for workload in WORKLOADS)}
+    others = sorted({m["name"] for m in REGION.finditer(text)} - known)
     if others:
         print(f"{readme}: left alone, no workloads of these names: {', '.join(others)}")
     if filled == text:

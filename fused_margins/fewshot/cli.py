@@ -12,7 +12,7 @@ from rich.markup import escape
 from . import commands
 from .config import TrainConfig, explain_validation
 from .errors import UserError
-from .presets import PRESETS
+from .presets import preset
 from .runs import Run
 from .terminal import INTERRUPTED, errors
 
@@ -50,9 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit code is 2 for a mistake of the user, 130 after an interrupt."""
     try:
         command = parse(arguments)
-        preset = getattr(command, "preset", None)
-        if preset is not None:
-            command = parse(arguments, PRESETS[preset])
+        if getattr(command, "preset", None) is not None:
+            command = parse(arguments, preset(command.preset))
         if isinstance(command, commands.Train) and command.resume:
             command = _with_stored_settings(command, arguments)
         return command.main()

@@ -1,5 +1,6 @@
 """Peak memory of a stretch of work, as far as the system can tell."""
 
+import contextlib
 import resource
 import sys
 from pathlib import Path
@@ -18,10 +19,8 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
-        try:
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass
 
     def mib(self) -> float:
         """The peak so far, in MiB.

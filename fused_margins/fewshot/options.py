@@ -1,13 +1,12 @@
-"""Settings as flat command line options, `--loss magnet --alpha 0.3`, and presets that other options override."""
+"""Settings as flat command line options, `--loss magnet --alpha 0.3`."""
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
 from .config import Judging, LossName, Negatives, Positives, TrainConfig, make_loss
-from .presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -58,4 +57,3 @@ class LossOptions:
 LossFlags = tyro.conf.OmitArgPrefixes[LossOptions]
 ConfigFlags = tyro.conf.OmitArgPrefixes[TrainConfig]
 JudgingFlags = tyro.conf.OmitArgPrefixes[Judging]
-Preset = Annotated[Literal[tuple(PRESETS)] | None, tyro.conf.arg(metavar="NAME")]  # type: ignore[valid-type]

@@ -1,19 +1,20 @@
 """Settings named after a paper and a data set: where `--preset` starts from, and every other option goes on.
 
-Sources: the official code of Liu et al. 2020 for `neg-cosine`, `neg-softmax` and `cosine` on mini-ImageNet and CUB (Adam
-with a warm-up from a sixteenth of the peak and a cosine, 256 images a batch, margins, weight decay and DropBlock of its
-ResNet-18 scripts for one shot). Omniglot, CIFAR-FS, digits and Fashion-MNIST are not in these papers: the recipe is
+Sources: the official code of Liu et al. 2020 for `neg-cosine`, `neg-softmax` and `cosine` on mini-ImageNet and CUB
+(Adam, a warm-up from a sixteenth of the peak and a cosine, 256 images a batch; margins, weight decay and DropBlock of
+its ResNet-18 scripts for one shot). Omniglot, CIFAR-FS, digits and Fashion-MNIST are not in these papers: the recipe is
 theirs, and learning rate, scale and epochs suit small images and a CPU.
 """
 
 from typing import Any
 
 from .config import Augmentation, Backbone, InfoNCE, Loss, Magnet, MarginLoss, MarginSoftmax, TrainConfig, Triplet
+from .errors import UserError
 
-NONE = {"rotation_deg": 0.0, "shift": 0.0, "zoom": 0.0}
+UPRIGHT = Augmentation(rotation_deg=0.0, shift=0.0, zoom=0.0)
 STROKES = Augmentation(rotation_deg=15.0, shift=0.07, zoom=0.15)
-SMALL_PHOTOGRAPHS = Augmentation(**NONE, crop_padding=4, flip=True, color_jitter=0.4)
-PHOTOGRAPHS = Augmentation(**NONE, resized_crop=True, flip=True, color_jitter=0.4)
+SMALL_PHOTOGRAPHS = UPRIGHT.model_copy(update={"crop_padding": 4, "flip": True, "color_jitter": 0.4})
+PHOTOGRAPHS = UPRIGHT.model_copy(update={"resized_crop": True, "flip": True, "color_jitter": 0.4})
 
 CONV4 = Backbone(name="conv4")
 STROKES_NETWORK = Backbone(name="conv4", embedding_size=64)
@@ -70,12 +71,15 @@ def _margins(
     return {
         f"neg-cosine-{dataset}": _preset(dataset, MarginSoftmax(scale=scale, margin=neg_cosine), **settings),
         f"cosine-{dataset}": _preset(dataset, MarginSoftmax(scale=scale), **settings),
-        f"neg-softmax-{dataset}": _preset(
-            dataset,
-            MarginSoftmax(scale=5.0, margin=neg_softmax, similarity="dot"),
-            **settings,
+        # Lengths matter to dot products.
+        f"neg-softmax-{dataset}": _unnormalized(
+            _preset(dataset, MarginSoftmax(scale=5.0, margin=neg_softmax, similarity="dot"), **settings)
         ),
     }
+
+
+def _unnormalized(config: TrainConfig) -> TrainConfig:
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"normalize": False})})
 
 
 def _pairs(dataset: str, **settings: Any) -> dict[str, TrainConfig]:
@@ -87,6 +91,17 @@ def _pairs(dataset: str, **settings: Any) -> dict[str, TrainConfig]:
         f"easy-positive-infonce-{dataset}": _preset(dataset, InfoNCE(), **settings),
         f"magnet-{dataset}": _preset(dataset, Magnet(), **settings),
     }
+
+
+def preset(name: str) -> TrainConfig:
+    """The settings of this name; a `UserError` lists the names.
+
+    >>> preset("neg-cosine-cub").loss.margin
+    -0.01
+    """
+    if name not in PRESETS:
+        raise UserError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]
 
 
 PRESETS: dict[str, TrainConfig] = {

@@ -50,13 +50,13 @@ def run_suite(studies: Sequence[Study], folder: Path, title: str, workers: int |
 
 def report_suite(studies: Sequence[Study], folder: Path, title: str) -> None:
     """Write results.json, report.md and report.html of finished studies."""
-    results = {study: study.results(folder) for study in studies}
+    results = [(study, study.results(folder)) for study in studies]
     write_json(
         folder / "results.json",
         {
             "title": title,
             "versions": versions(),
-            "seconds": sum(stored["seconds"] for r in results.values() for stored in r.stored.values()),
+            "seconds": sum(stored["seconds"] for _, r in results for stored in r.stored.values()),
             "studies": [
                 {
                     "name": study.name,
@@ -65,7 +65,7 @@ def report_suite(studies: Sequence[Study], folder: Path, title: str) -> None:
                     "tables": [asdict(table) for table in study.tables(r)],
                     "trials": [{"group": trial.group, **stored} for trial, stored in r.stored.items()],
                 }
-                for study, r in results.items()
+                for study, r in results
             ],
         },
     )
@@ -73,7 +73,7 @@ def report_suite(studies: Sequence[Study], folder: Path, title: str) -> None:
         title, "Every figure is from the runs beside this page; the same command writes it again without training."
     )
     text = [f"# {title}"]
-    for study, r in results.items():
+    for study, r in results:
         page.section(study.title)
         page.paragraph(study.lead)
         text += [f"## {study.title}", study.lead]

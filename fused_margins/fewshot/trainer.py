@@ -110,7 +110,7 @@ class Trainer:
                 f"training diverged: loss {value} in epoch {self.epoch}, batch {len(self.losses)}; "
                 "try a lower learning rate"
             )
-        learning_rate = self.scheduler.get_last_lr()[0]
+        learning_rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
         self.losses.append(value)

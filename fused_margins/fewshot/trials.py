@@ -1,9 +1,9 @@
-"""One training from its settings to its figures, in a folder of its own: what a command trains, and what a study repeats."""
+"""One training from its settings to its figures, in a folder of its own; a study repeats it."""
 
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Trial:
 
     group: str
     config: TrainConfig
-    judging: Judging = Judging()
+    judging: Judging = field(default_factory=Judging)
 
     @property
     def name(self) -> str:

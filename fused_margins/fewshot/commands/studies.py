@@ -1,4 +1,4 @@
-"""The commands that train many networks: a study of a paper's claims each. Called again, each goes on where it stopped."""
+"""The commands that train many networks, a study each. Called again, a command goes on where it stopped."""
 
 import re
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from .. import doctor
-from ..config import Judging, MarginSoftmax, TrainConfig
+from ..config import Judging, Loss, MarginSoftmax, TrainConfig
 from ..errors import UserError
 from ..jobs import available_cores
-from ..options import ConfigFlags, LossFlags, LossOptions, Preset
+from ..options import ConfigFlags, LossFlags, LossOptions
 from ..plan import suite_table
 from ..studies import parity
 from ..studies.coarse_to_fine import all_methods, coarse_to_fine_study, few_methods
@@ -34,8 +34,8 @@ def checked_seeds(seeds: tuple[int, ...]) -> None:
 class _StudyOptions:
     """What every study takes."""
 
-    preset: Preset = None
-    """Settings of a paper on a data set; every other option overrides them."""
+    preset: str | None = None
+    """Settings of a paper on a data set, neg-cosine-omniglot for instance; every other option overrides them."""
     output: Path | None = None
     """Folder of the runs and the report; by default runs/COMMAND-DATASET."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -89,10 +89,10 @@ class Sweep(_StudyOptions):
     """Scale of the logits; by default that of the preset, or 10."""
 
     def main(self) -> int:
-        loss = self.config.loss if isinstance(self.config.loss, MarginSoftmax) else MarginSoftmax()
-        if self.scale is not None:
-            loss = LossOptions(scale=self.scale).apply(self.config.model_copy(update={"loss": loss})).loss
-        config = self.base().model_copy(update={"loss": loss})
+        config = self.base()
+        if not isinstance(config.loss, MarginSoftmax):
+            config = config.model_copy(update={"loss": MarginSoftmax()})
+        config = LossOptions(scale=self.scale).apply(config)
         return self.run("sweep", [margin_sweep_study(config, self.margin, self.seeds, self.judging())])
 
 
@@ -124,7 +124,7 @@ class OneShot(_StudyOptions):
 
     def main(self) -> int:
         config = self.loss.apply(self.base())
-        losses = {config.loss.name: config.loss}
+        losses: dict[str, Loss] = {config.loss.name: config.loss}
         studies = [study(config, losses, self.seeds, self.episodes) for study in (vinyals_study, official_study)]
         return self.run("one-shot", studies)
 
@@ -155,7 +155,7 @@ class ParityCommand(_StudyOptions):
         if len(set(backends)) < 2 or len(set(backends)) < len(backends):
             raise UserError(f"backends: expected two or more different ones, got {list(backends)}")
         config = self.loss.apply(self.base()).model_copy(update={"seed": self.seeds[0]})
-        losses = parity.LOSSES if self.loss.loss is None else {config.loss.name: config.loss}
+        losses: dict[str, Loss] = parity.LOSSES if self.loss.loss is None else {config.loss.name: config.loss}
         study = parity.parity_study(config, losses, backends, self.judging(), self.steps, self.tolerance)
         code = self.run("parity", [study])
         if code or self.dry_run:

@@ -10,7 +10,7 @@ import tyro
 from ..config import Judging, TrainConfig
 from ..datasets import Task
 from ..interrupts import stop_on_interrupt
-from ..options import ConfigFlags, JudgingFlags, LossFlags, LossOptions, Preset
+from ..options import ConfigFlags, JudgingFlags, LossFlags, LossOptions
 from ..plan import estimate, plan_table
 from ..report import write_run_report
 from ..runs import Run
@@ -24,8 +24,8 @@ from ..trials import judge, task_of, train
 class Train:
     """Train a network, evaluate it, and keep everything in a run folder. Ctrl-C stops it so that --resume can go on."""
 
-    preset: Preset = None
-    """Settings of a paper on a data set; every other option overrides them."""
+    preset: str | None = None
+    """Settings of a paper on a data set, neg-cosine-omniglot for instance; every other option overrides them."""
     output: Path | None = None
     """Run folder; by default runs/DATASET-LOSS-seedSEED, or runs/PRESET-seedSEED."""
     resume: bool = False

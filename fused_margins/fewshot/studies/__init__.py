@@ -1,1 +1,1 @@
-"""What the three papers claim, as studies: margins, coarse to fine, magnet; Omniglot by its protocols; backends compared."""
+"""The three papers' claims as studies (margins, coarse to fine, magnet), Omniglot by its protocols, and parity."""

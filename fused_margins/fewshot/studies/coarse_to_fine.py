@@ -74,8 +74,8 @@ def coarse_to_fine_study(
     return Study(
         name,
         f"Coarse to fine on {config.dataset}, {config.backbone.name}",
-        f"Trained for {config.epochs} epochs on coarse labels, judged on the fine labels of held-out images. Modes: how many "
-        "fine classes of a coarse one stay apart.",
+        f"Trained for {config.epochs} epochs on coarse labels, judged on the fine labels of held-out images. "
+        "Modes: how many fine classes of a coarse one stay apart.",
         trials,
         COLUMNS,
         claims=claims,

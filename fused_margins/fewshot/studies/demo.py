@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..config import Judging, Magnet, MarginSoftmax, Softmax, TrainConfig, Triplet
+from ..config import Judging, Loss, Magnet, MarginSoftmax, Softmax, TrainConfig, Triplet
 from ..study import Study
 from .coarse_to_fine import coarse_to_fine_study
 from .margins import margin_sweep_study
@@ -17,7 +17,7 @@ def demo_studies(
     """Coarse to fine, margins, and parity where there is a second backend."""
     config = TrainConfig(dataset="digits", epochs=epochs, threads=1)
     judging = Judging(episodes=episodes)
-    methods = {
+    methods: dict[str, Loss] = {
         "softmax": Softmax(),
         "triplet, random positives": Triplet(positives="random"),
         "triplet, easy positives": Triplet(),
@@ -28,7 +28,7 @@ def demo_studies(
         margin_sweep_study(config.model_copy(update={"loss": MarginSoftmax()}), MARGINS, seeds, judging),
     ]
     if len(backends) > 1:
-        losses = {
+        losses: dict[str, Loss] = {
             "margin softmax, m = -0.3": MarginSoftmax(margin=-0.3),
             "triplet, easy positives": Triplet(),
             "magnet": Magnet(),

@@ -24,9 +24,10 @@ COLUMNS = {"Recall@1": "recall@1", "MAP@R": "map@r", "NMI": "nmi", "modes": "mod
 
 
 def magnet_study(
-    config: TrainConfig, seeds: Sequence[int], judging: Judging, magnet: Magnet = Magnet(), name: str = "magnet"
+    config: TrainConfig, seeds: Sequence[int], judging: Judging, magnet: Magnet | None = None, name: str = "magnet"
 ) -> Study:
     """Magnet, softmax and triplet from the same settings; an epoch shows each of them as many images as there are."""
+    magnet = magnet or Magnet()
     methods: dict[str, Loss] = {
         "magnet": magnet,
         "softmax": Softmax(scale=magnet.scale),
@@ -58,8 +59,8 @@ def magnet_study(
     return Study(
         name,
         f"Magnet on {config.dataset}, {config.backbone.name}",
-        f"Trained for {config.epochs} epochs on coarse labels: the kNC error is of these, all else is judged on the fine "
-        "labels, which no training saw.",
+        f"Trained for {config.epochs} epochs on coarse labels: the kNC error is of these, all else is judged on "
+        "the fine labels, which no training saw.",
         trials,
         COLUMNS,
         baseline="softmax",

@@ -93,9 +93,9 @@ def margin_sweep_study(
     return Study(
         name,
         f"Margin softmax on {config.dataset}, {config.backbone.name}, scale {loss.scale:g}, {loss.similarity}",
-        f"Each network is trained for {config.epochs} epochs on base classes; {judging.episodes} episodes ask for novel "
-        "ones, with a cosine head fine-tuned per episode or the nearest centroid. φ is the distance between classes over "
-        "the distance within them.",
+        f"Each network is trained for {config.epochs} epochs on base classes; {judging.episodes} episodes ask for "
+        "novel ones, with a cosine head fine-tuned per episode or the nearest centroid. φ is the distance between "
+        "classes over the distance within them.",
         trials,
         columns,
         group(0.0) if 0.0 in margins else None,

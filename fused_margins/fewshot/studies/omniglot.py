@@ -1,4 +1,4 @@
-"""Omniglot by its two protocols: the split of Vinyals et al. 2016, and the official one-shot runs of Lake et al. 2015."""
+"""Omniglot by two protocols: the split of Vinyals et al. 2016, and the official one-shot runs (Lake et al. 2015)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,14 +30,14 @@ def _trials(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequence[int
 
 
 def vinyals_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequence[int], episodes: int = 600) -> Study:
-    """Trained on 1,028 characters in four rotations, each a class; episodes of the 423 test characters and rotations."""
+    """Trained on 1,028 characters in four rotations, each a class; episodes of 423 others, turned as well."""
     config = config.model_copy(update={"dataset": "omniglot"})
     judging = VINYALS_JUDGING.model_copy(update={"episodes": episodes})
     return Study(
         "omniglot-vinyals",
         f"Omniglot, split of Vinyals et al., {config.backbone.name}",
-        "For comparison: prototypical networks (Snell et al. 2017) reach 98.8% at 5-way 1-shot and 96.0% at 20-way 1-shot "
-        "with the same four convolutional blocks. Episodes have 15 queries a class: a character has 20 drawings.",
+        "For comparison: prototypical networks (Snell et al. 2017) reach 98.8% at 5-way 1-shot and 96.0% at "
+        "20-way 1-shot with the same four convolutional blocks. Episodes have 15 queries a class: a character has 20 drawings.",
         _trials(config, losses, seeds, judging),
         VINYALS_COLUMNS,
     )
@@ -55,8 +55,8 @@ def official_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Seque
     return Study(
         "omniglot-official",
         f"Omniglot, official one-shot runs, {config.backbone.name}",
-        "For comparison (Lake et al. 2015 and 2019): people 95.5%, Bayesian program learning 96.7%, a convolutional Siamese "
-        "network 92.0%, prototypical networks trained on these alphabets 86.3%.",
+        "For comparison (Lake et al. 2015 and 2019): people 95.5%, Bayesian program learning 96.7%, a convolutional "
+        "Siamese network 92.0%, prototypical networks trained on these alphabets 86.3%.",
         _trials(config, losses, seeds, judging),
         OFFICIAL_COLUMNS,
         more_tables=raw_pixels,
