@@ -112,6 +112,15 @@ class Backbone(Settings):
     dropblock_steps: Count = 40_000
     """Steps in which DropBlock's rate rises from 0 to drop_rate."""
 
+    @property
+    def title(self) -> str:
+        """For a heading.
+
+        >>> Backbone(name="conv4", channels=32).title
+        'conv4 of 32 channels'
+        """
+        return self.name + (f" of {self.channels} channels" if self.channels else "")
+
     @field_validator("blocks")
     @classmethod
     def _only_of_convnet(cls, blocks: int | None, info: ValidationInfo) -> int | None:

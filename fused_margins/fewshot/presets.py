@@ -36,7 +36,13 @@ DATASETS: dict[str, dict[str, Any]] = {
         "augmentation": STROKES,
         "epochs": 20,
     },
-    "cifar-fs": {"dataset": "cifar-fs", "backbone": CONV4, "augmentation": SMALL_PHOTOGRAPHS, "epochs": 60},
+    "cifar-fs": {
+        "dataset": "cifar-fs",
+        "backbone": CONV4,
+        "augmentation": SMALL_PHOTOGRAPHS,
+        "schedule": "warmup-cosine",
+        "epochs": 60,
+    },
     "mini-imagenet": {
         "dataset": "mini-imagenet",
         "augmentation": PHOTOGRAPHS,

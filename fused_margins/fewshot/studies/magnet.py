@@ -58,7 +58,7 @@ def magnet_study(
 
     return Study(
         name,
-        f"Magnet on {config.dataset}, {config.backbone.name}",
+        f"Magnet on {config.dataset}, {config.backbone.title}",
         f"Trained for {config.epochs} epochs on coarse labels: the kNC error is of these, all else is judged on "
         "the fine labels, which no training saw.",
         trials,

@@ -92,7 +92,7 @@ def margin_sweep_study(
 
     return Study(
         name,
-        f"Margin softmax on {config.dataset}, {config.backbone.name}, scale {loss.scale:g}, {loss.similarity}",
+        f"Margin softmax on {config.dataset}, {config.backbone.title}, scale {loss.scale:g}, {loss.similarity}",
         f"Each network is trained for {config.epochs} epochs on base classes; {judging.episodes} episodes ask for "
         "novel ones, with a cosine head fine-tuned per episode or the nearest centroid. φ is the distance between "
         "classes over the distance within them.",

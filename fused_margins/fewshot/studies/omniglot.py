@@ -35,9 +35,9 @@ def vinyals_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequen
     judging = VINYALS_JUDGING.model_copy(update={"episodes": episodes})
     return Study(
         "omniglot-vinyals",
-        f"Omniglot, split of Vinyals et al., {config.backbone.name}",
+        f"Omniglot, split of Vinyals et al., {config.backbone.title}",
         "For comparison: prototypical networks (Snell et al. 2017) reach 98.8% at 5-way 1-shot and 96.0% at "
-        "20-way 1-shot with the same four convolutional blocks. Episodes have 15 queries a class: a character has 20 drawings.",
+        "20-way 1-shot with the same four convolutional blocks. Episodes have 15 queries a class: there are 20 drawings.",
         _trials(config, losses, seeds, judging),
         VINYALS_COLUMNS,
     )
@@ -54,7 +54,7 @@ def official_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Seque
 
     return Study(
         "omniglot-official",
-        f"Omniglot, official one-shot runs, {config.backbone.name}",
+        f"Omniglot, official one-shot runs, {config.backbone.title}",
         "For comparison (Lake et al. 2015 and 2019): people 95.5%, Bayesian program learning 96.7%, a convolutional "
         "Siamese network 92.0%, prototypical networks trained on these alphabets 86.3%.",
         _trials(config, losses, seeds, judging),

@@ -102,10 +102,10 @@ def parity_study(
 
     return Study(
         name,
-        f"Parity of {' and '.join(backends)} on {config.dataset}, {config.backbone.name}",
-        f"For the first {num_steps} steps the second backend also gets the weights and the batch of the "
-        "first. Beside that every backend trains to the end on its own, where rounding drives runs apart; the run whose first weights "
-        "differ in the last bit shows how far.",
+        f"Parity of {' and '.join(backends)} on {config.dataset}, {config.backbone.title}",
+        f"For the first {num_steps} steps the second backend also gets the weights and the batch of the first. Beside "
+        "that every backend trains to the end on its own, where rounding drives runs apart; the run whose first "
+        "weights differ in the last bit shows how far.",
         trials,
         {},
         more_jobs=steps,
