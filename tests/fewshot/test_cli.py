@@ -82,7 +82,7 @@ def test_classes_left_out_are_judged_as_novel(tmp_path):
         (["--device", "meta"], "device: 'meta' cannot be used"),
         (["--episodes", "0"], "episodes: expected at least 1, got 0"),
         (["--loss", "triplet", "--margin", "-0.1"], "margin: Input should be greater than or equal to 0"),
-        (["--loss", "easy-positive-margin", "--beta", "-1"], "beta: Input should be greater than 0"),
+        (["--loss", "margin", "--beta", "-1"], "beta: Input should be greater than 0"),
         (["--margin", "nan"], "margin: Input should be a finite number"),
         (["--resume"], "no run here"),
     ],
@@ -167,7 +167,7 @@ def test_control_c_stops_and_resume_completes_to_the_same_numbers(tmp_path):
 
 
 @needs_cpu_backend
-@pytest.mark.parametrize("loss", ["margin-softmax", "easy-positive-triplet", "magnet"])
+@pytest.mark.parametrize("loss", ["margin-softmax", "triplet", "magnet"])
 def test_parity_writes_every_step_and_its_exit_code_judges(tmp_path, capsys, loss):
     options = [*SMALL, "--loss", loss, "--output", str(tmp_path)]
     options += ["--warm-epochs", "1"] if loss == "magnet" else []

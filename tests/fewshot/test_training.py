@@ -90,7 +90,7 @@ class StopAfter:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 6, 10])  # before the start, within epochs, between epochs of four or five
-@pytest.mark.parametrize("name", ["margin-softmax", "triplet", "easy-positive-margin", "magnet"])
+@pytest.mark.parametrize("name", ["margin-softmax", "triplet", "margin", "magnet"])
 def test_an_interrupted_run_resumes_to_the_same_bits(images, config, tmp_path, name, steps):
     config = config.model_copy(update={"loss": _loss(name)})
     whole_run = Run.create(tmp_path / "whole", config)

@@ -36,8 +36,8 @@ def vinyals_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequen
     return Study(
         "omniglot-vinyals",
         f"Omniglot, split of Vinyals et al., {config.backbone.title}",
-        "For comparison: prototypical networks (Snell et al. 2017) reach 98.8% at 5-way 1-shot and 96.0% at "
-        "20-way 1-shot with the same four convolutional blocks. Episodes have 15 queries a class: there are 20 drawings.",
+        "For comparison: prototypical networks (Snell et al. 2017) reach 98.8% at 5-way 1-shot and 96.0% at 20-way "
+        "1-shot with the same four blocks. Episodes have 15 queries a class, since there are 20 drawings of each.",
         _trials(config, losses, seeds, judging),
         VINYALS_COLUMNS,
     )

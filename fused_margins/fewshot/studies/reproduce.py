@@ -19,7 +19,7 @@ from .parity import LOSSES, parity_study
 
 MARGINS = (-0.3, -0.1, 0.0, 0.1, 0.3)
 NARROW = Backbone(name="conv4", channels=32)
-OMNIGLOT_LOSS: dict[str, Loss] = {"cosine softmax": MarginSoftmax(scale=20.0)}
+OMNIGLOT_LOSS: dict[str, Loss] = {"cosine softmax": MarginSoftmax(scale=10.0)}
 
 
 def _settings(name: str, **changes: Any) -> TrainConfig:
