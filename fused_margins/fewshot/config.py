@@ -242,5 +242,8 @@ def make_loss(name: str, **options: object) -> LossSettings:
 def explain_validation(error: ValidationError) -> str:
     """The first problem in one line: where it is, what was expected, and what came."""
     problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"] if part not in _LOSSES)
+    place = [str(part) for part in problem["loc"]]
+    if place[:1] == ["loss"]:
+        del place[1:2]  # which of the losses it is
+    where = ".".join(place)
     return f"{where or 'settings'}: {problem['msg']}, got {problem['input']!r}"

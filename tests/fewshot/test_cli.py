@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fused_margins.fewshot import doctor
-from fused_margins.fewshot.cli import main
+from fused_margins.fewshot.cli import main, parse
+from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run
 from fused_margins.ops import registry
 
@@ -36,7 +37,7 @@ def test_train_then_evaluate(tmp_path, capsys):
     assert [row["epoch"] for row in rows] == [0, 1]
     assert rows[1]["loss"] < rows[0]["loss"]
     report = json.loads((folder / "report.json").read_text())
-    assert {"recall@1", "nmi", "purity", "knc_error", "accuracy"} <= report["figures"].keys()
+    assert {"recall@1", "nmi", "map@r", "modes", "knc_error@10", "accuracy"} <= report["figures"].keys()
     assert all((folder / name).read_bytes().startswith(PNG) for name in ("loss.png", "embeddings.png"))
     assert f"| nmi | {100 * report['figures']['nmi']:.1f} |" in (folder / "report.md").read_text()
     assert "nmi" in capsys.readouterr().out
@@ -61,9 +62,13 @@ def test_classes_left_out_are_judged_as_novel(tmp_path):
     assert _train(folder, "--classes", "0", "1", "2", "3", "4") == 0
     figures = json.loads((folder / "report.json").read_text())["figures"]
     for shots in (1, 5):
-        assert 0.2 < figures[f"novel_{shots}shot"] <= 1
-        assert figures[f"novel_{shots}shot_interval"] > 0
-        assert 0.2 < figures[f"novel_{shots}shot_centroid"] <= 1
+        name = f"novel_5way_{shots}shot"
+        assert 0.2 < figures[name] <= 1
+        # Five episodes: Student's t of four degrees of freedom and ddof 1, against 1.96 and ddof 0.
+        assert figures[f"{name}_student"] == pytest.approx(
+            2.7764 / 1.96 * (5 / 4) ** 0.5 * figures[f"{name}_interval"], rel=1e-3
+        )
+        assert 0.2 < figures[f"{name}_centroid"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,7 @@ def test_classes_left_out_are_judged_as_novel(tmp_path):
     [
         (["--loss", "magnet", "--margin", "1"], "loss: magnet has no option 'margin', it takes alpha"),
         (["--scale", "-1"], "scale: Input should be greater than 0, got -1"),
-        (["--dataset", "imagenet"], "dataset: expected one of digits, got 'imagenet'"),
+        (["--dataset", "imagenet"], "dataset: expected one of cifar-fs, cub, cub-retrieval, digits"),
         (["--classes", "3", "12"], "classes: expected different values in [0, 10), got [3, 12]"),
         (["--blocks", "7"], "blocks: 7 blocks halve 8 x 8 images to nothing, at most 3 fit"),
         (
@@ -80,7 +85,8 @@ def test_classes_left_out_are_judged_as_novel(tmp_path):
         ),
         (["--device", "cuda:77"], "device: 'cuda:77' cannot be used"),
         (["--device", "meta"], "device: 'meta' cannot be used"),
-        (["--episodes", "0"], "episodes: expected at least 1, got 0"),
+        (["--preset", "cosine-imagenet"], "preset: expected one of neg-cosine-digits"),
+        (["--loss", "triplet", "--negatives", "all"], "loss: triplet: negatives: Input should be 'semihard'"),
         (["--loss", "triplet", "--margin", "-0.1"], "margin: Input should be greater than or equal to 0"),
         (["--loss", "margin", "--beta", "-1"], "beta: Input should be greater than 0"),
         (["--margin", "nan"], "margin: Input should be a finite number"),
@@ -97,7 +103,7 @@ def test_mistakes_get_one_clear_line_and_leave_no_run(tmp_path, capsys, argument
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("arguments", [["train", "--epochs", "0"], ["train", "--los", "magnet"], ["nonsense"], []])
+@pytest.mark.parametrize("arguments", [["train", "--epochs", "0"], ["train", "--episodes", "0"], ["train", "--los", "magnet"], ["nonsense"], []])
 def test_options_that_do_not_parse_exit_with_two(arguments):
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
@@ -168,19 +174,23 @@ def test_control_c_stops_and_resume_completes_to_the_same_numbers(tmp_path):
 
 @needs_cpu_backend
 @pytest.mark.parametrize("loss", ["margin-softmax", "triplet", "magnet"])
-def test_parity_writes_every_step_and_its_exit_code_judges(tmp_path, capsys, loss):
-    options = [*SMALL, "--loss", loss, "--output", str(tmp_path)]
+def test_parity_compares_every_step_and_the_end(tmp_path, capsys, loss):
+    options = [*SMALL, "--loss", loss, "--output", str(tmp_path), "--episodes", "5", "--workers", "1"]
     options += ["--warm-epochs", "1"] if loss == "magnet" else []
     assert main(["parity", *options, "--steps", "15"]) == 0
     assert "within the tolerance" in " ".join(capsys.readouterr().out.split())
-    steps = [json.loads(line) for line in (tmp_path / "parity.jsonl").read_text().splitlines()]
+    folder = tmp_path / "parity" / f"{loss}-seed0-steps-reference-cpu"
+    steps = json.loads((folder / "steps.json").read_text())["differences"]
     assert [step["step"] for step in steps] == list(range(15))
-    assert all((tmp_path / name).read_bytes().startswith(PNG) for name in ("loss.png", "parity.png"))
+    text = (tmp_path / "report.md").read_text()
+    for run in (f"{loss}, reference", f"{loss}, cpu", f"{loss}, reference, one bit changed"):
+        assert f"| {run} |" in text
 
 
 @needs_cpu_backend
 def test_parity_beyond_the_tolerance_exits_with_one(tmp_path, capsys):
-    assert main(["parity", *SMALL, "--output", str(tmp_path), "--steps", "3", "--tolerance", "1e-12"]) == 1
+    options = ["--steps", "3", "--tolerance", "1e-12", "--loss", "margin-softmax", "--episodes", "5", "--workers", "1"]
+    assert main(["parity", *SMALL, "--output", str(tmp_path), *options]) == 1
     assert "BEYOND the tolerance of 1e-12" in " ".join(capsys.readouterr().out.split())
 
 
@@ -217,7 +227,13 @@ def test_doctor_and_parity_find_a_backend_that_returns_nan(tmp_path):
 
     with registry.substitute("margin_softmax", "cpu", types.SimpleNamespace(forward=forward, backward=right.backward)):
         assert main(["doctor"]) == 1
-        assert main(["parity", "--steps", "2", "--output", str(tmp_path)]) == 1
+        options = ["--loss", "margin-softmax", "--steps", "2", "--epochs", "1", "--episodes", "5", "--workers", "1"]
+        with pytest.raises(UserError, match="training diverged"):
+            parse(["parity", *options, "--output", str(tmp_path)]).main()
+        steps = json.loads(
+            (tmp_path / "parity" / "margin-softmax-seed0-steps-reference-cpu" / "steps.json").read_text()
+        )
+        assert steps["differences"][0]["loss_difference"] is None  # infinite
 
 
 def test_doctor_refuses_a_device_that_is_not_there(capsys):
@@ -245,13 +261,57 @@ def test_doctor_finds_a_wrong_backend(monkeypatch):
 def test_demo_in_miniature(tmp_path):
     options = ["--seeds", "0", "--epochs", "6", "--episodes", "5", "--workers", "1"]
     assert main(["demo", "--output", str(tmp_path), *options]) == 0
-    data = json.loads((tmp_path / "report.json").read_text())
-    parts = [run["part"] for run in data["runs"]]
-    assert (parts.count("coarse_to_fine"), parts.count("margins")) == (4, 4)
+    studies = json.loads((tmp_path / "results.json").read_text())["studies"]
+    assert [study["name"] for study in studies][:2] == ["coarse-to-fine", "margins"]
+    assert [len(study["trials"]) for study in studies][:2] == [4, 4]
+    assert "](margins/margins.png)" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "margins" / "margins.png").read_bytes().startswith(PNG)
+
+
+def test_a_preset_is_where_other_options_go_on_from(tmp_path):
+    folder = tmp_path / "run"
+    assert _train(folder, "--preset", "easy-positive-digits", "--negatives", "hard") == 0
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["labels"], config["loss"]["name"], config["loss"]["positives"]) == ("coarse", "triplet", "easy")
+    assert (config["loss"]["negatives"], config["epochs"]) == ("hard", 2)
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_dry_run_says_what_and_how_long_and_writes_nothing(tmp_path, capsys, command):
+    assert main([command, *SMALL, "--output", str(tmp_path / "run"), "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "nothing is written" in output.lower()
+    assert "about" in output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "groups"),
+    [
+        (["magnet", "--seeds", "0"], ["magnet", "softmax", "triplet"]),
+        (
+            ["coarse-to-fine", "--seeds", "0"],
+            [f"{l}, {p} positives" for l in ("triplet", "InfoNCE") for p in ("random", "easy")],
+        ),
+    ],
+)
+def test_studies_in_miniature(tmp_path, command, groups):
+    assert (
+        main([*command, *SMALL, "--epochs", "7", "--output", str(tmp_path), "--episodes", "5", "--workers", "1"]) == 0
+    )
     text = (tmp_path / "report.md").read_text()
-    for name in ("loss.png", "embeddings.png", "margins.png"):
-        assert f"]({name})" in text
-        assert (tmp_path / name).read_bytes().startswith(PNG)
+    assert all(f"| {group} |" in text for group in groups)
+    assert "not tested" in text  # one seed decides nothing
+
+
+def test_compare_tabulates_runs(tmp_path, capsys):
+    for margin in ("-0.3", "0"):
+        assert _train(tmp_path / margin, "--margin", margin) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "-0.3"), str(tmp_path / "0"), "--output", str(tmp_path / "both.md")]) == 0
+    text = (tmp_path / "both.md").read_text()
+    assert "loss.margin" in text
+    assert "nmi" in text
 
 
 def test_demo_wants_different_seeds(capsys):
