@@ -37,8 +37,11 @@ class Data:
 
 def _known() -> Table:
     """Name and description of each data set."""
-    rows = [[name, (loader.__doc__ or "").partition("\n")[0]] for name, loader in sorted(LOADERS.items())]
-    return Table("Data sets", ["name", "what it is"], rows)
+    rows = [
+        ["folder:PATH" if name == "folder" else name, (loader.__doc__ or "").partition("\n")[0]]
+        for name, loader in sorted(LOADERS.items())
+    ]
+    return Table("Data sets", ["name", "what it is"], rows, numeric=False)
 
 
 def _inventory(name: str) -> Table:

@@ -44,7 +44,7 @@ _GUIDE = (
 
 @register("fashion-mnist")
 def load(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
-    """60,000 and 10,000 grey images of 28 x 28 pixels; both splits have the same ten classes; coarse: see GROUPS."""
+    """Fashion-MNIST: 60,000 and 10,000 images of ten classes; coarse: tops, trousers and dresses, shoes, bags."""
     tree = require(root, ["FashionMNIST/raw", "fashion-mnist"], _GUIDE)
     return {split: _split(tree, part, image_size) for split, part in (("train", "train"), ("test", "t10k"))}
 
