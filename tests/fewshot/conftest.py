@@ -21,6 +21,11 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("FUSED_MARGINS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def images() -> ImageSet:
     """60 images of 8 x 8 in six classes (three coarse ones): a bright patch whose place is the class, and noise."""

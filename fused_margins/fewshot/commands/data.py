@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from ..datasets import data_root, load, omniglot
+from ..datasets import LOADERS, data_root, load, omniglot
 from ..datasets.download import fetch
 from ..tables import Table
 from ..terminal import console
@@ -26,26 +26,41 @@ PUBLISHED = {
 class Data:
     """Download Omniglot, or say where another data set comes from; then decode it once and count what is there."""
 
-    name: tyro.conf.Positional[str]
-    """Name of a data set, or folder:PATH."""
+    name: tyro.conf.Positional[str | None] = None
+    """Name of a data set, or folder:PATH; without it, all of them are listed."""
 
     def main(self) -> int:
-        if self.name.startswith("omniglot"):
-            for download in omniglot.DOWNLOADS:
-                fetch(download, data_root())
-        rows = []
-        for split, images in load(self.name).items():
-            found = (len(images.class_names), len(images))
-            published = PUBLISHED.get(self.name, {}).get(split)
-            note = (
-                ""
-                if published is None
-                else "as published"
-                if found == published
-                else "published: {} / {}".format(*published)
-            )
-            size = " x ".join(map(str, images.shape))
-            rows.append([split, str(found[0]), str(len(images.coarse_names)), str(found[1]), size, note])
-        title = f"{self.name} in {data_root()}"
-        console.print(Table(title, ["split", "classes", "coarse", "images", "size", "complete"], rows).rich())
+        table = _known() if self.name is None else _inventory(self.name)
+        console.print(table.rich())
         return 0
+
+
+def _known() -> Table:
+    """Name and description of each data set."""
+    rows = [
+        ["folder:PATH" if name == "folder" else name, (loader.__doc__ or "").partition("\n")[0]]
+        for name, loader in sorted(LOADERS.items())
+    ]
+    return Table("Data sets", ["name", "what it is"], rows, numeric=False)
+
+
+def _inventory(name: str) -> Table:
+    """What is there of a data set, Omniglot downloaded first."""
+    if name in LOADERS and name.startswith("omniglot"):
+        for download in omniglot.missing(data_root()):
+            fetch(download, data_root())
+    rows = []
+    for split, images in load(name).items():
+        found = (len(images.class_names), len(images))
+        published = PUBLISHED.get(name, {}).get(split, found)
+        complete = (
+            ""
+            if name not in PUBLISHED
+            else "yes"
+            if found == published
+            else "no: {} classes, {} images".format(*published)
+        )
+        size = " x ".join(map(str, images.shape))
+        rows.append([split, str(found[0]), str(len(images.coarse_names)), str(found[1]), size, complete])
+    place = name if name.startswith("folder:") else f"{name} in {data_root()}"
+    return Table(place, ["split", "classes", "coarse", "images", "size", "as published"], rows)

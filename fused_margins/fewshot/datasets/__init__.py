@@ -4,7 +4,7 @@ Splits may share their classes (digits) or have classes of their own (the usual 
 which is which. sources finds files, cache keeps what was decoded, images holds the result; each data set has a module.
 """
 
-from . import cub, digits, fashion, folders, omniglot  # register their loaders
+from . import cifar, cub, digits, fashion, folders, omniglot  # register their loaders
 from .images import ImageSet, Task, concatenate, make_task
 from .omniglot import OneShotRuns, one_shot_runs
 from .registry import DATA_ROOT_VARIABLE, LOADERS, Loader, data_root, load, register
@@ -16,6 +16,7 @@ __all__ = [
     "Loader",
     "OneShotRuns",
     "Task",
+    "cifar",
     "concatenate",
     "cub",
     "data_root",

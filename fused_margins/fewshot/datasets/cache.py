@@ -63,8 +63,9 @@ def decoded(name: str, files: Sequence[tuple[Tree, str]], decoder: Decoder, size
         with ExitStack() as stack:
             readers = {tree: stack.enter_context(tree.open()) for tree in dict.fromkeys(tree for tree, _ in files)}
             for tree, file in files:
+                data = readers[tree](file)
                 try:
-                    yield decoder(readers[tree](file), size)
+                    yield decoder(data, size)
                 except UnidentifiedImageError:
                     raise UserError(f"{tree.where(file)}: not an image in a known format") from None
                 except Exception as error:  # damage shows itself in many ways, all of which mean the same to the user
@@ -116,7 +117,7 @@ def _open(array_path: Path, note_path: Path, checksum: str, shape: tuple[int, ..
         note = json.loads(note_path.read_text(encoding="utf-8"))
         # Copy on write: torch wants an array that it could write to, and nothing ever changes the file.
         array = np.load(array_path, mmap_mode="c")
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     whole = isinstance(note, dict) and note.get("checksum") == checksum
     return array if whole and array.shape == shape and array.dtype == np.uint8 else None

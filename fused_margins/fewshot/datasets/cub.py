@@ -18,13 +18,13 @@ _GUIDE = (
 
 @register("cub")
 def load(root: Path, image_size: int = 84) -> dict[str, ImageSet]:
-    """The few-shot split of Chen et al. 2019 by the number of the sorted class: even base, 1 mod 4 val, 3 novel."""
+    """CUB-200-2011 by the few-shot split of Chen et al. 2019: sorted classes 0, 2 (mod 4) train, 1 val, 3 test."""
     return _load(root, image_size, lambda i, count: ("train", "val", "train", "test")[i % 4])
 
 
 @register("cub-retrieval")
 def load_retrieval(root: Path, image_size: int = 84) -> dict[str, ImageSet]:
-    """The split of metric learning: the first 100 classes train, the last 100 test."""
+    """CUB-200-2011 by the split of metric learning: the first 100 classes train, the last 100 test."""
     return _load(root, image_size, lambda i, count: "train" if i < count // 2 else "test")
 
 

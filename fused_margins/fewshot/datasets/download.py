@@ -37,7 +37,10 @@ def fetch(download: Download, root: Path) -> Path:
         if _sha256(path) != download.sha256:
             say(f"{path}: there already, though it is not the official file (packed anew?); it is left alone")
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be made ({error.strerror})") from None
     part = path.with_name(path.name + ".part")
     if part.exists() and part.stat().st_size > download.size:
         part.unlink()  # not a beginning of this file

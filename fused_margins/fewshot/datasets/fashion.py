@@ -44,13 +44,16 @@ _GUIDE = (
 
 @register("fashion-mnist")
 def load(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
-    """60,000 and 10,000 grey images of 28 x 28 pixels; both splits have the same ten classes; coarse: see GROUPS."""
-    tree = require(root, ["FashionMNIST/raw", "fashion-mnist"], _GUIDE, holding="train-images-idx3-ubyte")
+    """Fashion-MNIST: 60,000 and 10,000 images of ten classes; coarse: tops, trousers and dresses, shoes, bags."""
+    tree = require(root, ["FashionMNIST/raw", "fashion-mnist"], _GUIDE)
     return {split: _split(tree, part, image_size) for split, part in (("train", "train"), ("test", "t10k"))}
 
 
 def _split(tree: Tree, part: str, image_size: int) -> ImageSet:
-    labels = torch.from_numpy(_read(tree, f"{part}-labels-idx1-ubyte").astype(np.int64))
+    labels_file = f"{part}-labels-idx1-ubyte"
+    labels = torch.from_numpy(_read(tree, labels_file).astype(np.int64))
+    if len(labels) and int(labels.max()) >= len(CLASSES):
+        raise UserError(f"{tree.where(_present(tree, labels_file))}: expected labels 0 to 9, got {int(labels.max())}")
     file = f"{part}-images-idx3-ubyte"
     name = _present(tree, file)
 
@@ -74,7 +77,6 @@ def _present(tree: Tree, file: str) -> str:
 def _read(tree: Tree, file: str) -> np.ndarray:
     """The array in an idx file: zero, zero, the type 8 for bytes, the number of dimensions, each of them, the bytes."""
     name = _present(tree, file)
-    tree.stamp(name)
     with tree.open() as read:
         data = read(name)
     try:

@@ -1,8 +1,7 @@
-"""Colour images in folders by split and class, and the few-shot sets that come so: CIFAR-FS and mini-ImageNet."""
+"""Colour images in folders by split and class; mini-ImageNet, which comes so or with lists."""
 
 import csv
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,34 +22,14 @@ def load(root: Path, image_size: int = 84) -> dict[str, ImageSet]:
     """Any folder or zip archive with `{train,val,test}/<class>/<image>`; val may be missing."""
     if root.is_dir():
         tree: Tree = Folder(root)
-    else:
+    elif root.exists():
         # An archive may have everything within a folder of whatever name.
-        starts = {name.partition("train/")[0] for name in entries(root) if f"/{name}".count("/train/") == 1}
-        tree = Archive(root, min(starts, default="", key=len))
+        starts = {before for before, train, _ in (f"/{n}".partition("/train/") for n in entries(root)) if train}
+        tree = Archive(root, f"{min(starts, default='', key=len)}/"[1:])
+    else:
+        raise UserError(f"{root}: no such folder or zip archive")
     name = f"folder-{root.stem}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]}"
     return image_sets(name, class_folders(tree), image_size)
-
-
-@register("cifar-fs")
-def load_cifar_fs(root: Path, image_size: int = 32) -> dict[str, ImageSet]:
-    """CIFAR-FS (Bertinetto et al. 2019): 64, 16 and 20 classes of CIFAR-100, each with 600 images.
-
-    Read from `cifar-fs/{train,val,test}/<class>/`, with coarse classes from `cifar-fs/splits/*.json` if they are there,
-    or as its authors published it, in `cifar100/data/<class>/` with the splits in `cifar100/splits/bertinetto/*.txt`.
-    """
-    original = find(root, ["cifar100"], holding="splits/bertinetto/train.txt")
-    if original is not None:
-        folders = _by_class(original, "data/")
-        return image_sets("cifar-fs", {split: _named(original, split, folders) for split in SPLITS}, image_size)
-    guide = "CIFAR-FS is linked from https://github.com/bertinetto/r2d2: put cifar-fs.zip or the unpacked folder there."
-    tree = require(root, ["cifar-fs", "cifar_fs", "CIFAR-FS"], guide, holding="train/")
-    splits = class_folders(tree)
-    coarse: dict[str, str] = {}
-    for split, classes in splits.items():
-        file = f"splits/{split}.json"
-        if file in tree.names():
-            coarse |= _superclasses(tree, file, classes)
-    return image_sets("cifar-fs", splits, image_size, coarse)
 
 
 @register("mini-imagenet")
@@ -91,17 +70,18 @@ def image_sets(
 
 def class_folders(tree: Tree) -> dict[str, Files]:
     """The images of each class of each split that is there."""
-    splits = {split: _by_class(tree, f"{split}/") for split in SPLITS}
+    names = tree.names()
+    splits = {split: classes_in(tree, names, f"{split}/") for split in SPLITS}
     for split in ("train", "test"):
         if not splits[split]:
             raise UserError(f"{tree.where(split)}: no folders with images of a class each here")
     return {split: classes for split, classes in splits.items() if classes}
 
 
-def _by_class(tree: Tree, prefix: str) -> Files:
-    """The images below each folder at `prefix`, classes and images sorted by name."""
+def classes_in(tree: Tree, names: Sequence[str], prefix: str) -> Files:
+    """The images below each folder at `prefix`, in the order of the names: those of `tree`, sorted."""
     classes: Files = {}
-    for name in tree.names():
+    for name in names:
         class_name, slash, file = name.removeprefix(prefix).partition("/")
         if name.startswith(prefix) and slash:
             members = classes.setdefault(class_name, [])
@@ -113,28 +93,6 @@ def _by_class(tree: Tree, prefix: str) -> Files:
     return classes
 
 
-def _named(tree: Tree, split: str, folders: Files) -> Files:
-    """The classes that a list of names chooses."""
-    file = f"splits/bertinetto/{split}.txt"
-    names = tree.text(file).split()
-    for number, name in enumerate(names, start=1):
-        if name not in folders:
-            raise UserError(f"{tree.where(file)}: line {number}: there is no folder data/{name}")
-    return {name: folders[name] for name in sorted(names)}
-
-
-def _superclasses(tree: Tree, file: str, classes: Sequence[str] | Files) -> dict[str, str]:
-    """The superclass of each class, from a list of pairs [superclass, class]."""
-    try:
-        coarse = {fine: superclass for superclass, fine in json.loads(tree.text(file))}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{tree.where(file)}: expected a list of pairs [superclass, class] ({error})") from None
-    for name in classes:
-        if name not in coarse:
-            raise UserError(f"{tree.where(file)}: the class {name} is missing")
-    return coarse
-
-
 def _from_csv(lists: Tree, file: str, images: Tree) -> Files:
     """The images of each class by a list with the columns filename and label."""
     classes: Files = {}
@@ -142,6 +100,8 @@ def _from_csv(lists: Tree, file: str, images: Tree) -> Files:
     if not {"filename", "label"} <= set(rows.fieldnames or ()):
         raise UserError(f"{lists.where(file)}: expected the columns filename and label, got {rows.fieldnames}")
     for row in rows:
+        if not row["filename"] or not row["label"]:
+            raise UserError(f"{lists.where(file)}: line {rows.line_num}: expected a file name and a label")
         classes.setdefault(row["label"], []).append((images, f"images/{row['filename']}"))
     if not classes:
         raise UserError(f"{lists.where(file)}: no images in this list")

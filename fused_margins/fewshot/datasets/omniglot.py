@@ -17,7 +17,7 @@ from .cache import INK, decoded
 from .download import Download
 from .images import ImageSet, from_classes
 from .registry import data_root, register
-from .sources import Tree, require
+from .sources import Tree, find, require
 
 SIZE = 28
 TURNS = {"rot000": 0, "rot090": 1, "rot180": 2, "rot270": 3}
@@ -27,9 +27,9 @@ NUM_RUNS, RUN_IMAGES = 20, 20
 
 _OFFICIAL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 _PROTONETS = "https://raw.githubusercontent.com/jakesnell/prototypical-networks/master/data/omniglot/splits/vinyals"
-# The checksums of images_*.zip are those of tensorflow/datasets (url_checksums/omniglot.txt); that of all_runs.zip is of
-# a copy with the MD5 e8996daecdf12afeeb4a53a179f06b19 that public loaders state. The lists are those that Prototypical
-# Networks (Snell et al. 2017) published.
+# The checksums of images_*.zip are those of tensorflow/datasets (url_checksums/omniglot.txt); that of all_runs.zip is
+# of a copy with the MD5 e8996daecdf12afeeb4a53a179f06b19 that public loaders state. The lists are those that
+# Prototypical Networks (Snell et al. 2017) published.
 DOWNLOADS = (
     Download(
         f"{_OFFICIAL}/images_background.zip",
@@ -75,28 +75,29 @@ Characters = dict[str, dict[int, int]]  # Alphabet/characterNN: the row of each 
 
 @register("omniglot")
 def load(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
-    """The split of Vinyals et al. 2016: 4112, 688 and 1692 classes of characters and rotations."""
-    lists = require(root, [LISTS, "vinyals"], f"{_GUIDE}{_PROTONETS}", holding="train.txt")
-    images, characters = _drawings("omniglot", root, image_size, BACKGROUND, EVALUATION)
-    return {split: _listed(lists, f"{split}.txt", images, characters) for split in ("train", "val", "test")}
+    """Omniglot by the split of Vinyals et al. 2016: 4112, 688 and 1692 classes of characters and rotations."""
+    lists = require(root, _places(LISTS), f"{_GUIDE}{_PROTONETS}", holding="train.txt")
+    images, background, evaluation = _drawings(root, image_size)
+    return {
+        split: _listed(lists, f"{split}.txt", images, background | evaluation) for split in ("train", "val", "test")
+    }
 
 
 @register("omniglot-background")
 def load_background(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
-    """Training on the 30 background alphabets, with rotations; test on the 20 evaluation alphabets, without."""
-    images, training = _drawings("omniglot-background", root, image_size, BACKGROUND)
-    turned = {f"{character}/{turn}": character for character in training for turn in TURNS}
-    train = _image_set(images, training, turned)
-    images, test = _drawings("omniglot-evaluation", root, image_size, EVALUATION)
-    return {"train": train, "test": _image_set(images, test, {character: character for character in test})}
+    """Omniglot by alphabet: the 30 background ones with rotations train, the 20 evaluation ones without test."""
+    images, background, evaluation = _drawings(root, image_size)
+    turned = {f"{character}/{turn}": character for character in background for turn in TURNS}
+    test = {character: character for character in evaluation}
+    return {"train": _image_set(images, background, turned), "test": _image_set(images, evaluation, test)}
 
 
 @register("omniglot-alphabets")
 def load_alphabets(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
-    """The background alphabets without rotations, by drawers: 1 to 14 train, 15 to 20 test, all characters in both."""
-    images, characters = _drawings("omniglot-background", root, image_size, BACKGROUND)
+    """Omniglot's background alphabets by drawers: 1 to 14 train, 15 to 20 test, all characters in both, not rotated."""
+    images, background, _ = _drawings(root, image_size)
     splits: dict[str, Characters] = {"train": {}, "test": {}}
-    for character, rows in characters.items():
+    for character, rows in background.items():
         for split in splits:
             chosen = {d: row for d, row in rows.items() if (d <= TRAINING_DRAWERS) == (split == "train")}
             if not chosen:
@@ -105,21 +106,40 @@ def load_alphabets(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
     return {split: _image_set(images, part, {c: c for c in part}) for split, part in splits.items()}
 
 
-def _drawings(name: str, root: Path, image_size: int, *parts: str) -> tuple[Tensor, Characters]:
-    """All images of the parts, and where each character has its own."""
+def missing(root: Path) -> list[Download]:
+    """What of Omniglot is not in the data root, neither as it comes nor unpacked nor packed anew."""
+
+    def found(download: Download) -> Tree | None:
+        folder, _, file = download.place.rpartition("/")
+        # A list lies in its folder; an archive at the root stands for a folder of its name.
+        return find(root, _places(folder), file) if folder else find(root, _places(file.removesuffix(".zip")))
+
+    return [download for download in DOWNLOADS if found(download) is None]
+
+
+def _places(part: str) -> list[str]:
+    """Where a part may lie: by itself, or within the folder or the archive of the official repository."""
+    name = part.removeprefix("omniglot/")
+    return [part, *(f"{folder}/{name}" for folder in ("omniglot", "omniglot-py") if f"{folder}/{name}" != part)]
+
+
+def _drawings(root: Path, image_size: int) -> tuple[Tensor, Characters, Characters]:
+    """All images, and where each character of the background and of the evaluation set has its own."""
     files: list[tuple[Tree, str]] = []
-    characters: Characters = {}
-    for part in parts:
-        tree = require(root, [part, f"omniglot/{part}", f"omniglot-py/{part}"], f"{_GUIDE}{_OFFICIAL}/{part}.zip")
-        before = len(files)
+    parts: list[Characters] = []
+    for part in (BACKGROUND, EVALUATION):
+        tree = require(root, _places(part), f"{_GUIDE}{_OFFICIAL}/{part}.zip")
+        characters: Characters = {}
         for file in tree.names():
             match = re.fullmatch(r"(.+/character\d+)/\d+_(\d+)\.png", file)
             if match:
                 characters.setdefault(match[1], {})[int(match[2])] = len(files)
                 files.append((tree, file))
-        if len(files) == before:
+        if not characters:
             raise UserError(f"{tree.where('')}: no images <alphabet>/characterNN/NNNN_NN.png here")
-    return decoded(name, files, INK, image_size), characters
+        parts.append(characters)
+    background, evaluation = parts
+    return decoded("omniglot", files, INK, image_size), background, evaluation
 
 
 def _image_set(images: Tensor, characters: Characters, classes: dict[str, str]) -> ImageSet:
@@ -156,8 +176,9 @@ class OneShotRuns:
 
 def one_shot_runs(image_size: int = SIZE) -> OneShotRuns:
     """The 20 official runs (Lake et al. 2015), each within an alphabet of the evaluation set, from `all_runs`."""
-    places = [RUNS, f"omniglot/{RUNS}", f"omniglot-py/{RUNS}"]
-    tree = require(data_root(), places, f"{_GUIDE}{_OFFICIAL}/one-shot-classification/{RUNS}.zip", holding="run01/")
+    tree = require(
+        data_root(), _places(RUNS), f"{_GUIDE}{_OFFICIAL}/one-shot-classification/{RUNS}.zip", holding="run01/"
+    )
     names, answers = [], []
     for run in (f"run{number:02d}" for number in range(1, NUM_RUNS + 1)):
         list_name = f"{run}/class_labels.txt"

@@ -37,12 +37,25 @@ class Tree(ABC):
         """Text that changes when the file does; a `UserError` if it is missing."""
 
     @abstractmethod
-    def open(self) -> AbstractContextManager[Read]:
+    def _open(self) -> AbstractContextManager[Read]:
         """A function that reads a file's bytes, for as long as the context lasts."""
+
+    @contextmanager
+    def open(self) -> Iterator[Read]:
+        """As above; what cannot be read is a `UserError`."""
+        with self._open() as read:
+
+            def checked(name: str) -> bytes:
+                self.stamp(name)
+                try:
+                    return read(name)
+                except Exception as error:  # damage shows itself in many ways: a checksum, a cut stream, a method
+                    raise UserError(f"{self.where(name)}: cannot be read ({error or type(error).__name__})") from error
+
+            yield checked
 
     def text(self, name: str) -> str:
         """The text of one file."""
-        self.stamp(name)
         with self.open() as read:
             data = read(name)
         try:
@@ -76,7 +89,7 @@ class Folder(Tree):
         return f"{status.st_size} {status.st_mtime_ns}"
 
     @contextmanager
-    def open(self) -> Iterator[Read]:
+    def _open(self) -> Iterator[Read]:
         yield lambda name: (self.path / name).read_bytes()
 
 
@@ -102,7 +115,7 @@ class Archive(Tree):
             raise UserError(f"{self.where(name)}: not in the archive") from None
 
     @contextmanager
-    def open(self) -> Iterator[Read]:
+    def _open(self) -> Iterator[Read]:
         with zipfile.ZipFile(self.path) as archive:
             yield lambda name: archive.read(self.prefix + name)  # checks the CRC-32
 

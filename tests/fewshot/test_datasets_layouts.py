@@ -1,0 +1,543 @@
+"""Every layout that users bring, in folders and in zip archives: small stand-in images, with the real lists where they
+are there."""
+
+import gzip
+import io
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fused_margins.fewshot.datasets import cifar, fashion, load, one_shot_runs
+from fused_margins.fewshot.datasets.omniglot import DOWNLOADS, missing
+from fused_margins.fewshot.errors import UserError
+
+REAL = Path(os.environ.get("FUSED_MARGINS_DATA") or Path(__file__).parents[3] / "shared/data")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSED_MARGINS_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def write(place: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(data)
+
+
+def pack(archive: Path, files: dict[str, bytes]) -> None:
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive, "w") as opened:
+        for name, data in files.items():
+            opened.writestr(name, data)
+
+
+def lay(root: Path, form: str, place: str, files: dict[str, bytes]) -> None:
+    """`files` at `place` as a folder, as a zip archive of that folder, or as an archive of what is in it."""
+    if form == "folder":
+        write(root / place, files)
+    elif form == "zip":
+        pack(root / f"{place}.zip", {f"{place}/{name}": data for name, data in files.items()})
+    else:
+        pack(root / f"{place}.zip", files)
+
+
+FORMS = pytest.mark.parametrize("form", ["folder", "zip", "flat zip"])
+
+
+def png(value: int, mode: str = "RGB", size: int = 4) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (size, size), (value,) * 3 if mode == "RGB" else value).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def values(images) -> list[int]:
+    """The one value of each image."""
+    pixels = (images.pixels() * 255).round().int().flatten(1)
+    assert (pixels == pixels[:, :1]).all()
+    return pixels[:, 0].tolist()
+
+
+def real(archive: str, member: str) -> str:
+    """The text of a real list; the test is skipped where it is not there."""
+    if not (REAL / archive).exists():
+        pytest.skip(f"{REAL / archive} is not there: FUSED_MARGINS_DATA names the folder with the real lists")
+    with zipfile.ZipFile(REAL / archive) as opened:
+        return opened.read(member).decode()
+
+
+# Any folder
+
+
+SPLIT_FILES = {
+    "train/b/2.png": png(1),
+    "train/b/10.PNG": png(2),
+    "train/a/deeper/x.png": png(3),
+    "train/a/notes.txt": b"not an image",
+    "val/c/x.png": png(4),
+    "test/d/x.png": png(5, "L"),
+    "test/d/.hidden.png": b"",
+    "__MACOSX/train/a/._x.png": b"",
+}
+
+
+@FORMS
+def test_a_folder_of_splits(tmp_path, form):
+    lay(tmp_path, form, "birds", SPLIT_FILES)
+    splits = load(f"folder:{tmp_path / ('birds' if form == 'folder' else 'birds.zip')}", 6)
+    assert {name: s.class_names for name, s in splits.items()} == {"train": ("a", "b"), "val": ("c",), "test": ("d",)}
+    assert {name: s.shape for name, s in splits.items()} == dict.fromkeys(splits, (3, 6, 6))
+    assert {name: values(s) for name, s in splits.items()} == {"train": [3, 2, 1], "val": [4], "test": [5]}
+    assert splits["train"].coarse_names == ("a", "b")
+    assert splits["train"].images.data_ptr() == splits["test"].images.data_ptr()
+
+
+def test_val_may_be_missing_and_test_may_not(tmp_path):
+    write(tmp_path, {"train/a/1.png": png(1)})
+    with pytest.raises(UserError, match=rf"{tmp_path}/test: no folders with images of a class each here"):
+        load(f"folder:{tmp_path}")
+    write(tmp_path, {"test/a/1.png": png(1)})
+    assert list(load(f"folder:{tmp_path}")) == ["train", "test"]
+
+
+def test_a_folder_that_is_not_there_or_not_an_archive(tmp_path):
+    with pytest.raises(UserError, match=rf"{tmp_path}/none: no such folder or zip archive"):
+        load(f"folder:{tmp_path}/none")
+    (tmp_path / "text").write_text("text")
+    with pytest.raises(UserError, match=rf"{tmp_path}/text: not a readable zip archive \(File is not a zip file\)"):
+        load(f"folder:{tmp_path}/text")
+
+
+def test_a_class_without_images(tmp_path):
+    write(tmp_path, SPLIT_FILES)
+    (tmp_path / "val/empty").mkdir()
+    with pytest.raises(UserError, match=rf"{tmp_path}/val/empty: no images in this class \(\.png, \.jpg"):
+        load(f"folder:{tmp_path}")
+
+
+# CIFAR-FS
+
+
+@FORMS
+def test_cifar_fs(root, form):
+    lay(
+        root,
+        form,
+        "cifar-fs",
+        {f"{s}/{c}/1.png": png(i) for i, (s, c) in enumerate(zip(("train", "val", "test"), ("bee", "ray", "bed")))},
+    )
+    splits = load("cifar-fs")
+    assert {name: (values(s), s.class_names, s.coarse_names, s.shape) for name, s in splits.items()} == {
+        "train": ([0], ("bee",), ("insects",), (3, 32, 32)),
+        "val": ([1], ("ray",), ("fish",), (3, 32, 32)),
+        "test": ([2], ("bed",), ("household_furniture",), (3, 32, 32)),
+    }
+
+
+def test_cifar_fs_as_its_authors_published_it(root):
+    write(root / "cifar100/data", {"bee/1.png": png(1), "ant/1.png": png(9), "ray/1.png": png(2), "bed/1.png": png(3)})
+    lists = {"train": b"ray\nbee\n", "val": b"bed\n", "test": b"bed"}
+    write(root / "cifar100/splits/bertinetto", {f"{split}.txt": text for split, text in lists.items()})
+    splits = load("cifar-fs")
+    assert {name: values(s) for name, s in splits.items()} == {"train": [1, 2], "val": [3], "test": [3]}
+    assert splits["train"].coarse_names == ("insects", "fish")
+    (root / "cifar100/splits/bertinetto/val.txt").write_text("bed\nbus\n")
+    with pytest.raises(UserError, match=r"splits/bertinetto/val.txt: line 2: there is no folder data/bus"):
+        load("cifar-fs")
+
+
+def test_cifar_fs_has_the_classes_of_cifar_100(root):
+    write(root / "cifar-fs", {"train/bee/1.png": png(1), "train/ant/1.png": png(1), "test/bed/1.png": png(1)})
+    with pytest.raises(UserError, match=r"cifar-fs: train: ant is not a class of CIFAR-100"):
+        load("cifar-fs")
+
+
+def test_the_superclasses_are_those_of_the_real_lists():
+    lists = (real("cifar_fs.zip", f"cifar-fs/splits/{split}.json") for split in ("train", "val", "test"))
+    pairs = [tuple(pair) for text in lists for pair in json.loads(text)]
+    assert {fine: coarse for coarse, fine in pairs} == cifar.COARSE
+    assert len(pairs) == 100
+
+
+# mini-ImageNet
+
+
+@pytest.mark.parametrize("place", ["mini-imagenet", "mini-imagenet/ravi"])
+def test_mini_imagenet_by_lists(root, place):
+    rows = {"train": "b.jpg,n2\na.jpg,n1\nc.jpg,n2\n", "val": "d.jpg,n3\n", "test": "e.jpg,n4\n"}
+    write(root / place, {f"{split}.csv": f"filename,label\n{text}".encode() for split, text in rows.items()})
+    write(root / "mini-imagenet/images", {f"{name}.jpg": png(i) for i, name in enumerate("abcdef")})
+    splits = load("mini-imagenet", 5)
+    assert splits["train"].class_names == ("n1", "n2")
+    assert {name: values(s) for name, s in splits.items()} == {"train": [0, 1, 2], "val": [3], "test": [4]}
+
+
+def test_mini_imagenet_in_folders(root):
+    write(root / "miniImageNet", {"train/n1/a.jpg": png(1), "val/n2/a.jpg": png(2), "test/n3/a.jpg": png(3)})
+    assert {name: (values(s), s.shape) for name, s in load("mini-imagenet").items()} == {
+        "train": ([1], (3, 84, 84)),
+        "val": ([2], (3, 84, 84)),
+        "test": ([3], (3, 84, 84)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na.jpg,n1\n", r"train.csv: expected the columns filename and label, got \['file', 'label'\]"),
+        ("", "train.csv: expected the columns filename and label, got None"),
+        ("filename,label\n", "train.csv: no images in this list"),
+        ("filename,label\na.jpg,n1\nb.jpg\n", "train.csv: line 3: expected a file name and a label"),
+        ("filename,label\nz.jpg,n1\n", "mini-imagenet/images/z.jpg: No such file or directory"),
+        ("filename,label\na\xff", "train.csv: not text"),
+    ],
+)
+def test_lists_that_are_wrong(root, text, message):
+    write(root / "mini-imagenet", {"train.csv": text.encode("latin-1"), "images/a.jpg": png(1)})
+    write(root / "mini-imagenet", dict.fromkeys(("val.csv", "test.csv"), b"filename,label\na.jpg,n1\n"))
+    with pytest.raises(UserError, match=message):
+        load("mini-imagenet")
+
+
+def test_the_real_lists_of_mini_imagenet(root):
+    lists = {s: real("splits_meta.zip", f"mini-imagenet/ravi/{s}.csv") for s in ("train", "val", "test")}
+    # Stand-ins for the first and the last image of each class; the lists are cut to them and otherwise as they are.
+    cut: dict[str, list[str]] = {}
+    for split, text in lists.items():
+        head, *rows = text.splitlines()
+        assert len(rows) == 600 * {"train": 64, "val": 16, "test": 20}[split]
+        cut[split] = [head, *(row for i, row in enumerate(rows) if i % 600 in (0, 599))]
+    files = [row.split(",") for rows in cut.values() for row in rows[1:]]
+    number = {label: i for i, label in enumerate(sorted({label for _, label in files}))}
+    pack(root / "splits.zip", {f"mini-imagenet/ravi/{s}.csv": "\n".join(rows).encode() for s, rows in cut.items()})
+    pack(root / "mini-imagenet.zip", {f"images/{file}": png(number[label]) for file, label in files})
+    splits = load("mini-imagenet", 4)
+    assert {name: (len(s.class_names), len(s)) for name, s in splits.items()} == {
+        "train": (64, 128),
+        "val": (16, 32),
+        "test": (20, 40),
+    }
+    for s in splits.values():
+        assert values(s) == [number[s.class_names[label]] for label in s.labels]
+
+
+# CUB-200-2011
+
+
+def bird_files(class_names: list[str], images: list[tuple[str, int]]) -> dict[str, bytes]:
+    lists = {
+        "classes.txt": [f"{i} {name}" for i, name in enumerate(class_names, start=1)],
+        "images.txt": [f"{i} {file}" for i, (file, _) in enumerate(images, start=1)],
+        "image_class_labels.txt": [f"{i} {label}" for i, (_, label) in enumerate(images, start=1)],
+    }
+    return {name: "\n".join(lines).encode() for name, lines in lists.items()}
+
+
+BIRDS = ["004.D", "001.A", "002.B", "003.C"]
+
+
+@FORMS
+def test_cub(root, form):
+    files = bird_files(
+        BIRDS, [("001.A/x y.jpg", 2), ("002.B/b.jpg", 3), ("003.C/c.jpg", 4), ("004.D/d.jpg", 1), ("001.A/e.jpg", 2)]
+    )
+    photos = {
+        "001.A/x y.jpg": png(1, "L"),
+        "002.B/b.jpg": png(2),
+        "003.C/c.jpg": png(3),
+        "004.D/d.jpg": png(4),
+        "001.A/e.jpg": png(5),
+    }
+    lay(root, form, "CUB_200_2011", files | {f"images/{name}": data for name, data in photos.items()})
+    few_shot = {name: (s.class_names, values(s)) for name, s in load("cub").items()}
+    assert few_shot == {"train": (("001.A", "003.C"), [1, 5, 3]), "val": (("002.B",), [2]), "test": (("004.D",), [4])}
+    retrieval = {name: (s.class_names, values(s)) for name, s in load("cub-retrieval").items()}
+    assert retrieval == {"train": (("001.A", "002.B"), [1, 5, 2]), "test": (("003.C", "004.D"), [3, 4])}
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            [("001.A/a.jpg", 2), ("002.B/b.jpg", 9)],
+            r"image_class_labels.txt: no class of classes.txt for image 2 \(002.B/b.jpg\)",
+        ),
+        ([("001.A/a.jpg", 2)], r"images.txt: no images of the class 002.B"),
+        ([("", 2)], r"images.txt: line 1: expected a number and a name, got '1 '"),
+    ],
+)
+def test_birds_that_do_not_fit(root, images, message):
+    write(root / "CUB_200_2011", bird_files(BIRDS, images))
+    (root / "CUB_200_2011/images").mkdir()
+    with pytest.raises(UserError, match=message):
+        load("cub")
+
+
+def test_the_real_lists_of_cub(root):
+    lists = {f: real("splits_meta.zip", f"CUB_200_2011/{f}.txt") for f in ("classes", "images", "image_class_labels")}
+    write(root / "CUB_200_2011", {f"{file}.txt": text.encode() for file, text in lists.items()})
+    names = [line.split(" ", 1)[1] for line in lists["images"].splitlines()]
+    # One stand-in a class, to which all of its images lead: what is decoded is 1 x 1.
+    for class_name in {name.split("/")[0] for name in names}:
+        write(root / "CUB_200_2011/images", {f"{class_name}/one": png(int(class_name[:3]), size=1)})
+    for name in names:
+        os.link(root / "CUB_200_2011/images" / name.split("/")[0] / "one", root / "CUB_200_2011/images" / name)
+    counts = {
+        "cub": {"train": (100, 5885), "val": (50, 2950), "test": (50, 2953)},
+        "cub-retrieval": {"train": (100, 5864), "test": (100, 5924)},
+    }
+    remainders = {"train": {0, 2}, "val": {1}, "test": {3}}
+    for dataset, expected in counts.items():
+        splits = load(dataset, 1)
+        assert {name: (len(s.class_names), len(s)) for name, s in splits.items()} == expected
+        for split, images in splits.items():
+            numbers = torch.tensor([int(name[:3]) for name in images.class_names])  # from 1, sorted
+            assert values(images) == numbers[images.labels].tolist()
+            if dataset == "cub":
+                assert {(number - 1) % 4 for number in numbers.tolist()} == remainders[split]
+            else:
+                assert ((numbers <= 100) == (split == "train")).all()
+
+
+# Omniglot
+
+
+def drawings(characters: dict[str, int], drawers=(1, 20)) -> dict[str, bytes]:
+    """A drawing is black in the upper left corner, where the ink is; a grey elsewhere tells its number."""
+    files = {}
+    for name, number in characters.items():
+        for drawer in drawers:
+            image = Image.new("L", (4, 4), 255 - number)
+            image.putpixel((0, 0), 0)
+            buffer = io.BytesIO()
+            image.save(buffer, "png")
+            files[f"{name}/{number:04d}_{drawer:02d}.png"] = buffer.getvalue()
+    return files
+
+
+def lay_omniglot(root: Path, form: str) -> None:
+    lay(root, form, "images_background", drawings({"Abc/character01": 1, "Abc/character02": 2, "Def/character01": 3}))
+    lay(root, form, "images_evaluation", drawings({"Ghi/character01": 4, "Ghi/character02": 5}))
+
+
+LISTS = {
+    "train.txt": b"Ghi/character01/rot090\nAbc/character02/rot000\n",
+    "val.txt": b"Abc/character01/rot180\n",
+    "test.txt": b"Def/character01/rot270\n",
+}
+
+
+def numbers(images) -> list[int]:
+    return (images.pixels()[:, 0, 1, 1] * 255).round().int().tolist()
+
+
+def corners(images) -> list[str]:
+    """Where the ink is in each image: `|` goes between the two rows of corners."""
+    found = images.pixels()[:, 0, ::3, ::3] > 0.5
+    return ["|".join("".join("#" if ink else "." for ink in row) for row in image.tolist()) for image in found]
+
+
+@FORMS
+def test_omniglot_by_the_split_of_vinyals(root, form):
+    lay_omniglot(root, form)
+    write(root / "omniglot/vinyals", LISTS)
+    splits = load("omniglot", 4)
+    train = splits["train"]
+    assert train.class_names == ("Ghi/character01/rot090", "Abc/character02/rot000")
+    assert (train.coarse_names, train.coarse_labels.tolist()) == (("Ghi", "Abc"), [0, 0, 1, 1])
+    assert (numbers(train), numbers(splits["val"]), numbers(splits["test"])) == ([4, 4, 2, 2], [1, 1], [3, 3])
+    # Counter-clockwise, as torch.rot90 and the rotations of Pillow go.
+    assert corners(train) == ["..|#."] * 2 + ["#.|.."] * 2
+    assert corners(splits["val"]) == ["..|.#"] * 2
+    assert corners(splits["test"]) == [".#|.."] * 2
+
+
+def test_omniglot_by_alphabets_and_by_drawers(root):
+    lay_omniglot(root, "zip")
+    splits = load("omniglot-background", 4)
+    assert len(splits["train"].class_names) == 12
+    assert (numbers(splits["train"])[::8], numbers(splits["test"])[::2]) == ([1, 2, 3], [4, 5])
+    assert corners(splits["train"])[:8:2] == ["#.|..", "..|#.", "..|.#", ".#|.."]
+    assert corners(splits["test"]) == ["#.|.."] * 4
+    assert (splits["train"].coarse_names, splits["test"].coarse_names) == (("Abc", "Def"), ("Ghi",))
+
+    splits = load("omniglot-alphabets", 4)
+    assert splits["train"].class_names == splits["test"].class_names
+    assert splits["train"].coarse_names == ("Abc", "Def")
+    assert (numbers(splits["train"]), numbers(splits["test"])) == ([1, 2, 3], [1, 2, 3])
+
+
+def test_omniglot_that_is_not_whole(root):
+    with pytest.raises(UserError, match=r"no omniglot/vinyals/train.txt or .*`fused-margins data omniglot` downloads"):
+        load("omniglot")
+    write(root / "omniglot/vinyals", LISTS)
+    with pytest.raises(UserError, match=rf"{root}: no images_background/ or .* in a zip archive there\. .*brendenlake"):
+        load("omniglot")
+    write(root, {"images_background.zip": b"PK"})
+    with pytest.raises(
+        UserError, match=r"images_background.zip: not a readable zip archive \(File is not a zip file\)"
+    ):
+        load("omniglot")
+    (root / "images_background.zip").unlink()
+    lay_omniglot(root, "folder")
+    write(root / "omniglot/vinyals", {"val.txt": b"Abc/character01/rot180\nAbc/character09/rot180"})
+    with pytest.raises(UserError, match=r"vinyals/val.txt: line 2: there are no images of Abc/character09"):
+        load("omniglot")
+    write(root / "omniglot/vinyals", {"val.txt": b"Abc/character01"})
+    with pytest.raises(UserError, match=r"vinyals/val.txt: line 1: expected .../rot000, 090, 180 or 270, got 'Abc/cha"):
+        load("omniglot")
+    (root / "images_background/Def/character01/0003_20.png").unlink()
+    with pytest.raises(UserError, match=r"images_background: Def/character01 has no image for the test split"):
+        load("omniglot-alphabets")
+    shutil.rmtree(root / "images_evaluation")
+    write(root / "images_evaluation", {"other.png": png(1)})
+    with pytest.raises(UserError, match=r"images_evaluation: no images <alphabet>/characterNN/NNNN_NN.png here"):
+        load("omniglot-background")
+
+
+def test_what_of_omniglot_is_missing(root):
+    assert missing(root) == list(DOWNLOADS)
+    lay_omniglot(root, "zip")
+    write(root / "omniglot-py/all_runs", {"run01/class_labels.txt": b""})
+    pack(root / "lists.zip", {f"omniglot/vinyals/{name}": text for name, text in LISTS.items() if name != "val.txt"})
+    assert [d.place for d in missing(root)] == ["omniglot/vinyals/val.txt"]
+
+
+def test_the_real_lists_of_omniglot(root):
+    lists = {s: real("splits_meta.zip", f"omniglot/vinyals/{s}.txt") for s in ("train", "val", "test")}
+    names = sorted({line.rpartition("/")[0] for text in lists.values() for line in text.split()})
+    assert len(names) == 1623
+    number = {name: i for i, name in enumerate(names)}
+    stand_ins = {v: Image.new("L", (1, 1), 255 - v) for v in range(255)}
+    pngs = {}
+    for v, image in stand_ins.items():
+        buffer = io.BytesIO()
+        image.save(buffer, "png")
+        pngs[v] = buffer.getvalue()
+    files = {f"{name}/{i:04d}_01.png": pngs[i % 255] for name, i in number.items()}
+    half = len(files) // 2
+    for place, part in (("images_background", list(files)[:half]), ("images_evaluation", list(files)[half:])):
+        pack(root / f"{place}.zip", {f"{place}/{name}": files[name] for name in part})
+    write(root / "omniglot/vinyals", {f"{split}.txt": text.encode() for split, text in lists.items()})
+    splits = load("omniglot", 1)
+    assert {name: len(s) for name, s in splits.items()} == {"train": 4112, "val": 688, "test": 1692}
+    for split, images in splits.items():
+        assert images.class_names == tuple(lists[split].split())
+        assert values(images) == [number[name.rpartition("/")[0]] % 255 for name in images.class_names]
+
+
+# The official one-shot runs
+
+
+def run_files() -> dict[str, bytes]:
+    files = {}
+    for run in range(1, 21):
+        order = [(7 * i + run) % 20 + 1 for i in range(20)]  # the class of each test item
+        lines = [
+            f"run{run:02d}/test/item{i:02d}.png run{run:02d}/training/class{c:02d}.png" for i, c in enumerate(order, 1)
+        ]
+        files[f"run{run:02d}/class_labels.txt"] = "\n".join(reversed(lines)).encode()
+        files |= {f"run{run:02d}/training/class{c:02d}.png": png(255 - c, "L") for c in range(1, 21)}
+        files |= {f"run{run:02d}/test/item{i:02d}.png": png(255 - 100 - c, "L") for i, c in enumerate(order, 1)}
+    return files
+
+
+@FORMS
+def test_official_runs(root, form):
+    lay(root, form, "all_runs", run_files())
+    runs = one_shot_runs(5)
+    assert runs.training.shape == runs.test.shape == (20, 20, 1, 5, 5)
+    assert runs.training.dtype == torch.float32
+    training, test = ((images * 255).round()[:, :, 0, 2, 2] for images in (runs.training, runs.test))
+    assert torch.equal(training, torch.arange(1.0, 21).expand(20, 20))
+    assert torch.equal(training.gather(1, runs.answers), test - 100)
+
+
+@pytest.mark.parametrize("text", ["", "run03/test/item01.png", "a b c\n" * 20, "a b\n" * 20], ids=range(4))
+def test_official_runs_that_are_not_whole(root, text):
+    write(root / "all_runs", run_files() | {"run03/class_labels.txt": text.encode()})
+    with pytest.raises(
+        UserError, match=r"run03/class_labels.txt: expected 20 lines with a test and a training image each"
+    ):
+        one_shot_runs()
+
+
+# Fashion-MNIST
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+def clothes(count: int) -> dict[str, np.ndarray]:
+    images = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    return {"images-idx3-ubyte": images, "labels-idx1-ubyte": np.arange(count, dtype=np.uint8) % 10}
+
+
+@pytest.mark.parametrize("place", ["FashionMNIST/raw", "fashion-mnist"])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_fashion_mnist(root, place, compressed):
+    for part, count in (("train", 12), ("t10k", 11)):
+        for name, array in clothes(count).items():
+            data = idx(array)
+            write(root / place, {f"{part}-{name}{'.gz' * compressed}": gzip.compress(data) if compressed else data})
+    splits = load("fashion-mnist")
+    for split, count in (("train", 12), ("test", 11)):
+        images, labels = clothes(count).values()
+        assert torch.equal(splits[split].images, torch.from_numpy(images)[:, None])
+        assert splits[split].labels.tolist() == labels.tolist()
+        groups = [splits[split].coarse_names[c] for c in splits[split].coarse_labels]
+        names = [splits[split].class_names[c] for c in splits[split].labels]
+        assert all(name in fashion.GROUPS[group] for name, group in zip(names, groups))
+    halves = load("fashion-mnist", 14)["train"].images
+    means = torch.from_numpy(clothes(12)["images-idx3-ubyte"]).float().view(12, 14, 2, 14, 2).mean((2, 4))
+    assert (halves[:, 0] - means).abs().max() <= 1  # rounded twice: along the width, then along the height
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("train-images-idx3-ubyte.gz", b"no gzip", r"train-images-idx3-ubyte.gz: not a whole idx file \(Not a gzipped"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(bytes(100))[:-20], "train-images-idx3-ubyte.gz: not a whole idx"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros((3, 28, 28), np.uint8))), "3 images, but 12 labels"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros(9, np.uint8))), "idx file .it begins with 00000801"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b""), "not a whole idx file"),
+        (
+            "t10k-labels-idx1-ubyte.gz",
+            gzip.compress(idx(np.zeros(9, np.uint8))[:-1]),
+            "t10k-labels-.*: not a whole idx",
+        ),
+        (
+            "t10k-labels-idx1-ubyte.gz",
+            gzip.compress(idx(np.array([10], np.uint8))),
+            "t10k-l.*: expected labels 0 to 9, got 10",
+        ),
+        ("t10k-labels-idx1-ubyte.gz", None, "t10k-labels-idx1-ubyte: No such file or directory"),
+    ],
+)
+def test_fashion_mnist_that_is_not_whole(root, name, data, message):
+    place = root / "fashion-mnist"
+    for part, count in (("train", 12), ("t10k", 11)):
+        write(place, {f"{part}-{file}.gz": gzip.compress(idx(array)) for file, array in clothes(count).items()})
+    if data is None:
+        (place / name).unlink()
+    else:
+        (place / name).write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        load("fashion-mnist")
+
+
+@pytest.mark.parametrize(
+    "name", ["omniglot-background", "cifar-fs", "mini-imagenet", "cub", "cub-retrieval", "fashion-mnist"]
+)
+def test_what_is_not_there_is_named_and_where_it_comes_from(root, name):
+    with pytest.raises(UserError, match=rf"{root}: no .* in this folder \(FUSED_MARGINS_DATA names.*https://"):
+        load(name)
