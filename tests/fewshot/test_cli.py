@@ -103,7 +103,10 @@ def test_mistakes_get_one_clear_line_and_leave_no_run(tmp_path, capsys, argument
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("arguments", [["train", "--epochs", "0"], ["train", "--episodes", "0"], ["train", "--los", "magnet"], ["nonsense"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "--epochs", "0"], ["train", "--episodes", "0"], ["train", "--los", "magnet"], ["nonsense"], []],
+)
 def test_options_that_do_not_parse_exit_with_two(arguments):
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
