@@ -1,5 +1,9 @@
 """Training and judging few-shot embeddings with the losses of this library; the command `fused-margins` lives here.
 
-config -> datasets, augment, backbones, samplers -> objectives -> trainer -> metrics, episodes, evaluation -> report
--> commands -> cli; beside them parity, doctor and demo.
+An arrow is the direction in which one reads:
+
+    one training   config, presets -> datasets, augment, backbones, samplers -> objectives -> trainer -> runs
+    its judgement  episodes, metrics -> evaluation -> report (plots, maps, tables, html)
+    many           trials -> study -> studies/ (a file a paper) -> suite (jobs: a core each)
+    the command    options -> commands/ -> cli; beside them parity, plan, compare, tensorboard and doctor
 """

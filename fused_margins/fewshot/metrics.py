@@ -223,21 +223,6 @@ def knc_errors(
     return dict(zip(num_neighbours, errors.tolist()))
 
 
-def knc_error(
-    train_embeddings: Tensor,
-    train_labels: Tensor,
-    embeddings: Tensor,
-    labels: Tensor,
-    clusters_per_class: int = 5,
-    num_neighbours: int = 10,
-    seed: int = 0,
-    backend: str = "auto",
-) -> float:
-    """Error of the k-nearest-clusters classifier whose clusters are fitted to the training embeddings."""
-    data = (train_embeddings, train_labels, embeddings, labels)
-    return knc_errors(*data, [num_neighbours], clusters_per_class, seed, backend)[num_neighbours]
-
-
 def discriminability(embeddings: Tensor, labels: Tensor) -> float:
     """phi = D_inter / D_intra of unit-length embeddings: squared distances between class centres and within classes.
 

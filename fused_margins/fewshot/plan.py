@@ -121,6 +121,7 @@ def suite_table(studies: Sequence[Study], folder: Path, workers: int) -> Table:
                 c.backend,
             )
             if kind not in seconds:
+                torch.set_num_threads(c.threads or torch.get_num_threads())
                 seconds[kind] = estimate(Trainer(c, task_of(c).training)).total_seconds / c.epochs
             times.append(0.0 if trial.finished(folder / study.name / trial.name) else seconds[kind] * c.epochs)
         waiting = sum(t > 0 for t in times)

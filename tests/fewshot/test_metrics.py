@@ -67,8 +67,8 @@ def test_knc_error_counts_what_lies_among_the_other_class():
     embeddings, labels = _blobs()
     test_labels = torch.tensor([0, 1, 2, 3, 3])
     test = torch.eye(4)[torch.tensor([0, 1, 2, 3, 0])]  # the last one lies where class 0 is
-    error = metrics.knc_error(embeddings, labels, test, test_labels, clusters_per_class=2, num_neighbours=3)
-    assert error == pytest.approx(1 / 5)
+    errors = metrics.knc_errors(embeddings, labels, test, test_labels, [3], clusters_per_class=2)
+    assert errors == pytest.approx({3: 1 / 5})
 
 
 def _random(size=60, num_classes=7, seed=0):
@@ -188,7 +188,7 @@ def test_knc_errors_of_several_numbers_are_those_of_each():
     errors = metrics.knc_errors(*data, [1, 3, 10, 999], clusters_per_class=3)
     assert list(errors) == [1, 3, 10, 999]
     for number, error in errors.items():
-        assert error == metrics.knc_error(*data, clusters_per_class=3, num_neighbours=number)
+        assert {number: error} == metrics.knc_errors(*data, [number], clusters_per_class=3)
     assert len(set(errors.values())) > 1
     with pytest.raises(ValueError, match="num_neighbours: expected at least 1, got 0"):
         metrics.knc_errors(*data, [0, 3])
