@@ -18,7 +18,7 @@ from .tables import Table, figure_text
 NO_VALUE = "-"
 COSTS: dict[str, Callable[[float], str]] = {  # entries of report.json beside its figures, where they were measured
     "seconds": lambda value: f"{value:.1f} s",
-    "peak_memory_bytes": lambda value: f"{value / 2**20:.0f} MiB",
+    "peak_mib": lambda value: f"{value:.0f} MiB",
 }
 
 
@@ -109,7 +109,7 @@ class Comparison:
         self.differing = _differing([group[0].settings for group in groups])
         self.groups = [Group(name, group) for name, group in zip(_names(groups, self.differing), groups)]
         self.figures = list(
-            dict.fromkeys(name for run in runs for name in run.figures if not name.endswith("_interval"))
+            dict.fromkeys(name for run in runs for name in run.figures if not name.endswith(("_interval", "_student")))
         )
 
     def settings_table(self) -> Table:
@@ -129,7 +129,7 @@ class Comparison:
         for name, text in COSTS.items():
             means = [group.summary(name)[0] for group in self.groups]
             if any(mean is not None for mean in means):
-                rows.append([name.split("_bytes")[0].replace("_", " "), *(text(m) if m else NO_VALUE for m in means)])
+                rows.append([name.removesuffix("_mib").replace("_", " "), *(text(m) if m else NO_VALUE for m in means)])
         title = (
             "Figures: percent, discriminability a ratio; ± 95% over seeds (Student's t), of a single run over episodes"
         )

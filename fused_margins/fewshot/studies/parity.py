@@ -150,12 +150,17 @@ def _curves(job: StepParity, folder: Path, tolerance: float) -> Picture:
 
 
 def _end_table(results: Results) -> Table:
-    """Figures with their intervals over episodes, which tell one run from another, and what each run took."""
+    """Figures, whether their intervals over episodes overlap with the first backend's, and what a run took."""
     rows = []
     for group in results.groups:
-        (_, stored), *_ = results.of(group)
+        (trial, stored), *_ = results.of(group)
         figures = stored["figures"]
         name = next(f for f in ("novel_5way_1shot", "recall@1") if f in figures)
-        text = figure_text(name, figures[name], figures.get(f"{name}_interval"))
-        rows.append([group, text, f"{stored['seconds']:.1f}", f"{stored['peak_mib']:.0f}"])
-    return Table(f"At the end: {name}", ["loss, backend", name, "seconds", "peak MiB"], rows)
+        value, interval = figures[name], figures.get(f"{name}_interval")
+        if trial.config.backend == results.trials[0].config.backend and not trial.config.perturbation:
+            first, overlap = value, "-"
+        elif interval is not None:
+            overlap = "yes" if abs(value - first) <= 2 * interval else "NO"
+        cost = (f"{stored['seconds']:.1f}", f"{stored['peak_mib']:.0f}")
+        rows.append([group, figure_text(name, value, interval), overlap, *cost])
+    return Table(f"At the end: {name}", ["loss, backend", name, "intervals overlap", "seconds", "peak MiB"], rows)

@@ -1,0 +1,62 @@
+"""Runs side by side, from folders with figures that are known."""
+
+import json
+
+import pytest
+
+from fused_margins.fewshot.compare import Comparison, read_run
+from fused_margins.fewshot.config import MarginSoftmax, TrainConfig
+from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.runs import Run
+
+
+def _store(folder, margin, seed, nmi, **more):
+    config = TrainConfig(epochs=1, seed=seed, loss=MarginSoftmax(margin=margin))
+    run = Run.create(folder, config)
+    run.append_metrics({"epoch": 0, "loss": 1.0, "learning_rate": 0.1})
+    run.save_result({"figures": {"nmi": nmi, "nmi_interval": 0.01, "nmi_student": 0.02}, "seconds": 2.0, **more})
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Margin 0 on seeds 0 and 1, margin -0.3 on the same."""
+    figures = {(0.0, 0): 0.5, (0.0, 1): 0.7, (-0.3, 0): 0.6, (-0.3, 1): 0.9}
+    return [_store(tmp_path / f"{m}-{s}", m, s, nmi, peak_mib=500.0) for (m, s), nmi in figures.items()]
+
+
+def test_seeds_make_groups_and_differences_are_paired(folders):
+    comparison = Comparison([read_run(folder) for folder in folders])
+    assert [group.name for group in comparison.groups] == ["margin 0.0", "margin -0.3"]
+    settings, figures, differences = comparison.tables()
+    assert settings.rows[0] == ["loss.margin", "0.0", "-0.3"]
+    assert figures.rows[0] == ["nmi", "60.0 ± 127.1", "75.0 ± 190.6"]
+    assert [row[0] for row in figures.rows] == ["nmi", "seconds", "peak"]
+    assert figures.rows[2][1] == "500 MiB"
+    assert differences.rows[0] == ["nmi", "15.0 ± 63.5"]  # 0.1 and 0.2
+
+
+@pytest.mark.parametrize("suffix", [".html", ".md", ".json"])
+def test_a_comparison_is_written(folders, tmp_path, suffix):
+    path = tmp_path / f"both{suffix}"
+    Comparison([read_run(folder) for folder in folders]).write(path)
+    text = path.read_text(encoding="utf-8")
+    assert "margin -0.3" in text
+    if suffix == ".json":
+        assert json.loads(text)["groups"][1]["minus_first"]["nmi"] == pytest.approx([0.1, 0.2])
+
+
+def test_what_cannot_be_compared_is_named(folders, tmp_path):
+    with pytest.raises(UserError, match="no run here"):
+        read_run(tmp_path)
+    run = Run.create(tmp_path / "begun", TrainConfig(epochs=2))
+    with pytest.raises(UserError, match="not finished, 0 of 2 epochs"):
+        read_run(run.folder)
+    for _ in range(2):
+        run.append_metrics({"epoch": 0, "loss": 1.0, "learning_rate": 0.1})
+    with pytest.raises(UserError, match=r"no report\.json"):
+        read_run(run.folder)
+    with pytest.raises(UserError, match="the same settings and seed 0"):
+        Comparison([read_run(folders[0]), read_run(folders[0])])
+    with pytest.raises(UserError, match="expected two or more, got 1"):
+        Comparison([read_run(folders[0])])
