@@ -541,3 +541,10 @@ def test_fashion_mnist_that_is_not_whole(root, name, data, message):
 def test_what_is_not_there_is_named_and_where_it_comes_from(root, name):
     with pytest.raises(UserError, match=rf"{root}: no .* in this folder \(FUSED_MARGINS_DATA names.*https://"):
         load(name)
+
+
+def test_a_damaged_archive_of_something_else_is_passed_over(root):
+    lay_omniglot(root, "zip")
+    pack(root / "lists.zip", {f"omniglot/vinyals/{name}": text for name, text in LISTS.items()})
+    write(root, {"broken.zip": b"PK"})
+    assert len(load("omniglot", 4)["train"]) == 4
