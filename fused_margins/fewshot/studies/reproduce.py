@@ -30,8 +30,8 @@ def _settings(name: str, **changes: Any) -> TrainConfig:
 def reproduce_studies() -> list[Study]:
     """The studies, the longest trainings first."""
     strokes = _settings("cosine-omniglot")
-    photographs = _settings("cosine-cifar-fs", backbone=NARROW, epochs=12)
-    alphabets = _settings("easy-positive-omniglot-alphabets", backbone=NARROW, epochs=12)
+    photographs = _settings("cosine-cifar-fs", backbone=NARROW, epochs=10)
+    alphabets = _settings("easy-positive-omniglot-alphabets", backbone=NARROW, epochs=8)
     digits = _settings("easy-positive-digits")
     judging = Judging()
     studies = [
@@ -47,8 +47,8 @@ def reproduce_studies() -> list[Study]:
     backends = ("reference", *doctor.available_backends("cpu"))
     if len(backends) > 1:
         episodes = Judging(shots=(1,))
-        short = photographs.model_copy(update={"epochs": 3})
+        short = photographs.model_copy(update={"epochs": 2})
         studies.append(parity_study(short, LOSSES, backends, episodes, name="parity-cifar-fs"))
-        short = _settings("cosine-omniglot", dataset="omniglot-alphabets", backbone=NARROW, epochs=3, labels="coarse")
+        short = _settings("cosine-omniglot", dataset="omniglot-alphabets", backbone=NARROW, epochs=2, labels="coarse")
         studies.append(parity_study(short, LOSSES, backends, episodes, name="parity-omniglot"))
     return studies
