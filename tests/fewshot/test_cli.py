@@ -320,3 +320,14 @@ def test_compare_tabulates_runs(tmp_path, capsys):
 def test_demo_wants_different_seeds(capsys):
     assert main(["demo", "--seeds", "1", "1"]) == 2
     assert "seeds: expected one or more different numbers" in capsys.readouterr().err
+
+
+def test_data_lists_what_there_is_and_counts_a_set(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FUSED_MARGINS_DATA", str(tmp_path))
+    assert main(["data"]) == 0
+    assert "cub-retrieval" in capsys.readouterr().out
+    assert main(["data", "digits"]) == 0
+    assert "1198" in capsys.readouterr().out
+    assert main(["data", "mini-imagenet"]) == 2
+    assert "mini-imagenet" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

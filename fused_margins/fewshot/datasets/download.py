@@ -37,10 +37,6 @@ def fetch(download: Download, root: Path) -> Path:
         if _sha256(path) != download.sha256:
             say(f"{path}: there already, though it is not the official file (packed anew?); it is left alone")
         return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be made ({error.strerror})") from None
     part = path.with_name(path.name + ".part")
     if part.exists() and part.stat().st_size > download.size:
         part.unlink()  # not a beginning of this file
@@ -65,6 +61,7 @@ def _transfer(download: Download, part: Path, path: Path) -> None:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
             resumed = response.status == http.client.PARTIAL_CONTENT
             start = start if resumed else 0
+            _make_folder(part.parent)  # only now: without a connection nothing is left behind
             with (
                 open(part, "ab" if resumed else "wb") as file,
                 progress(path.name, -(-download.size // _CHUNK), "KiB", completed=start // _CHUNK) as advance,
@@ -80,6 +77,13 @@ def _transfer(download: Download, part: Path, path: Path) -> None:
         raise UserError(f"{download.url}: {reason}; {_advice(download, part, path)}") from None
     if part.stat().st_size < download.size:
         raise UserError(f"{download.url}: the transfer ended early; {_advice(download, part, path)}")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror})") from None
 
 
 def _advice(download: Download, part: Path, path: Path) -> str:
