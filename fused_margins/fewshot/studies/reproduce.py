@@ -30,7 +30,7 @@ def _settings(name: str, **changes: Any) -> TrainConfig:
 def reproduce_studies() -> list[Study]:
     """The studies, the longest trainings first."""
     strokes = _settings("cosine-omniglot")
-    photographs = _settings("cosine-cifar-fs", backbone=NARROW, epochs=10)
+    photographs = _settings("cosine-cifar-fs", backbone=NARROW, epochs=12)
     alphabets = _settings("easy-positive-omniglot-alphabets", backbone=NARROW, epochs=8)
     digits = _settings("easy-positive-digits")
     judging = Judging()
