@@ -78,7 +78,10 @@ def run_all(
             return results
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in mid-air
         others = multiprocessing.active_children()
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
+        with (
+            _termination_interrupts(),
+            ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool,
+        ):
             with _interrupts_ignored():
                 futures = {pool.submit(function, item): item for item in items}
             started = [child for child in multiprocessing.active_children() if child not in others]
@@ -98,6 +101,19 @@ def run_all(
 
 def _prepare_worker() -> None:
     torch.set_num_threads(1)
+
+
+@contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """In this block SIGTERM, which schedulers send, does what Ctrl-C does: alone, it would leave the workers behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

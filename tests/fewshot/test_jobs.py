@@ -45,11 +45,14 @@ def wait(number):
     time.sleep(60)
 
 
-def test_an_interrupt_ends_the_workers_at_once():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_workers_at_once(number):
     start = time.monotonic()
-    interrupt = threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.getsignal(signal.SIGTERM)
+    interrupt = threading.Timer(2.0, lambda: os.kill(os.getpid(), number))
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         run_all(wait, [1, 2], "waiting", workers=2)
     assert time.monotonic() - start < 30
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is before
