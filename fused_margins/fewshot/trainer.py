@@ -61,7 +61,7 @@ class Trainer:
     def steps_done(self) -> int:
         return sum(self.objective.num_batches(epoch) for epoch in range(self.epoch)) + len(self.losses)
 
-    def embed(self, images: ImageSet, batch_size: int = 512) -> Tensor:
+    def embed(self, images: ImageSet, batch_size: int = 128) -> Tensor:
         """Embeddings (N, D) of images as they are, with the network in evaluation mode."""
         self.model.eval()
         with torch.no_grad():
