@@ -2,7 +2,8 @@
 
 An arrow is the direction in which one reads:
 
-    one training   config, presets -> datasets, augment, backbones, samplers -> objectives, optimization -> trainer -> runs
+    one training   config, presets -> datasets, augment, backbones, samplers -> objectives, optimization -> trainer
+                   -> runs
     its judgement  episodes, metrics -> evaluation -> report (plots, maps, tables, html)
     many           trials -> study -> studies/ (a file a paper) -> suite (jobs: a core each)
     the command    options -> commands/ -> cli; beside them parity, plan, compare, tensorboard and doctor
