@@ -24,7 +24,9 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Who ignores a signal has a parent that decides what it means.
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def request(number: int, frame: FrameType | None) -> None:
         stop.requested = True

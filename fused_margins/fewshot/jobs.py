@@ -93,6 +93,7 @@ def run_all(
                         finish(futures[future], future.result())
                     show()
             except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
                 for worker in started:
                     worker.terminate()  # SIGTERM: a training saves what it has, everything else ends at once
                 raise

@@ -17,6 +17,7 @@ from .. import (
     MarginSoftmaxLoss,
 )
 from . import config
+from .errors import UserError
 from .samplers import BalancedBatches, Sampler, ShuffledBatches
 
 
@@ -144,6 +145,8 @@ def build_objective(
         classes = max(1, settings.batch_size // settings.samples_per_class)
         sampler = BalancedBatches(labels, classes, settings.samples_per_class, generator)
     if isinstance(loss, config.Magnet):
+        if loss.warm_epochs >= settings.epochs:
+            raise UserError(f"warm_epochs: expected fewer than the {settings.epochs} epochs, got {loss.warm_epochs}")
         warm_loss = MarginSoftmaxLoss(num_classes, size, scale=loss.scale, backend=backend)
         return MagnetObjective(loss, warm_loss, labels, sampler, generator, backend)
     return Objective(_build_loss(loss, num_classes, size, backend, generator), labels, sampler)

@@ -91,8 +91,8 @@ def _unnormalized(config: TrainConfig) -> TrainConfig:
 
 
 def _pairs(dataset: str, **settings: Any) -> dict[str, TrainConfig]:
-    """The losses of Levi et al. and of Rippel et al., on coarse labels."""
-    settings = {"labels": "coarse", **settings}
+    """The losses of Levi et al. and of Rippel et al., on coarse labels; batches of classes with 16 samples each."""
+    settings = {"labels": "coarse", "samples_per_class": 16, **settings}
     return {
         f"easy-positive-{dataset}": _preset(dataset, Triplet(), **settings),
         f"easy-positive-margin-{dataset}": _preset(dataset, MarginLoss(), **settings),

@@ -83,8 +83,11 @@ class Run:
         run = cls(folder)
         if run.config_path.exists():
             raise UserError(f"output: {folder} holds a run already: choose another folder, or give --resume")
-        write_text(run.config_path, config.model_dump_json(indent=2) + "\n")
+        run.save_config(config)
         return run
+
+    def save_config(self, config: TrainConfig) -> None:
+        write_text(self.config_path, config.model_dump_json(indent=2) + "\n")
 
     def config(self) -> TrainConfig:
         """The stored configuration."""
@@ -114,6 +117,13 @@ class Run:
     def append_metrics(self, row: dict[str, Any]) -> None:
         with open(self.metrics_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def epochs_logged(self) -> int:
+        """Whole lines of the log, while somebody else may be writing to it."""
+        try:
+            return self.metrics_path.read_bytes().count(b"\n")
+        except FileNotFoundError:
+            return 0
 
     def read_metrics(self) -> list[dict[str, Any]]:
         if not self.metrics_path.exists():

@@ -48,25 +48,26 @@ class Trial:
 
     def progress(self, folder: Path) -> int:
         """How much of `work` is done."""
-        return min(self.work, len(Run(folder).read_metrics()))
+        return min(self.work, Run(folder).epochs_logged())
 
     def finished(self, folder: Path) -> bool:
         """Whether the folder has the figures of these very settings."""
         stored = Run(folder).result()
-        return bool(stored) and (stored["config"], stored["judging"]) == (plain(self.config), plain(self.judging))
+        wanted = (plain(self.config), plain(self.judging), self.config.epochs)
+        return (stored.get("config"), stored.get("judging"), stored.get("epochs")) == wanted
 
     def carry_out(self, folder: Path) -> None:
         """Train from where the folder has come to, and judge; KeyboardInterrupt if a signal stopped it, all saved."""
         run = Run(folder)
         torch.set_num_threads(self.config.threads or torch.get_num_threads())
         task = task_of(self.config)
-        if run.config_path.exists():
-            if run.config() != self.config:
-                raise UserError(f"output: {folder} holds a run with other settings: choose another folder")
+        if run.config_path.exists() and run.config() != self.config:
+            raise UserError(f"output: {folder} holds a run with other settings: choose another folder")
+        if run.checkpoint_path.exists():
             trainer = resume(run, task.training)
         else:
             trainer = Trainer(self.config, task.training)
-            run = Run.create(folder, self.config)
+            run.save_config(self.config)
         with stop_on_interrupt() as stop:
             if not train(run, trainer, stop):
                 raise KeyboardInterrupt

@@ -31,7 +31,7 @@ def demo_studies(
         losses: dict[str, Loss] = {
             "margin softmax, m = -0.3": MarginSoftmax(margin=-0.3),
             "triplet, easy positives": Triplet(),
-            "magnet": Magnet(),
+            "magnet": Magnet(warm_epochs=0),
         }
         coarse = config.model_copy(update={"labels": "coarse"})
         studies.append(parity_study(coarse, losses, backends, judging))

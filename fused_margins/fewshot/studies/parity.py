@@ -19,7 +19,7 @@ LOSSES: dict[str, Loss] = {
     "triplet, easy positives": Triplet(),
     "margin, easy positives": MarginLoss(),
     "InfoNCE, easy positives": InfoNCE(),
-    "magnet": Magnet(),
+    "magnet": Magnet(warm_epochs=0),  # from the first step on
 }
 
 
