@@ -39,7 +39,7 @@ def reproduce_studies() -> list[Study]:
         official_study(strokes.model_copy(update={"epochs": 6}), OMNIGLOT_LOSS, seeds=(0,)),
         margin_sweep_study(photographs, MARGINS, (0, 1, 2), judging, "margins-cifar-fs"),
         coarse_to_fine_study(alphabets, few_methods(), (0, 1), judging, "coarse-to-fine-alphabets"),
-        magnet_study(alphabets, (0, 1), judging, Magnet(clusters_per_class=20), "magnet-alphabets"),
+        magnet_study(alphabets, (0, 1), judging, Magnet(clusters_per_class=20, warm_epochs=2), "magnet-alphabets"),
         coarse_to_fine_study(digits, few_methods(), range(4), judging, "coarse-to-fine-digits"),
         coarse_to_fine_study(digits, all_methods(), (0,), judging, "grid-digits"),
         magnet_study(digits, range(4), judging, name="magnet-digits"),
@@ -47,7 +47,7 @@ def reproduce_studies() -> list[Study]:
     backends = ("reference", *doctor.available_backends("cpu"))
     if len(backends) > 1:
         episodes = Judging(shots=(1,))
-        short = photographs.model_copy(update={"epochs": 2})
+        short = photographs.model_copy(update={"epochs": 3})
         studies.append(parity_study(short, LOSSES, backends, episodes, name="parity-cifar-fs"))
         short = _settings("cosine-omniglot", dataset="omniglot-alphabets", backbone=NARROW, epochs=2, labels="coarse")
         studies.append(parity_study(short, LOSSES, backends, episodes, name="parity-omniglot"))
