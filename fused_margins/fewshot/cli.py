@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from . import commands
-from .config import TrainConfig, explain_validation
+from .config import Judging, TrainConfig, explain_validation
 from .errors import UserError
 from .presets import preset
 from .runs import Run
@@ -35,12 +35,14 @@ SUBCOMMANDS: dict[str, type] = {
 }
 
 
-def parse(arguments: Sequence[str] | None, base: TrainConfig | None = None) -> Any:
-    """The subcommand and its options; `base` takes the place of the defaults of every training."""
+def parse(arguments: Sequence[str] | None, base: TrainConfig | None = None, judging: Judging | None = None) -> Any:
+    """The subcommand and its options; `base` and `judging` take the place of the defaults of every training."""
     choices: Any = None
     for name, command in SUBCOMMANDS.items():
         trains = any(f.name == "config" for f in dataclasses.fields(command))
         default = command(config=base) if trains and base is not None else tyro.MISSING_NONPROP
+        if command is commands.Train and judging is not None:
+            default = dataclasses.replace(default, judging=judging)
         choice = Annotated[command, tyro.conf.subcommand(name, default=default)]  # type: ignore[valid-type]
         choices = choice if choices is None else choices | choice
     return tyro.cli(choices, prog="fused-margins", args=arguments, description=__doc__)
@@ -67,8 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _with_stored_settings(command: commands.Train, arguments: Sequence[str] | None) -> commands.Train:
     """The command with the settings of the run it resumes; others would lead to other numbers and are refused."""
-    stored = Run(command.folder()).config()
-    resumed = parse(arguments, stored)
+    run = Run(command.folder())
+    stored = run.config()
+    resumed = parse(arguments, stored, run.judging())
     asked, kept = resumed.settings().model_dump(), stored.model_dump()
     changed = [name for name in kept if asked[name] != kept[name]]
     if changed:

@@ -52,7 +52,7 @@ def read_run(folder: Path) -> StoredRun:
         raise UserError(f"{folder}: no report.json; write it with: fused-margins evaluate {folder}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a report of a run ({type(error).__name__}: {error})") from None
-    settings = flat_settings(config.model_dump(mode="json"))
+    settings = flat_settings(config.model_dump(mode="json")) | flat_settings(report.get("judging", {}), "judging.")
     seed = settings.pop("seed")
     return StoredRun(folder, settings, seed, figures, costs, history)
 

@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of work, as far as the system can tell."""
+"""Peak memory of a stretch of work beyond what was there before it, as far as the system can tell."""
 
 import contextlib
 import resource
@@ -9,9 +9,9 @@ import torch
 
 
 class PeakMemory:
-    """Begins to watch when it is made: a GPU's own count, else the resident memory of this process.
+    """Begins to watch when it is made: a GPU's own count, else the growth of this process's resident memory.
 
-    Linux forgets the former peak of a process on request; elsewhere `mib` is the largest since the process began.
+    Linux forgets the former peak of a process on request; elsewhere the largest since the process began counts.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -21,18 +21,24 @@ class PeakMemory:
             return
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
+        self.before_mib = self._process_mib("VmRSS")
 
     def mib(self) -> float:
         """The peak so far, in MiB.
 
-        >>> PeakMemory(torch.device("cpu")).mib() > 1
+        >>> memory = PeakMemory(torch.device("cpu"))
+        >>> filled = torch.ones(4 << 20)
+        >>> memory.mib() > 15
         True
         """
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return max(0.0, self._process_mib("VmHWM") - self.before_mib)
+
+    def _process_mib(self, entry: str) -> float:
         try:
             status = Path("/proc/self/status").read_text(encoding="utf-8")
-            return int(status.split("VmHWM:")[1].split()[0]) / 1024  # it counts in KiB
+            return int(status.split(f"{entry}:")[1].split()[0]) / 1024  # it counts in KiB
         except (OSError, IndexError):
             unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -49,16 +49,6 @@ def _log_scale(axes: Axes, curves: Mapping[str, Sequence[float]]) -> None:
         axes.set_yscale("log")
 
 
-def loss_curves(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]], x_label: str = "epoch") -> Figure:
-    """A panel for each title, in it a line for each named sequence of losses."""
-    figure, grid = panels_of(len(panels), 6.5 if len(panels) == 1 else 4.5, 4, columns=3)
-    for axes, (title, curves) in zip(grid, panels.items()):
-        _lines(axes, curves)
-        _log_scale(axes, curves)
-        axes.set(title=title, xlabel=x_label, ylabel="loss")
-    return save(figure, path)
-
-
 def training_curves(
     path: Path, losses: Mapping[str, Sequence[float]], learning_rates: Mapping[str, Sequence[float]]
 ) -> Figure:
@@ -104,13 +94,6 @@ def sweep(
         if len(lines) > 1:
             axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
-    return save(figure, path)
-
-
-def difference_curves(path: Path, curves: Mapping[str, Sequence[float]], tolerance: float) -> Figure:
-    """Relative differences at each step, on a log scale, and the tolerance they are held to."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    _differences(figure.add_subplot(), curves, tolerance)
     return save(figure, path)
 
 

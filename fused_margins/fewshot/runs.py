@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
-from .config import TrainConfig, explain_validation
+from .config import Judging, TrainConfig, explain_validation
 from .errors import UserError
 
 
@@ -74,6 +74,7 @@ class Run:
         self.config_path = folder / "config.json"
         self.metrics_path = folder / "metrics.jsonl"
         self.checkpoint_path = folder / "checkpoint.pt"
+        self.judging_path = folder / "judging.json"
         self.usage_path = folder / "usage.json"
         self.result_path = folder / "report.json"
 
@@ -99,6 +100,13 @@ class Run:
             raise UserError(f"{self.config_path}: not text ({error.reason} at byte {error.start})") from None
         except ValidationError as error:
             raise UserError(f"{self.config_path}: {explain_validation(error)}") from None
+
+    def save_judging(self, judging: Judging) -> None:
+        write_json(self.judging_path, plain(judging))
+
+    def judging(self) -> Judging:
+        """How the run is to be judged; the defaults where that was not stored."""
+        return Judging.model_validate(read_json(self.judging_path))
 
     def usage(self) -> dict[str, float]:
         """Seconds of training and the peak memory in MiB, over all resumptions; empty before the first."""

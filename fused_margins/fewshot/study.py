@@ -59,14 +59,19 @@ class Results:
         """A figure of every seed."""
         return {trial.config.seed: _number(stored["figures"][figure]) for trial, stored in self.of(group)}
 
-    def mean(self, group: str, figure: str) -> tuple[float, float]:
-        """Mean over seeds, and half the width of its 95% interval (Student's t)."""
-        return mean_and_student_interval(list(self.values(group, figure).values()))
+    def mean(self, group: str, figure: str) -> tuple[float, float | None]:
+        """Mean over seeds and half its 95% interval (Student's t); of one seed that over its episodes, if any."""
+        values = list(self.values(group, figure).values())
+        if len(values) > 1:
+            return mean_and_student_interval(values)
+        (_, stored), *_ = self.of(group)
+        return values[0], stored["figures"].get(f"{figure}_interval")
 
-    def difference(self, group: str, other: str, figure: str) -> tuple[float, float]:
-        """Mean of group - other over the seeds that both have, and half the width of its 95% interval."""
+    def difference(self, group: str, other: str, figure: str) -> tuple[float, float | None]:
+        """Mean of group - other over the seeds that both have, and half its 95% interval; one seed has none."""
         a, b = self.values(group, figure), self.values(other, figure)
-        return mean_and_student_interval([a[seed] - b[seed] for seed in a if seed in b])
+        mean, interval = mean_and_student_interval([a[seed] - b[seed] for seed in a if seed in b])
+        return mean, interval if self.num_seeds(group, other) > 1 else None
 
     def num_seeds(self, *groups: str) -> int:
         """Seeds that all of these groups have."""
@@ -122,6 +127,8 @@ class Claim:
         if results.num_seeds(self.group, self.other) < 2:
             return Verdict(self.statement, self.source, NOT_TESTED, "one seed has no spread")
         mean, interval = results.difference(self.group, self.other, self.figure)
+        if interval is None or math.isnan(mean):
+            return Verdict(self.statement, self.source, NOT_TESTED, f"{self.figure} does not exist in every run")
         outcome = NO_DIFFERENCE
         if abs(mean) > interval:
             outcome = REPRODUCED if mean > 0 else CONTRADICTED
@@ -133,7 +140,8 @@ class Claim:
 
 def claims_table(verdicts: Sequence[Verdict]) -> Table:
     rows = [[v.claim, v.source, v.outcome, v.evidence] for v in verdicts]
-    return Table("Published claims on this data", ["claim", "source", "outcome", "evidence"], rows, numeric=False)
+    title = "Published claims on this data (each by its own 95% interval, none corrected for the number of claims)"
+    return Table(title, ["claim", "source", "outcome", "evidence"], rows, numeric=False)
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,9 @@ class Study:
     def tables(self, results: Results) -> list[Table]:
         """The main table, whatever else there is, and the verdicts."""
         seeds = len({trial.config.seed for trial in self.trials})
-        title = f"{self.title}; " + (f"mean of {seeds} seeds ± 95% (Student's t)" if seeds > 1 else "one seed")
+        title = f"{self.title}; " + (
+            f"mean of {seeds} seeds ± 95% (Student's t)" if seeds > 1 else "one seed, ± 95% over episodes"
+        )
         tables = [results.table(title, self.columns, self.baseline)] if self.columns else []
         tables += self.more_tables(results)
         if self.claims:

@@ -21,7 +21,10 @@ class _Placed:
     folder: Path
 
     def carry_out(self) -> None:
-        self.job.carry_out(self.folder)
+        try:
+            self.job.carry_out(self.folder)
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from None
 
 
 def placed_jobs(studies: Sequence[Study], folder: Path) -> list[_Placed]:

@@ -29,8 +29,8 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, images: ImageSet) -> None:
-        self.config, self.images = config, images
-        self.device = usable_device(config.device)
+        self.config, self.device = config, usable_device(config.device)
+        self.images = images.to(self.device)
         self.generator = torch.Generator().manual_seed(config.seed)
         labels = images.targets(config.labels)
         num_classes = len(images.class_names if config.labels == "fine" else images.coarse_names)

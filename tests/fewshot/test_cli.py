@@ -331,3 +331,32 @@ def test_data_lists_what_there_is_and_counts_a_set(tmp_path, capsys, monkeypatch
     assert main(["data", "mini-imagenet"]) == 2
     assert "mini-imagenet" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_is_judged_as_it_was_to_be(tmp_path):
+    folder = tmp_path / "run"
+    assert _train(folder, "--classes", "0", "1", "2", "3", "4", "--ways", "3") == 0
+    before = json.loads((folder / "report.json").read_text())
+    assert before["judging"]["ways"] == [3]
+    assert main(["train", "--resume", "--output", str(folder)]) == 0
+    assert json.loads((folder / "report.json").read_text())["figures"] == before["figures"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "--margin", "nan"], "margin: expected one or more different finite numbers"),
+        (["sweep", "--seeds", "-1"], "seeds: expected one or more different numbers of at least 0, got [-1]"),
+        (["sweep", "--preset", "magnet-digits"], "loss: a sweep over margins is one of margin-softmax, got magnet"),
+        (["sweep", "--labels", "coarse"], "labels: a sweep over margins asks for novel fine classes"),
+        (["sweep", "--classes", "0", "1", "2", "3", "4", "5"], "asks for 5-way episodes, digits has 4 novel classes"),
+        (["magnet", "--epochs", "5"], "warm_epochs: expected fewer than the 5 epochs, got 5"),
+        (["magnet", "--held-out", "0.1"], "the test split is held out already"),
+        (["parity", "--backends", "cpu", "cpu"], "backends: expected two or more different ones"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(tmp_path, capsys, arguments, message):
+    assert main([*arguments, "--output", str(tmp_path / "study"), "--workers", "1"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -15,6 +15,7 @@ def _trial(group, seed):
 
 def _store(folder, trial, **figures):
     result = {"config": plain(trial.config), "judging": plain(trial.judging), "figures": figures, "seconds": 1.0}
+    result["epochs"] = trial.config.epochs
     Run(folder / trial.name).save_result(result)
 
 
@@ -68,6 +69,14 @@ def test_one_seed_decides_nothing(tmp_path):
     assert Claim("s", "c", "a", "b", "nmi").judge(Results(tmp_path, trials)).outcome == NOT_TESTED
 
 
+def test_one_seed_has_the_interval_of_its_episodes_and_no_other(tmp_path):
+    trials = [_trial("a", 0), _trial("b", 0)]
+    for trial in trials:
+        _store(tmp_path, trial, nmi=0.5, novel=0.6, novel_interval=0.01)
+    table = Results(tmp_path, trials).table("title", {"NMI": "nmi", "novel": "novel"}, baseline="b")
+    assert [row[1:] for row in table.rows] == [["50.0", "60.0 ± 1.0"], ["50.0", "60.0 ± 1.0"], ["+0.0", "+0.0"]]
+
+
 def test_a_trial_is_finished_with_its_own_settings_only(tmp_path):
     trial = _trial("a", 0)
     folder = tmp_path / trial.name
@@ -76,6 +85,8 @@ def test_a_trial_is_finished_with_its_own_settings_only(tmp_path):
     assert trial.finished(folder)
     assert not Trial("a", trial.config.model_copy(update={"epochs": 3})).finished(folder)
     assert not Trial("a", trial.config, Judging(episodes=5)).finished(folder)
+    Run(folder).save_result(Run(folder).result() | {"epochs": trial.config.epochs - 1})
+    assert not trial.finished(folder)  # half-trained
 
 
 def test_two_trials_of_one_name_are_refused():

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from .. import doctor
-from ..config import Judging, Loss, MarginSoftmax, TrainConfig
+from ..config import Judging, Loss, TrainConfig
 from ..errors import UserError
 from ..jobs import available_cores
 from ..options import ConfigFlags, LossFlags, LossOptions
 from ..plan import suite_table
+from ..presets import preset
 from ..studies import parity
 from ..studies.coarse_to_fine import all_methods, coarse_to_fine_study, few_methods
 from ..studies.demo import demo_studies
@@ -26,8 +27,8 @@ from ..terminal import console, say
 
 
 def checked_seeds(seeds: tuple[int, ...]) -> None:
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds: expected one or more different numbers, got {list(seeds)}")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f"seeds: expected one or more different numbers of at least 0, got {list(seeds)}")
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,7 @@ class Sweep(_StudyOptions):
     """Scale of the logits; by default that of the preset, or 10."""
 
     def main(self) -> int:
-        config = self.base()
-        if not isinstance(config.loss, MarginSoftmax):
-            config = config.model_copy(update={"loss": MarginSoftmax()})
-        config = LossOptions(scale=self.scale).apply(config)
+        config = LossOptions(scale=self.scale).apply(self.base())
         return self.run("sweep", [margin_sweep_study(config, self.margin, self.seeds, self.judging())])
 
 
@@ -121,6 +119,7 @@ class OneShot(_StudyOptions):
     """Omniglot: 5- and 20-way episodes of the split of Vinyals et al., and the official one-shot runs."""
 
     loss: LossFlags = field(default_factory=LossOptions)
+    config: ConfigFlags = field(default_factory=lambda: preset("cosine-omniglot"))
 
     def main(self) -> int:
         config = self.loss.apply(self.base())

@@ -53,16 +53,14 @@ class Train:
         config = config.model_copy(update={"threads": threads})
         torch.set_num_threads(threads)
         task = task_of(config)
-        if self.resume:
-            run = Run(folder)
-            trainer = resume(run, task.training)
-        else:
+        if self.dry_run:
             trainer = Trainer(config, task.training)
-            if self.dry_run:
-                console.print(plan_table(trainer, task, folder, estimate(trainer)).rich())
-                return 0
-            run = Run.create(folder, config)
+            console.print(plan_table(trainer, task, folder, estimate(trainer)).rich())
+            return 0
+        trainer = resume(Run(folder), task.training) if self.resume else Trainer(config, task.training)
         with tensorboard_log(folder, trainer.steps_done) if self.tensorboard else nullcontext() as log:
+            run = Run(folder) if self.resume else Run.create(folder, config)
+            run.save_judging(self.judging)
             if not self._train(run, trainer, log):
                 say(f"stopped in epoch {trainer.epoch}; continue with: fused-margins train --resume --output {folder}")
                 return INTERRUPTED
@@ -99,6 +97,8 @@ class Evaluate:
         task = task_of(run.config())
         trainer = Trainer(run.config(), task.training)
         run.load_checkpoint(trainer.load_state_dict)
+        if not trainer.finished:
+            say(f"not finished: {trainer.epoch} of {trainer.config.epochs} epochs")
         _judge_and_report(run, trainer, task, self.judging)
         return 0
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from ..config import InfoNCE, Judging, Loss, MarginLoss, Negatives, Positives, Softmax, TrainConfig, Triplet
+from ..errors import UserError
 from ..study import Claim, Study
-from ..trials import Trial
+from ..trials import Trial, task_of
 
 SOURCE = "Levi et al. 2020"
 COLUMNS = {
@@ -45,6 +46,15 @@ def all_methods() -> dict[str, Loss]:
     return methods
 
 
+def check_hierarchy(config: TrainConfig) -> None:
+    """Refuse data without coarse labels or without held-out images of the training classes."""
+    held_out = task_of(config).held_out
+    if held_out is None:
+        raise UserError(f"held_out: {config.dataset} has no other images of its training classes: hold some out (0.1)")
+    if len(held_out.coarse_names) >= len(held_out.class_names):
+        raise UserError(f"dataset: {config.dataset} has no coarse labels")
+
+
 def coarse_to_fine_study(
     config: TrainConfig,
     methods: Mapping[str, Loss],
@@ -53,6 +63,7 @@ def coarse_to_fine_study(
     name: str = "coarse-to-fine",
 ) -> Study:
     """The same training with every loss and seed; `config` says the rest."""
+    check_hierarchy(config)
     trials = [
         Trial(method, config.model_copy(update={"loss": loss, "seed": seed, "labels": "coarse"}), judging)
         for seed in seeds

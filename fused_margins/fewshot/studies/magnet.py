@@ -16,6 +16,7 @@ from ..study import Claim, Picture, Results, Study
 from ..tables import Table
 from ..trainer import Trainer
 from ..trials import Trial, task_of
+from .coarse_to_fine import check_hierarchy
 
 SHOWN = 600  # samples in a map of clusters
 SOURCE = "Rippel et al. 2015"
@@ -27,6 +28,7 @@ def magnet_study(
     config: TrainConfig, seeds: Sequence[int], judging: Judging, magnet: Magnet | None = None, name: str = "magnet"
 ) -> Study:
     """Magnet, softmax and triplet from the same settings; an epoch shows each of them as many images as there are."""
+    check_hierarchy(config)
     magnet = magnet or Magnet()
     methods: dict[str, Loss] = {
         "magnet": magnet,

@@ -3,6 +3,7 @@
 Source: Liu et al., Negative margin matters: understanding margin in few-shot classification, 2020.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -59,11 +60,19 @@ def margin_sweep_study(
     loss = config.loss
     if not isinstance(loss, MarginSoftmax):
         raise UserError(f"loss: a sweep over margins is one of margin-softmax, got {loss.name}")
-    if len(set(margins)) < len(margins) or not margins:
-        raise UserError(f"margin: expected one or more different numbers, got {list(margins)}")
+    if len(set(margins)) < len(margins) or not margins or not all(map(math.isfinite, margins)):
+        raise UserError(f"margin: expected one or more different finite numbers, got {list(margins)}")
+    if config.labels != "fine":
+        raise UserError("labels: a sweep over margins asks for novel fine classes, it cannot train on coarse ones")
     splits = load(config.dataset, image_size=config.image_size)
     num_classes = len(splits["train"].class_names)
+    num_novel = len(splits["test"].class_names)
     by_image = splits["train"].class_names == splits["test"].class_names
+
+    if by_image:
+        num_novel -= num_classes // 2 if config.classes is None else len(config.classes)
+    if num_novel < 5:
+        raise UserError(f"dataset: a sweep asks for 5-way episodes, {config.dataset} has {num_novel} novel classes")
 
     def trial(margin: float, seed: int) -> Trial:
         changes = {"loss": loss.model_copy(update={"margin": margin}), "seed": seed}

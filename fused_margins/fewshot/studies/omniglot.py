@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch.nn import functional as F
-
 from ..config import Judging, Loss, TrainConfig
-from ..datasets import one_shot_runs
-from ..metrics import mean_and_student_interval
+from ..evaluation import official_runs_accuracy
 from ..study import Results, Study
 from ..tables import Table, figure_text
 from ..trials import Trial
@@ -49,7 +46,12 @@ def official_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Seque
     judging = Judging(episodes=episodes, ways=(5, 20), shots=(1,), official_runs=True)
 
     def raw_pixels(results: Results) -> list[Table]:
-        row = ["raw pixels, cosine", figure_text("official_runs", *raw_pixel_accuracy())]
+        row = [
+            "raw pixels, cosine",
+            figure_text(
+                "official_runs", *official_runs_accuracy(lambda pixels: pixels.flatten(1), config.image_size or 28)
+            ),
+        ]
         return [Table("Without any training, ± over the 20 runs", ["", "official runs"], [row])]
 
     return Study(
@@ -61,13 +63,3 @@ def official_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Seque
         OFFICIAL_COLUMNS,
         more_tables=raw_pixels,
     )
-
-
-def raw_pixel_accuracy(image_size: int = 28) -> tuple[float, float]:
-    """Mean accuracy of cosine similarity of pixels over the official runs, and half its 95% interval over runs."""
-    runs = one_shot_runs(image_size)
-    accuracies = []
-    for training, test, answers in zip(runs.training, runs.test, runs.answers):
-        similarity = F.normalize(test.flatten(1)) @ F.normalize(training.flatten(1)).T
-        accuracies.append(float((similarity.argmax(dim=1) == answers).float().mean()))
-    return mean_and_student_interval(accuracies)

@@ -1,9 +1,11 @@
 """Backends compared at the scale of a training run: step by step at equal weights, and by the figures at the end."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..config import InfoNCE, Judging, Loss, Magnet, MarginLoss, MarginSoftmax, TrainConfig, Triplet
 from ..parity import TOLERANCE, Parity, StepDifference
@@ -61,7 +63,9 @@ class StepParity:
     def differences(self, study_folder: Path) -> list[StepDifference]:
         """What was found, step by step."""
         stored = read_json(study_folder / self.name / "steps.json")
-        return [StepDifference(**difference) for difference in stored["differences"]]
+        # JSON knows no infinity: a difference that was not finite is stored as null.
+        steps: list[dict[str, Any]] = stored["differences"]
+        return [StepDifference(**{k: math.inf if v is None else v for k, v in step.items()}) for step in steps]
 
 
 def parity_study(
@@ -157,10 +161,11 @@ def _end_table(results: Results) -> Table:
         figures = stored["figures"]
         name = next(f for f in ("novel_5way_1shot", "recall@1") if f in figures)
         value, interval = figures[name], figures.get(f"{name}_interval")
+        overlap = "-"
         if trial.config.backend == results.trials[0].config.backend and not trial.config.perturbation:
-            first, overlap = value, "-"
+            first = (value, interval)
         elif interval is not None:
-            overlap = "yes" if abs(value - first) <= 2 * interval else "NO"
+            overlap = "yes" if abs(value - first[0]) <= interval + (first[1] or 0.0) else "NO"
         cost = (f"{stored['seconds']:.1f}", f"{stored['peak_mib']:.0f}")
         rows.append([group, figure_text(name, value, interval), overlap, *cost])
     return Table(f"At the end: {name}", ["loss, backend", name, "intervals overlap", "seconds", "peak MiB"], rows)
