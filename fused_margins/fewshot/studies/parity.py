@@ -63,9 +63,13 @@ class StepParity:
     def differences(self, study_folder: Path) -> list[StepDifference]:
         """What was found, step by step."""
         stored = read_json(study_folder / self.name / "steps.json")
-        # JSON knows no infinity: a difference that was not finite is stored as null.
-        steps: list[dict[str, Any]] = stored["differences"]
-        return [StepDifference(**{k: math.inf if v is None else v for k, v in step.items()}) for step in steps]
+        return [_from_json(step) for step in stored["differences"]]
+
+
+def _from_json(step: dict[str, Any]) -> StepDifference:
+    """JSON knows no infinity: a difference that was not finite is stored as null."""
+    values: dict[str, Any] = {name: math.inf if value is None else value for name, value in step.items()}
+    return StepDifference(**values)
 
 
 def parity_study(
