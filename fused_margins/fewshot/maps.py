@@ -99,7 +99,7 @@ def cluster_map(
     centres = points[len(embeddings) :]
     axes.scatter(centres[:, 0], centres[:, 1], s=90, c=colours, marker="X", edgecolors="black", label="centroids")
     if len(torch.unique(labels)) <= LEGEND_ENTRIES:
-        axes.legend(fontsize="x-small", markerscale=1.3)
+        axes.legend(fontsize="x-small")
     return save(figure, path)
 
 
@@ -116,7 +116,7 @@ def confusion_map(path: Path, confusion: Tensor, class_names: Sequence[str]) -> 
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
     axes.set(xlabel="predicted class", ylabel="true class", xticks=[], yticks=[])
     if len(share) <= 40:
-        short = [name if len(name) <= 20 else name[:19] + "…" for name in class_names]
+        short = _short(class_names)
         upright = max(map(len, short)) > 3
         axes.set_xticks(range(len(short)), short, rotation=90 if upright else 0, fontsize="x-small")
         axes.set_yticks(range(len(short)), short, fontsize="x-small")
@@ -169,7 +169,7 @@ def neighbour_strips(
     axes = figure.add_subplot()
     axes.imshow(strips, interpolation="nearest")
     axes.spines[:].set_visible(False)
-    names = [class_names[label] for label in labels[queries].tolist()]
+    names = _short([class_names[label] for label in labels[queries].tolist()])
     axes.set_yticks([(i + 0.5) * tile_height for i in range(len(queries))], names, fontsize="small")
     columns = ["query", *map(str, range(1, 1 + neighbours.shape[1]))]
     axes.set_xticks([(i + 0.5) * tile_width for i in range(len(columns))], columns, fontsize="small")
@@ -178,6 +178,10 @@ def neighbour_strips(
     figure.set_facecolor("none")
     axes.set_facecolor("none")
     return save(figure, path)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    return [name if len(name) <= 20 else name[:19] + "…" for name in names]
 
 
 def _tile(pixels: Tensor, frame: str | None) -> np.ndarray:

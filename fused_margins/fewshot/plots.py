@@ -19,7 +19,7 @@ DOTS_PER_INCH = 144
 
 def save(figure: Figure, path: Path) -> Figure:
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
+        figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png", bbox_inches="tight", pad_inches=0.05)
     return figure
 
 
@@ -31,12 +31,13 @@ def panels_of(count: int, width: float, height: float, columns: int) -> tuple[Fi
     return figure, (figure.add_subplot(rows, columns, position) for position in range(1, count + 1))
 
 
-def _lines(axes: Axes, curves: Mapping[str, Sequence[float]], first: int = 1) -> None:
+def _lines(axes: Axes, curves: Mapping[str, Sequence[float]]) -> None:
     """A line for each name; those further down are thinner and dashed, so that curves that coincide are all seen."""
     for number, (name, values) in enumerate(curves.items()):
         style, width = ("-", "--", ":")[number % 3], 2.4 - 0.6 * (number % 3)
-        x = range(first, first + len(values))
-        axes.plot(x, values, style, linewidth=width, color=COLOURS[number % len(COLOURS)], label=name)
+        axes.plot(
+            range(1, 1 + len(values)), values, style, linewidth=width, color=COLOURS[number % len(COLOURS)], label=name
+        )
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if len(curves) > 1:
         axes.legend(fontsize="small")
@@ -89,10 +90,12 @@ def sweep(
             means, intervals = zip(*(mean_and_student_interval(of_x) for of_x in values))
             axes.errorbar(x, means, yerr=intervals, color=colour, marker=marker, markersize=5, capsize=3, label=name)
         axes.set(xlabel=x_label, ylabel=y_label)
+        if 0 < 16 * min(x) <= max(x):
+            axes.set_xscale("log", base=2)
         if len(x) <= 8:
             axes.set_xticks(list(x), [f"{value:g}" for value in x])
-        if len(lines) > 1:
-            axes.legend(fontsize="small")
+        if len(lines) > 1:  # above the axes, where it hides no interval
+            axes.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
         axes.grid(alpha=0.3)
     return save(figure, path)
 

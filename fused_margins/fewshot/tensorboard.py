@@ -23,22 +23,29 @@ class TensorboardLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError(f"tensorboard: {error}; install it with: pip install tensorboard") from None
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done)
+        self._events, self._steps_done, self._new_writer = str(folder / "tensorboard"), steps_done, SummaryWriter
+        self._writer: SummaryWriter | None = None
 
     def step(self, step: int, loss: float, learning_rate: float) -> None:
         """The loss of step 0, 1, ... and the learning rate that it was taken with."""
-        self._writer.add_scalar("train/loss", loss, step)
-        self._writer.add_scalar("train/learning_rate", learning_rate, step)
+        self._add("train/loss", loss, step)
+        self._add("train/learning_rate", learning_rate, step)
 
     def figures(self, step: int, figures: Mapping[str, float | None]) -> None:
         """What the evaluation found after so many steps; figures without a value are left out."""
         for name, value in figures.items():
             if value is not None:
-                self._writer.add_scalar(f"evaluation/{name}", value, step)
+                self._add(f"evaluation/{name}", value, step)
 
     def close(self) -> None:
         """Write what is left; a log that is not closed may lose its last two minutes."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        if self._writer is None:  # not before: a command that is refused must not purge the points of the run there
+            self._writer = self._new_writer(self._events, purge_step=self._steps_done)
+        self._writer.add_scalar(name, value, step)
 
 
 @contextmanager

@@ -1,0 +1,107 @@
+"""Curves and maps, read back from what was drawn: values, scales, legends and names."""
+
+import numpy as np
+import pytest
+import torch
+
+from fused_margins.fewshot import maps, plots
+
+
+def _points(axes):
+    return [np.asarray(line.get_ydata()).tolist() for line in axes.lines]
+
+
+def _legend(axes):
+    legend = axes.get_legend()
+    return [] if legend is None else [text.get_text() for text in legend.get_texts()]
+
+
+def test_training_curves_of_several_runs(tmp_path):
+    losses = {"seed 0": [2.0, 1.0, 0.5], "seed 1": [2.0, 1.5]}
+    rates = {"seed 0": [0.1, 0.2, 0.0], "seed 1": [0.1, 0.2]}
+    figure = plots.training_curves(tmp_path / "t.png", losses, rates)
+    loss, rate = figure.axes
+    assert _points(loss) == list(losses.values())
+    assert _points(rate) == list(rates.values())
+    assert loss.lines[0].get_xdata().tolist() == [1, 2, 3]
+    assert _legend(loss) == ["seed 0", "seed 1"]
+    assert (loss.get_yscale(), rate.get_yscale()) == ("log", "linear")
+    assert (loss.get_xlabel(), rate.get_ylabel()) == ("epoch", "learning rate")
+
+
+def test_a_loss_that_reaches_zero_is_not_lost_on_a_log_scale(tmp_path):
+    figure = plots.training_curves(tmp_path / "t.png", {"hinge": [1.0, 0.0]}, {"hinge": [0.1, 0.1]})
+    assert figure.axes[0].get_yscale() == "linear"
+    assert _legend(figure.axes[0]) == []
+
+
+def test_parity_shows_both_losses_and_what_lies_between_them(tmp_path):
+    losses = {"reference": [2.0, 1.0], "cpu": [2.0, 1.1]}
+    figure = plots.parity_curves(tmp_path / "p.png", losses, {"loss": [0.0, 0.1]}, tolerance=1e-3)
+    top, bottom = figure.axes
+    assert _points(top) == list(losses.values())
+    assert _points(bottom)[0] == [1e-8, 0.1]  # exact agreement stands at the foot of the scale
+    assert _points(bottom)[1] == [1e-3, 1e-3]
+    assert top.get_xlim() == bottom.get_xlim()
+
+
+@pytest.mark.parametrize(("x", "scale"), [([-0.3, 0.0, 0.3], "linear"), ([1, 4, 64], "log")])
+def test_a_sweep_has_the_scale_of_its_setting(tmp_path, x, scale):
+    values = [[1.0], [2.0, 4.0], [3.0]]  # seeds may be missing
+    (axes,) = plots.sweep(tmp_path / "s.png", x, {"error, %": {"a": values, "b": values}}, "setting").axes
+    assert axes.get_xscale() == scale
+    assert [label.get_text() for label in axes.get_xticklabels()] == [f"{value:g}" for value in x]
+    assert axes.containers[0].lines[0].get_ydata().tolist() == [1.0, 3.0, 3.0]
+    assert sorted(_legend(axes)) == ["a", "b"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("setting", "error, %")
+
+
+def test_variances_stand_in_ascending_order(tmp_path):
+    (axes,) = plots.variance_curves(tmp_path / "v.png", {"magnet": [0.3, 0.1, 0.2, 0.4]}).axes
+    assert _points(axes) == [[0.1, 0.2, 0.3, 0.4]]
+    assert axes.lines[0].get_xdata().tolist() == [12.5, 37.5, 62.5, 87.5]
+
+
+def test_a_legend_stands_only_where_it_can_be_read(tmp_path):
+    points = np.random.default_rng(0).random((80, 2))
+    coarse, fine = torch.arange(80) % 2, torch.arange(80) % 40
+    names = [f"c{i}" for i in range(40)]
+    figure = maps.embedding_maps(
+        tmp_path / "e.png", {"coarse": (points, coarse, ("x", "y")), "fine": (points, fine, names)}
+    )
+    first, second = figure.axes
+    assert (_legend(first), _legend(second)) == (["x", "y"], [])
+    assert second.get_xlabel() == "40 classes: colours repeat"
+    drawn = {collection.get_label(): np.asarray(collection.get_offsets()) for collection in first.collections}
+    np.testing.assert_allclose(drawn["y"], points[coarse == 1])
+
+
+def test_classes_are_told_apart_by_colour_or_marker(tmp_path):
+    points = np.zeros((32, 2))
+    (axes,) = maps.embedding_maps(tmp_path / "e.png", {"t": (points, torch.arange(32), ["c"] * 32)}).axes
+    looks = {(c.get_facecolor().tobytes(), c.get_paths()[0].vertices.tobytes()) for c in axes.collections}
+    assert len(looks) == 32
+
+
+def test_clusters_are_drawn_with_their_centroids(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    samples, centroids = torch.randn(20, 4, generator=generator), torch.randn(3, 4, generator=generator)
+    labels, centroid_labels = torch.arange(20) % 2, torch.tensor([0, 1, 1])
+    (axes,) = maps.cluster_map(tmp_path / "c.png", samples, labels, centroids, centroid_labels, ("a", "b")).axes
+    assert [len(collection.get_offsets()) for collection in axes.collections] == [10, 10, 3]
+    assert _legend(axes) == ["a", "b", "centroids"]
+
+
+def test_the_plane_is_the_same_each_time():
+    embeddings = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    assert np.array_equal(maps.plane(embeddings), maps.plane(embeddings))
+
+
+def test_names_stand_at_a_confusion_where_they_fit(tmp_path):
+    (axes, _) = maps.confusion_map(tmp_path / "c.png", torch.eye(13), ["a name much too long for an axis"] * 13).axes
+    assert {label.get_text() for label in axes.get_yticklabels()} == {"a name much too lon…"}
+    assert len(axes.texts) == 0  # more than a dozen numbers a row are too small
+    (axes, _) = maps.confusion_map(tmp_path / "c.png", torch.eye(41), ["n"] * 41).axes
+    assert axes.get_yticklabels() == []
+    with pytest.raises(ValueError, match=r"confusion: expected \(2,\) \* 2 counts, got \(2, 3\)"):
+        maps.confusion_map(tmp_path / "c.png", torch.zeros(2, 3), ["a", "b"])
