@@ -32,7 +32,7 @@ def test_a_suite_reports_and_runs_once(tmp_path, monkeypatch):
     results = json.loads((tmp_path / "results.json").read_text())
     (study,) = results["studies"]
     assert [trial["group"] for trial in study["trials"]] == ["m = -0.1", "m = 0"]
-    assert {table["title"].split(",")[0] for table in study["tables"]} >= {"Published claims on this data"}
+    assert any(table["title"].startswith("Published claims on this data") for table in study["tables"])
     assert "Margin softmax on digits" in (tmp_path / "report.md").read_text()
     assert "data:image/png;base64" in (tmp_path / "report.html").read_text()
     monkeypatch.setattr(Trial, "carry_out", lambda *args: pytest.fail("trained again"))
