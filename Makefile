@@ -18,7 +18,7 @@ REPRODUCED := runs/reproduce
 reproduce: $(VENV)/installed-bench
 	$(BIN)/fused-margins reproduce --output $(REPRODUCED)
 	mkdir -p benchmarks/results/fewshot
-	cp $(REPRODUCED)/results.json $(REPRODUCED)/report.md benchmarks/results/fewshot/
+	cp $(REPRODUCED)/studies.json $(REPRODUCED)/report.md benchmarks/results/fewshot/
 	cd $(REPRODUCED) && for picture in */*.png; do mkdir -p $(CURDIR)/benchmarks/results/fewshot/$$(dirname "$$picture") && cp "$$picture" $(CURDIR)/benchmarks/results/fewshot/"$$picture"; done
 	$(BIN)/python -m benchmarks.tables
 

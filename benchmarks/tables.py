@@ -30,7 +30,7 @@ SUITES = ("demo", "fewshot")
 
 def render_suite(folder: Path, name: str) -> str:
     """The tables that ``fused-margins demo`` or ``fused-margins reproduce`` stored, as they stand in its report."""
-    path = folder / name / "results.json"
+    path = folder / name / "studies.json"
     if not path.exists():
         return "Not measured yet."
     results = json.loads(path.read_text(encoding="utf-8"))

@@ -52,10 +52,10 @@ def run_suite(studies: Sequence[Study], folder: Path, title: str, workers: int |
 
 
 def report_suite(studies: Sequence[Study], folder: Path, title: str) -> None:
-    """Write results.json, report.md and report.html of finished studies."""
+    """Write studies.json, report.md and report.html of finished studies."""
     results = [(study, study.results(folder)) for study in studies]
     write_json(
-        folder / "results.json",
+        folder / "studies.json",
         {
             "title": title,
             "versions": versions(),

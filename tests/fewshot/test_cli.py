@@ -264,7 +264,7 @@ def test_doctor_finds_a_wrong_backend(monkeypatch):
 def test_demo_in_miniature(tmp_path):
     options = ["--seeds", "0", "--epochs", "6", "--episodes", "5", "--workers", "1"]
     assert main(["demo", "--output", str(tmp_path), *options]) == 0
-    studies = json.loads((tmp_path / "results.json").read_text())["studies"]
+    studies = json.loads((tmp_path / "studies.json").read_text())["studies"]
     assert [study["name"] for study in studies][:2] == ["coarse-to-fine", "margins"]
     assert [len(study["trials"]) for study in studies][:2] == [4, 4]
     assert "](margins/margins.png)" in (tmp_path / "report.md").read_text()

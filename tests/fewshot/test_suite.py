@@ -29,7 +29,7 @@ def _study(epochs=1, seeds=(0,), episodes=5):
 
 def test_a_suite_reports_and_runs_once(tmp_path, monkeypatch):
     run_suite([_study()], tmp_path, "Title", workers=1)
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "studies.json").read_text())
     (study,) = results["studies"]
     assert [trial["group"] for trial in study["trials"]] == ["m = -0.1", "m = 0"]
     assert any(table["title"].startswith("Published claims on this data") for table in study["tables"])
@@ -90,6 +90,6 @@ def test_control_c_stops_all_and_the_same_command_goes_on(tmp_path):
 
     for name in ("stopped", "whole"):
         subprocess.run([*command, str(tmp_path / name), "--workers", "1"], check=True, env=os.environ)
-    stopped, whole = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("stopped", "whole"))
+    stopped, whole = (json.loads((tmp_path / name / "studies.json").read_text()) for name in ("stopped", "whole"))
     figures = [[trial["figures"] for trial in results["studies"][0]["trials"]] for results in (stopped, whole)]
     assert figures[0] == figures[1]
