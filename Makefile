@@ -12,7 +12,7 @@ demo: $(VENV)/installed-fewshot
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
-# Omniglot and CIFAR-FS where FUSED_MARGINS_DATA says, or in ./data: under 45 minutes on two cores. Called again, it goes
+# Omniglot and CIFAR-FS where FUSED_MARGINS_DATA says, or in ./data; meant for 45 minutes on two cores. Called again, it goes
 # on where it stopped.
 REPRODUCED := runs/reproduce
 reproduce: $(VENV)/installed-bench

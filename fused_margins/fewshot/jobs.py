@@ -76,13 +76,15 @@ def run_all(
                 results.append(function(item))
                 finish(item, results[-1])
             return results
+        # SIGTERM, which schedulers send, is an interrupt here: alone, it would leave the workers behind.
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in mid-air
         others = multiprocessing.active_children()
         with (
-            _termination_interrupts(),
+            _on_signal(signal.SIGTERM, signal.default_int_handler),
             ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool,
         ):
-            with _interrupts_ignored():
+            # Ctrl-C reaches the workers as well; the parent decides what it means, and they start with it ignored.
+            with _on_signal(signal.SIGINT, signal.SIG_IGN):
                 futures = {pool.submit(function, item): item for item in items}
             started = [child for child in multiprocessing.active_children() if child not in others]
             waiting = set(futures)
@@ -105,26 +107,13 @@ def _prepare_worker() -> None:
 
 
 @contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """In this block SIGTERM, which schedulers send, does what Ctrl-C does: alone, it would leave the workers behind."""
+def _on_signal(number: signal.Signals, handler: Callable[..., object] | signal.Handlers) -> Iterator[None]:
+    """Within this block the signal has this handler; only the main thread may set one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes started in this block ignore Ctrl-C, which reaches them all: the parent decides what it means."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)

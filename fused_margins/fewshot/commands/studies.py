@@ -170,7 +170,7 @@ class ParityCommand(_StudyOptions):
 
 @dataclass(frozen=True)
 class Demo:
-    """Train every loss on real digits, compare them, and write a report with plots: about a minute on two cores."""
+    """Train every loss on real digits, compare them, and write a report with plots: some minutes on two cores."""
 
     output: Path = Path("runs/demo")
     """Folder of the runs and the report."""
@@ -194,7 +194,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """The documented subset of the papers' protocols on Omniglot and CIFAR-FS: under 45 minutes on two cores."""
+    """The documented subset of the papers' protocols on Omniglot and CIFAR-FS; meant for 45 minutes on two cores."""
 
     output: Path = Path("runs/reproduce")
     """Folder of the runs and the report."""

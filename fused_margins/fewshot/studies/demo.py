@@ -1,4 +1,4 @@
-"""The demonstration: the three papers' losses on scikit-learn's handwritten digits, and backends compared; a minute."""
+"""The demonstration: the three papers' losses on scikit-learn's handwritten digits, and backends compared."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The documented subset of the papers' protocols that two cores work off in three quarters of an hour.
+"""The documented subset of the papers' protocols, meant for three quarters of an hour on two cores.
 
 Real data, short trainings: Omniglot by both protocols with the papers' Conv4, a sweep over margins on CIFAR-FS, coarse
 to fine and magnet on digits and on Omniglot's alphabets, parity of backends on both. Where 64 channels would take too
