@@ -60,3 +60,10 @@ def interrupts_interrupt() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """The data root, which a test fills."""
+    monkeypatch.setenv("FUSED_MARGINS_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
