@@ -18,9 +18,11 @@ from .samples import faults, smallest_row, tampered, workload
 @pytest.mark.parametrize("name", [w.name for w in WORKLOADS if w.name != "nearest_cluster"])
 def test_every_contestant_passes_the_gate(name: str) -> None:
     row = smallest_row(name)
+    inputs = row.inputs()
+    judge = row.workload.judge(inputs)  # once: what it compares with takes longer than most contestants
     for contestant in row.contestants:
-        if contestant.name != "torch.compile" and contestant.refuses(row.inputs()) is None:
-            assert faults(row, contestant) == [], contestant.name
+        if contestant.name != "torch.compile" and contestant.refuses(inputs) is None:
+            assert judge(contestant, contestant.step(inputs)()) == [], contestant.name
 
 
 @pytest.mark.parametrize(
