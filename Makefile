@@ -9,8 +9,9 @@ BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
 
+# A file a core: in one process the suite takes twice as long.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_ARGS)
 
 # Omniglot and CIFAR-FS where FUSED_MARGINS_DATA says, or in ./data; meant for 45 minutes on two cores. Called again, it goes
 # on where it stopped.
