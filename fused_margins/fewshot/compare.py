@@ -129,7 +129,12 @@ class Comparison:
         for name, text in COSTS.items():
             means = [group.summary(name)[0] for group in self.groups]
             if any(mean is not None for mean in means):
-                rows.append([name.removesuffix("_mib").replace("_", " "), *(text(m) if m else NO_VALUE for m in means)])
+                rows.append(
+                    [
+                        name.removesuffix("_mib").replace("_", " "),
+                        *(text(m) if m is not None else NO_VALUE for m in means),
+                    ]
+                )
         title = (
             "Figures: percent, discriminability a ratio; ± 95% over seeds (Student's t), of a single run over episodes"
         )

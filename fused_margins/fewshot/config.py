@@ -214,6 +214,8 @@ class Judging(Settings):
     """Images of each class to be recognised; fewer where the classes are too small for as many."""
     neighbours: tuple[Count, ...] = (10,)
     """Nearest clusters that the k-nearest-cluster classifier asks, one figure for each number."""
+    knc_clusters: Count = 5
+    """Clusters of each class that this classifier has."""
     official_runs: bool = False
     """Also the official one-shot runs of Omniglot."""
     judging_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

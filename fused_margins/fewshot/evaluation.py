@@ -10,7 +10,21 @@ from . import metrics
 from .config import Judging
 from .datasets import ImageSet, Task, one_shot_runs
 from .episodes import centroid_accuracy, head_accuracy, sample_episodes
+from .errors import UserError
 from .trainer import Trainer
+
+
+def check_judging(task: Task, judging: Judging) -> None:
+    """Raise a `UserError` for what cannot be judged on this data: before the training, which may take hours."""
+    for images in (task.validation, task.novel):
+        if images is not None:
+            sizes = torch.bincount(images.labels)
+            smallest, name = int(sizes.min()), images.class_names[int(sizes.argmin())]
+            if max(judging.shots) >= smallest:
+                raise UserError(f"shots: expected fewer than the {smallest} images of {name}, got {max(judging.shots)}")
+    channels = task.training.shape[0]
+    if judging.official_runs and channels != 1:
+        raise UserError(f"official_runs: expected images of one channel as these drawings have, got {channels}")
 
 
 def evaluate(trainer: Trainer, task: Task, judging: Judging) -> dict[str, float]:
@@ -53,6 +67,7 @@ def _judge_held_out(trainer: Trainer, training: ImageSet, held_out: ImageSet, ju
         embeddings,
         targets,
         judging.neighbours,
+        judging.knc_clusters,
         seed=judging.judging_seed,
         backend=config.backend,
     )

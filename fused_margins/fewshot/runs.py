@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from .config import Judging, TrainConfig, explain_validation
@@ -86,6 +87,20 @@ class Run:
             raise UserError(f"output: {folder} holds a run already: choose another folder, or give --resume")
         run.save_config(config)
         return run
+
+    @contextmanager
+    def locked(self) -> Iterator["Run"]:
+        """This run, for one process at a time; the lock ends with the process, however it ends."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"output: another process is at work in {self.folder}") from None
+        try:
+            yield self
+        finally:
+            lock.release()
 
     def save_config(self, config: TrainConfig) -> None:
         write_text(self.config_path, config.model_dump_json(indent=2) + "\n")

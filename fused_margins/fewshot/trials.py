@@ -12,7 +12,7 @@ import torch
 from .config import Judging, TrainConfig
 from .datasets import Task, load, make_task
 from .errors import UserError
-from .evaluation import evaluate
+from .evaluation import check_judging, evaluate
 from .interrupts import stop_on_interrupt
 from .memory import PeakMemory
 from .runs import Run, plain
@@ -58,11 +58,15 @@ class Trial:
 
     def carry_out(self, folder: Path) -> None:
         """Train from where the folder has come to, and judge; KeyboardInterrupt if a signal stopped it, all saved."""
-        run = Run(folder)
+        with Run(folder).locked() as run:
+            self._carry_out(run)
+
+    def _carry_out(self, run: Run) -> None:
         torch.set_num_threads(self.config.threads or torch.get_num_threads())
         task = task_of(self.config)
+        check_judging(task, self.judging)
         if run.config_path.exists() and run.config() != self.config:
-            raise UserError(f"output: {folder} holds a run with other settings: choose another folder")
+            raise UserError(f"output: {run.folder} holds a run with other settings: choose another folder")
         if run.checkpoint_path.exists():
             trainer = resume(run, task.training)
         else:

@@ -9,6 +9,7 @@ import tyro
 
 from ..config import Judging, TrainConfig
 from ..datasets import Task
+from ..evaluation import check_judging
 from ..interrupts import stop_on_interrupt
 from ..options import ConfigFlags, JudgingFlags, LossFlags, LossOptions
 from ..plan import estimate, plan_table
@@ -53,13 +54,20 @@ class Train:
         config = config.model_copy(update={"threads": threads})
         torch.set_num_threads(threads)
         task = task_of(config)
+        check_judging(task, self.judging)
         if self.dry_run:
             trainer = Trainer(config, task.training)
             console.print(plan_table(trainer, task, folder, estimate(trainer)).rich())
             return 0
-        trainer = resume(Run(folder), task.training) if self.resume else Trainer(config, task.training)
+        new = None if self.resume else Trainer(config, task.training)  # may fail, and then leaves no folder
+        with Run(folder).locked() as run:
+            return self._carry_out(run, new or resume(run, task.training), task)
+
+    def _carry_out(self, run: Run, trainer: Trainer, task: Task) -> int:
+        folder = run.folder
         with tensorboard_log(folder, trainer.steps_done) if self.tensorboard else nullcontext() as log:
-            run = Run(folder) if self.resume else Run.create(folder, config)
+            if not self.resume:
+                Run.create(folder, trainer.config)
             run.save_judging(self.judging)
             if not self._train(run, trainer, log):
                 say(f"stopped in epoch {trainer.epoch}; continue with: fused-margins train --resume --output {folder}")
@@ -95,6 +103,7 @@ class Evaluate:
     def main(self) -> int:
         run = Run(self.run)
         task = task_of(run.config())
+        check_judging(task, self.judging)
         trainer = Trainer(run.config(), task.training)
         run.load_checkpoint(trainer.load_state_dict)
         if not trainer.finished:

@@ -35,7 +35,7 @@ def magnet_study(
         "softmax": Softmax(scale=magnet.scale),
         "triplet": Triplet(positives="random"),
     }
-    judging = judging.model_copy(update={"neighbours": NEIGHBOURS})
+    judging = judging.model_copy(update={"neighbours": NEIGHBOURS, "knc_clusters": magnet.clusters_per_class})
     trials = [
         Trial(method, config.model_copy(update={"loss": loss, "seed": seed, "labels": "coarse"}), judging)
         for seed in seeds
@@ -61,8 +61,8 @@ def magnet_study(
     return Study(
         name,
         f"Magnet on {config.dataset}, {config.backbone.title}",
-        f"Trained for {config.epochs} epochs on coarse labels: the kNC error is of these, all else is judged on "
-        "the fine labels, which no training saw.",
+        f"Trained for {config.epochs} epochs on coarse labels: the kNC error is of these, with "
+        f"{magnet.clusters_per_class} clusters a class; all else is judged on the fine labels, which no training saw.",
         trials,
         COLUMNS,
         baseline="softmax",
@@ -104,9 +104,8 @@ def _cluster_pictures(results: Results) -> list[Picture]:
         Run(results.folder / trial.name).load_checkpoint(trainer.load_state_dict)
         embeddings = trainer.embed(task.training).cpu()
         labels = task.training.coarse_labels
-        index = MagnetIndex(Magnet().clusters_per_class, generator=torch.Generator().manual_seed(0)).fit(
-            embeddings, labels
-        )
+        index = MagnetIndex(trial.judging.knc_clusters, generator=torch.Generator().manual_seed(0))
+        index.fit(embeddings, labels)
         squared = (embeddings - index.centroids[index.assignments]).square().sum(1)
         variances[group] = [float(squared[labels == c].mean()) for c in labels.unique()]
         shown = map_sample(labels, limit=SHOWN)
