@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo reproduce test lint format bench tables sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
+.PHONY: demo reproduce test lint format bench growth tables sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
@@ -37,6 +37,11 @@ format: $(VENV)/installed-lint
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,iqr,rounds --threads 1 $(BENCH_ARGS)
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,iqr,rounds $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.tables
+
+# Time and memory against the number of classes and of rows, and their plots.
+growth: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks.growth $(GROWTH_ARGS)
 	$(BIN)/python -m benchmarks.tables
 
 tables: $(VENV)/installed-bench

@@ -16,6 +16,7 @@ import tyro
 
 from fused_margins.fewshot.tables import Table
 
+from . import growth
 from .machine import ROOT, Gpu, Machine
 from .results import FOLDER, Results, ResultsError, RowResult, files, read, write_text
 from .workloads import WORKLOADS
@@ -26,6 +27,7 @@ MIB = 2**20
 
 
 SUITES = ("demo", "fewshot")
+GROWTH = "growth"
 
 
 def render_suite(folder: Path, name: str) -> str:
@@ -172,15 +174,15 @@ def main(
     """
     try:
         text = readme.read_text(encoding="utf-8")
-        filled = rewrite(
-            text, [read(path) for path in files(results)], {name: render_suite(results, name) for name in SUITES}
-        )
+        others = {name: render_suite(results, name) for name in SUITES}
+        others[GROWTH] = growth.render(results / GROWTH)
+        filled = rewrite(text, [read(path) for path in files(results)], others)
     except (OSError, ResultsError) as error:
         sys.exit(f"error: {error}")
-    known = {*SUITES, *(workload.name for workload in WORKLOADS)}
-    others = sorted({m["name"] for m in REGION.finditer(text)} - known)
-    if others:
-        print(f"{readme}: left alone, no workloads of these names: {', '.join(others)}")
+    known = {*others, *(workload.name for workload in WORKLOADS)}
+    unknown = sorted({m["name"] for m in REGION.finditer(text)} - known)
+    if unknown:
+        print(f"{readme}: left alone, no workloads of these names: {', '.join(unknown)}")
     if filled == text:
         print(f"{readme}: up to date")
     elif check:

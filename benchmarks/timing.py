@@ -64,7 +64,7 @@ def take_turns(
             rounds += 1
             if rounds == LEAST_ROUNDS:
                 medians = {name: statistics.median(values) for name, values in seconds.items()}
-                fastest = min(medians.values())
+                fastest = min(medians.values(), default=0.0)
                 racing = [name for name in racing if medians[name] < FAR_BEHIND * fastest]
     finally:
         if collecting:

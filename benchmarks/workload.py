@@ -108,6 +108,20 @@ class Row:
         return self.size.make(self.dtype, torch.Generator(self.device).manual_seed(0))
 
 
+@dataclass(frozen=True)
+class Series:
+    """A workload on a CPU at sizes that grow in one number: how its cost grows (``growth.py``)."""
+
+    name: str  # of its picture
+    axis: str  # the number that grows
+    values: tuple[int, ...]  # it, ascending; one for each size of the workload
+    workload: Workload
+
+    @property
+    def rows(self) -> tuple["Row", ...]:
+        return tuple(rows((self.workload,), "cpu"))
+
+
 def rows(workloads: tuple[Workload, ...], device: str) -> Iterator[Row]:
     for workload in workloads:
         for size in workload.sizes:

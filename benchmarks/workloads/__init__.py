@@ -3,11 +3,13 @@
 import importlib
 import pkgutil
 
-from ..workload import Row, Workload, rows
+from ..workload import Row, Series, Workload, rows
 
 _modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
 
 WORKLOADS: tuple[Workload, ...] = tuple(w for module in _modules for w in module.WORKLOADS)
+
+SERIES: tuple[Series, ...] = tuple(s for module in _modules for s in getattr(module, "SERIES", ()))
 
 
 def rows_on(device: str) -> tuple[Row, ...]:
@@ -20,7 +22,7 @@ ROWS = rows_on("cpu")
 
 def find_row(row_id: str) -> Row:
     """Of those on a CPU."""
-    for row in ROWS:
+    for row in (*ROWS, *(row for series in SERIES for row in series.rows)):
         if row.id == row_id:
             return row
     raise LookupError(f"no row {row_id}")

@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
@@ -18,6 +19,7 @@ from ..workload import (
     Contestant,
     Inputs,
     Outputs,
+    Series,
     Size,
     Step,
     Workload,
@@ -52,7 +54,9 @@ TRUTH_AT_ONCE = 1 << 27  # logits in float64: 1 GiB
 CHUNK_BYTES = 16 * 2**20  # of logits: they stay in the L2 cache of a large GPU, 40 to 50 MB
 
 
-def _size(name: str, rows: int, width: int, classes: int, margin: float, angular: bool) -> Size:
+def _size(
+    name: str, rows: int, width: int, classes: int, margin: float, angular: bool, devices: tuple[str, ...]
+) -> Size:
     def make(dtype: torch.dtype, g: Generator) -> Inputs:
         return {
             "embeddings": on_device(rows, width, generator=g).to(dtype),
@@ -63,14 +67,13 @@ def _size(name: str, rows: int, width: int, classes: int, margin: float, angular
             "margin_type": "angular" if angular else "additive",
         }
 
-    shape = (name, rows, width, classes)
     return Size(
         name,
         f"{rows} x {width} x {classes}",
         make,
         large=name == "huge",
         multiply_adds=3 * rows * width * classes,
-        devices=tuple(device for device, shapes in (("cpu", SHAPES), ("cuda", GPU_SHAPES)) if shape in shapes),
+        devices=devices,
         dtypes=(torch.bfloat16,) if classes >= BFLOAT16_ONLY else None,
     )
 
@@ -329,12 +332,22 @@ ANGULAR = (
     *ours(_our_step, _problem),
 )
 
+
+def _sizes(shapes: Sequence[tuple[str, int, int, int]], margin: float, angular: bool) -> tuple[Size, ...]:
+    """On the devices whose shapes they are."""
+    places = (("cpu", SHAPES), ("cuda", GPU_SHAPES))
+    return tuple(
+        _size(*shape, margin, angular, tuple(device for device, measured in places if shape in measured))
+        for shape in shapes
+    )
+
+
 WORKLOADS = (
     Workload(
         "margin_softmax",
         "Margin softmax, additive margin 0.35 at scale 30: loss and gradients of embeddings and weight",
         "B x D x C",
-        tuple(_size(*shape, margin=0.35, angular=False) for shape in dict.fromkeys(SHAPES + GPU_SHAPES)),
+        _sizes(tuple(dict.fromkeys(SHAPES + GPU_SHAPES)), margin=0.35, angular=False),
         (torch.float32, torch.bfloat16),
         ADDITIVE,
         judge_loss(_our_step, truth),
@@ -343,9 +356,22 @@ WORKLOADS = (
         "angular_margin_softmax",
         "Margin softmax, angular margin of 0.5 rad at scale 30: loss and gradients of embeddings and weight",
         "B x D x C",
-        tuple(_size(*shape, margin=0.5, angular=True) for shape in SHAPES[1:5:2]),
+        _sizes(SHAPES[1:5:2], margin=0.5, angular=True),
         (torch.float32,),
         ANGULAR,
         judge_loss(_our_step),
     ),
+)
+
+
+def _series(name: str, axis: str, values: tuple[int, ...], shape: Callable[[int], tuple[int, int, int]]) -> Series:
+    sizes = tuple(_size(name, *shape(value), margin=0.35, angular=False, devices=("cpu",)) for value in values)
+    workload = replace(WORKLOADS[0], sizes=sizes, dtypes=(torch.float32,))
+    return Series(f"margin-softmax-{name}", axis, values, workload)
+
+
+CLASSES = (64, 256, 1024, 4096, 16_384, 65_536, 262_144, 1_000_000)
+SERIES = (
+    _series("classes", "classes C", CLASSES, lambda classes: (128, 128, classes)),
+    _series("rows", "rows B", (64, 256, 1024, 4096, 16_384, 65_536), lambda rows: (rows, 128, 1024)),
 )

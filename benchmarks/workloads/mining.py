@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from ..workload import (
     Contestant,
     Inputs,
     Outputs,
+    Series,
     Size,
     Step,
     Workload,
@@ -37,7 +39,7 @@ MARGIN = 0.2  # of squared distances
 SHAPES = ((512, 128, 4), (2048, 512, 16), (8192, 128, 4), (8192, 512, 64))
 
 
-def _size(rows: int, width: int, per_class: int, *devices: str) -> Size:
+def _size(rows: int, width: int, per_class: int, *devices: str, name: str = "batch") -> Size:
     def make(dtype: torch.dtype, g: Generator) -> Inputs:
         labels = torch.arange(rows, device=g.device) // per_class
         return {
@@ -45,7 +47,7 @@ def _size(rows: int, width: int, per_class: int, *devices: str) -> Size:
             "labels": labels[torch.randperm(rows, generator=g, device=g.device)],
         }
 
-    return Size("batch", f"{rows} x {width} x {per_class}", make, devices=devices)
+    return Size(name, f"{rows} x {width} x {per_class}", make, devices=devices)
 
 
 POSITIVE_SIZES = (*(_size(*shape, "cpu") for shape in SHAPES), _size(8192, 512, 4, "cuda"))
@@ -231,4 +233,16 @@ WORKLOADS = (
         # Against the eager code in float64: the reference would take minutes.
         judge_loss(lambda inputs, backend: _triplet(eager_triplet, inputs)),
     ),
+)
+
+
+def _series(name: str, values: tuple[int, ...], workload: Workload) -> Series:
+    sizes = tuple(_size(rows, 128, 4, "cpu", name="rows") for rows in values)
+    return Series(name, "rows B", values, replace(workload, sizes=sizes))
+
+
+BATCHES = (128, 512, 2048, 8192, 16_384, 32_768, 65_536)
+SERIES = (
+    _series("easy-positives-rows", BATCHES, WORKLOADS[0]),
+    _series("hardest-negatives-rows", BATCHES, WORKLOADS[1]),
 )

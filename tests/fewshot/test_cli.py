@@ -47,6 +47,19 @@ def test_train_then_evaluate(tmp_path, capsys):
     assert json.loads((folder / "report.json").read_text()) == report
 
 
+def test_knc_has_as_many_clusters_as_were_asked_for(tmp_path):
+    folder = tmp_path / "run"
+    assert _train(folder, "--neighbours", "1") == 0
+    errors = {}
+    for clusters in (1, 5, 20):
+        assert (
+            main(["evaluate", str(folder), "--episodes", "5", "--neighbours", "1", "--knc-clusters", str(clusters)])
+            == 0
+        )
+        errors[clusters] = json.loads((folder / "report.json").read_text())["figures"]["knc_error@1"]
+    assert errors[20] < errors[5] < errors[1]
+
+
 def test_the_number_of_threads_is_stored_and_used_again(tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr(torch, "set_num_threads", used.append)
@@ -90,6 +103,7 @@ def test_classes_left_out_are_judged_as_novel(tmp_path):
         (["--loss", "triplet", "--margin", "-0.1"], "margin: Input should be greater than or equal to 0"),
         (["--loss", "margin", "--beta", "-1"], "beta: Input should be greater than 0"),
         (["--margin", "nan"], "margin: Input should be a finite number"),
+        (["--classes", "0", "1", "2", "--shots", "1", "999"], "shots: expected fewer than the"),
         (["--resume"], "no run here"),
     ],
 )

@@ -59,6 +59,16 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, conten
     assert contents(run.folder) == before
 
 
+def test_one_process_at_a_time_works_in_a_run(tmp_path):
+    with Run(tmp_path / "run").locked():
+        with pytest.raises(UserError, match="output: another process is at work in"), Run(tmp_path / "run").locked():
+            pass
+        with Run(tmp_path / "other").locked():
+            pass
+    with Run(tmp_path / "run").locked():
+        pass
+
+
 def test_a_run_is_not_started_over_another(tmp_path):
     Run.create(tmp_path, TrainConfig(seed=1))
     with pytest.raises(UserError, match="holds a run already"):
