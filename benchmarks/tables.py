@@ -16,7 +16,7 @@ import tyro
 
 from fused_margins.fewshot.tables import Table
 
-from . import growth
+from . import growth, negligible
 from .machine import ROOT, Gpu, Machine
 from .results import FOLDER, Results, ResultsError, RowResult, files, read, write_text
 from .workloads import WORKLOADS
@@ -27,7 +27,7 @@ MIB = 2**20
 
 
 SUITES = ("demo", "fewshot")
-GROWTH = "growth"
+GROWTH, NEGLIGIBLE = "growth", "negligible"
 
 
 def render_suite(folder: Path, name: str) -> str:
@@ -176,6 +176,7 @@ def main(
         text = readme.read_text(encoding="utf-8")
         others = {name: render_suite(results, name) for name in SUITES}
         others[GROWTH] = growth.render(results / GROWTH)
+        others[NEGLIGIBLE] = negligible.render(results / NEGLIGIBLE / "weights.json")
         filled = rewrite(text, [read(path) for path in files(results)], others)
     except (OSError, ResultsError) as error:
         sys.exit(f"error: {error}")

@@ -1,6 +1,7 @@
 """How cost grows: exponents, who leaves and why, resuming, and what is shown."""
 
 import dataclasses
+import doctest
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,9 @@ def test_table_and_picture_show_every_contestant_and_where_it_stopped(tmp_path: 
 
 def test_nothing_measured_is_said(tmp_path: Path) -> None:
     assert growth.render(tmp_path, [TWO], tmp_path) == "Not measured yet."
+
+
+def test_examples() -> None:
+    found = doctest.testmod(growth)
+    assert found.attempted
+    assert not found.failed
