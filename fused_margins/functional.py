@@ -30,6 +30,7 @@ POSITIVE_STRATEGIES = ("easy", "hard")
 STRATEGIES = ("hard", "semihard")
 
 
+@checks.target_is_called("labels")
 def margin_softmax_loss(
     embeddings: Tensor,
     weight: Tensor,
@@ -139,6 +140,7 @@ def margin_softmax_loss(
     return reduce_loss(loss, row_weight, reduction)
 
 
+@checks.target_is_called("labels")
 def margin_logits(
     embeddings: Tensor,
     weight: Tensor,

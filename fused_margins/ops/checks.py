@@ -1,6 +1,8 @@
 """What every op asks of its arguments before any kernel runs: shapes, dtypes, devices. Values are for the kernels."""
 
 import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +13,30 @@ from .similarity import RELATIONS, SIMILARITIES, accumulation_dtype
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def target_is_called(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A function whose caller knows an op's `target` as `name`: errors about its values say so, unless compiled."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def renamed(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.compiler.is_compiling():
+                return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except IndexError as error:
+                text = str(error)
+                if not text.startswith("target: "):
+                    raise
+                raise IndexError(f"{name}: {text.removeprefix('target: ')}") from None
+
+        return renamed
+
+    return decorate
 
 
 def choice(argument: str, value: str, valid: tuple[str, ...]) -> None:
