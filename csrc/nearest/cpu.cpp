@@ -3,7 +3,7 @@
 // A group is a set of rows with the columns that may serve them: for relation "same" the rows and columns of one label,
 // else everything. Small groups are compared pair by pair where they lie. Large ones go through tiles, a chunk of
 // columns at a time, which all threads share. Columns come in ascending order, so ties go to the lowest, and nothing
-// depends on the number of threads.
+// depends on the number of threads. Where a batch is searched against itself, a product serves both of its rows.
 //
 // Euclidean tiles: the expanded distance, with a bound on its error, only selects candidates; compared is sum (x -
 // y)^2.
@@ -21,8 +21,10 @@ namespace fused_margins {
 namespace FM_ISA {
 namespace {
 
-constexpr int64_t SMALL = 256;   // rows and columns of a group that is compared pair by pair
-constexpr int64_t CHUNK = 2048;  // columns whose panels are made together
+constexpr int64_t SMALL = 256;         // rows and columns of a group that is compared pair by pair
+constexpr int64_t CHUNK = 2048;        // columns whose panels are made together
+constexpr int64_t HALF_CHUNK = 512;    // the same where products serve both rows: within a chunk's own rows they do not
+constexpr int64_t MIRRORED = 1 << 21;  // values that serving both rows of a product may take, of all threads
 
 template <class T>
 constexpr T none = -std::numeric_limits<T>::infinity();
@@ -46,6 +48,16 @@ struct Best {
       value[at] = value[at - 1];
       index[at] = index[at - 1];
     }
+    value[at] = v;
+    index[at] = j;
+  }
+  // Wherever j stands among the columns that are there already.
+  void insert_unordered(T v, int64_t j) const {
+    int64_t at = k;
+    while (at > 0 && (v > value[at - 1] || (v == value[at - 1] && j < index[at - 1]))) --at;
+    if (at == k) return;
+    std::copy_backward(value + at, value + k - 1, value + k);
+    std::copy_backward(index + at, index + k - 1, index + k);
     value[at] = v;
     index[at] = j;
   }
@@ -153,30 +165,68 @@ class Search {
 
   // -- Large groups --
 
+  // The best of a chunk's columns as rows, among the rows that each thread has seen.
+  class Mirrored {
+   public:
+    Mirrored(int threads, int64_t columns, int64_t k)
+        : threads_(threads), columns_(columns), k_(k), value_(threads * columns * k), index_(threads * columns * k) {
+      for (int thread = 0; thread < threads; ++thread)
+        for (int64_t j = 0; j < columns; ++j) best(thread, j).clear();
+    }
+
+    Best<T> best(int thread, int64_t j) const {
+      const int64_t at = (thread * columns_ + j) * k_;
+      return {value_.get() + at, index_.get() + at, k_};
+    }
+
+    // All threads' best of column j to `to`.
+    void move(int64_t j, const Best<T>& to) const {
+      for (int thread = 0; thread < threads_; ++thread) {
+        const Best<T> from = best(thread, j);
+        for (int64_t i = 0; i < k_ && from.index[i] >= 0; ++i) to.insert_unordered(from.value[i], from.index[i]);
+        from.clear();
+      }
+    }
+
+   private:
+    int threads_;
+    int64_t columns_, k_;
+    Buffer<T> value_;        // (threads, columns, k)
+    Buffer<int64_t> index_;  // likewise
+  };
+
   void through_tiles(const std::vector<const Group*>& groups, int threads) {
     constexpr int64_t wide = Tiles::WIDE;
     int64_t most = 0;
     for (const Group* g : groups) most = std::max(most, g->columns);
     const LabelIds ids(a_.row_labels, a_.x.rows, a_.column_labels, a_.y.rows);
-    const int64_t chunk = round_up(std::min(CHUNK, most), wide);
+    static_assert(ROWS % wide == 0, "a strip of rows is whole panels of columns");
+    const bool halves = itself_ && threads * HALF_CHUNK * a_.k <= MIRRORED;
+    const int64_t chunk = round_up(std::min(halves ? HALF_CHUNK : CHUNK, most), ROWS);
     Tiles tiles(x_, y_, chunk);
     Buffer<T> factors(chunk), longest(chunk / wide);
     Buffer<int32_t> labels(chunk);
-    // Of a thread: rows as the products take them, products, a pair of rows as they are.
-    Scratch<T> scratch(threads, tiles.scratch_size() + ROWS * wide + 2 * width_);
+    // Of a thread: rows as the products take them, products, the same with columns as rows, a pair of rows as they are.
+    Scratch<T> scratch(threads, tiles.scratch_size() + 2 * ROWS * wide + 2 * width_);
     Buffer<T> row_factor(a_.x.rows);
+    Mirrored mirrored(halves ? threads : 0, chunk, a_.k);
 
 #pragma omp parallel num_threads(threads)
     {
       [[maybe_unused]] typename Tiles::Session session;
-      T *prepared = scratch.mine(), *u = prepared + tiles.scratch_size(), *pair = u + ROWS * wide;
+      T *prepared = scratch.mine(), *u = prepared + tiles.scratch_size(), *turned = u + ROWS * wide;
+      T* pair = turned + ROWS * wide;
+      T strip_factors[ROWS], strip_longest[ROWS / wide];
+      int32_t strip_labels[ROWS];
       for (const Group* g : groups) {
         const int64_t* rows = groups_.row_order.get() + g->first_row;
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < g->rows; ++r) best(rows[r]).clear();
         for (int64_t first = 0; first < g->columns; first += chunk) {
           const int64_t* columns = groups_.column_order.get() + g->first_column + first;
-          const int64_t count = std::min(chunk, g->columns - first), tasks = ceil_div(g->rows, ROWS);
+          const int64_t count = std::min(chunk, g->columns - first);
+          // Rows behind the chunk get its columns when they are columns themselves.
+          const int64_t tasks = ceil_div(halves ? first + count : g->rows, ROWS);
 #pragma omp for schedule(static)
           for (int64_t c = 0; c < count; c += wide) {
             const int64_t n = std::min(wide, count - c);
@@ -185,21 +235,45 @@ class Search {
             for (int64_t j = c + n; j < c + wide; ++j) factors[j] = 0;
             longest[c / wide] = *std::max_element(factors.get() + c, factors.get() + c + n);
           }
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(monotonic : dynamic)
           for (int64_t task = 0; task < tasks; ++task) {
             const int64_t row0 = task * ROWS, height = std::min(ROWS, g->rows - row0);
             for (int64_t r = 0; r < height; ++r)
               row_factor[rows[row0 + r]] = tiles.prepare_row(rows[row0 + r], r, prepared);
+            const bool mirror = halves && row0 < first;  // all ROWS of them are: chunks begin with a strip
+            if (mirror) {
+              for (int64_t r = 0; r < ROWS; ++r) {
+                strip_factors[r] = row_factor[rows[row0 + r]];
+                strip_labels[r] = ids.rows[rows[row0 + r]];
+              }
+              for (int64_t r = 0; r < ROWS; r += wide)
+                strip_longest[r / wide] = *std::max_element(strip_factors + r, strip_factors + r + wide);
+            }
             for (int64_t c = 0; c < count; c += wide) {
               const int64_t n = std::min(wide, count - c);
               tiles.products(prepared, height, c / wide, n, u);
+              if (mirror)
+                for (int64_t r = 0; r < ROWS; r += wide) transpose_panel(u + r * wide, wide, wide, turned + r * wide);
               for (int64_t r = 0; r < height; ++r) {
                 const int64_t row = rows[row0 + r];
-                if (may_improve(row, row_factor[row], u + r * wide, factors.get() + c, longest[c / wide]))
-                  select(row, row_factor[row], ids.rows[row], columns + c, n, u + r * wide, labels.get() + c,
+                const Best<T> best = this->best(row);
+                if (may_improve(best, row_factor[row], u + r * wide, factors.get() + c, longest[c / wide]))
+                  select(best, row, row_factor[row], ids.rows[row], columns + c, n, u + r * wide, labels.get() + c,
                          factors.get() + c, pair);
               }
+              for (int64_t r = 0; mirror && r < ROWS; r += wide)
+                for (int64_t j = 0; j < n; ++j) {
+                  const Best<T> best = mirrored.best(thread_index(), c + j);
+                  T* of_column = turned + (r + j) * wide;
+                  if (may_improve(best, factors[c + j], of_column, strip_factors + r, strip_longest[r / wide]))
+                    select(best, columns[c + j], factors[c + j], labels[c + j], rows + row0 + r, wide, of_column,
+                           strip_labels + r, strip_factors + r, pair);
+                }
             }
+          }
+          if (halves) {
+#pragma omp for schedule(static)
+            for (int64_t j = 0; j < count; ++j) mirrored.move(j, best(columns[j]));
           }
         }
       }
@@ -207,11 +281,11 @@ class Search {
   }
 
   // Of a panel's products: false where none of them, whatever its label, can be among the row's best.
-  bool may_improve(int64_t row, T row_factor, const T* u, const T* squared, T longest) const {
+  bool may_improve(const Best<T>& best, T row_factor, const T* u, const T* squared, T longest) const {
     using V = Vector<T>;
     constexpr int64_t lanes = VectorOf<T>::lanes;
     V first = load(u), second = load(u + lanes);
-    T bound = best(row).worst();
+    T bound = best.worst();
     if (euclidean_) {
       const T slack = std::numeric_limits<T>::epsilon() * T(10 + width_) * (row_factor + longest);
       if (!(slack <= std::numeric_limits<T>::max())) return true;
@@ -226,9 +300,8 @@ class Search {
   }
 
   // Offers the admitted ones of n columns to the row's best; u (n,) holds products, and is overwritten.
-  void select(int64_t row, T row_factor, int32_t label, const int64_t* columns, int64_t n, T* u, const int32_t* ids,
-              const T* squared, T* pair) const {
-    const Best<T> best = this->best(row);
+  void select(const Best<T>& best, int64_t row, T row_factor, int32_t label, const int64_t* columns, int64_t n, T* u,
+              const int32_t* ids, const T* squared, T* pair) const {
     const T below = this->below(row), worst = best.worst();
     T slack = 0;  // bound on the error of the expanded distances: rounding of the sums over width_, and of the centring
     if (euclidean_) {
