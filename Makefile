@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo reproduce test lint format bench growth tables sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
+.PHONY: demo reproduce parity test lint format bench growth tables sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
@@ -15,13 +15,23 @@ test: $(VENV)/installed-test
 
 # Omniglot and CIFAR-FS where FUSED_MARGINS_DATA says, or in ./data; meant for 45 minutes on two cores. Called again, it goes
 # on where it stopped.
-REPRODUCED := runs/reproduce
 reproduce: $(VENV)/installed-bench
-	$(BIN)/fused-margins reproduce --output $(REPRODUCED)
-	mkdir -p benchmarks/results/fewshot
-	cp $(REPRODUCED)/studies.json $(REPRODUCED)/report.md benchmarks/results/fewshot/
-	cd $(REPRODUCED) && for picture in */*.png; do mkdir -p $(CURDIR)/benchmarks/results/fewshot/$$(dirname "$$picture") && cp "$$picture" $(CURDIR)/benchmarks/results/fewshot/"$$picture"; done
+	$(BIN)/fused-margins reproduce --output runs/reproduce
+	$(call keep,runs/reproduce,fewshot)
 	$(BIN)/python -m benchmarks.tables
+
+# Every loss on every backend, on the same data: a quarter of an hour more.
+parity: $(VENV)/installed-bench
+	$(BIN)/fused-margins reproduce --parity --output runs/parity
+	$(call keep,runs/parity,parity)
+	$(BIN)/python -m benchmarks.tables
+
+# $(call keep,FOLDER,NAME): the report of FOLDER, and its pictures, to benchmarks/results/NAME.
+define keep
+mkdir -p benchmarks/results/$(2)
+cp $(1)/studies.json $(1)/report.md benchmarks/results/$(2)/
+cd $(1) && for picture in */*.png; do mkdir -p $(CURDIR)/benchmarks/results/$(2)/$$(dirname "$$picture") && cp "$$picture" $(CURDIR)/benchmarks/results/$(2)/"$$picture"; done
+endef
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .

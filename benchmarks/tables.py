@@ -26,7 +26,7 @@ IDLE_LOAD = 0.3
 MIB = 2**20
 
 
-SUITES = ("demo", "fewshot")
+SUITES = ("demo", "fewshot", "parity")
 GROWTH, NEGLIGIBLE = "growth", "negligible"
 
 

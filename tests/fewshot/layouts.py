@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-REAL = Path(os.environ.get("FUSED_MARGINS_DATA") or Path(__file__).parents[3] / "shared/data")
+REAL = Path(os.environ.get("FUSED_MARGINS_DATA") or "data")
 
 
 def write(place: Path, files: dict[str, bytes]) -> None:

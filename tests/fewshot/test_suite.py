@@ -8,11 +8,15 @@ import sys
 import time
 
 import pytest
+import torch
 
+from fused_margins.fewshot import trials
 from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax, TrainConfig
+from fused_margins.fewshot.datasets import ImageSet
 from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.studies import margins, reproduce
 from fused_margins.fewshot.studies.margins import margin_sweep_study
-from fused_margins.fewshot.suite import run_suite
+from fused_margins.fewshot.suite import placed_jobs, run_suite
 from fused_margins.fewshot.trials import Trial
 
 
@@ -93,3 +97,30 @@ def test_control_c_stops_all_and_the_same_command_goes_on(tmp_path):
     stopped, whole = (json.loads((tmp_path / name / "studies.json").read_text()) for name in ("stopped", "whole"))
     figures = [[trial["figures"] for trial in results["studies"][0]["trials"]] for results in (stopped, whole)]
     assert figures[0] == figures[1]
+
+
+def _some_images(dataset, image_size=None):
+    """Twelve classes of ten images in three coarse ones, split by class, digits and alphabets by image."""
+    labels = torch.arange(12).repeat_interleave(10)
+    names = [tuple(f"{split}{c}" for c in range(12)) for split in ("train", "val", "test")]
+    if dataset in ("digits", "omniglot-alphabets"):
+        names = [names[0]] * 3
+    size, channels = image_size or 32, 3 if dataset == "cifar-fs" else 1
+    pixels = torch.zeros(120, channels, size, size, dtype=torch.uint8)
+    return {
+        split: ImageSet(pixels, labels, labels % 3, classes, ("x", "y", "z"))
+        for split, classes in zip(("train", "val", "test"), names)
+    }
+
+
+def test_the_reproduced_studies_have_folders_of_their_own_and_one_thread_each(monkeypatch, tmp_path):
+    for module in (trials, margins):
+        monkeypatch.setattr(module, "load", _some_images)
+    for studies in (reproduce.reproduce_studies(), reproduce.parity_studies()):
+        jobs = placed_jobs(studies, tmp_path)
+        assert len({placed.folder for placed in jobs}) == len(jobs)
+        assert {placed.job.config.threads for placed in jobs} == {1}
+    assert {study.name for study in reproduce.reproduce_studies()} >= {"omniglot-vinyals", "omniglot-official"}
+    monkeypatch.setattr(reproduce.doctor, "available_backends", lambda device: [])
+    with pytest.raises(UserError, match="backends: only the reference is available"):
+        reproduce.parity_studies()

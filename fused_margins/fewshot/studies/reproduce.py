@@ -1,14 +1,15 @@
 """The documented subset of the papers' protocols, meant for three quarters of an hour on two cores.
 
 Real data, short trainings: Omniglot by both protocols with the papers' Conv4, a sweep over margins on CIFAR-FS, coarse
-to fine and magnet on digits and on Omniglot's alphabets, parity of backends on both. Where 64 channels would take too
-long there are 32 (as in Finn et al., Model-agnostic meta-learning, 2017).
+to fine and magnet on digits and on Omniglot's alphabets; and apart from these the parity of backends on both data sets.
+Where 64 channels would take too long there are 32 (as in Finn et al., Model-agnostic meta-learning, 2017).
 """
 
 from typing import Any
 
 from .. import doctor
 from ..config import Backbone, Judging, Loss, Magnet, MarginSoftmax, TrainConfig
+from ..errors import UserError
 from ..presets import preset
 from ..study import Study
 from .coarse_to_fine import all_methods, coarse_to_fine_study, few_methods
@@ -27,14 +28,18 @@ def _settings(name: str, **changes: Any) -> TrainConfig:
     return preset(name).model_copy(update={"threads": 1, **changes})
 
 
+def _photographs() -> TrainConfig:
+    return _settings("cosine-cifar-fs", backbone=NARROW, epochs=12)
+
+
 def reproduce_studies() -> list[Study]:
     """The studies, the longest trainings first."""
     strokes = _settings("cosine-omniglot")
-    photographs = _settings("cosine-cifar-fs", backbone=NARROW, epochs=12)
+    photographs = _photographs()
     alphabets = _settings("easy-positive-omniglot-alphabets", backbone=NARROW, epochs=8)
     digits = _settings("easy-positive-digits")
     judging = Judging()
-    studies = [
+    return [
         vinyals_study(strokes.model_copy(update={"epochs": 6}), OMNIGLOT_LOSS, seeds=(0,)),
         official_study(strokes.model_copy(update={"epochs": 6}), OMNIGLOT_LOSS, seeds=(0,)),
         margin_sweep_study(photographs, MARGINS, (0, 1, 2), judging, "margins-cifar-fs"),
@@ -44,11 +49,17 @@ def reproduce_studies() -> list[Study]:
         coarse_to_fine_study(digits, all_methods(), (0,), judging, "grid-digits"),
         magnet_study(digits, range(4), judging, name="magnet-digits"),
     ]
+
+
+def parity_studies() -> list[Study]:
+    """Every loss on every backend, on both data sets: a quarter of an hour on two cores."""
     backends = ("reference", *doctor.available_backends("cpu"))
-    if len(backends) > 1:
-        episodes = Judging(shots=(1,))
-        short = photographs.model_copy(update={"epochs": 3})
-        studies.append(parity_study(short, LOSSES, backends, episodes, name="parity-cifar-fs"))
-        short = _settings("cosine-omniglot", dataset="omniglot-alphabets", backbone=NARROW, epochs=2, labels="coarse")
-        studies.append(parity_study(short, LOSSES, backends, episodes, name="parity-omniglot"))
-    return studies
+    if len(backends) == 1:
+        raise UserError("backends: only the reference is available, there is nothing to compare")
+    judging = Judging(shots=(1,))
+    photographs = _photographs().model_copy(update={"epochs": 3})
+    strokes = _settings("cosine-omniglot", dataset="omniglot-alphabets", backbone=NARROW, epochs=2, labels="coarse")
+    return [
+        parity_study(photographs, LOSSES, backends, judging, name="parity-cifar-fs"),
+        parity_study(strokes, LOSSES, backends, judging, name="parity-omniglot"),
+    ]
