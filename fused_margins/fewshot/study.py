@@ -99,6 +99,9 @@ def _number(value: float | None) -> float:
 REPRODUCED, CONTRADICTED, NO_DIFFERENCE, NOT_TESTED = "reproduced", "contradicted", "no difference seen", "not tested"
 
 
+ONE_SEED = "one seed has no spread"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the data say of a claim."""
@@ -125,7 +128,7 @@ class Claim:
         if not self.group:
             return Verdict(self.statement, self.source, NOT_TESTED, self.reason)
         if results.num_seeds(self.group, self.other) < 2:
-            return Verdict(self.statement, self.source, NOT_TESTED, "one seed has no spread")
+            return Verdict(self.statement, self.source, NOT_TESTED, ONE_SEED)
         mean, interval = results.difference(self.group, self.other, self.figure)
         if interval is None or math.isnan(mean):
             return Verdict(self.statement, self.source, NOT_TESTED, f"{self.figure} does not exist in every run")
@@ -139,6 +142,12 @@ class Claim:
 
 
 def claims_table(verdicts: Sequence[Verdict]) -> Table:
+    """A row a claim; those that want nothing but seeds share one."""
+    seedless = [v for v in verdicts if v.evidence == ONE_SEED]
+    if len(seedless) > 1:
+        sources = ", ".join(dict.fromkeys(v.source for v in seedless))
+        shared = Verdict(f"{len(seedless)} differences between methods", sources, NOT_TESTED, ONE_SEED)
+        verdicts = [shared, *(v for v in verdicts if v.evidence != ONE_SEED)]
     rows = [[v.claim, v.source, v.outcome, v.evidence] for v in verdicts]
     title = "Published claims on this data (each by its own 95% interval, none corrected for the number of claims)"
     return Table(title, ["claim", "source", "outcome", "evidence"], rows, numeric=False)
@@ -187,9 +196,9 @@ class Study:
     def tables(self, results: Results) -> list[Table]:
         """The main table, whatever else there is, and the verdicts."""
         seeds = len({trial.config.seed for trial in self.trials})
-        title = f"{self.title}; " + (
-            f"mean of {seeds} seeds ± 95% (Student's t)" if seeds > 1 else "one seed, ± 95% over episodes"
-        )
+        few_shot = any("shot" in figure for figure in self.columns.values())
+        of_one = "one seed, ± 95% over episodes" if few_shot else "one seed"
+        title = f"{self.title}; " + (f"mean of {seeds} seeds ± 95% (Student's t)" if seeds > 1 else of_one)
         tables = [results.table(title, self.columns, self.baseline)] if self.columns else []
         tables += self.more_tables(results)
         if self.claims:

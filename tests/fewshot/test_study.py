@@ -5,7 +5,18 @@ import pytest
 from fused_margins.fewshot.config import Judging, MarginSoftmax, TrainConfig
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run, plain
-from fused_margins.fewshot.study import CONTRADICTED, NO_DIFFERENCE, NOT_TESTED, REPRODUCED, Claim, Results, Study
+from fused_margins.fewshot.study import (
+    CONTRADICTED,
+    NO_DIFFERENCE,
+    NOT_TESTED,
+    ONE_SEED,
+    REPRODUCED,
+    Claim,
+    Results,
+    Study,
+    Verdict,
+    claims_table,
+)
 from fused_margins.fewshot.trials import Trial
 
 
@@ -92,3 +103,14 @@ def test_a_trial_is_finished_with_its_own_settings_only(tmp_path):
 def test_two_trials_of_one_name_are_refused():
     with pytest.raises(UserError, match="two trials are called a-seed0"):
         Study("s", "title", "lead", [_trial("a", 0), _trial("a", 0)], {})
+
+
+def test_claims_that_want_nothing_but_seeds_share_a_row():
+    seedless = [Verdict(f"claim {number}", "A 2020", NOT_TESTED, ONE_SEED) for number in range(3)]
+    judged = Verdict("another", "B 2021", REPRODUCED, "+1 ± 0.5")
+    table = claims_table([seedless[0], judged, *seedless[1:]])
+    assert table.rows == [
+        ["3 differences between methods", "A 2020", NOT_TESTED, ONE_SEED],
+        ["another", "B 2021", REPRODUCED, "+1 ± 0.5"],
+    ]
+    assert [row[0] for row in claims_table([seedless[0], judged]).rows] == ["claim 0", "another"]
