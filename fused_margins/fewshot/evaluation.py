@@ -30,6 +30,8 @@ def check_judging(task: Task, judging: Judging) -> None:
 def evaluate(trainer: Trainer, task: Task, judging: Judging) -> dict[str, float]:
     """Figures of held-out images of the training classes and of novel classes, as far as the task has them.
 
+    By the fastest kernels at hand, whatever the training took: a comparison of backends judges all of them alike.
+
     Args:
         trainer: holds the network; it trained on `task.training`.
         task: what to judge on; by fine labels, but for accuracy and kNC error, which ask for the training labels.
@@ -58,7 +60,7 @@ def _judge_held_out(trainer: Trainer, training: ImageSet, held_out: ImageSet, ju
     embeddings = trainer.embed(held_out)
     labels, targets = held_out.labels, held_out.targets(config.labels).to(embeddings.device)
     figures = {
-        **_judge_retrieval(embeddings, held_out, judging.judging_seed, config.backend),
+        **_judge_retrieval(embeddings, held_out, judging.judging_seed),
         "discriminability": metrics.discriminability(embeddings, labels),
     }
     errors = metrics.knc_errors(
@@ -69,11 +71,10 @@ def _judge_held_out(trainer: Trainer, training: ImageSet, held_out: ImageSet, ju
         judging.neighbours,
         judging.knc_clusters,
         seed=judging.judging_seed,
-        backend=config.backend,
     )
     figures |= {f"knc_error@{l}": error for l, error in errors.items()}
     if len(held_out.coarse_names) < len(held_out.class_names):
-        kept, _ = metrics.modes_kept(embeddings, labels, held_out.coarse_labels, judging.judging_seed, config.backend)
+        kept, _ = metrics.modes_kept(embeddings, labels, held_out.coarse_labels, judging.judging_seed)
         figures["modes"] = float(kept.mean())
     classifier = trainer.objective.classifier()
     if classifier is not None:
@@ -83,12 +84,12 @@ def _judge_held_out(trainer: Trainer, training: ImageSet, held_out: ImageSet, ju
     return figures
 
 
-def _judge_retrieval(embeddings: Tensor, images: ImageSet, seed: int, backend: str) -> dict[str, float]:
+def _judge_retrieval(embeddings: Tensor, images: ImageSet, seed: int) -> dict[str, float]:
     labels = images.labels
     return {
-        **metrics.recall_at_k(embeddings, labels, backend=backend),
-        "map@r": metrics.mean_average_precision_at_r(embeddings, labels, backend=backend),
-        **metrics.cluster_agreement(embeddings, labels, seed=seed, backend=backend),
+        **metrics.recall_at_k(embeddings, labels),
+        "map@r": metrics.mean_average_precision_at_r(embeddings, labels),
+        **metrics.cluster_agreement(embeddings, labels, seed=seed),
     }
 
 
@@ -114,7 +115,7 @@ def _judge_unseen(trainer: Trainer, images: ImageSet, judging: Judging) -> dict[
                 name = f"{n_way}way_{k_shot}shot{kind}"
                 figures[name], figures[f"{name}_interval"] = metrics.mean_and_interval(accuracy)
                 figures[f"{name}_student"] = metrics.mean_and_student_interval(accuracy)[1]
-    figures |= _judge_retrieval(embeddings, images, judging.judging_seed, trainer.config.backend)
+    figures |= _judge_retrieval(embeddings, images, judging.judging_seed)
     figures["discriminability"] = metrics.discriminability(embeddings, images.labels)
     return figures
 
