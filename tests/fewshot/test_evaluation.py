@@ -1,0 +1,43 @@
+"""What cannot be judged is said before a training, not after it."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fused_margins.fewshot.config import Judging
+from fused_margins.fewshot.datasets import ImageSet, make_task
+from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.evaluation import check_judging, evaluate
+from fused_margins.fewshot.trainer import Trainer
+
+
+def _novel(images: ImageSet, sizes: list[int]) -> ImageSet:
+    """The same images under other names, so many of each class."""
+    kept = torch.cat([torch.nonzero(images.labels == c)[:size, 0] for c, size in enumerate(sizes)])
+    return dataclasses.replace(images.subset(kept), class_names=tuple("ghijkl"))
+
+
+def test_shots_must_leave_an_image_of_every_class_to_ask_for(images):
+    task = make_task({"train": images, "test": _novel(images, [10, 4, 10, 10, 10, 10])})
+    check_judging(task, Judging(shots=(1, 3)))
+    with pytest.raises(UserError, match="shots: expected fewer than the 4 images of h, got 4"):
+        check_judging(task, Judging(shots=(1, 4)))
+
+
+def test_official_runs_are_for_images_of_one_channel(images):
+    task = make_task({"train": images, "test": images})
+    check_judging(task, Judging(official_runs=True))
+    colour = dataclasses.replace(images, images=images.images.expand(-1, 3, -1, -1))
+    task = make_task({"train": colour, "test": colour})
+    with pytest.raises(UserError, match="official_runs: expected images of one channel as these drawings have, got 3"):
+        check_judging(task, Judging(official_runs=True))
+
+
+def test_what_is_allowed_can_be_judged(images, config):
+    """The least class has one image more than there are shots."""
+    task = make_task({"train": images, "test": _novel(images, [10, 4, 10, 10, 10, 10])})
+    judging = Judging(shots=(3,), episodes=4)
+    check_judging(task, judging)
+    figures = evaluate(Trainer(config, task.training), task, judging)
+    assert 0 <= figures["novel_5way_3shot"] <= 1
