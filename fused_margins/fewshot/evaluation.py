@@ -40,7 +40,8 @@ def evaluate(trainer: Trainer, task: Task, judging: Judging) -> dict[str, float]
     Returns:
         Fractions in [0, 1], but for `discriminability` and `modes`. `validation_...` and `novel_...` are of classes
         that the training never saw; `..._interval` is half a 95% interval over episodes as the few-shot papers take
-        it (1.96 standard deviations with ddof 0, over the root of their number), `..._student` by Student's t.
+        it (1.96 standard deviations with ddof 0, over the root of their number), `..._student` by Student's t; of a
+        recall it is over the images that ask.
     """
     figures: dict[str, float] = {}
     if task.held_out is not None:
@@ -86,8 +87,10 @@ def _judge_held_out(trainer: Trainer, training: ImageSet, held_out: ImageSet, ju
 
 def _judge_retrieval(embeddings: Tensor, images: ImageSet, seed: int) -> dict[str, float]:
     labels = images.labels
+    recalls = metrics.recall_at_k(embeddings, labels)
     return {
-        **metrics.recall_at_k(embeddings, labels),
+        **recalls,
+        **{f"{name}_interval": metrics.interval_of_share(value, len(labels)) for name, value in recalls.items()},
         "map@r": metrics.mean_average_precision_at_r(embeddings, labels),
         **metrics.cluster_agreement(embeddings, labels, seed=seed),
     }

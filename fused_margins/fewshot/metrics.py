@@ -256,6 +256,15 @@ def mean_and_interval(values: Sequence[float] | Tensor) -> tuple[float, float]:
     return float(x.mean()), float(1.96 * x.std(correction=0) / math.sqrt(len(x)))
 
 
+def interval_of_share(share: float, count: int) -> float:
+    """Half the 95% interval of the share of `count` cases that were right: 1.96 sqrt(share (1 - share) / count).
+
+    >>> round(interval_of_share(0.5, 100), 3)
+    0.098
+    """
+    return 1.96 * math.sqrt(share * (1 - share) / count)
+
+
 def mean_and_student_interval(values: Sequence[float] | Tensor) -> tuple[float, float]:
     """Mean, and half the width of its 95% interval by Student's t, for few seeds (0 for a single one).
 

@@ -60,7 +60,7 @@ class Results:
         return {trial.config.seed: _number(stored["figures"][figure]) for trial, stored in self.of(group)}
 
     def mean(self, group: str, figure: str) -> tuple[float, float | None]:
-        """Mean over seeds and half its 95% interval (Student's t); of one seed that over its episodes, if any."""
+        """Mean over seeds and half its 95% interval (Student's t); of one seed that over its episodes or queries."""
         values = list(self.values(group, figure).values())
         if len(values) > 1:
             return mean_and_student_interval(values)
@@ -196,9 +196,9 @@ class Study:
     def tables(self, results: Results) -> list[Table]:
         """The main table, whatever else there is, and the verdicts."""
         seeds = len({trial.config.seed for trial in self.trials})
-        few_shot = any("shot" in figure for figure in self.columns.values())
-        of_one = "one seed, ± 95% over episodes" if few_shot else "one seed"
-        title = f"{self.title}; " + (f"mean of {seeds} seeds ± 95% (Student's t)" if seeds > 1 else of_one)
+        title = f"{self.title}; " + (
+            f"mean of {seeds} seeds ± 95% (Student's t)" if seeds > 1 else "one seed, ± 95% over episodes or queries"
+        )
         tables = [results.table(title, self.columns, self.baseline)] if self.columns else []
         tables += self.more_tables(results)
         if self.claims:

@@ -158,7 +158,7 @@ def _curves(job: StepParity, folder: Path, tolerance: float) -> Picture:
 
 
 def _end_table(results: Results) -> Table:
-    """Figures, whether their intervals over episodes overlap with the first backend's, and what a run took."""
+    """Figures, whether their intervals overlap with the first backend's, and what a run took."""
     rows = []
     for group in results.groups:
         (trial, stored), *_ = results.of(group)
