@@ -135,7 +135,7 @@ class Comparison:
                         *(text(m) if m is not None else NO_VALUE for m in means),
                     ]
                 )
-        title = "Figures: percent, but ratios and counts; ± 95% over seeds (Student's t), of one run over episodes or queries"
+        title = "Figures: percent, ratios, counts; ± 95% over seeds (Student's t), of one run over episodes or queries"
         return Table(title, ["figure", *(group.name for group in self.groups)], rows)
 
     def difference_table(self) -> Table | None:

@@ -1,6 +1,8 @@
 """Peak memory of a stretch of work beyond what was there before it, as far as the system can tell."""
 
 import contextlib
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -11,7 +13,8 @@ import torch
 class PeakMemory:
     """Begins to watch when it is made: a GPU's own count, else the growth of this process's resident memory.
 
-    Linux forgets the former peak of a process on request; elsewhere the largest since the process began counts.
+    Linux forgets the former peak of a process on request; elsewhere the largest since the process began counts. What
+    former work has freed goes back to the system first (glibc keeps it else), or this work would grow into it unseen.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -19,6 +22,9 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
         self.before_mib = self._process_mib("VmRSS")

@@ -1,0 +1,34 @@
+"""Peak memory is that of the work itself, whatever was there before it."""
+
+import sys
+
+import pytest
+import torch
+
+from fused_margins.fewshot.memory import PeakMemory
+
+CPU = torch.device("cpu")
+MIB = 1 << 18  # numbers of float32
+
+
+def _work() -> list[torch.Tensor]:
+    """64 MiB in pieces that malloc takes from its heap, with something small behind them that keeps the heap long."""
+    pieces = [torch.ones(MIB) for _ in range(64)]
+    kept = torch.ones(64)
+    del pieces
+    return [kept]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux forgets a former peak")
+def test_what_former_work_has_freed_counts_again():
+    torch.ones(24 * MIB)  # malloc then takes pieces of a MiB from its heap
+    kept = [_work() for _ in range(2)]
+    memory = PeakMemory(CPU)
+    kept.append(_work())
+    assert 55 < memory.mib() < 200
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux forgets a former peak")
+def test_a_former_peak_does_not_count():
+    torch.ones(100 * MIB)
+    assert PeakMemory(CPU).mib() < 30
