@@ -5,8 +5,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -76,30 +76,58 @@ def run_all(
                 results.append(function(item))
                 finish(item, results[-1])
             return results
-        # SIGTERM, which schedulers send, is an interrupt here: alone, it would leave the workers behind.
+        with _Pool(workers) as pool:
+            waiting = list(enumerate(items))[::-1]
+            running: dict[Future[Result], int] = {}
+            in_order: dict[int, Result] = {}
+            while waiting or running:
+                # As many as there are workers: what an executor has in its queue it may start after an interrupt.
+                while waiting and len(running) < workers:
+                    number, item = waiting.pop()
+                    running[pool.submit(function, item)] = number
+                ended, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    number = running.pop(future)
+                    in_order[number] = future.result()
+                    finish(items[number], in_order[number])
+                show()
+            return [in_order[number] for number in range(len(items))]
+
+
+class _Pool:
+    """Workers that end with the block: if it fails or is interrupted, once they have saved what they have.
+
+    SIGTERM, which schedulers send, is an interrupt here: alone, it would leave the workers behind. They ignore SIGINT,
+    which a terminal sends to them as well, since it is for the parent to decide what it means. An interrupt while they
+    save kills them.
+    """
+
+    def __init__(self, workers: int) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in mid-air
-        others = multiprocessing.active_children()
-        with (
-            _on_signal(signal.SIGTERM, signal.default_int_handler),
-            ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool,
-        ):
-            # Ctrl-C reaches the workers as well; the parent decides what it means, and they start with it ignored.
-            with _on_signal(signal.SIGINT, signal.SIG_IGN):
-                futures = {pool.submit(function, item): item for item in items}
-            started = [child for child in multiprocessing.active_children() if child not in others]
-            waiting = set(futures)
+        self.executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
+        self.others = multiprocessing.active_children()
+        self.signals = ExitStack()
+
+    def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+        with _on_signal(signal.SIGINT, signal.SIG_IGN):  # a worker that this starts inherits it
+            return self.executor.submit(function, item)
+
+    def __enter__(self) -> "_Pool":
+        self.signals.enter_context(_on_signal(signal.SIGTERM, signal.default_int_handler))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        started = [child for child in multiprocessing.active_children() if child not in self.others]
+        with self.signals:
             try:
-                while waiting:
-                    ended, waiting = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-                    for future in ended:
-                        finish(futures[future], future.result())
-                    show()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                if kind is not None:
+                    for worker in started:
+                        worker.terminate()  # SIGTERM: a training saves what it has, everything else ends at once
+                self.executor.shutdown(cancel_futures=True)
+            except KeyboardInterrupt:
                 for worker in started:
-                    worker.terminate()  # SIGTERM: a training saves what it has, everything else ends at once
+                    worker.kill()
                 raise
-            return [future.result() for future in futures]
 
 
 def _prepare_worker() -> None:

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from fused_margins.fewshot.interrupts import stop_on_interrupt
 from fused_margins.fewshot.jobs import available_cores, run_all
 
 
@@ -56,3 +57,49 @@ def test_an_interrupt_ends_the_workers_at_once(number):
     assert time.monotonic() - start < 30
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def train(place):
+    """As a training does: it goes on until it is asked to stop, and then takes a moment to save."""
+    place.with_suffix(".begun").touch()
+    with stop_on_interrupt() as stop:
+        while not stop():
+            time.sleep(0.01)
+    time.sleep(0.5)
+    place.with_suffix(".saved").touch()
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_an_interrupt_no_job_begins_and_those_that_run_are_saved(number, tmp_path):
+    def interrupt():
+        while len(list(tmp_path.glob("*.begun"))) < 2:
+            time.sleep(0.01)
+        time.sleep(0.2)  # within its loop
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all(train, [tmp_path / str(i) for i in range(12)], "training", workers=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.begun", "0.saved", "1.begun", "1.saved"]
+
+
+def refuse_to_end(place):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    place.touch()
+    time.sleep(60)
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path):
+    def interrupt():
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.01)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    start = time.monotonic()
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all(refuse_to_end, [tmp_path / str(i) for i in range(4)], "refusing", workers=2)
+    assert time.monotonic() - start < 30
