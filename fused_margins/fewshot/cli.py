@@ -36,13 +36,15 @@ SUBCOMMANDS: dict[str, type] = {
 
 
 def parse(arguments: Sequence[str] | None, base: TrainConfig | None = None, judging: Judging | None = None) -> Any:
-    """The subcommand and its options; `base` and `judging` take the place of the defaults of every training."""
+    """The subcommand and its options; `base` and `judging` take the place of the defaults of training and judgement."""
     choices: Any = None
     for name, command in SUBCOMMANDS.items():
         trains = any(f.name == "config" for f in dataclasses.fields(command))
         default = command(config=base) if trains and base is not None else tyro.MISSING_NONPROP
-        if command is commands.Train and judging is not None:
+        if isinstance(default, commands.Train) and judging is not None:
             default = dataclasses.replace(default, judging=judging)
+        if command is commands.Evaluate and judging is not None:
+            default = commands.Evaluate(tyro.MISSING, judging)
         choice = Annotated[command, tyro.conf.subcommand(name, default=default)]  # type: ignore[valid-type]
         choices = choice if choices is None else choices | choice
     return tyro.cli(choices, prog="fused-margins", args=arguments, description=__doc__)
@@ -54,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = parse(arguments)
         if getattr(command, "preset", None) is not None:
             command = parse(arguments, preset(command.preset))
+        if isinstance(command, commands.Evaluate):
+            command = parse(arguments, judging=Run(command.run).judging())
         if isinstance(command, commands.Train) and command.resume:
             command = _with_stored_settings(command, arguments)
         return command.main()

@@ -39,9 +39,10 @@ def evaluate(trainer: Trainer, task: Task, judging: Judging) -> dict[str, float]
 
     Returns:
         Fractions in [0, 1], but for `discriminability` and `modes`. `validation_...` and `novel_...` are of classes
-        that the training never saw; `..._interval` is half a 95% interval over episodes as the few-shot papers take
-        it (1.96 standard deviations with ddof 0, over the root of their number), `..._student` by Student's t; of a
-        recall it is over the images that ask.
+        that the training never saw (`validation_...` of other images, where a data set is split by image);
+        `..._interval` is half a 95% interval over episodes as the few-shot papers take it (1.96 standard deviations
+        with ddof 0, over the root of their number), `..._student` by Student's t; of a recall it is over the images
+        that ask.
     """
     figures: dict[str, float] = {}
     if task.held_out is not None:

@@ -65,7 +65,8 @@ class Results:
         if len(values) > 1:
             return mean_and_student_interval(values)
         (_, stored), *_ = self.of(group)
-        return values[0], stored["figures"].get(f"{figure}_interval")
+        figures = stored["figures"]
+        return values[0], figures.get(f"{figure}_interval", figures.get(f"{figure}_student"))
 
     def difference(self, group: str, other: str, figure: str) -> tuple[float, float | None]:
         """Mean of group - other over the seeds that both have, and half its 95% interval; one seed has none."""
@@ -99,7 +100,8 @@ def _number(value: float | None) -> float:
 REPRODUCED, CONTRADICTED, NO_DIFFERENCE, NOT_TESTED = "reproduced", "contradicted", "no difference seen", "not tested"
 
 
-ONE_SEED = "one seed has no spread"
+LEAST_SEEDS = 3  # the spread of two says next to nothing: their interval is 12.7 standard errors wide
+FEW_SEEDS = f"fewer than {LEAST_SEEDS} seeds tell no spread"
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,8 @@ class Claim:
         """The paired difference decides where its 95% interval leaves out 0."""
         if not self.group:
             return Verdict(self.statement, self.source, NOT_TESTED, self.reason)
-        if results.num_seeds(self.group, self.other) < 2:
-            return Verdict(self.statement, self.source, NOT_TESTED, ONE_SEED)
+        if results.num_seeds(self.group, self.other) < LEAST_SEEDS:
+            return Verdict(self.statement, self.source, NOT_TESTED, FEW_SEEDS)
         mean, interval = results.difference(self.group, self.other, self.figure)
         if interval is None or math.isnan(mean):
             return Verdict(self.statement, self.source, NOT_TESTED, f"{self.figure} does not exist in every run")
@@ -143,11 +145,11 @@ class Claim:
 
 def claims_table(verdicts: Sequence[Verdict]) -> Table:
     """A row a claim; those that want nothing but seeds share one."""
-    seedless = [v for v in verdicts if v.evidence == ONE_SEED]
+    seedless = [v for v in verdicts if v.evidence == FEW_SEEDS]
     if len(seedless) > 1:
         sources = ", ".join(dict.fromkeys(v.source for v in seedless))
-        shared = Verdict(f"{len(seedless)} differences between methods", sources, NOT_TESTED, ONE_SEED)
-        verdicts = [shared, *(v for v in verdicts if v.evidence != ONE_SEED)]
+        shared = Verdict(f"{len(seedless)} differences between methods", sources, NOT_TESTED, FEW_SEEDS)
+        verdicts = [shared, *(v for v in verdicts if v.evidence != FEW_SEEDS)]
     rows = [[v.claim, v.source, v.outcome, v.evidence] for v in verdicts]
     title = "Published claims on this data (each by its own 95% interval, none corrected for the number of claims)"
     return Table(title, ["claim", "source", "outcome", "evidence"], rows, numeric=False)

@@ -196,6 +196,12 @@ def test_validation_follows_the_chosen_classes_where_it_shares_them(images):
     assert task.validation.class_names == ("b", "a")
 
 
+def test_validation_shares_no_class_with_training_where_the_test_classes_are_novel(images):
+    novel, mixed = (replace(images, class_names=tuple(names)) for names in ("uvwxyz", "abcmno"))
+    with pytest.raises(UserError, match=r"those of validation must be, too; it shares 3 with training \(a, ...\)"):
+        make_task({"train": images, "test": novel, "val": mixed})
+
+
 @pytest.mark.parametrize(
     ("fraction", "test_names", "message"),
     [

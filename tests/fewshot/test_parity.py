@@ -16,7 +16,7 @@ from fused_margins.ops import registry
 LOSSES = [
     make_loss("margin-softmax", margin=-0.3),
     make_loss("triplet"),
-    make_loss("triplet"),
+    make_loss("margin"),
     make_loss("infonce"),
     make_loss("magnet", warm_epochs=1, clusters_per_class=2, num_clusters=3, samples_per_cluster=4),
 ]

@@ -7,9 +7,9 @@ from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run, plain
 from fused_margins.fewshot.study import (
     CONTRADICTED,
+    FEW_SEEDS,
     NO_DIFFERENCE,
     NOT_TESTED,
-    ONE_SEED,
     REPRODUCED,
     Claim,
     Results,
@@ -32,9 +32,9 @@ def _store(folder, trial, **figures):
 
 @pytest.fixture
 def results(tmp_path):
-    """Groups a and b on seeds 3 and 1, given in that order; b has a third seed."""
-    trials = [_trial(group, seed) for seed in (3, 1) for group in "ab"] + [_trial("b", 7)]
-    nmi = {"a": {1: 0.8, 3: 0.7}, "b": {1: 0.5, 3: 0.6, 7: 0.9}}
+    """Groups a and b on seeds 3, 1 and 5, given in that order; b has a fourth seed."""
+    trials = [_trial(group, seed) for seed in (3, 1, 5) for group in "ab"] + [_trial("b", 7)]
+    nmi = {"a": {1: 0.8, 3: 0.7, 5: 0.75}, "b": {1: 0.5, 3: 0.6, 5: 0.55, 7: 0.9}}
     for trial in trials:
         value = nmi[trial.group][trial.config.seed]
         _store(tmp_path, trial, nmi=value, steady=0.9 - (trial.group == "b"), modes=None)
@@ -43,11 +43,11 @@ def results(tmp_path):
 
 def test_values_stand_by_seed_and_differences_are_paired(results):
     assert results.groups == ["a", "b"]
-    assert list(results.values("a", "nmi").items()) == [(1, 0.8), (3, 0.7)]
+    assert list(results.values("a", "nmi").items()) == [(1, 0.8), (3, 0.7), (5, 0.75)]
     mean, interval = results.difference("a", "b", "nmi")
-    assert mean == pytest.approx((0.3 + 0.1) / 2)  # seed 7 has no partner
-    assert interval == pytest.approx(12.7062 * 0.1, rel=1e-4)  # t of one degree of freedom x standard error
-    assert results.num_seeds("a", "b") == 2
+    assert mean == pytest.approx((0.3 + 0.1 + 0.2) / 3)  # seed 7 has no partner
+    assert interval == pytest.approx(4.30265 * 0.1 / 3**0.5, rel=1e-4)  # t of two degrees of freedom x standard error
+    assert results.num_seeds("a", "b") == 3
 
 
 def test_the_table_has_groups_and_then_differences(results):
@@ -73,8 +73,9 @@ def test_verdicts(results, claim, outcome):
     assert "GPU" in verdict.evidence if outcome == NOT_TESTED else "minus" in verdict.evidence
 
 
-def test_one_seed_decides_nothing(tmp_path):
-    trials = [_trial("a", 0), _trial("b", 0)]
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds_decide_nothing(tmp_path, seeds):
+    trials = [_trial(group, seed) for group in "ab" for seed in range(seeds)]
     for trial in trials:
         _store(tmp_path, trial, nmi=0.9 if trial.group == "a" else 0.1)
     assert Claim("s", "c", "a", "b", "nmi").judge(Results(tmp_path, trials)).outcome == NOT_TESTED
@@ -106,11 +107,17 @@ def test_two_trials_of_one_name_are_refused():
 
 
 def test_claims_that_want_nothing_but_seeds_share_a_row():
-    seedless = [Verdict(f"claim {number}", "A 2020", NOT_TESTED, ONE_SEED) for number in range(3)]
+    seedless = [Verdict(f"claim {number}", "A 2020", NOT_TESTED, FEW_SEEDS) for number in range(3)]
     judged = Verdict("another", "B 2021", REPRODUCED, "+1 ± 0.5")
     table = claims_table([seedless[0], judged, *seedless[1:]])
     assert table.rows == [
-        ["3 differences between methods", "A 2020", NOT_TESTED, ONE_SEED],
+        ["3 differences between methods", "A 2020", NOT_TESTED, FEW_SEEDS],
         ["another", "B 2021", REPRODUCED, "+1 ± 0.5"],
     ]
     assert [row[0] for row in claims_table([seedless[0], judged]).rows] == ["claim 0", "another"]
+
+
+def test_one_seed_has_students_interval_where_there_is_no_other(tmp_path):
+    trials = [_trial("a", 0)]
+    _store(tmp_path, trials[0], official_runs=0.9, official_runs_student=0.03)
+    assert Results(tmp_path, trials).mean("a", "official_runs") == (0.9, 0.03)

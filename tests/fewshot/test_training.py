@@ -18,7 +18,11 @@ MAGNET = make_loss("magnet", warm_epochs=1, clusters_per_class=2, num_clusters=3
 
 
 def _loss(name):
-    return MAGNET if name == "magnet" else make_loss(name)
+    """Of this name; "triplet with memory" searches the last 40 embeddings, too."""
+    if name == "magnet":
+        return MAGNET
+    name, *memory = name.split(" with ")
+    return make_loss(name, memory=40) if memory else make_loss(name)
 
 
 def _numbers(trainer):
@@ -90,7 +94,7 @@ class StopAfter:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 6, 10])  # before the start, within epochs, between epochs of four or five
-@pytest.mark.parametrize("name", ["margin-softmax", "triplet", "margin", "magnet"])
+@pytest.mark.parametrize("name", ["margin-softmax", "triplet", "margin", "infonce", "triplet with memory", "magnet"])
 def test_an_interrupted_run_resumes_to_the_same_bits(images, config, tmp_path, name, steps):
     config = config.model_copy(update={"loss": _loss(name)})
     whole_run = Run.create(tmp_path / "whole", config)

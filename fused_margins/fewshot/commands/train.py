@@ -94,7 +94,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a run's latest checkpoint and write its report."""
+    """Evaluate a run's latest checkpoint and write its report; what is not said is as it was at its last judgement."""
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
@@ -102,8 +102,14 @@ class Evaluate:
 
     def main(self) -> int:
         run = Run(self.run)
+        torch.set_num_threads(run.config().threads or torch.get_num_threads())
+        with run.locked():
+            return self._carry_out(run)
+
+    def _carry_out(self, run: Run) -> int:
         task = task_of(run.config())
         check_judging(task, self.judging)
+        run.save_judging(self.judging)
         trainer = Trainer(run.config(), task.training)
         run.load_checkpoint(trainer.load_state_dict)
         if not trainer.finished:

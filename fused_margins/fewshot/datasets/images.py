@@ -186,6 +186,12 @@ def make_task(
     train, test, validation = splits["train"], splits["test"], splits.get("val")
     shared = set(train.class_names) & set(test.class_names)
     if not shared:
+        known = set(train.class_names) & set(validation.class_names if validation is not None else ())
+        if known:
+            raise UserError(
+                f"dataset: the test classes are novel, so those of validation must be, too; "
+                f"it shares {len(known)} with training ({min(known)}, ...)"
+            )
         training = train if classes is None else train.with_classes(classes)
         held_out = None
         if held_out_fraction:

@@ -15,6 +15,8 @@ from ..study import Picture, Results, Study
 from ..tables import Table, figure_text
 from ..trials import Trial, task_of
 
+# What the end of a training is compared by: the first that the data allow.
+END_FIGURES = (*(f"novel_{ways}way_1shot" for ways in (5, 4, 3, 2)), "recall@1", "novel_recall@1")
 PERTURBATION = 2.0**-23  # one step of float32
 LOSSES: dict[str, Loss] = {
     "margin softmax, m = -0.1": MarginSoftmax(scale=10.0, margin=-0.1),
@@ -163,7 +165,7 @@ def _end_table(results: Results) -> Table:
     for group in results.groups:
         (trial, stored), *_ = results.of(group)
         figures = stored["figures"]
-        name = next(f for f in ("novel_5way_1shot", "recall@1") if f in figures)
+        name = next(f for f in END_FIGURES if f in figures)
         value, interval = figures[name], figures.get(f"{name}_interval")
         overlap = "-"
         if trial.config.backend == results.trials[0].config.backend and not trial.config.perturbation:
