@@ -103,8 +103,8 @@ def margin_sweep_study(
         name,
         f"Margin softmax on {config.dataset}, {config.backbone.title}, scale {loss.scale:g}, {loss.similarity}",
         f"Each network is trained for {config.epochs} epochs on base classes; {judging.episodes} episodes ask for "
-        "novel ones, with a cosine head fine-tuned per episode or the nearest centroid. φ is the distance between "
-        "classes over the distance within them.",
+        "novel ones, with a cosine head fine-tuned per episode or the nearest centroid. φ is the mean squared "
+        "distance between class centres over that within classes.",
         trials,
         columns,
         group(0.0) if 0.0 in margins else None,
