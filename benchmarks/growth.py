@@ -107,7 +107,7 @@ def run(series: Sequence[Series], folder: Path, limits: Limits, seconds_each: fl
             for value, row in zip(one.values, one.rows):
                 if row.id not in current:
                     reasons = leaving(one, current, value, limits)
-                    result, _ = measure(row, seconds_each, runs_with, frozenset(reasons))
+                    result, _ = measure(row, seconds_each, runs_with, frozenset(reasons), limits.seconds)
                     for figure in result.figures:
                         figure.reason = reasons.get(figure.contestant, figure.reason)
                         if figure.red:

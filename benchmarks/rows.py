@@ -1,6 +1,8 @@
 """One row, measured: the gate, the turns, the memory."""
 
 import gc
+import math
+import time
 from datetime import datetime, timezone
 
 import torch
@@ -15,9 +17,16 @@ MEMORY = "memory"  # among the names in `without`: no peak memory
 
 
 def measure(
-    row: Row, seconds_each: float, runs_with: RunsWith, without: frozenset[str] = frozenset()
+    row: Row,
+    seconds_each: float,
+    runs_with: RunsWith,
+    without: frozenset[str] = frozenset(),
+    patience: float = math.inf,
 ) -> tuple[RowResult, dict[str, Times]]:
-    """The row's result, and the times of every contestant that passed the gate; `without` leaves some out."""
+    """The row's result, and the times of every contestant that passed the gate.
+
+    `without` leaves some out; a contestant whose second call takes more than `patience` seconds takes no turns.
+    """
     torch.compiler.reset()  # compiled for the shapes of this row alone, however many rows came before
     inputs = row.inputs()
     judge = row.workload.judge(inputs)
@@ -30,6 +39,12 @@ def measure(
         if figure.reason:
             continue
         step, figure.reason, figure.red = _through_gate(contestant, inputs, judge)
+        if step is not None and patience < math.inf:
+            start = time.perf_counter()
+            step()
+            seconds = time.perf_counter() - start
+            if seconds > patience:
+                figure.reason, step = f"{seconds:.0f} s a call", None
         if step is not None:
             steps[contestant.name] = step
         _free_memory(row.device)

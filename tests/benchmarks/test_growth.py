@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+import time
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,8 @@ def fixed_commit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_goes_on_from_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def measure_or_stop(row, seconds, runs_with, without):
+    def measure_or_stop(row, seconds, runs_with, without, patience):
+        assert patience == 10.0
         asked.append((row.id, without))
         if len(asked) == 3:
             raise KeyboardInterrupt
@@ -118,7 +120,7 @@ def test_a_wrong_contestant_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     wrong = dataclasses.replace(TWO.workload, judge=lambda inputs: lambda contestant, outputs: ["y: relative error 1"])
     without_memory = frozenset({MEMORY})
     monkeypatch.setattr(
-        growth, "measure", lambda row, seconds, runs_with, _: measure(row, seconds, runs_with, without_memory)
+        growth, "measure", lambda row, seconds, runs_with, *_: measure(row, seconds, runs_with, without_memory)
     )
     with pytest.raises(ResultsError, match="eager does not compute sums-rows-4-float32: y: relative error 1"):
         growth.run([dataclasses.replace(TWO, workload=wrong)], tmp_path, Limits(10.0, 1e12), 0.01)
@@ -148,3 +150,16 @@ def test_examples() -> None:
     found = doctest.testmod(growth)
     assert found.attempted
     assert not found.failed
+
+
+def test_who_turns_out_to_be_slow_takes_no_turns() -> None:
+    calls = []
+
+    def slow(inputs: Inputs) -> Step:
+        return lambda: calls.append(1) or time.sleep(0.05 * (len(calls) > 1)) or {}  # its first call compiles
+
+    series = _series(Contestant("eager", _step), Contestant("slow", slow))
+    result, times = measure(series.rows[0], 0.01, WITH, frozenset({MEMORY}), patience=0.02)
+    assert result.figure("slow").reason == "0 s a call"
+    assert list(times) == ["eager"]
+    assert len(calls) == 2
