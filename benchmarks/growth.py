@@ -122,8 +122,9 @@ def draw(series: Series, rows: Mapping[str, RowResult], path: Path) -> None:
     """Time and memory against the size, both axes logarithmic, a line a contestant."""
     figure, grid = panels_of(2, 5.2, 4.0, columns=2)
     costs = (("median_s", 1e3, "milliseconds a call"), ("extra_memory_bytes", 2.0**-20, "extra memory, MiB"))
+    shown = [c for c in series.workload.contestants if measured(series, rows, c.name)]
     for axes, (cost, unit, label) in zip(grid, costs):
-        for number, contestant in enumerate(series.workload.contestants):
+        for number, contestant in enumerate(shown):
             points = _points(measured(series, rows, contestant.name), cost)
             if points:
                 axes.loglog(
