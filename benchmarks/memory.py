@@ -13,7 +13,6 @@ allocated at once, beyond those before the call.
 import ctypes
 import gc
 import multiprocessing
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -23,7 +22,8 @@ from typing import Any
 
 import torch
 
-_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from fused_margins.fewshot.memory import PeakMemory
+
 _REPEATS, _PATIENCE_S = 5, 2.0
 _TIME_LIMIT_S, _GRACE_S = 300.0, 10.0
 
@@ -33,7 +33,7 @@ class MemoryMeasurementError(RuntimeError):
 
 
 def available() -> bool:
-    return _CLEAR_REFS.exists() and hasattr(ctypes.CDLL(None), "malloc_trim")
+    return Path("/proc/self/clear_refs").exists() and hasattr(ctypes.CDLL(None), "malloc_trim")
 
 
 def peak_growth(step: Callable[[], Any]) -> int:
@@ -44,12 +44,9 @@ def peak_growth(step: Callable[[], Any]) -> int:
     gc.freeze()  # the libraries' objects stay; looking at them again and again would take most of the time
     start = time.perf_counter()
     while not growth or (len(growth) < _REPEATS and time.perf_counter() - start < _PATIENCE_S):
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        _CLEAR_REFS.write_text("5")  # the high-water mark becomes the present resident set
-        before = _resident("VmRSS")
+        memory = PeakMemory(torch.device("cpu"))
         result = step()
-        growth.append(_resident("VmHWM") - before)
+        growth.append(int(memory.mib() * 2**20))
         del result
     return int(statistics.median(growth))
 
@@ -66,12 +63,6 @@ def peak_growth_on_gpu(step: Callable[[], Any]) -> int:
     growth = torch.cuda.max_memory_allocated() - before
     del result
     return growth
-
-
-def _resident(field: str) -> int:
-    match = re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text())
-    assert match is not None
-    return 1024 * int(match[1])
 
 
 def measure_in_child(row_id: str, contestant: str) -> int:
