@@ -90,8 +90,9 @@ def train(run: Run, trainer: Trainer, stop: Callable[[], bool], advance: Callabl
 
 
 def judge(run: Run, trainer: Trainer, task: Task, judging: Judging) -> dict[str, float]:
-    """Evaluate a trained network and store its figures with the run."""
+    """Evaluate a trained network and store its figures, and how they were found, with the run."""
     figures = evaluate(trainer, task, judging)
+    run.save_judging(judging)
     result: dict[str, Any] = {
         "config": plain(trainer.config),
         "judging": plain(judging),

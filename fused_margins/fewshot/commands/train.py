@@ -109,7 +109,6 @@ class Evaluate:
     def _carry_out(self, run: Run) -> int:
         task = task_of(run.config())
         check_judging(task, self.judging)
-        run.save_judging(self.judging)
         trainer = Trainer(run.config(), task.training)
         run.load_checkpoint(trainer.load_state_dict)
         if not trainer.finished:
