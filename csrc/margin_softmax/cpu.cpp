@@ -44,7 +44,7 @@ void forward(const MarginSoftmaxForward& args) {
   fused_margins::contrast_forward(
       {p.contrast(), false, p.positive, p.lse, args.in.with_mean ? p.mean : nullptr, p.kept, args.in.kept_blocks});
   T* loss = static_cast<T*>(args.loss);
-  T sum = 0;
+  double sum = 0;  // of many rows: in float32 its rounding would exceed that of the losses
   for (int64_t i = 0; i < p.rows; ++i) {
     const T gap = p.ignored(i) ? -std::numeric_limits<T>::infinity() : p.gap(i);
     const T value = (gap > 0 ? gap : gap < 0 ? T(0) : gap) + std::log1p(std::exp(-std::abs(gap)));  // softplus
@@ -53,7 +53,7 @@ void forward(const MarginSoftmaxForward& args) {
     else
       sum += value;
   }
-  if (args.in.reduction != Reduction::none) loss[0] = sum / p.divisor();
+  if (args.in.reduction != Reduction::none) loss[0] = T(sum / double(p.divisor()));
 }
 
 template <class T>
