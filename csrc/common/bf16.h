@@ -1,8 +1,5 @@
 // Operands of products of bfloat16 numbers with sums in float32: the matrix unit (AMX, bf16_amx.h) and the vector unit
 // (AVX512_BF16, bf16_vector.h) take the same.
-//
-// The left operand may come in parts: a float32 number is the sum of its leading bfloat16 part, the leading part of the
-// rest, and so on, each of 8 bits and a sign.
 #pragma once
 
 #include <immintrin.h>
@@ -22,23 +19,15 @@ inline int64_t odd_lines_of_halves(int64_t values) {
   return (ceil_div(values, 32) | 1) * 32;
 }
 
-// An operand. Left: (parts, rows, depth), rows `stride` and parts `plane` apart. Right: (depth / 2, columns, 2), pairs
-// of depths side by side as the instructions want them, a pair of rows `stride` after the other.
-struct Parts {
+// An operand. Left: (rows, depth), rows `stride` apart. Right: (depth / 2, columns, 2), pairs of depths side by side as
+// the instructions want them, a pair of rows `stride` after the other.
+struct Bf16Operand {
   const uint16_t* data;
-  int64_t stride, plane;
+  int64_t stride;
 };
 
-// A vector as PARTS bfloat16 numbers, `plane` apart.
-template <int PARTS>
-inline void split(__m512 rest, uint16_t* out, int64_t plane) {
-#pragma GCC unroll 3
-  for (int p = 0; p < PARTS; ++p) {
-    const __m256i part = (__m256i)_mm512_cvtneps_pbh(rest);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + p * plane), part);
-    const __m512i value = _mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, part), 16);
-    rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(value));
-  }
+inline void round_vector(__m512 values, uint16_t* out) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh(values));
 }
 
 // `factor` times (count,) values, rounded, and zeros up to `padded`, a multiple of 16.
@@ -47,7 +36,7 @@ inline void round_row(const float* values, float factor, int64_t count, int64_t 
     const int64_t left = count - d;
     const __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? __mmask16((1 << left) - 1) : 0;
     const __m512 value = _mm512_maskz_mul_ps(mask, _mm512_maskz_loadu_ps(mask, values + d), _mm512_set1_ps(factor));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d), (__m256i)_mm512_cvtneps_pbh(value));
+    round_vector(value, out + d);
   }
 }
 

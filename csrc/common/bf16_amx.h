@@ -26,8 +26,8 @@ class Bf16Session {
 };
 
 // One block of at most 32 x 32 sums over `steps` times BF16_DEPTH, M and N tiles of them, to out.
-template <int PARTS, int M, int N>
-inline void amx_tiles(const Parts& a, const Parts& b, int64_t steps, float* out, int64_t out_stride) {
+template <int M, int N>
+inline void amx_tiles(const Bf16Operand& a, const Bf16Operand& b, int64_t steps, float* out, int64_t out_stride) {
   _tile_zero(0);
   if (N > 1) _tile_zero(1);
   if (M > 1) _tile_zero(2);
@@ -36,16 +36,13 @@ inline void amx_tiles(const Parts& a, const Parts& b, int64_t steps, float* out,
     const uint16_t* right = b.data + s * (BF16_DEPTH / 2) * b.stride;
     _tile_loadd(6, right, 2 * b.stride);
     if (N > 1) _tile_loadd(7, right + 2 * AMX_ROWS, 2 * b.stride);
-#pragma GCC unroll 3
-    for (int p = 0; p < PARTS; ++p) {
-      const uint16_t* left = a.data + p * a.plane + s * BF16_DEPTH;
-      _tile_loadd(4, left, 2 * a.stride);
-      if (M > 1) _tile_loadd(5, left + AMX_ROWS * a.stride, 2 * a.stride);
-      _tile_dpbf16ps(0, 4, 6);
-      if (N > 1) _tile_dpbf16ps(1, 4, 7);
-      if (M > 1) _tile_dpbf16ps(2, 5, 6);
-      if (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);
-    }
+    const uint16_t* left = a.data + s * BF16_DEPTH;
+    _tile_loadd(4, left, 2 * a.stride);
+    if (M > 1) _tile_loadd(5, left + AMX_ROWS * a.stride, 2 * a.stride);
+    _tile_dpbf16ps(0, 4, 6);
+    if (N > 1) _tile_dpbf16ps(1, 4, 7);
+    if (M > 1) _tile_dpbf16ps(2, 5, 6);
+    if (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);
   }
   _tile_stored(0, out, 4 * out_stride);
   if (N > 1) _tile_stored(1, out + AMX_ROWS, 4 * out_stride);
@@ -53,21 +50,20 @@ inline void amx_tiles(const Parts& a, const Parts& b, int64_t steps, float* out,
   if (M > 1 && N > 1) _tile_stored(3, out + AMX_ROWS * (out_stride + 1), 4 * out_stride);
 }
 
-template <int PARTS>
-inline void bf16_sums(const Parts& a, const Parts& b, int64_t steps, int64_t rows, int64_t columns, float* out,
-                      int64_t out_stride, bool accumulate) {
+inline void bf16_sums(const Bf16Operand& a, const Bf16Operand& b, int64_t steps, int64_t rows, int64_t columns,
+                      float* out, int64_t out_stride, bool accumulate) {
   alignas(64) float block[BF16_ROWS * BF16_COLUMNS];
   const bool direct = !accumulate && rows % AMX_ROWS == 0 && columns % AMX_ROWS == 0;
   float* to = direct ? out : block;
   const int64_t stride = direct ? out_stride : BF16_COLUMNS;
   if (rows > AMX_ROWS && columns > AMX_ROWS)
-    amx_tiles<PARTS, 2, 2>(a, b, steps, to, stride);
+    amx_tiles<2, 2>(a, b, steps, to, stride);
   else if (rows > AMX_ROWS)
-    amx_tiles<PARTS, 2, 1>(a, b, steps, to, stride);
+    amx_tiles<2, 1>(a, b, steps, to, stride);
   else if (columns > AMX_ROWS)
-    amx_tiles<PARTS, 1, 2>(a, b, steps, to, stride);
+    amx_tiles<1, 2>(a, b, steps, to, stride);
   else
-    amx_tiles<PARTS, 1, 1>(a, b, steps, to, stride);
+    amx_tiles<1, 1>(a, b, steps, to, stride);
   for (int64_t m = 0; !direct && m < rows; ++m) {
     float* o = out + m * out_stride;
     const float* from = block + m * BF16_COLUMNS;

@@ -345,18 +345,12 @@ class Backward {
     combine(sum, factor, -dot(sum, values, p_.width) * factor * factor, values, p_.width);
   }
 
-  // g_i sum_j q_ij u_ij: the average column's similarity with the row.
+  // g_i sum_j q_ij u_ij.
   void grad_scale() {
     T* out = static_cast<T*>(args_.grad_scale);
     if (!p_.in.scale_per_row) out[0] = 0;
-    T* x = rows_scratch();
     for (int64_t i = 0; i < p_.rows; ++i) {
-      T value = 0;
-      if (counts(i)) {
-        value = g(i) * (p_.euclidean() ? mean_similarity(i)
-                                       : side_.kept.x_factor[i] * inverse_sum(i) *
-                                             dot(side_.x.row_of(i, x), sum_of_columns(i), p_.width));
-      }
+      const T value = counts(i) ? g(i) * mean_similarity(i) : T(0);
       p_.in.scale_per_row ? out[i] = value : out[0] += value;
     }
   }

@@ -82,7 +82,7 @@ class Weights {
 
   // Of a panel's rows, summed over the columns.
   struct Sums {
-    T weight[WIDE], shift[WIDE], along[WIDE];  // exp(logit - shift); what was taken off; weight * similarity, Euclidean
+    T weight[WIDE], shift[WIDE], along[WIDE];  // exp(logit - shift); what was taken off; weight * similarity
   };
 
   // The shifts of a panel's rows into those of their block.
@@ -154,14 +154,14 @@ class Weights {
   // u in, exp(scale u + bias - shift) out, and their sums. Not inlined: both directions run the same instructions, for
   // a compiler that fuses multiplications and additions differently in two copies would give them different bits.
   __attribute__((noinline)) static OfVector weigh(T* w, int64_t stride, int64_t count, Vector<T> scale, const T* bias,
-                                                  Vector<T> shift, bool euclidean) {
+                                                  Vector<T> shift) {
     using V = Vector<T>;
     V weight = V{}, along = V{};
     for (int64_t j = 0; j < count; ++j) {
       const V u = load(w + j * stride);
       const V e = exponentials<T>(u * scale + ((bias ? bias[j] : T(0)) - shift));
       weight += e;
-      if (euclidean) along += e == T(0) ? V{} : e * u;
+      along += e == T(0) ? V{} : e * u;  // u may be -infinity
       save(w + j * stride, e);
     }
     return {weight, along};
@@ -187,7 +187,7 @@ class Weights {
       }
       shift = largest == none<T> ? V{} : largest;  // nothing admitted, or nothing but NaN
     }
-    const OfVector of = weigh(w, stride, count, scale, bias, shift, p.euclidean());
+    const OfVector of = weigh(w, stride, count, scale, bias, shift);
     if (!sums) return;
     save(sums->weight + at, of.weight);
     save(sums->shift + at, shift);

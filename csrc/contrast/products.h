@@ -78,7 +78,7 @@ class VectorProducts {
 
   // -- Gradient of the columns --
 
-  void allocate_gradient() { gradient_panels_ = Buffer<T>(parts() * rows_ * WIDE); }
+  void allocate_gradient() { gradient_panels_ = Buffer<T>(parts() * part_size()); }
   int64_t gradient_scratch_size(int64_t) const { return 0; }
 
   // In parallel: x as right operand, each row times its factor of dL/du.
@@ -90,7 +90,7 @@ class VectorProducts {
       if (!plain) x_.prepare(i, values);
       const T* x = plain ? x_.row_of(i, values) : values;
       for (int64_t part = 0; part < parts(); ++part) {
-        T* panel = gradient_panels_.get() + (part * rows_ + i) * WIDE;
+        T* panel = gradient_panels_.get() + part * part_size() + i * WIDE;
         const int64_t width = std::min(WIDE, width_ - part * WIDE);
         scale(panel, factor, x + part * WIDE, width);
         std::fill(panel + width, panel + WIDE, T(0));
@@ -101,7 +101,7 @@ class VectorProducts {
   // out (count, out_stride): w^T x of a group of columns.
   void gradient(const T* w, int64_t count, T* out, int64_t out_stride, T*) const {
     for (int64_t part = 0; part < parts(); ++part)
-      panel_product<T, Left::contiguous_depth>(w, kept_.stride, count, gradient_panels_.get() + part * rows_ * WIDE,
+      panel_product<T, Left::contiguous_depth>(w, kept_.stride, count, gradient_panels_.get() + part * part_size(),
                                                WIDE, std::min(WIDE, padded_ - part * WIDE), rows_, out + part * WIDE,
                                                out_stride, false);
   }
@@ -111,7 +111,9 @@ class VectorProducts {
   Kept<T> kept_;
   int64_t rows_, width_, y_width_, padded_;
   Buffer<T> logit_panels_;     // (panels, width, WIDE)
-  Buffer<T> gradient_panels_;  // (parts, rows, WIDE)
+  Buffer<T> gradient_panels_;  // (parts, part_size): (rows, WIDE) and a line
+
+  int64_t part_size() const { return rows_ * WIDE + 16; }
 };
 
 }  // namespace FM_ISA

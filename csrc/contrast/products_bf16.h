@@ -1,5 +1,6 @@
 // The products of contrast for bfloat16, on the matrix unit or the vector unit. x and y are taken as they are, and
-// their factors applied to the results; weights are float32 and split in two parts.
+// their factors applied to the results; weights are rounded to bfloat16 for the two products that they enter. Against
+// the rounding of the gradients themselves that is not seen, and sums of weights are those of the unrounded ones.
 #pragma once
 
 #include "../common/bf16_rows.h"
@@ -71,9 +72,9 @@ class Bf16Products {
     const int64_t steps = depth_ / BF16_DEPTH, together = 16;
     for (int64_t s = 0; s < steps || s == 0; s += together)
       for (int64_t j = 0; j < count; j += BF16_ROWS)
-        bf16_product<1>({rows_of(block) + j * row_stride_ + s * BF16_DEPTH, row_stride_, 0},
-                        {panel_of(panel) + s * BF16_DEPTH * WIDE, 2 * WIDE, 0}, std::min(together, steps - s),
-                        std::min(BF16_ROWS, count - j), lanes, w + j * kept_.stride, kept_.stride, s > 0);
+        bf16_product({rows_of(block) + j * row_stride_ + s * BF16_DEPTH, row_stride_},
+                     {panel_of(panel) + s * BF16_DEPTH * WIDE, 2 * WIDE}, std::min(together, steps - s),
+                     std::min(BF16_ROWS, count - j), lanes, w + j * kept_.stride, kept_.stride, s > 0);
     for (int64_t v = 0; v < lanes; v += 16) {
       const Vector<float> factor = load(x_scale + v);
       for (int64_t j = 0; j < count; ++j)
@@ -83,14 +84,12 @@ class Bf16Products {
 
   // -- Average --
 
-  void allocate_average(int64_t blocks) {
-    weight_parts_ = Buffer<uint16_t>(blocks * panels() * PARTS * WIDE * WEIGHT_STRIDE);
-  }
+  void allocate_average(int64_t blocks) { weight_rows_ = Buffer<uint16_t>(blocks * panels() * WIDE * WEIGHT_STRIDE); }
 
   // The weights w (count, stride) of a panel's rows, turned into a left operand (rows, columns).
   void weights_are_made(int64_t slot, int64_t panel, const float* w, int64_t count, float* block) {
     const float* y_scale = scale_of(block, count);
-    uint16_t* out = weight_part(slot, panel);
+    uint16_t* out = weight_rows(slot, panel);
     const int64_t lanes = std::min(WIDE, round_up(rows_ - panel * WIDE, 16));
     for (int64_t j0 = 0; j0 < round_up(count, BF16_DEPTH); j0 += 16)
       for (int64_t half = 0; half < lanes; half += 16) {
@@ -98,19 +97,17 @@ class Bf16Products {
         for (int64_t j = 0; j < 16; ++j)
           v[j] = j0 + j < count ? load(w + (j0 + j) * kept_.stride + half) * y_scale[j0 + j] : Vector<float>{};
         transpose_square<float>(v);
-        for (int64_t i = 0; i < 16; ++i)
-          split<PARTS>((__m512)v[i], out + (half + i) * WEIGHT_STRIDE + j0, WIDE * WEIGHT_STRIDE);
+        for (int64_t i = 0; i < 16; ++i) round_vector((__m512)v[i], out + (half + i) * WEIGHT_STRIDE + j0);
       }
   }
 
   void average(int64_t slot, const float*, float* block, int64_t count, int64_t row0, int64_t rows, int64_t d0,
                float* out, int64_t out_stride, bool accumulate) const {
-    const Parts pairs{pairs_of(block, count) + 2 * d0, pair_stride_, 0};
+    const Bf16Operand pairs{pairs_of(block, count) + 2 * d0, pair_stride_};
     const int64_t columns = std::min(WIDE, round_up(width_ - d0, 16));
     for (int64_t i = 0; i < rows; i += WIDE)
-      bf16_product<PARTS>({weight_part(slot, (row0 + i) / WIDE), WEIGHT_STRIDE, WIDE * WEIGHT_STRIDE}, pairs,
-                          ceil_div(count, BF16_DEPTH), std::min(WIDE, rows - i), columns, out + i * out_stride,
-                          out_stride, accumulate);
+      bf16_product({weight_rows(slot, (row0 + i) / WIDE), WEIGHT_STRIDE}, pairs, ceil_div(count, BF16_DEPTH),
+                   std::min(WIDE, rows - i), columns, out + i * out_stride, out_stride, accumulate);
   }
 
   // -- Gradient of the columns --
@@ -120,7 +117,7 @@ class Bf16Products {
     row_scale_ = Buffer<float>(2 * row_pairs());
   }
   int64_t gradient_scratch_size(int64_t count) const {
-    return PARTS * round_up(count, BF16_ROWS) * odd_lines_of_halves(rows_) / 2;
+    return round_up(count, BF16_ROWS) * odd_lines_of_halves(rows_) / 2;
   }
 
   void prepare_gradient(const float* factors, float* scratch) {
@@ -139,37 +136,36 @@ class Bf16Products {
   }
 
   void gradient(const float* w, int64_t count, float* out, int64_t out_stride, float* scratch) const {
-    const int64_t stride = odd_lines_of_halves(rows_), plane = round_up(count, BF16_ROWS) * stride;
+    const int64_t stride = odd_lines_of_halves(rows_);
     uint16_t* left = reinterpret_cast<uint16_t*>(scratch);
     for (int64_t j = 0; j < count; ++j)
       for (int64_t i = 0; i < 2 * row_pairs(); i += 16) {
         const __mmask16 there = i + 16 <= rows_ ? 0xffff : i < rows_ ? __mmask16((1 << (rows_ - i)) - 1) : 0;
         const __m512 weight = _mm512_maskz_loadu_ps(there, w + j * kept_.stride + i);
-        split<PARTS>(_mm512_mul_ps(weight, (__m512)load(row_scale_.get() + i)), left + j * stride + i, plane);
+        round_vector(_mm512_mul_ps(weight, (__m512)load(row_scale_.get() + i)), left + j * stride + i);
       }
     for (int64_t d0 = 0; d0 < depth_; d0 += WIDE)
       for (int64_t j = 0; j < count; j += BF16_ROWS)
-        bf16_product<PARTS>({left + j * stride, stride, plane}, {gradient_pairs_.get() + 2 * d0, pair_stride_, 0},
-                            2 * row_pairs() / BF16_DEPTH, std::min(BF16_ROWS, count - j), WIDE,
-                            out + j * out_stride + d0, out_stride, false);
+        bf16_product({left + j * stride, stride}, {gradient_pairs_.get() + 2 * d0, pair_stride_},
+                     2 * row_pairs() / BF16_DEPTH, std::min(BF16_ROWS, count - j), WIDE, out + j * out_stride + d0,
+                     out_stride, false);
   }
 
  private:
-  static constexpr int PARTS = 2;                // of a weight: 17 bits of its 24
   static constexpr int64_t WEIGHT_STRIDE = 224;  // of at most 192 columns; an odd number of cache lines
   static_assert(CONTRAST_BLOCK <= 192, "a block's columns, rounded up to whole depths");
   const Rows<float>&x_, &y_;
   Kept<float> kept_;
   int64_t rows_, width_, depth_, row_stride_, pair_stride_;
   Buffer<uint16_t> logit_panels_;    // (panels, depth / 2, WIDE, 2)
-  Buffer<uint16_t> weight_parts_;    // (slots, panels, PARTS, WIDE, WEIGHT_STRIDE)
+  Buffer<uint16_t> weight_rows_;     // (slots, panels, WIDE, WEIGHT_STRIDE)
   Buffer<uint16_t> gradient_pairs_;  // (rows / 2, pair_stride)
   Buffer<float> x_scale_, row_scale_;
 
   int64_t row_pairs() const { return round_up(rows_, BF16_DEPTH) / 2; }
   uint16_t* panel_of(int64_t panel) const { return logit_panels_.get() + panel * depth_ * WIDE; }
-  uint16_t* weight_part(int64_t slot, int64_t panel) const {
-    return weight_parts_.get() + (slot * panels() + panel) * PARTS * WIDE * WEIGHT_STRIDE;
+  uint16_t* weight_rows(int64_t slot, int64_t panel) const {
+    return weight_rows_.get() + (slot * panels() + panel) * WIDE * WEIGHT_STRIDE;
   }
 
   // In the memory of a block of `total` columns: rows, the same as pairs, and what the results are multiplied by.

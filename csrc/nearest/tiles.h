@@ -83,10 +83,10 @@ class Bf16Tiles {
   }
 
   void products(const float* scratch, int64_t rows, int64_t panel, int64_t, float* u) const {
-    const Parts columns{panels_.get() + panel * WIDE * depth_, 2 * WIDE, 0};
+    const Bf16Operand columns{panels_.get() + panel * WIDE * depth_, 2 * WIDE};
     for (int64_t r = 0; r < rows; r += BF16_ROWS)
-      bf16_product<1>({rows_of(scratch) + r * stride_, stride_, 0}, columns, depth_ / BF16_DEPTH,
-                      std::min(BF16_ROWS, rows - r), WIDE, u + r * WIDE, WIDE, false);
+      bf16_product({rows_of(scratch) + r * stride_, stride_}, columns, depth_ / BF16_DEPTH,
+                   std::min(BF16_ROWS, rows - r), WIDE, u + r * WIDE, WIDE, false);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t j = 0; j < WIDE; ++j) u[r * WIDE + j] *= scratch[r] * column_scale_[panel * WIDE + j];
   }

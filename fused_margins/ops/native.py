@@ -69,7 +69,7 @@ def direct(*tensors: Tensor | None) -> bool:
 def matrix(t: Tensor) -> object:
     """A (rows, width) tensor with any strides as a `_C.Matrix`; it borrows the memory of t."""
     assert module is not None
-    return module.Matrix(t.data_ptr(), t.shape[0], t.shape[1], t.stride(0), t.stride(1), _DTYPES[t.dtype])
+    return module.Matrix(t.data_ptr(), *t.shape, *t.stride(), _DTYPES[t.dtype])
 
 
 def int64(t: Tensor | None) -> Tensor | None:

@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,8 +21,7 @@ from .checks import FLOATING
 OPS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.ispkg))
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """What decides whether a backend can run an op: B rows x N columns of width D."""
 
     op: str
@@ -87,8 +86,14 @@ def _triton_describe(problem: Problem) -> str:
 
 
 BACKENDS: list[Backend] = [
-    Backend("cpu", _cpu_refuses, _cpu_describe),
-    # Of 16-bit inputs they are operands of the matrix units: as TF32, with 11 bits, and in 16 bits.
+    # Of 16-bit inputs they are operands of what multiplies such numbers: on a CPU of bfloat16 alone, on a GPU as TF32,
+    # with 11 bits, and in 16 bits.
+    Backend(
+        "cpu",
+        _cpu_refuses,
+        _cpu_describe,
+        weight_error=lambda dtype: torch.finfo(dtype).eps / 2 if dtype == torch.bfloat16 else 0.0,
+    ),
     Backend(
         "cuda",
         _cuda_refuses,
