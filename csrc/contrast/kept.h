@@ -20,6 +20,13 @@ inline int64_t weight_stride(int64_t rows) {
   return contrast_weight_stride(rows);
 }
 
+// Columns of a task of the backward: `most`, a divisor of BLOCK, for a task stays within a block; fewer where there is
+// one block and every thread shall have its share.
+inline int64_t group_of(int64_t most, int64_t columns, int threads) {
+  const int64_t share = round_up(std::max<int64_t>(1, ceil_div(columns, threads)), TILE_ROWS);
+  return columns > BLOCK ? most : std::min(most, share);
+}
+
 // Where things lie in what a forward keeps.
 template <class T>
 struct Kept {

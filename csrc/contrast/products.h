@@ -17,7 +17,7 @@ class VectorProducts {
   // Rows of which a task averages the columns, and columns of which a task makes the gradient: they share what lies in
   // the first-level cache.
   static constexpr int64_t ROW_TASK = 8 * TILE_ROWS;
-  static int64_t group(int64_t, int) { return 4 * TILE_ROWS; }
+  static int64_t group(int64_t columns, int threads) { return group_of(4 * TILE_ROWS, columns, threads); }
   struct Session {};  // what a thread has to set up
 
   VectorProducts(const Rows<T>& x, const Rows<T>& y, const Kept<T>& kept)

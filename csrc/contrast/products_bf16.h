@@ -14,7 +14,9 @@ class Bf16Products {
   using Value = float;
   static constexpr int64_t WIDE = BF16_COLUMNS;
   static constexpr int64_t ROW_TASK = 8 * WIDE;
-  static int64_t group(int64_t columns, int threads) { return columns < 8 * 96 * threads ? BF16_ROWS : 96; }
+  static int64_t group(int64_t columns, int threads) {
+    return group_of(columns < 8 * 96 * threads ? BF16_ROWS : 96, columns, threads);
+  }
   using Session = Bf16Session;
 
   Bf16Products(const Rows<float>& x, const Rows<float>& y, const Kept<float>& kept)

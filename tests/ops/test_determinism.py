@@ -69,6 +69,23 @@ def test_same_bits(op, backend, dtype, similarity, device_for):
 
 
 @pytest.mark.usefixtures("threads_afterwards")
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("columns", [20, 64, 191, 200, 250, 400])
+def test_same_bits_of_few_columns(columns, dtype, device_for):
+    """The cpu backend's tasks then depend on the threads, and weights come in blocks of 192 columns."""
+    device_for("margin_softmax", "cpu")
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 128, generator=g), torch.randn(columns, 128, generator=g)
+    inputs = {"x": x, "y": y, "target": torch.randint(columns, (300,), generator=g), "scale": torch.tensor(4.0)}
+    inputs, op = cases.convert(inputs, dtype), cases.load("margin_softmax")
+    torch.set_num_threads(1)
+    first = cases.evaluate(op, inputs, "cpu")
+    for threads in (2, 3, 7):
+        torch.set_num_threads(threads)
+        assert_same_bits(cases.evaluate(op, inputs, "cpu"), first)
+
+
+@pytest.mark.usefixtures("threads_afterwards")
 def test_the_kernels_do_use_several_threads(device_for):
     """Otherwise the test above would compare one thread with one thread."""
     device_for("contrast", "cpu")
