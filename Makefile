@@ -44,9 +44,10 @@ format: $(VENV)/installed-lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
+# Every row, on one thread and on all: more than an hour.
 bench: $(VENV)/installed-bench
-	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,iqr,rounds --threads 1 $(BENCH_ARGS)
-	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,iqr,rounds $(BENCH_ARGS)
+	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,iqr,rounds --large --threads 1 $(BENCH_ARGS)
+	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,iqr,rounds --large $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.tables
 
 # Time and memory against the number of classes and of rows, and their plots.

@@ -1,6 +1,9 @@
 """What is exported, and that every public docstring says what a user needs to know."""
 
 import inspect
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,6 +58,16 @@ def test_explain_names_every_backend_and_marks_one(capsys):
     assert "cannot run: runs on a CPU, the tensors are on cuda" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"op: expected one of 'contrast', .*'scores', got 'attention'"):
         fused_margins.explain("attention", rows=1, columns=1, width=1)
+
+
+@pytest.mark.parametrize("text", ["-1", "plenty", "1e6"])
+def test_a_memory_budget_of_the_environment_is_bounded_too(text):
+    environment = os.environ | {"FUSED_MARGINS_MEMORY_BUDGET": text}
+    run = subprocess.run(
+        [sys.executable, "-c", "import fused_margins"], env=environment, capture_output=True, text=True
+    )
+    message = f"FUSED_MARGINS_MEMORY_BUDGET: expected a whole number of bytes, at least 0, got {text!r}"
+    assert message in run.stderr
 
 
 def test_memory_budget_is_explained_and_bounded(capsys):

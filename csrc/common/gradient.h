@@ -22,7 +22,8 @@ class Gradient {
         d_(round_up(rows_, TILE_ROWS) * stride_),
         x_panels_(need_y ? padded_ * rows_ : 0),
         y_panels_(need_x ? padded_ * std::min(CHUNK, strips.y.count()) : 0),
-        sum_x_(need_x ? round_up(rows_, TILE_ROWS) * padded_ : 0) {}
+        sum_x_(need_x ? round_up(rows_, TILE_ROWS) * padded_ : 0),
+        scratch_(strips.threads, ROW_BLOCK * padded_ + width_) {}
 
   // (count,): dL/du of one row, to be filled for the columns of the current chunk.
   T* row(int64_t i) const { return d_.get() + i * stride_; }
@@ -46,7 +47,7 @@ class Gradient {
   void products(const Chunk& chunk, F finish) {
     const int64_t row_tasks = need_x_ ? ceil_div(rows_, ROW_BLOCK) : 0;
     const int64_t column_tasks = need_y_ ? ceil_div(chunk.count, ROW_BLOCK) : 0;
-    Buffer<T> out(need_y_ ? ROW_BLOCK * padded_ : 0), scratch(width_);
+    T *out = scratch_.mine(), *scratch = out + ROW_BLOCK * padded_;
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < row_tasks + column_tasks; ++task) {
       if (task < row_tasks) {
@@ -60,9 +61,8 @@ class Gradient {
         for (int64_t p = 0; p < padded_; p += TILE_COLUMNS<T>)
           for (int64_t j = first; j < last; j += TILE_ROWS)
             tile_product<T, Left::contiguous_rows>(d_.get() + j, stride_, x_panels_.get() + p * rows_, rows_,
-                                                   out.get() + (j - first) * padded_ + p, padded_, false);
-        for (int64_t j = first; j < last; ++j)
-          finish(chunk.first + j, out.get() + (j - first) * padded_, scratch.get());
+                                                   out + (j - first) * padded_ + p, padded_, false);
+        for (int64_t j = first; j < last; ++j) finish(chunk.first + j, out + (j - first) * padded_, scratch);
       }
     }
   }
@@ -71,9 +71,8 @@ class Gradient {
   template <class F>
   void rows(F finish) {
     if (!need_x_) return;
-    Buffer<T> scratch(width_);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < rows_; ++i) finish(i, sum_x_.get() + i * padded_, scratch.get());
+    for (int64_t i = 0; i < rows_; ++i) finish(i, sum_x_.get() + i * padded_, scratch_.mine());
   }
 
   // sum_i D_ij w_i of a column of the current chunk, in row order; w = 1 where it is null.
@@ -91,16 +90,17 @@ class Gradient {
   Buffer<T> x_panels_;  // (padded / TILE_COLUMNS, rows, TILE_COLUMNS)
   Buffer<T> y_panels_;  // (padded / TILE_COLUMNS, chunk, TILE_COLUMNS)
   Buffer<T> sum_x_;     // (rows, padded)
+  Scratch<T> scratch_;
 
   void pack(const Rows<T>& side, int64_t first, int64_t count, T* panels) const {
     constexpr int64_t wide = TILE_COLUMNS<T>;
-    Buffer<T> values(padded_);
-    std::fill(values.get(), values.get() + padded_, T(0));
+    T* values = scratch_.mine();
+    std::fill(values, values + padded_, T(0));
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < count; ++r) {
-      side.prepared(first + r, values.get());
+      side.prepared(first + r, values);
       for (int64_t p = 0; p < padded_; p += wide)
-        std::copy(values.get() + p, values.get() + p + wide, panels + p * count + r * wide);
+        std::copy(values + p, values + p + wide, panels + p * count + r * wide);
     }
   }
 };

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "rows.h"
+#include "scratch.h"
 
 namespace fused_margins {
 namespace FM_ISA {
@@ -34,27 +35,26 @@ class Strips {
         y(y_matrix, similarity, centre.get()),
         threads(thread_count(double(x_matrix.rows) * double(y_matrix.rows) * double(x_matrix.width) * products)),
         x_panels_(round_up(x.count(), TILE_ROWS) * x.width()),
-        y_panels_(round_up(std::min(CHUNK, y.count()), TILE_COLUMNS<T>) * x.width()) {}
+        y_panels_(round_up(std::min(CHUNK, y.count()), TILE_COLUMNS<T>) * x.width()),
+        scratch_(threads, std::max(std::max(TILE_ROWS, TILE_COLUMNS<T>) * x.width(), ROW_BLOCK * STRIP)) {}
 
   int64_t chunks() const { return ceil_div(y.count(), CHUNK); }
   Chunk chunk(int64_t c) const { return {c * CHUNK, std::min(CHUNK, y.count() - c * CHUNK)}; }
 
   // In parallel: factors and panels of all rows of x.
   void prepare_rows() {
-    Buffer<T> block(TILE_ROWS * x.width());
 #pragma omp for schedule(static)
     for (int64_t p = 0; p < ceil_div(x.count(), TILE_ROWS); ++p)
-      pack(x, p * TILE_ROWS, std::min(TILE_ROWS, x.count() - p * TILE_ROWS), block.get(),
+      pack(x, p * TILE_ROWS, std::min(TILE_ROWS, x.count() - p * TILE_ROWS), scratch_.mine(),
            x_panels_.get() + p * TILE_ROWS * x.width(), TILE_ROWS);
   }
 
   // In parallel: factors and panels of the columns of a chunk.
   void prepare_columns(const Chunk& chunk) {
     constexpr int64_t wide = TILE_COLUMNS<T>;
-    Buffer<T> block(wide * y.width());
 #pragma omp for schedule(static)
     for (int64_t p = 0; p < ceil_div(chunk.count, wide); ++p)
-      pack(y, chunk.first + p * wide, std::min(wide, chunk.count - p * wide), block.get(),
+      pack(y, chunk.first + p * wide, std::min(wide, chunk.count - p * wide), scratch_.mine(),
            y_panels_.get() + p * wide * y.width(), wide);
   }
 
@@ -62,7 +62,7 @@ class Strips {
   template <class F>
   void for_each(const Chunk& chunk, F f) const {
     const int64_t blocks = ceil_div(x.count(), ROW_BLOCK), depth = x.width();
-    Buffer<T> u(ROW_BLOCK * STRIP);
+    T* u = scratch_.mine();
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < blocks * chunk.strips(); ++task) {
       const int64_t row0 = task / chunk.strips() * ROW_BLOCK, rows = std::min(ROW_BLOCK, x.count() - row0);
@@ -70,12 +70,12 @@ class Strips {
       for (int64_t c = 0; c < count; c += TILE_COLUMNS<T>)
         for (int64_t r = 0; r < rows; r += TILE_ROWS)
           tile_product<T, Left::contiguous_rows>(x_panels_.get() + (row0 + r) * depth, TILE_ROWS,
-                                                 y_panels_.get() + (first + c) * depth, depth, u.get() + r * STRIP + c,
-                                                 STRIP, false);
+                                                 y_panels_.get() + (first + c) * depth, depth, u + r * STRIP + c, STRIP,
+                                                 false);
       for (int64_t r = 0; r < rows; ++r) {
         if (x.similarity == Similarity::negative_squared_euclidean)
-          distances(x.factor[row0 + r], y.factor.get() + chunk.first + first, count, u.get() + r * STRIP);
-        f(row0 + r, chunk.first + first, count, u.get() + r * STRIP);
+          distances(x.factor[row0 + r], y.factor.get() + chunk.first + first, count, u + r * STRIP);
+        f(row0 + r, chunk.first + first, count, u + r * STRIP);
       }
     }
   }
@@ -91,6 +91,7 @@ class Strips {
  private:
   Buffer<T> x_panels_;  // (rows / TILE_ROWS, width, TILE_ROWS)
   Buffer<T> y_panels_;  // (CHUNK / TILE_COLUMNS, width, TILE_COLUMNS)
+  Scratch<T> scratch_;
 
   static void pack(Rows<T>& side, int64_t first, int64_t count, T* block, T* panel, int64_t panel_rows) {
     for (int64_t r = 0; r < count; ++r) {

@@ -9,6 +9,7 @@
 //
 // Every sum runs in an order that the sizes alone decide. Labels, targets and scales are checked before anything is
 // computed. Memory beyond the outputs: x as panels, and for each chunk of columns its vectors and its weights.
+#include "../common/pages.h"
 #include "problem.h"
 #ifdef __AVX512BF16__
 #include "products_bf16.h"
@@ -54,6 +55,7 @@ void forward(const ContrastForward& args) {
   constexpr int64_t ROW_TASK = Products::ROW_TASK;
   const bool maximum = args.force_running_maximum || p.needs_maximum(), average = mean && p.width > 0;
   const int threads = thread_count(double(p.rows) * double(p.columns) * double(p.width) * (average ? 2 : 1));
+  use_large_pages(args.kept, contrast_kept_size(p.rows, p.columns, args.kept_blocks) * int64_t(sizeof(T)));
   Side side(p, args.kept);
   Products& products = side.products;
   const int64_t panels = side.panels(), padded = round_up(p.width, 16);
@@ -79,8 +81,6 @@ void forward(const ContrastForward& args) {
     return block < args.kept_blocks ? side.kept.weights(block)
                                     : own.get() + (block - first) * (BLOCK + SPARE) * side.stride;
   };
-
-  if (mean) std::fill(mean + p.rows * padded, inverse_sum, T(0));
 
 #pragma omp parallel num_threads(threads)
   {
@@ -117,7 +117,7 @@ void forward(const ContrastForward& args) {
           if (mean) along[i] = along[i] * f.first + of.along[lane] * f.second;
         }
       if (!average) continue;
-      const int64_t row_tasks = ceil_div(p.rows, ROW_TASK), parts = ceil_div(padded, Side::WIDE);
+      const int64_t row_tasks = ceil_div(p.rows, ROW_TASK), parts = products.parts();
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < row_tasks * parts; ++task) {
         const int64_t row0 = task % row_tasks * ROW_TASK, rows = std::min(ROW_TASK, p.rows - row0);
@@ -151,6 +151,7 @@ void forward(const ContrastForward& args) {
       std::fill(mean + i * padded + (inverse == 0 ? 0 : p.width), mean + (i + 1) * padded, T(0));
     }
   }
+  if (mean) std::fill(mean + p.rows * padded, inverse_sum, T(0));  // likewise
 }
 
 // The rows whose positive is column j, found by binary search in the rows sorted by target.
@@ -199,13 +200,20 @@ class Backward {
   }
 
   void run() {
-    // What the weights of each row are multiplied by to be dL/du, and dL/dbias; weights come unshifted, or relative to
-    // negative_lse.
+    if (args_.grad_y) use_large_pages(args_.grad_y, p_.columns * p_.width * element_bytes(args_.in.y.dtype));
+    // What the weights of each row are multiplied by to be dL/du, and dL/dbias; weights come relative to negative_lse,
+    // or unshifted, and then all factors may be near the smallest number of T, as exp(-lse) is at a large scale: such
+    // ones are lifted for the product. A weight is below 2^125, so the lifted sums stay in range.
+    const auto of_row = [&](int64_t i) { return maximum_ ? double(g(i)) : g(i) * std::exp(-double(lse(i))); };
+    double largest = 0;
+    for (int64_t i = 0; i < p_.rows; ++i)
+      if (counts(i)) largest = std::max(largest, std::abs(of_row(i) * p_.scale(i)));
+    if (!maximum_ && largest > 0 && largest < 0x1p-60)
+      lift_ = std::ldexp(1.0, std::min(100, -60 - std::ilogb(largest)));
     for (int64_t i = 0; i < side_.stride; ++i) {
-      bias_factor_[i] = row_factor_[i] = 0;
-      if (i >= p_.rows || !counts(i)) continue;
-      bias_factor_[i] = maximum_ ? g(i) : g(i) * std::exp(-lse(i));
-      row_factor_[i] = bias_factor_[i] * p_.scale(i);
+      const bool there = i < p_.rows && counts(i);
+      bias_factor_[i] = there ? T(of_row(i)) : T(0);
+      row_factor_[i] = there ? T(lift_ * of_row(i) * p_.scale(i)) : T(0);
     }
 #pragma omp parallel num_threads(threads_)
     {
@@ -229,6 +237,7 @@ class Backward {
   Side side_;
   Anchors anchors_;
   Buffer<T> row_factor_, bias_factor_;
+  double lift_ = 1;     // a power of two
   Scratch<T> scratch_;  // of a group: its columns, weights and gradient; two rows
 
   int64_t gradient_stride() const { return odd_lines(side_.products.parts() * Side::WIDE); }
@@ -298,6 +307,7 @@ class Backward {
     side_.products.gradient(w, count, gradient, stride, rest);
     for (int64_t j = 0; j < count; ++j) {
       T* sum = gradient + j * stride;
+      if (lift_ != 1) scale(sum, T(1 / lift_), sum, p_.width);
       if (p_.euclidean()) {
         const T weight = dot(w + j * side_.stride, row_factor_.get(), p_.rows);
         side_.y.prepare(first + j, row);
@@ -322,7 +332,12 @@ class Backward {
     T *sum = rows_scratch(), *x = sum + p_.width, *y = x + p_.width;
     const bool positive = !p_.ignored(i);
     const T weight = counts(i) ? g(i) * p_.scale(i) : T(0);
-    counts(i) ? scale(sum, weight * inverse_sum(i), sum_of_columns(i), p_.width) : std::fill(sum, sum + p_.width, T(0));
+    if (counts(i)) {
+      scale(sum, inverse_sum(i), sum_of_columns(i), p_.width);  // first: a small weight times a small inverse is 0
+      scale(sum, weight, sum, p_.width);
+    } else {
+      std::fill(sum, sum + p_.width, T(0));
+    }
     if (p_.euclidean()) {
       side_.x.prepare(i, x);
       combine(sum, T(2), -weight, x, p_.width);
@@ -348,11 +363,12 @@ class Backward {
   // g_i sum_j q_ij u_ij.
   void grad_scale() {
     T* out = static_cast<T*>(args_.grad_scale);
-    if (!p_.in.scale_per_row) out[0] = 0;
+    double sum = 0;
     for (int64_t i = 0; i < p_.rows; ++i) {
       const T value = counts(i) ? g(i) * mean_similarity(i) : T(0);
-      p_.in.scale_per_row ? out[i] = value : out[0] += value;
+      p_.in.scale_per_row ? out[i] = value : sum += double(value);
     }
+    if (!p_.in.scale_per_row) out[0] = T(sum);
   }
 };
 

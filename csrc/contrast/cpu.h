@@ -48,7 +48,7 @@ struct ContrastForward {
   void* negative_lse;  // T, (rows,)
   // T: columns summed under the weights of each row, as the products take them (unit length, relative to the centre),
   // (rows, width) rounded up to 4 and to 16; then (rows,) what makes the sum an average, and (rows,) the average
-  // similarity, for distances. Null: not needed.
+  // similarity. Null: not needed.
   void* mean;
   void* kept;  // T: factors, shifts, and weights of the first kept_blocks blocks
   int64_t kept_blocks;

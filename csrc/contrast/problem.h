@@ -113,8 +113,8 @@ class Weights {
     if (p.euclidean()) distances(first, count, row0, rows, w);
     if (positive)
       for (int64_t i = row0; i < row0 + rows; ++i) {
-        const int64_t j = p.in.target[i] - first;
-        if (j >= 0 && j < count && !p.ignored(i)) positive[i] = w[j * stride + i - row0];
+        const int64_t j = p.in.target[i];
+        if (j >= first && j < first + count && !p.ignored(i)) positive[i] = w[(j - first) * stride + i - row0];
       }
     mask(first, count, row0, rows, w);
     for (int64_t v = 0; v < rows; v += lanes)
@@ -136,8 +136,8 @@ class Weights {
   void mask(int64_t first, int64_t count, int64_t row0, int64_t rows, T* w) const {
     const auto exclude = [&](const int64_t* index) {
       for (int64_t i = 0; i < rows; ++i) {
-        const int64_t j = index[row0 + i] - first;
-        if (j >= 0 && j < count) w[j * stride + i] = none<T>;
+        const int64_t j = index[row0 + i];
+        if (j >= first && j < first + count) w[(j - first) * stride + i] = none<T>;
       }
     };
     if (p.one_label) exclude(p.in.target);

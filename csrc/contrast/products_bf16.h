@@ -80,7 +80,7 @@ class Bf16Products {
     for (int64_t v = 0; v < lanes; v += 16) {
       const Vector<float> factor = load(x_scale + v);
       for (int64_t j = 0; j < count; ++j)
-        save(w + j * kept_.stride + v, load(w + j * kept_.stride + v) * (factor * y_scale[j]));
+        save(w + j * kept_.stride + v, load(w + j * kept_.stride + v) * factor * y_scale[j]);
     }
   }
 

@@ -73,12 +73,13 @@ void backward(const MarginSoftmaxBackward& args) {
   const auto reduce = [&](void* out, bool one_each, bool add, auto value) {
     if (!out) return;
     T* o = static_cast<T*>(out);
-    if (!one_each && !add) o[0] = 0;
+    double sum = !one_each && add ? double(o[0]) : 0;
     for (int64_t i = 0; i < p.rows; ++i)
       if (one_each)
         o[i] = value(i) + (add ? o[i] : T(0));
       else
-        o[0] += value(i);
+        sum += double(value(i));
+    if (!one_each) o[0] = T(sum);
   };
   reduce(args.grad_scale, in.scale_per_row, true,
          [&](int64_t i) { return p.ignored(i) ? T(0) : -g[i] * (p.positive[i] - p.margin(i)); });

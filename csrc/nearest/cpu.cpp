@@ -95,7 +95,7 @@ class Search {
         most_rows * most_columns + most_rows + most_columns + (copies ? (most_rows + most_columns) * width_ : 0);
     Scratch<T> pairs(threads, pair_values);
     Scratch<const T*> pointers(threads, most_rows + most_columns);
-    std::vector<const Group*> extreme;  // lengths so far from 1 that products of rows as they are might leave the range
+    // False: lengths so far from 1 that products of rows as they are might leave the range.
     Buffer<uint8_t> in_range(int64_t(small.size()));
 #pragma omp parallel num_threads(threads)
     {

@@ -103,12 +103,27 @@ def cluster_map(
     return save(figure, path)
 
 
-def confusion_map(path: Path, confusion: Tensor, class_names: Sequence[str]) -> Figure:
-    """Counts (C, C) of true classes (rows) and predicted ones (columns) as percent of each row."""
+def most_confused(confusion: Tensor, classes: int) -> Tensor:
+    """Up to `classes` indices, in order, of the classes that take part in most of the errors among counts (C, C).
+
+    >>> most_confused(torch.tensor([[9, 0, 0], [0, 5, 4], [0, 2, 7]]), 2)
+    tensor([1, 2])
+    """
+    errors = confusion - confusion.diag().diag()
+    return (errors.sum(0) + errors.sum(1)).argsort(descending=True, stable=True)[:classes].sort().values
+
+
+def confusion_map(
+    path: Path, confusion: Tensor, class_names: Sequence[str], shown: Sequence[int] | None = None
+) -> Figure:
+    """Counts (C, C) of true classes (rows) and predicted ones (columns) as percent of each row; of the classes `shown`
+    alone, where they are named."""
     counts = confusion.detach().cpu().double()
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or len(counts) != len(class_names):
         raise ValueError(f"confusion: expected ({len(class_names)},) * 2 counts, got {tuple(counts.shape)}")
     share = (100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
+    if shown is not None:
+        share, class_names = share[np.ix_(shown, shown)], [class_names[c] for c in shown]
     size = min(9.0, max(4.0, 0.36 * len(share) + 1.5))
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.add_subplot()

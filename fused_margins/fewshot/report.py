@@ -9,7 +9,7 @@ from torch import Tensor
 from .datasets import ImageSet, Task
 from .doctor import versions
 from .html import Page
-from .maps import confusion_map, embedding_maps, map_sample, neighbour_strips, plane
+from .maps import confusion_map, embedding_maps, map_sample, most_confused, neighbour_strips, plane
 from .metrics import confusion_matrix, nearest_others
 from .plots import training_curves
 from .runs import Run, write_text
@@ -17,7 +17,7 @@ from .tables import Table, figure_text
 from .trainer import Trainer
 
 QUERIES, NEIGHBOURS = 8, 8  # rows and columns of image strips
-CONFUSION_CLASSES = 100  # with more, nothing can be read
+CONFUSION_CLASSES = 40  # of more, the most confused: with their names
 
 
 def figures_table(figures: Mapping[str, float | None]) -> Table:
@@ -132,13 +132,16 @@ def _draw(run: Run, trainer: Trainer, task: Task) -> dict[str, tuple[str, str]]:
     )
     predicted = images.labels[neighbours[:, 0]]
     counts = confusion_matrix(images.labels, predicted, len(images.class_names))
-    if len(images.class_names) <= CONFUSION_CLASSES:
-        confusion_map(run.folder / "confusion.png", counts, images.class_names)
-        pictures["confusion.png"] = (
-            f"Confusion among {kind}",
-            "The class of the nearest other image. Rows are true classes, columns predicted ones; each row adds up to "
-            "100%.",
+    shown = most_confused(counts, CONFUSION_CLASSES)
+    confusion_map(run.folder / "confusion.png", counts, images.class_names, shown.tolist())
+    caption = "The class of the nearest other image. Rows are true classes, columns predicted ones"
+    if len(shown) < len(counts):
+        caption += (
+            f": the {len(shown)} of {len(counts)} classes that are confused most often, in percent of all images."
         )
+    else:
+        caption += "; each row adds up to 100%."
+    pictures["confusion.png"] = (f"Confusion among {kind}", caption)
     return pictures
 
 

@@ -3,8 +3,18 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
+
+
+def summary_writer() -> Any:
+    """torch's class that writes the events; UserError where the package `tensorboard` is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(f"tensorboard: {error}; install it with: pip install tensorboard") from None
+    return SummaryWriter
 
 
 class TensorboardLog:
@@ -19,12 +29,8 @@ class TensorboardLog:
     """
 
     def __init__(self, folder: Path, steps_done: int = 0) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(f"tensorboard: {error}; install it with: pip install tensorboard") from None
-        self._events, self._steps_done, self._new_writer = str(folder / "tensorboard"), steps_done, SummaryWriter
-        self._writer: SummaryWriter | None = None
+        self._events, self._steps_done, self._new_writer = str(folder / "tensorboard"), steps_done, summary_writer()
+        self._writer: Any = None
 
     def step(self, step: int, loss: float, learning_rate: float) -> None:
         """The loss of step 0, 1, ... and the learning rate that it was taken with."""

@@ -60,7 +60,8 @@ def matrices(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> tuple
     device = x.device.type
     if torch.is_autocast_enabled(device) and torch.float64 not in (x.dtype, y.dtype):
         dtype = torch.get_autocast_dtype(device)
-        return x.to(dtype), y.to(dtype)
+        narrow = x.to(dtype)
+        return narrow, narrow if y is x else y.to(dtype)  # a batch against itself stays one tensor
     if x.dtype != y.dtype:
         raise TypeError(f"{names[1]}: expected the dtype of {names[0]} ({x.dtype}), got {y.dtype}")
     return x, y

@@ -54,7 +54,8 @@ def direct(*tensors: Tensor | None) -> bool:
     """Whether nothing watches these tensors but autograd, so that a kernel may be called around torch's dispatcher.
 
     The dispatcher and a Function that torch.func understands cost as much as a small problem. Compilation, torch.func,
-    forward-mode derivatives, modes and subclasses of tensors need them; nothing else does.
+    forward-mode derivatives, modes, subclasses of tensors and tensors that are negated when they are read (imaginary
+    parts of conjugates) need them; nothing else does.
     """
     return (
         not torch.compiler.is_compiling()
@@ -62,7 +63,7 @@ def direct(*tensors: Tensor | None) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
-        and all(t is None or type(t) in _PLAIN for t in tensors)
+        and all(t is None or (type(t) in _PLAIN and not t.is_neg()) for t in tensors)
     )
 
 

@@ -60,6 +60,12 @@ def _cpu_describe(problem: Problem) -> str:
     return f"{text}; {describe(problem)}" if describe else text
 
 
+def _cpu_weight_error(dtype: torch.dtype) -> float:
+    if native.module is None or not native.module.instruction_set().endswith(("AVX512_BF16", "AMX")):
+        return 0.0
+    return torch.finfo(dtype).eps / 2 if dtype == torch.bfloat16 else 0.0
+
+
 def _cuda_refuses(problem: Problem) -> str | None:
     if native.cuda_module is None:
         return native.cuda_missing
@@ -92,7 +98,7 @@ BACKENDS: list[Backend] = [
         "cpu",
         _cpu_refuses,
         _cpu_describe,
-        weight_error=lambda dtype: torch.finfo(dtype).eps / 2 if dtype == torch.bfloat16 else 0.0,
+        weight_error=_cpu_weight_error,
     ),
     Backend(
         "cuda",
@@ -110,7 +116,17 @@ BACKENDS: list[Backend] = [
     Backend("reference", lambda problem: None, lambda problem: "PyTorch, differentiable to any order"),
 ]
 
-_memory_budget_bytes = int(os.environ.get("FUSED_MARGINS_MEMORY_BUDGET", 128 * 2**20))
+BUDGET_VARIABLE = "FUSED_MARGINS_MEMORY_BUDGET"
+
+
+def _budget_from_environment() -> int:
+    text = os.environ.get(BUDGET_VARIABLE, "").strip() or str(128 * 2**20)
+    if not text.isdecimal():
+        raise ValueError(f"{BUDGET_VARIABLE}: expected a whole number of bytes, at least 0, got {text!r}")
+    return int(text)
+
+
+_memory_budget_bytes = _budget_from_environment()
 
 
 def memory_budget() -> int:

@@ -125,6 +125,13 @@ def test_mistakes_get_one_clear_line_and_leave_no_run(tmp_path, capsys, argument
     assert not folder.exists()
 
 
+def test_without_tensorboard_nothing_is_begun(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert _train(tmp_path / "run", "--tensorboard") == 2
+    assert "pip install tensorboard" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["train", "--epochs", "0"], ["train", "--episodes", "0"], ["train", "--los", "magnet"], ["nonsense"], []],

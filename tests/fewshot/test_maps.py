@@ -40,6 +40,15 @@ def test_confusion_rows_add_up_to_all(tmp_path):
     assert np.isfinite(shown).all()  # a class without samples
 
 
+def test_of_many_classes_the_confused_ones_are_shown_in_percent_of_all(tmp_path):
+    counts = torch.tensor([[10, 0, 0, 0], [0, 6, 2, 2], [0, 3, 7, 0], [0, 0, 0, 10]])
+    shown = maps.most_confused(counts, 2)
+    assert shown.tolist() == [1, 2]
+    figure = maps.confusion_map(tmp_path / "c.png", counts, "abcd", shown.tolist())
+    np.testing.assert_allclose(np.asarray(figure.axes[0].images[0].get_array()), [[60, 20], [30, 70]])
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["b", "c"]
+
+
 def test_a_sample_for_a_map_is_whole_classes_as_far_as_they_fit():
     labels = torch.arange(100).repeat_interleave(50)
     chosen = maps.map_sample(labels, limit=400)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fused_margins.functional import margin_softmax_loss
 from fused_margins.ops import cases, registry
 from fused_margins.ops.contrast import contrast
 from fused_margins.ops.nearest import nearest
@@ -14,6 +15,24 @@ from fused_margins.ops.similarity import SIMILARITIES
 
 BACKENDS = [b.name for b in registry.BACKENDS]
 EUCLIDEAN = "negative_squared_euclidean"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_gradients_where_all_similarities_are_near_the_scale(dtype, device_for):
+    """exp(-logsumexp) is then near the smallest number of float32, and so is what it is multiplied by."""
+    device_for("margin_softmax", "cpu")
+    g = torch.Generator().manual_seed(0)
+    centre = torch.randn(1, 32, generator=g)
+    x, y = ((centre + 0.02 * torch.randn(n, 32, generator=g)).to(dtype) for n in (256, 100))
+    labels = torch.arange(256) % 100
+
+    def gradients(x, y, backend):
+        x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+        loss = margin_softmax_loss(x, y, labels, scale=80.0, margin=-0.3, backend=backend)
+        return torch.autograd.grad(loss, [x, y])
+
+    for got, true in zip(gradients(x, y, "cpu"), gradients(x.double(), y.double(), "reference")):
+        assert (got - true).norm() <= (1e-4 if dtype == torch.float32 else 1e-2) * true.norm()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

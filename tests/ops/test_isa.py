@@ -39,7 +39,8 @@ def test_parity_on_every_instruction_set(level):
         pytest.skip(f"this processor does not have {level}")
     assert probe.stdout.strip() == LEVELS[level], probe.stderr
     # The contract of torch: also what a forward hands to its backward, padding and all, is the same at every call.
-    chosen = "float64-cpu or float32-cpu or bfloat16-cpu or (kept_weights and cpu) or (keep_the_contract and strided)"
+    dtypes = "float64-cpu or float32-cpu or bfloat16-cpu or float16-cpu"
+    chosen = f"{dtypes} or (kept_weights and cpu) or (keep_the_contract and strided)"
     files = ("tests/ops/test_parity.py", "tests/ops/test_compile.py")
     run = python("-m", "pytest", *files, "-k", chosen, "--require-backends=cpu", level=level)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr

@@ -96,3 +96,22 @@ def test_a_scale_or_margin_that_is_no_number(argument, bad):
 def test_numbers_of_numpy_are_numbers(number):
     ours = margin_softmax_loss(X, Y, LABELS, scale=number(16), margin=number(1))
     assert ours == margin_softmax_loss(X, Y, LABELS, scale=16.0, margin=1.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_that_are_negated_when_they_are_read(backend, device_for):
+    """The imaginary part of a conjugate lies in memory with the other sign."""
+    g = torch.Generator().manual_seed(0)
+    negated = torch.randn(12, 8, dtype=torch.complex64, generator=g).to(device_for("magnet", backend)).conj().imag
+    assert negated.is_neg()
+    weight, labels = torch.ones(3, 8).triu().to(negated.device), torch.arange(12, device=negated.device)
+
+    def losses(x):
+        x = x.detach().requires_grad_()
+        loss = margin_softmax_loss(x, weight, labels % 3, backend=backend) + magnet_loss(
+            x, labels % 6, labels[:6] % 3, backend=backend
+        )
+        return loss.detach(), torch.autograd.grad(loss, x)[0]
+
+    for got, expected in zip(losses(negated), losses(negated.clone())):
+        torch.testing.assert_close(got, expected)

@@ -15,7 +15,7 @@ from ..options import ConfigFlags, JudgingFlags, LossFlags, LossOptions
 from ..plan import estimate, plan_table
 from ..report import write_run_report
 from ..runs import Run
-from ..tensorboard import TensorboardLog, tensorboard_log
+from ..tensorboard import TensorboardLog, summary_writer, tensorboard_log
 from ..terminal import INTERRUPTED, console, progress, say
 from ..trainer import Trainer, resume
 from ..trials import judge, task_of, train
@@ -59,7 +59,10 @@ class Train:
             trainer = Trainer(config, task.training)
             console.print(plan_table(trainer, task, folder, estimate(trainer)).rich())
             return 0
-        new = None if self.resume else Trainer(config, task.training)  # may fail, and then leaves no folder
+        # What may fail comes first, and then leaves no folder.
+        if self.tensorboard:
+            summary_writer()
+        new = None if self.resume else Trainer(config, task.training)
         with Run(folder).locked() as run:
             return self._carry_out(run, new or resume(run, task.training), task)
 

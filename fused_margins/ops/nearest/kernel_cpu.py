@@ -22,7 +22,9 @@ def forward(
     assert module is not None
     best = torch.empty(x.shape[0], k, dtype=accumulation_dtype(x.dtype))
     index = torch.empty(x.shape[0], k, dtype=torch.int64)
-    labels = [int64(t) for t in (row_labels, column_labels, self_index)]
+    rows = int64(row_labels)
+    # One vector of labels stays one: of a batch against itself the kernel takes half the products.
+    labels = [rows, rows if column_labels is row_labels else int64(column_labels), int64(self_index)]
     below = None if below is None else below.contiguous()
     call(
         module.nearest_forward,
