@@ -9,7 +9,6 @@
 //
 // Every sum runs in an order that the sizes alone decide. Labels, targets and scales are checked before anything is
 // computed. Memory beyond the outputs: x as panels, and for each chunk of columns its vectors and its weights.
-#include "../common/pages.h"
 #include "problem.h"
 #ifdef __AVX512BF16__
 #include "products_bf16.h"
@@ -55,7 +54,6 @@ void forward(const ContrastForward& args) {
   constexpr int64_t ROW_TASK = Products::ROW_TASK;
   const bool maximum = args.force_running_maximum || p.needs_maximum(), average = mean && p.width > 0;
   const int threads = thread_count(double(p.rows) * double(p.columns) * double(p.width) * (average ? 2 : 1));
-  use_large_pages(args.kept, contrast_kept_size(p.rows, p.columns, args.kept_blocks) * int64_t(sizeof(T)));
   Side side(p, args.kept);
   Products& products = side.products;
   const int64_t panels = side.panels(), padded = round_up(p.width, 16);
@@ -200,7 +198,6 @@ class Backward {
   }
 
   void run() {
-    if (args_.grad_y) use_large_pages(args_.grad_y, p_.columns * p_.width * element_bytes(args_.in.y.dtype));
     // What the weights of each row are multiplied by to be dL/du, and dL/dbias; weights come relative to negative_lse,
     // or unshifted, and then all factors may be near the smallest number of T, as exp(-lse) is at a large scale: such
     // ones are lifted for the product. A weight is below 2^125, so the lifted sums stay in range.
