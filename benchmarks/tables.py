@@ -104,12 +104,14 @@ def _throughput(row: RowResult) -> str:
 def _remarks(rows: list[RowResult]) -> list[str]:
     """What each contestant does differently, why figures are missing, and what the rows ran with."""
     remarks = dict.fromkeys(f"{f.contestant}: {f.note}." for row in rows for f in row.figures if f.note)
-    remarks |= dict.fromkeys(
-        f"{f.contestant} at {row.size_name}, {row.size}, {row.dtype}: {f.reason}."
-        for row in rows
-        for f in row.figures
-        if f.reason
-    )
+    missing: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for f in row.figures:
+            if f.reason:
+                missing.setdefault((f.contestant, f.reason), []).append(f"{row.size_name}, {row.size}, {row.dtype}")
+    for (contestant, reason), places in missing.items():
+        where = "" if len(places) == len(rows) else f" at {'; '.join(places)}"
+        remarks[f"{contestant}{where}: {reason}."] = None
     runs = dict.fromkeys(
         f"{row.date[:10]}, commit {row.runs_with.commit}, {_software(row.runs_with.versions)}" for row in rows
     )

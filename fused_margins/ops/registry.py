@@ -94,12 +94,7 @@ def _triton_describe(problem: Problem) -> str:
 BACKENDS: list[Backend] = [
     # Of 16-bit inputs they are operands of what multiplies such numbers: on a CPU of bfloat16 alone, on a GPU as TF32,
     # with 11 bits, and in 16 bits.
-    Backend(
-        "cpu",
-        _cpu_refuses,
-        _cpu_describe,
-        weight_error=_cpu_weight_error,
-    ),
+    Backend("cpu", _cpu_refuses, _cpu_describe, weight_error=_cpu_weight_error),
     Backend(
         "cuda",
         _cuda_refuses,

@@ -32,9 +32,17 @@ def test_tables_are_aligned_and_show_who_has_no_figure() -> None:
         "—",
     ]
     assert "- peer: no margin." in lines
-    assert "- far at batch, 2 x 3, float32: no such device." in lines
+    assert "- far: no such device." in lines  # in every row: said once
     assert "- Measured 2025-02-03, commit abc, torch 2.9." in lines
     assert lines[-1] == "- The machine was not idle: load 0.5 before the run."
+
+
+def test_a_reason_of_some_rows_names_them() -> None:
+    here = row_result("2 x 3")
+    elsewhere = row_result("4 x 5", figures=[f for f in here.figures if f.contestant != "far"])
+    lines = tables.render("magnet", [Results(machine=MACHINE, rows=[here, elsewhere])]).splitlines()
+    assert "- far at batch, 2 x 3, float32: no such device." in lines
+    assert "- peer: loss: relative error 0.5." in lines
 
 
 def test_tables_show_a_floor_as_one_and_name_a_gpus_software() -> None:

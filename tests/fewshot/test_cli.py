@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import numpy as np
 import pytest
@@ -13,10 +12,8 @@ import torch
 from PIL import Image
 
 from fused_margins.fewshot import doctor
-from fused_margins.fewshot.cli import main, parse
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.runs import Run
-from fused_margins.ops import registry
 
 needs_cpu_backend = pytest.mark.skipif(
     "cpu" not in doctor.available_backends("cpu"), reason="the cpu backend is not built"
@@ -241,13 +238,6 @@ def test_parity_beyond_the_tolerance_exits_with_one(tmp_path, capsys):
     assert "BEYOND the tolerance of 1e-12" in " ".join(capsys.readouterr().out.split())
 
 
-def test_doctor_knows_this_machine_and_finds_nothing_wrong(capsys):
-    assert main(["doctor"]) == 0
-    output = capsys.readouterr().out
-    for word in ("python", "torch", "compiler", "contrast / reference", "nearest / cpu", "Self-check"):
-        assert word in output
-
-
 def test_a_configuration_that_is_no_text_is_named(tmp_path, capsys):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe{")
     for arguments in (["train", "--resume", "--output", str(tmp_path)], ["evaluate", str(tmp_path)]):
@@ -264,45 +254,9 @@ def test_a_run_that_diverges_can_be_looked_at_and_resumed(tmp_path, capsys):
     assert "training diverged" in capsys.readouterr().err
 
 
-def test_doctor_and_parity_find_a_backend_that_returns_nan(tmp_path):
-    if "cpu" not in doctor.available_backends("cpu"):
-        pytest.skip("the cpu backend is not built")
-    right = registry.kernel("margin_softmax", "cpu")
-
-    def forward(*args):
-        return tuple(t * float("nan") for t in right.forward(*args))
-
-    with registry.substitute("margin_softmax", "cpu", types.SimpleNamespace(forward=forward, backward=right.backward)):
-        assert main(["doctor"]) == 1
-        options = ["--loss", "margin-softmax", "--steps", "2", "--epochs", "1", "--episodes", "5", "--workers", "1"]
-        with pytest.raises(UserError, match="training diverged"):
-            parse(["parity", *options, "--output", str(tmp_path)]).main()
-        steps = json.loads(
-            (tmp_path / "parity" / "margin-softmax-seed0-steps-reference-cpu" / "steps.json").read_text()
-        )
-        assert steps["differences"][0]["loss_difference"] is None  # infinite
-
-
-def test_doctor_refuses_a_device_that_is_not_there(capsys):
-    assert main(["doctor", "--device", "cuda:77"]) == 2
-    assert "device: 'cuda:77' cannot be used" in capsys.readouterr().err
-
-
 def test_parity_wants_a_step(capsys):
     assert main(["parity", "--steps", "0"]) == 2
     assert "steps: expected at least 1, got 0" in capsys.readouterr().err
-
-
-def test_doctor_finds_a_wrong_backend(monkeypatch):
-    if "cpu" not in doctor.available_backends("cpu"):
-        pytest.skip("the cpu backend is not built")
-    right = doctor.functional.margin_softmax_loss
-
-    def wrong(*args, backend, **kwargs):
-        return right(*args, backend=backend, **kwargs) * (1.001 if backend == "cpu" else 1)
-
-    monkeypatch.setattr(doctor.functional, "margin_softmax_loss", wrong)
-    assert main(["doctor"]) == 1
 
 
 def test_demo_in_miniature(tmp_path):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fused_margins.ops.nearest import nearest
+from fused_margins.ops import native
+from fused_margins.ops.nearest import kernel_cpu, nearest
 from fused_margins.ops.similarity import RELATIONS, SIMILARITIES
 
 ROWS = 1700  # several chunks, the last of them ragged
@@ -70,3 +71,24 @@ def test_so_many_neighbours_that_both_rows_would_take_too_much_memory():
         torch.set_num_threads(before)
     for a, b in zip(itself, copy):
         assert torch.equal(a, b)
+
+
+def test_conversions_leave_one_batch_one(monkeypatch):
+    """The kernel knows it by its memory: autocast and labels of another dtype must not make two of it."""
+    seen = {"matrices": [], "labels": []}
+
+    def matrix(t):
+        seen["matrices"].append(t.data_ptr())
+        return native.matrix(t)
+
+    def call(kernel, x, y, row_labels, column_labels, *rest):
+        seen["labels"] += [row_labels, column_labels]
+        return native.call(kernel, x, y, row_labels, column_labels, *rest)
+
+    monkeypatch.setattr(kernel_cpu, "matrix", matrix)
+    monkeypatch.setattr(kernel_cpu, "call", call)
+    x, labels = _batch(torch.float32)
+    labels = labels.int()
+    with torch.autocast("cpu", torch.bfloat16):
+        nearest(x, x, labels, labels, relation="different", backend="cpu")
+    assert all(len(places) == 2 and len(set(places)) == 1 for places in seen.values()), seen
