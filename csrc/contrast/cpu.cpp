@@ -200,7 +200,8 @@ class Backward {
   void run() {
     // What the weights of each row are multiplied by to be dL/du, and dL/dbias; weights come relative to negative_lse,
     // or unshifted, and then all factors may be near the smallest number of T, as exp(-lse) is at a large scale: such
-    // ones are lifted for the product. A weight is below 2^125, so the lifted sums stay in range.
+    // ones are lifted for the product, to 2^-60: weights of float32 are below 2^125. By 2^100 at most, whose inverse
+    // float32 still holds.
     const auto of_row = [&](int64_t i) { return maximum_ ? double(g(i)) : g(i) * std::exp(-double(lse(i))); };
     double largest = 0;
     for (int64_t i = 0; i < p_.rows; ++i)
