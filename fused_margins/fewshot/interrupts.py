@@ -1,4 +1,7 @@
-"""Ctrl-C as a request: the step in hand is finished and saved before the run ends. A second Ctrl-C ends it at once."""
+"""Ctrl-C as a request: the step in hand is finished and saved before the run ends. A second Ctrl-C ends it at once.
+
+SIGTERM, which schedulers send, is the same request however often it comes: who means it sends SIGKILL next.
+"""
 
 import signal
 import threading
@@ -19,19 +22,19 @@ class StopRequest:
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[StopRequest]:
-    """Within this block SIGINT (and SIGTERM, which schedulers send) sets the request instead of raising."""
+    """Within this block SIGINT and SIGTERM set the request instead of raising."""
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield stop
         return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # Who ignores a signal has a parent that decides what it means.
+    # Who ignores a signal (nohup, say) goes on ignoring it.
     before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def request(number: int, frame: FrameType | None) -> None:
         stop.requested = True
-        for n, handler in before.items():
-            signal.signal(n, handler)
+        if signal.SIGINT in before:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     for number in before:
         signal.signal(number, request)

@@ -6,13 +6,15 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
-from .terminal import progress
+from .errors import UserError
+from .terminal import INTERRUPTED, progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -88,7 +90,12 @@ def run_all(
                 ended, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in ended:
                     number = running.pop(future)
-                    in_order[number] = future.result()
+                    try:
+                        in_order[number] = future.result()
+                    except BrokenProcessPool:
+                        raise UserError(
+                            f"{description}: a worker was killed from outside (is memory short?); what is done is kept"
+                        ) from None
                     finish(items[number], in_order[number])
                 show()
             return [in_order[number] for number in range(len(items))]
@@ -97,9 +104,9 @@ def run_all(
 class _Pool:
     """Workers that end with the block: if it fails or is interrupted, once they have saved what they have.
 
-    SIGTERM, which schedulers send, is an interrupt here: alone, it would leave the workers behind. They ignore SIGINT,
-    which a terminal sends to them as well, since it is for the parent to decide what it means. An interrupt while they
-    save kills them.
+    SIGTERM, which schedulers send, is an interrupt here: alone, it would leave the workers behind. Workers never see
+    SIGINT, which a terminal sends to them as well: it is for the parent to decide what it means. An interrupt while
+    they save kills them.
     """
 
     def __init__(self, workers: int) -> None:
@@ -109,8 +116,8 @@ class _Pool:
         self.signals = ExitStack()
 
     def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
-        with _on_signal(signal.SIGINT, signal.SIG_IGN):  # a worker that this starts inherits it
-            return self.executor.submit(function, item)
+        with _held_back(signal.SIGINT):  # and for good in a worker that this starts
+            return self.executor.submit(_in_worker, function, item)
 
     def __enter__(self) -> "_Pool":
         self.signals.enter_context(_on_signal(signal.SIGTERM, signal.default_int_handler))
@@ -132,6 +139,24 @@ class _Pool:
 
 def _prepare_worker() -> None:
     torch.set_num_threads(1)
+
+
+def _in_worker(function: Callable[[Item], Result], item: Item) -> Result:
+    try:
+        return function(item)
+    except KeyboardInterrupt:
+        # Not back to the queue: another worker that SIGTERM ended there may have left its lock shut.
+        os._exit(INTERRUPTED)
+
+
+@contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """A signal that comes to this thread within the block acts after it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

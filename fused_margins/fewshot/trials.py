@@ -73,8 +73,9 @@ class Trial:
             trainer = Trainer(self.config, task.training)
             run.save_config(self.config)
         with stop_on_interrupt() as stop:
-            if not train(run, trainer, stop):
-                raise KeyboardInterrupt
+            train(run, trainer, stop)
+        if stop():
+            raise KeyboardInterrupt
         judge(run, trainer, task, self.judging)
 
 

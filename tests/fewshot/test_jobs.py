@@ -4,10 +4,12 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
 
+from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.interrupts import stop_on_interrupt
 from fused_margins.fewshot.jobs import available_cores, run_all
 
@@ -82,6 +84,80 @@ def test_after_an_interrupt_no_job_begins_and_those_that_run_are_saved(number, t
     with pytest.raises(KeyboardInterrupt):
         run_all(train, [tmp_path / str(i) for i in range(12)], "training", workers=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.begun", "0.saved", "1.begun", "1.saved"]
+
+
+def train_while_another_is_idle(place):
+    """The first ends at once, and its worker waits for work; the second sees all its signals late, and as one."""
+    if place.name == "0":
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    with stop_on_interrupt() as stop:
+        place.with_suffix(".begun").touch()
+        time.sleep(1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        while not stop():
+            time.sleep(0.01)
+    place.with_suffix(".saved").touch()
+    raise KeyboardInterrupt
+
+
+def test_an_idle_worker_that_ends_holds_up_nobody(tmp_path):
+    def interrupt():
+        while not (tmp_path / "1.begun").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)  # the other is back at its queue
+        os.kill(os.getpid(), signal.SIGINT)
+
+    start = time.monotonic()
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all(train_while_another_is_idle, [tmp_path / "0", tmp_path / "1"], "training", workers=2)
+    assert time.monotonic() - start < 30
+    assert (tmp_path / "1.saved").exists()
+
+
+def train_through_signals(place):
+    with stop_on_interrupt() as stop:
+        place.with_suffix(".begun").touch()
+        while not stop():
+            time.sleep(0.01)
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+    place.with_suffix(".saved").touch()
+    raise KeyboardInterrupt
+
+
+def test_a_repeated_sigterm_does_not_keep_a_training_from_saving(tmp_path):
+    def interrupt():
+        while len(list(tmp_path.glob("*.begun"))) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all(train_through_signals, [tmp_path / "0", tmp_path / "1"], "training", workers=2)
+    assert len(list(tmp_path.glob("*.saved"))) == 2
+
+
+def test_an_interrupt_while_a_worker_starts_is_not_lost(monkeypatch):
+    submit = ProcessPoolExecutor.submit
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        return submit(*args)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_all(square, [1, 2], "squaring", workers=2)
+
+
+def end(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_told_in_one_line():
+    with pytest.raises(UserError, match=r"ending: a worker was killed from outside"):
+        run_all(end, [1, 2], "ending", workers=2)
 
 
 def refuse_to_end(place):
