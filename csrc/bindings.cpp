@@ -6,6 +6,7 @@
 #include <string>
 
 #include "common/checks.h"
+#include "common/workspace.h"
 #include "contrast/cpu.h"
 #include "kmeans/cpu.h"
 #include "magnet/cpu.h"
@@ -87,6 +88,12 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Matrix>(m, "Matrix")
       .def(py::init([](Address data, int64_t rows, int64_t width, int64_t row_stride, int64_t column_stride,
                        int dtype) { return Matrix{in(data), rows, width, row_stride, column_stride, DType(dtype)}; }));
+
+  py::class_<Workspace>(m, "Workspace", py::buffer_protocol())
+      .def(py::init<int64_t, int64_t>())
+      .def_buffer([](Workspace& w) { return py::buffer_info(static_cast<uint8_t*>(w.data()), w.bytes()); })
+      .def_static("waiting_bytes", &Workspace::waiting_bytes)
+      .def_static("keep_at_most", &Workspace::keep_at_most);
 
   m.def("instruction_set", &isa_name);
   m.def("max_threads", &max_threads);

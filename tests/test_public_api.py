@@ -74,8 +74,8 @@ def test_memory_budget_is_explained_and_bounded(capsys):
     before = fused_margins.memory_budget()
     try:
         for budget, text in (
-            (2**30, "keeps 0.1 MiB of softmax weights: 3.00"),
-            (0, "computes 100% of them again: 4.00"),
+            (2**30, "keeps 0.1 MiB for the backward: 3.00"),
+            (0, "computes 100% of the softmax weights again: 4.00"),
         ):
             fused_margins.set_memory_budget(budget)
             fused_margins.explain("contrast", rows=256, columns=64, width=8)

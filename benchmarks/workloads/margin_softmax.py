@@ -159,12 +159,8 @@ def _without_memory(inputs: Inputs) -> Step:
     step = _our_step(inputs, "cpu")
 
     def within_nothing() -> Outputs:
-        before = registry.memory_budget()
-        registry.set_memory_budget(0)
-        try:
+        with registry.within_memory_budget(0):
             return step()
-        finally:
-            registry.set_memory_budget(before)
 
     return within_nothing
 

@@ -114,6 +114,9 @@ Isa chosen() {
   const std::string name = wish;
   for (const Level& level : levels) {
     if (name != level.name) continue;
+#ifndef FM_HAS_BF16
+    if (level.isa > Isa::v4) throw std::invalid_argument("FUSED_MARGINS_ISA: this build does not have " + name);
+#endif
     if (!has(level.isa)) throw std::invalid_argument("FUSED_MARGINS_ISA: this processor does not have " + name);
     return level.isa;
   }

@@ -5,11 +5,15 @@ all blocks, weights of the first ones. "triton" keeps similarities, of the first
 its problems are small. Sizes count values of the accumulation dtype.
 """
 
-from . import registry
+import torch
+from torch import Tensor
+
+from . import native, registry
 from .similarity import accumulation_dtype
 
 BLOCK, SPARE_ROWS = 192, 4  # cpu: columns of a block, and rows of weights beside them
 TRITON_BLOCK = 128  # triton: columns of a block, and of a tile
+REUSED_BYTES = 2**20  # cpu: less than that torch's allocator finds again by itself
 
 
 def _row_size(rows: int) -> int:
@@ -58,6 +62,15 @@ def saved_size(
     return kept_size(rows, columns, kept_blocks, backend) + mean + of_rows
 
 
+def empty(count: int, dtype: torch.dtype) -> Tensor:
+    """Memory on the CPU for what a forward keeps; when the last tensor in it is gone, the next forward gets it."""
+    num_bytes = count * dtype.itemsize
+    if native.module is None or num_bytes < REUSED_BYTES:
+        return torch.empty(count, dtype=dtype, device="cpu")
+    workspace = native.module.Workspace(num_bytes, registry.reused_bytes())
+    return torch.frombuffer(workspace, dtype=dtype, count=count)
+
+
 def kept_blocks(problem: registry.Problem, backend: str = "cpu") -> int:
     """Blocks of columns whose weights the memory budget lets the forward keep."""
     itemsize = accumulation_dtype(problem.dtype).itemsize
@@ -79,9 +92,9 @@ def describe(problem: registry.Problem, backend: str = "cpu") -> str:
     share = (
         min(1.0, blocks * (BLOCK if backend == "cpu" else TRITON_BLOCK) / problem.columns) if problem.columns else 1.0
     )
-    size = kept_size(problem.rows, problem.columns, blocks, backend)
+    size = saved_size(problem.rows, problem.columns, problem.width, True, blocks, backend)
     mebibytes = size * accumulation_dtype(problem.dtype).itemsize / 2**20
-    text = f"with gradients it keeps {mebibytes:.1f} MiB of softmax weights"
+    text = f"with gradients it keeps {mebibytes:.1f} MiB for the backward"
     if share < 1:
-        text += f" and computes {1 - share:.0%} of them again"
+        text += f" and computes {1 - share:.0%} of the softmax weights again"
     return f"{text}: {4 - share:.2f} products"

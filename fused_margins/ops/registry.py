@@ -132,7 +132,9 @@ def memory_budget() -> int:
 def set_memory_budget(num_bytes: int) -> None:
     """Let a forward keep up to `num_bytes` of softmax weights for its backward; the others are computed again.
 
-    The environment variable ``FUSED_MARGINS_MEMORY_BUDGET`` sets the value at import (default 128 MiB).
+    The environment variable ``FUSED_MARGINS_MEMORY_BUDGET`` sets the value at import (default 128 MiB). On a CPU
+    memory of 1 MiB and more that a forward kept waits for the next one, at most one and a half budgets; this function
+    returns it to the system.
 
     >>> import fused_margins
     >>> fused_margins.set_memory_budget(64 * 2**20)
@@ -141,6 +143,24 @@ def set_memory_budget(num_bytes: int) -> None:
     if num_bytes < 0:
         raise ValueError(f"num_bytes: expected at least 0, got {num_bytes}")
     _memory_budget_bytes = int(num_bytes)
+    if native.module is not None:
+        native.module.Workspace.keep_at_most(0)
+
+
+@contextlib.contextmanager
+def within_memory_budget(num_bytes: int) -> Iterator[None]:
+    """Another budget in this context; what waits for the next call stays."""
+    global _memory_budget_bytes
+    before, _memory_budget_bytes = _memory_budget_bytes, num_bytes
+    try:
+        yield
+    finally:
+        _memory_budget_bytes = before
+
+
+def reused_bytes() -> int:
+    """Bytes of such memory that may wait: those of the budget, and half as many for factors and means beside them."""
+    return memory_budget() * 3 // 2
 
 
 def _file(op: str, backend: str) -> Path:

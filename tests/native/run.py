@@ -1,7 +1,7 @@
 """Every kernel under AddressSanitizer, UndefinedBehaviorSanitizer and valgrind: ``make sanitize``.
 
-Builds tests/native/driver.cpp with the kernels of every instruction set that this machine has, runs it, and sees each
-tool catch a fault made on purpose. Exits with 1 at the first failure.
+Builds tests/native/driver.cpp with the kernels of every instruction set that this machine has, runs it on one thread
+and on three, and sees each tool catch a fault made on purpose. Exits with 1 at the first failure.
 """
 
 import os
@@ -22,7 +22,7 @@ BF16_OPS = ("contrast", "nearest")
 BF16_ISAS = {"v4_bf16": ["-march=x86-64-v4", "-mavx512bf16"]}
 BF16_ISAS["amx"] = [*BF16_ISAS["v4_bf16"], "-mamx-tile", "-mamx-bf16"]
 FLAGS = ["-std=c++17", "-g", "-fno-omit-frame-pointer", "-Wno-psabi", "-DFM_NO_POOL"]
-SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZERS = ["-O1", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def compiler() -> str:
@@ -90,11 +90,12 @@ def main() -> None:
         for kind in ("overrun", "overflow"):
             must_fail(run(program, "fault", kind), kind)
         for isa in [*ISAS, *(BF16_ISAS if has_bf16() else [])]:
-            done = run(program, FUSED_MARGINS_ISA=isa.replace("_", "-"))
-            if "this processor does not have" in done.stderr:
-                print(f"{isa}: this processor does not have it")
-                continue
-            must_pass(done)
+            for threads in (1, 3):
+                done = run(program, FUSED_MARGINS_ISA=isa.replace("_", "-"), OMP_NUM_THREADS=str(threads))
+                if "this processor does not have" in done.stderr:
+                    print(f"{isa}: this processor does not have it")
+                    break
+                must_pass(done)
     valgrind = shutil.which("valgrind")
     if not valgrind:
         print("valgrind: not here, left out")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..kept import describe, kept_size, mean_size
+from ..kept import describe, empty, kept_size, mean_size
 from ..native import call, int64, matrix, module, pointer
 
 __all__ = ["backward", "describe", "forward"]
@@ -29,8 +29,8 @@ def forward(
     assert module is not None
     rows, width = x.shape
     positive, negative_lse = scale.new_empty(rows), scale.new_empty(rows)
-    mean = scale.new_empty(mean_size(rows, width) if with_mean else 0)
-    kept = scale.new_empty(kept_size(rows, y.shape[0], kept_blocks))
+    mean = empty(mean_size(rows, width) if with_mean else 0, scale.dtype)
+    kept = empty(kept_size(rows, y.shape[0], kept_blocks), scale.dtype)
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     labels = [int64(t) for t in (target, row_labels, column_labels, self_index)]
     call(

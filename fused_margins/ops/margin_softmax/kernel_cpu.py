@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..kept import describe, saved_size
+from ..kept import describe, empty, saved_size
 from ..native import call, matrix, module
 
 __all__ = ["backward", "describe", "forward"]
@@ -25,7 +25,7 @@ def forward(
     assert module is not None
     rows, width = x.shape
     loss = scale.new_empty((rows,) if reduction == "none" else ())
-    saved = scale.new_empty(saved_size(rows, y.shape[0], width, with_mean, kept_blocks))
+    saved = empty(saved_size(rows, y.shape[0], width, with_mean, kept_blocks), scale.dtype)
     scale, margin, target = scale.contiguous(), margin.contiguous(), target.to(torch.int64).contiguous()
     call(
         module.margin_softmax_forward,

@@ -1,0 +1,95 @@
+"""What a forward keeps lies in memory that later forwards get again, and nobody else before it is free."""
+
+import pytest
+import torch
+
+import fused_margins
+from fused_margins.functional import margin_softmax_loss
+from fused_margins.ops import kept, native, registry
+
+pytestmark = pytest.mark.skipif(native.module is None, reason="the cpu backend is not built")
+LARGE = 2**21  # float32 values: 8 MiB
+
+
+@pytest.fixture(autouse=True)
+def nothing_waits():
+    before = registry.memory_budget()
+    registry.set_memory_budget(2**27)
+    yield
+    registry.set_memory_budget(before)
+
+
+def waiting():
+    return native.module.Workspace.waiting_bytes()
+
+
+def test_free_memory_comes_again_and_memory_in_use_does_not():
+    first = kept.empty(LARGE, torch.float32)
+    assert first.shape == (LARGE,)
+    assert first.dtype == torch.float32
+    place = first.data_ptr()
+    part = first[5:7]
+    del first
+    assert waiting() == 0  # its part is in use
+    second = kept.empty(LARGE, torch.float32)
+    assert second.data_ptr() != place
+    del part
+    assert waiting() == 4 * LARGE
+    assert kept.empty(LARGE // 4 - 64, torch.float64).data_ptr() != place  # less than half of it is no use for it
+    assert kept.empty(LARGE // 2 - 64, torch.float64).data_ptr() == place
+
+
+def test_memory_waits_within_limits_and_until_the_budget_is_set():
+    registry.set_memory_budget(8 * LARGE)
+    blocks = [kept.empty(LARGE, torch.float32) for _ in range(5)]
+    places = [block.data_ptr() for block in blocks]
+    while blocks:
+        del blocks[0]
+    assert waiting() == 12 * LARGE  # one and a half budgets
+    assert kept.empty(LARGE, torch.float32).data_ptr() == places[-1]  # the newest, which a cache may hold
+    fused_margins.set_memory_budget(registry.memory_budget())
+    assert waiting() == 0
+    fused_margins.set_memory_budget(0)
+    kept.empty(LARGE, torch.float32)
+    assert waiting() == 0
+
+
+def test_small_memory_is_left_to_torch():
+    kept.empty(kept.REUSED_BYTES // 4 - 1, torch.float32)
+    assert waiting() == 0
+
+
+def _problem(seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(128, 16, generator=generator).requires_grad_()
+    y = torch.randn(5000, 16, generator=generator).requires_grad_()
+    return x, y, torch.randint(5000, (128,), generator=generator)
+
+
+def _loss(x, y, target):
+    return margin_softmax_loss(x, y, target, scale=8.0, margin=0.1, backend="cpu")
+
+
+def test_forwards_that_wait_for_their_backward_share_nothing():
+    alone = []
+    for seed in range(3):
+        x, y, target = _problem(seed)
+        alone.append(torch.autograd.grad(_loss(x, y, target), (x, y)))
+    assert waiting() > 0
+    problems = [_problem(seed) for seed in range(3)]
+    losses = [_loss(*problem) for problem in problems]
+    assert waiting() == 0  # all are in use
+    for number in (1, 2, 0, 1):  # in another order, and one of them twice
+        x, y, _ = problems[number]
+        for grad, expected in zip(torch.autograd.grad(losses[number], (x, y), retain_graph=True), alone[number]):
+            assert torch.equal(grad, expected)
+
+
+def test_the_benchmarks_count_what_is_kept_between_calls():
+    memory = pytest.importorskip("benchmarks.memory")
+    if not memory.available():
+        pytest.skip("Linux only")
+    x, y, target = _problem(0)
+    growth = memory.peak_growth(lambda: _loss(x, y, target))
+    assert growth > 5000 * 128 * 4
+    assert waiting() > 5000 * 128 * 4
