@@ -76,18 +76,21 @@ def test_control_c_stops_all_and_the_same_command_goes_on(tmp_path):
         "0",
     ]
     command = [sys.executable, "-m", "fused_margins.fewshot.cli", "sweep", *options, "--output"]
-    process = subprocess.Popen(
+    logs = [tmp_path / "stopped" / "margins" / f"m-{m}-seed0" / "metrics.jsonl" for m in ("-0.1", "0")]
+    with subprocess.Popen(
         [*command, str(tmp_path / "stopped"), "--workers", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    logs = [tmp_path / "stopped" / "margins" / f"m-{m}-seed0" / "metrics.jsonl" for m in ("-0.1", "0")]
-    deadline = time.monotonic() + 60
-    while not all(log.exists() for log in logs) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not all(log.exists() for log in logs) and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()  # one that hangs would fail other tests as well
     assert process.returncode == 130, output
     assert "the same command goes on" in output
     assert any(len(log.read_text().splitlines()) < 40 for log in logs)
