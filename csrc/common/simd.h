@@ -113,7 +113,7 @@ inline T exponential(T x) {
   T p = E::inverse_factorial[0];
   for (size_t k = 1; k < std::size(E::inverse_factorial); ++k) p = p * r + E::inverse_factorial[k];
   const I e = bits<I>(shifted) - bits<I>(E::magic);
-  const T result = (p + p) * bits<T>((e + (E::bias - 1)) << E::mantissa);
+  const T result = (p + p) * bits<T>(std::make_unsigned_t<I>(e + (E::bias - 1)) << E::mantissa);  // e of NaN: anything
   return x < E::least ? T(0) : x > E::most ? std::numeric_limits<T>::infinity() : result;
 }
 

@@ -184,6 +184,7 @@ class Backward {
       : args_(args),
         p_(args.in),
         maximum_(args.force_running_maximum || p_.needs_maximum()),
+        relative_(maximum_),
         recompute_(args.kept_blocks < ceil_div(p_.columns, BLOCK)),
         columns_wanted_(args.grad_y || args.grad_bias),
         threads_(thread_count(double(p_.rows) * double(p_.columns) * double(p_.width) * (recompute_ ? 2 : 1))),
@@ -199,15 +200,20 @@ class Backward {
 
   void run() {
     // What the weights of each row are multiplied by to be dL/du, and dL/dbias; weights come relative to negative_lse,
-    // or unshifted, and then all factors may be near the smallest number of T, as exp(-lse) is at a large scale: such
-    // ones are lifted for the product, to 2^-60: weights of float32 are below 2^125. By 2^100 at most, whose inverse
-    // float32 still holds.
-    const auto of_row = [&](int64_t i) { return maximum_ ? double(g(i)) : g(i) * std::exp(-double(lse(i))); };
-    double largest = 0;
+    // or unshifted, and then factors may be near the smallest number of T, as exp(-lse) is at a large scale. They are
+    // lifted for the product, to 2^-60: weights of float32 are below 2^125. By 2^100 at most, whose inverse float32
+    // still holds. Where that leaves some row far below the largest, the weights are made relative after all.
+    const auto of_row = [&](int64_t i) { return relative_ ? double(g(i)) : g(i) * std::exp(-double(lse(i))); };
+    double largest = 0, smallest = std::numeric_limits<double>::infinity();
     for (int64_t i = 0; i < p_.rows; ++i)
-      if (counts(i)) largest = std::max(largest, std::abs(of_row(i) * p_.scale(i)));
-    if (!maximum_ && largest > 0 && largest < 0x1p-60)
+      if (counts(i) && g(i) != 0) {
+        const double factor = std::abs(of_row(i) * p_.scale(i));
+        largest = std::max(largest, factor);
+        smallest = std::min(smallest, factor);
+      }
+    if (!relative_ && largest > 0 && largest < 0x1p-60)
       lift_ = std::ldexp(1.0, std::min(100, -60 - std::ilogb(largest)));
+    if (!relative_ && lift_ * smallest < 0x1p-90) relative_ = true, lift_ = 1;
     for (int64_t i = 0; i < side_.stride; ++i) {
       const bool there = i < p_.rows && counts(i);
       bias_factor_[i] = there ? T(of_row(i)) : T(0);
@@ -229,7 +235,9 @@ class Backward {
  private:
   const ContrastBackward& args_;
   Problem<T> p_;
-  bool maximum_, recompute_, columns_wanted_;
+  bool maximum_;   // weights come shifted
+  bool relative_;  // and are made relative to negative_lse
+  bool recompute_, columns_wanted_;
   int threads_;
   int64_t group_;  // columns of a task
   Side side_;
@@ -269,7 +277,7 @@ class Backward {
     if (args_.grad_y) side_.products.prepare_gradient(row_factor_.get(), values);
   }
 
-  // The weights of a group of columns, as kept or made again; where they are shifted, relative to negative_lse.
+  // The weights of a group of columns, as kept or made again, or relative to negative_lse.
   const T* weights(int64_t first, int64_t count, T* columns, T* own) const {
     const int64_t block = first / BLOCK;
     const T *shift = side_.kept.shifts(block), *w = own;
@@ -278,13 +286,21 @@ class Backward {
     else
       for (int64_t panel = 0; panel < side_.panels(); ++panel)
         side_.make(first, count, columns, panel, false, maximum_ ? shift : nullptr, own, nullptr, nullptr);
-    if (!maximum_) return w;
+    if (!relative_) return w;
+    // A block that admits nothing for a row has the shift 0, which may be far above that row's lse: its weights are 0,
+    // and their factor must be finite. Unshifted weights take exp(-lse) in two halves, which T holds.
+    const auto relative = [&](int64_t i) {
+      return exponential(maximum_ ? std::min(shift[i] - lse(i), T(0)) : -lse(i) / 2);
+    };
     T factor[BLOCK];
     for (int64_t i0 = 0; i0 < p_.rows; i0 += BLOCK) {
       const int64_t rows = std::min(BLOCK, p_.rows - i0);
-      for (int64_t i = 0; i < rows; ++i) factor[i] = counts(i0 + i) ? exponential(shift[i0 + i] - lse(i0 + i)) : T(0);
-      for (int64_t j = 0; j < count; ++j)
-        multiply(own + j * side_.stride + i0, factor, w + j * side_.stride + i0, rows);
+      for (int64_t i = 0; i < rows; ++i) factor[i] = counts(i0 + i) ? relative(i0 + i) : T(0);
+      for (int64_t j = 0; j < count; ++j) {
+        T* out = own + j * side_.stride + i0;
+        multiply(out, factor, w + j * side_.stride + i0, rows);
+        if (!maximum_) multiply(out, factor, out, rows);
+      }
     }
     return own;
   }

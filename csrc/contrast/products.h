@@ -86,13 +86,16 @@ class VectorProducts {
     const bool plain = x_.similarity != Similarity::negative_squared_euclidean;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows_; ++i) {
-      const T factor = factors[i] * (plain ? kept_.x_factor[i] : T(1));
       if (!plain) x_.prepare(i, values);
       const T* x = plain ? x_.row_of(i, values) : values;
       for (int64_t part = 0; part < parts(); ++part) {
         T* panel = gradient_panels_.get() + part * part_size() + i * WIDE;
         const int64_t width = std::min(WIDE, width_ - part * WIDE);
-        scale(panel, factor, x + part * WIDE, width);
+        // One after the other: their product may leave the range of T where x is far from unit length.
+        const T to_unit = plain ? kept_.x_factor[i] : T(1), factor = factors[i];
+        const T* values_of_part = x + part * WIDE;
+#pragma omp simd
+        for (int64_t d = 0; d < width; ++d) panel[d] = factor * (to_unit * values_of_part[d]);
         std::fill(panel + width, panel + WIDE, T(0));
       }
     }

@@ -319,7 +319,7 @@ class Search {
     T top = none<T>;
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < n; ++j) {
-      const T value = u[j] < below + slack ? u[j] : none<T>;
+      const T value = !a_.below || u[j] < below + slack ? u[j] : none<T>;
       top = value > top ? value : top;
     }
     if (!(top + slack > worst)) return;

@@ -87,8 +87,12 @@ class Bf16Tiles {
     for (int64_t r = 0; r < rows; r += BF16_ROWS)
       bf16_product({rows_of(scratch) + r * stride_, stride_}, columns, depth_ / BF16_DEPTH,
                    std::min(BF16_ROWS, rows - r), WIDE, u + r * WIDE, WIDE, false);
+    // The larger one first: their product may leave float's range, and rows against themselves must be symmetric.
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t j = 0; j < WIDE; ++j) u[r * WIDE + j] *= scratch[r] * column_scale_[panel * WIDE + j];
+      for (int64_t j = 0; j < WIDE; ++j) {
+        const float a = scratch[r], b = column_scale_[panel * WIDE + j];
+        u[r * WIDE + j] = u[r * WIDE + j] * std::max(a, b) * std::min(a, b);
+      }
   }
 
  private:

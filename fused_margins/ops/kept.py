@@ -71,8 +71,13 @@ def empty(count: int, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(workspace, dtype=dtype, count=count)
 
 
-def kept_blocks(problem: registry.Problem, backend: str = "cpu") -> int:
-    """Blocks of columns whose weights the memory budget lets the forward keep."""
+def kept_blocks(problem: registry.Problem, backend: str = "cpu", of_columns: bool = True) -> int:
+    """Blocks of columns whose weights the memory budget lets the forward keep.
+
+    `of_columns`: whether a gradient of columns is wanted, which alone needs weights on the CPU.
+    """
+    if backend == "cpu" and not of_columns:
+        return 0
     itemsize = accumulation_dtype(problem.dtype).itemsize
     if backend == "triton":
         if problem.dtype.itemsize == 2:

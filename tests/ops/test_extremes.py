@@ -218,3 +218,68 @@ def test_results_are_rounded_to_the_nearest_number_of_16_bits(backend, dtype, de
     for sign in (1, -1):
         z = scores(x, sign * torch.ones(1, 1, dtype=dtype), scale=scale, similarity="dot", backend=backend)[:, 0]
         assert torch.equal(z, (sign * scale).to(dtype))
+
+
+def _gradients(x, y, labels, backend, weight=1.0, **options):
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    return torch.autograd.grad(weight * margin_softmax_loss(x, y, labels, backend=backend, **options), [x, y])
+
+
+@pytest.mark.parametrize("similarity", [EUCLIDEAN, "dot"])
+def test_a_block_of_columns_that_admits_nothing_for_a_row(similarity, device_for):
+    """193 columns: the own class of some rows is the only one in its block, and all others are far away."""
+    device_for("margin_softmax", "cpu")
+    g = torch.Generator().manual_seed(0)
+    x, y = 4 * torch.rand(64, 128, generator=g), -4 * torch.rand(193, 128, generator=g)
+    labels = torch.arange(64) * 3 + 3
+    options = {"scale": 1.0, "similarity": similarity}
+    truth = _gradients(x.double(), y.double(), labels, "reference", **options)
+    for got, true in zip(_gradients(x, y, labels, "cpu", **options), truth):
+        assert (got - true).norm() <= 1e-4 * true.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("weight", [1.0, 1e-9])
+def test_gradients_where_some_rows_agree_with_all_classes_and_some_with_none(dtype, weight, device_for):
+    """Their exp(-logsumexp) are 60 orders of magnitude apart."""
+    device_for("margin_softmax", "cpu")
+    g = torch.Generator().manual_seed(0)
+    centre = torch.randn(1, 32, generator=g)
+    x, y = ((centre + 0.05 * torch.randn(n, 32, generator=g)).to(dtype) for n in (256, 100))
+    x[::8] = -x[::8]
+    labels = torch.randint(100, (256,), generator=g)
+    options = {"scale": 79.0, "margin": -0.1, "weight": weight}
+    truth = _gradients(x.double(), y.double(), labels, "reference", **options)
+    for got, true in zip(_gradients(x, y, labels, "cpu", **options), truth):
+        assert (got - true).norm() <= (1e-4 if dtype == torch.float32 else 1e-2) * true.norm()
+
+
+@pytest.mark.parametrize("length", [1e-20, 1e30])
+def test_gradients_of_classes_from_rows_far_from_unit_length(length, device_for):
+    device_for("margin_softmax", "cpu")
+    g = torch.Generator().manual_seed(0)
+    x, y = length * torch.randn(64, 32, generator=g), torch.randn(50, 32, generator=g)
+    labels = torch.randint(50, (64,), generator=g)
+    true = _gradients(x.double(), y.double(), labels, "reference", scale=64.0)[1]
+    assert (_gradients(x, y, labels, "cpu", scale=64.0)[1] - true).norm() <= 1e-4 * true.norm()
+
+
+@pytest.mark.parametrize("relation", ["any", "same"])
+def test_an_infinite_similarity_is_the_nearest(relation, device_for):
+    device_for("nearest", "cpu")
+    x, label = torch.tensor([[1e30]]), torch.zeros(1, dtype=torch.long)
+    best, index = nearest(x, x, label, label, relation=relation, similarity="dot", backend="cpu")
+    assert best.item() == math.inf
+    assert index.item() == 0
+
+
+def test_factors_of_bfloat16_rows_whose_product_overflows(device_for):
+    device_for("nearest", "cpu")
+    x, y = torch.zeros(1, 4), torch.zeros(2, 4)
+    x[0, 0] = y[0, 1] = y[1, 1] = 2.0**65
+    y[1, 0] = 2.0**50
+    zeros = torch.zeros(2, dtype=torch.long)
+    options = {"relation": "any", "similarity": "dot", "backend": "cpu"}
+    best, index = nearest(x.bfloat16(), y.bfloat16(), zeros[:1], zeros, **options)
+    assert best.item() == 2.0**115
+    assert index.item() == 1

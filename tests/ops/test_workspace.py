@@ -93,3 +93,13 @@ def test_the_benchmarks_count_what_is_kept_between_calls():
     growth = memory.peak_growth(lambda: _loss(x, y, target))
     assert growth > 5000 * 128 * 4
     assert waiting() > 5000 * 128 * 4
+
+
+def test_weights_are_kept_for_gradients_of_columns_alone():
+    x, y, target = _problem(0)
+    alone = torch.autograd.grad(_loss(x, y, target), x)[0]
+    registry.set_memory_budget(2**27)  # nothing waits
+    loss = _loss(x, y.detach(), target)
+    assert torch.equal(torch.autograd.grad(loss, x)[0], alone)
+    del loss
+    assert waiting() == 0

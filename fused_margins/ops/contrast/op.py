@@ -169,7 +169,8 @@ def contrast(
         y = y.view_as(y)
         args = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in args)
         with_mean = x.requires_grad or scale.requires_grad
-        args = (*args, with_mean, kept_blocks(problem, backend), backend)
+        of_columns = y.requires_grad or (bias is not None and bias.requires_grad)
+        args = (*args, with_mean, kept_blocks(problem, backend, of_columns), backend)
         positive, negative_lse, *_ = _Contrast.apply(x, y, scale, bias, *args)
     else:
         positive, negative_lse, *_ = torch.ops.fused_margins.contrast(x, y, scale, bias, *args, False, 0, backend)

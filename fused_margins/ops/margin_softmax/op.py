@@ -177,7 +177,7 @@ def apply(
     options: tuple[Any, ...] = (similarity, ignore_index, reduction)
     direct = backend in native.DIRECT and native.direct(*differentiable, target)
     if torch.is_grad_enabled() and any(t.requires_grad for t in differentiable):
-        options = (*options, x.requires_grad or scale.requires_grad, kept_blocks(problem, backend))
+        options = (*options, x.requires_grad or scale.requires_grad, kept_blocks(problem, backend, y.requires_grad))
         if direct:
             return _DirectMarginSoftmax.apply(x, y, scale, margin, target, *options, backend)
         # Dynamo refuses a Function that is handed one tensor twice (a batch against itself, one value for both factors).
