@@ -69,7 +69,10 @@ def peak_growth_on_gpu(step: Callable[[], Any]) -> int:
 
 
 def measure_in_child(row_id: str, contestant: str) -> int:
-    """`peak_growth` of a contestant in a process of its own, with the thread count of this one."""
+    """`peak_growth` of a contestant in a process of its own, with the thread count of this one.
+
+    Our kernels take one thread there, as in every forked process: what further threads need for themselves is missing.
+    """
     # A fork server has imported torch and this package but never run anything: its children start in milliseconds,
     # with a small resident set and no threads of a parent that OpenMP could stumble over.
     context = multiprocessing.get_context("forkserver")

@@ -116,6 +116,22 @@ def _some_images(dataset, image_size=None):
     }
 
 
+def test_a_sweep_asks_few_validation_classes_nothing(monkeypatch):
+    splits = _some_images("folder")
+    few = splits["val"].labels < 4
+    names = tuple(f"val{c}" for c in range(4))
+    splits["val"] = ImageSet(
+        splits["val"].images[few], splits["val"].labels[few], splits["val"].coarse_labels[few], names, ("x", "y", "z")
+    )
+    monkeypatch.setattr(margins, "load", lambda dataset, image_size=None: splits)
+    config = TrainConfig(dataset="omniglot", loss=MarginSoftmax())
+    study = margin_sweep_study(config, (-0.0, 0.1), (0,), Judging())
+    assert "validation_5way_1shot" not in study.columns.values()
+    assert study.baseline == study.trials[0].group == "m = 0"
+    monkeypatch.setattr(margins, "load", _some_images)
+    assert "validation_5way_1shot" in margin_sweep_study(config, (0.0,), (0,), Judging()).columns.values()
+
+
 def test_the_reproduced_studies_have_folders_of_their_own_and_one_thread_each(monkeypatch, tmp_path):
     for module in (trials, margins):
         monkeypatch.setattr(module, "load", _some_images)

@@ -40,7 +40,7 @@ PANELS = {
 
 
 def group(margin: float) -> str:
-    return f"m = {margin:g}"
+    return f"m = {margin + 0.0:g}"  # -0.0 is 0
 
 
 def half_of_the_classes(num_classes: int, seed: int) -> tuple[int, ...]:
@@ -67,6 +67,7 @@ def margin_sweep_study(
     splits = load(config.dataset, image_size=config.image_size)
     num_classes = len(splits["train"].class_names)
     num_novel = len(splits["test"].class_names)
+    num_validation = len(splits["val"].class_names) if "val" in splits else 0
     by_image = splits["train"].class_names == splits["test"].class_names
 
     if by_image:
@@ -84,7 +85,7 @@ def margin_sweep_study(
     base_is_judged = by_image or config.held_out > 0
     columns = {
         title: figure
-        for title, figure in ({**COLUMNS, **VALIDATION} if "val" in splits else COLUMNS).items()
+        for title, figure in (COLUMNS | (VALIDATION if num_validation >= 5 else {})).items()
         if base_is_judged or figure not in ("accuracy", "discriminability")
     }
 
