@@ -124,7 +124,7 @@ def test_memory_budget_changes_no_bit_of_a_gradient(dtype, similarity, backend, 
 
 def test_the_memory_budget_decides_what_is_kept(device_for, no_memory_budget):
     device_for("contrast", "cpu")
-    x, y = torch.randn(6, 4, requires_grad=True), torch.randn(2 * BLOCK + 8, 4)
+    x, y = torch.randn(6, 4), torch.randn(2 * BLOCK + 8, 4, requires_grad=True)
 
     def kept_blocks() -> int:
         sizes = []
