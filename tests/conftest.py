@@ -65,7 +65,5 @@ def _runs_on_a_cpu(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def no_memory_budget() -> Iterator[None]:
     """No forward keeps weights: every backward computes them again."""
-    before = registry.memory_budget()
-    registry.set_memory_budget(0)
-    yield
-    registry.set_memory_budget(before)
+    with registry.within_memory_budget(0):
+        yield

@@ -1,5 +1,5 @@
 // Memory that a forward hands to its backward. Given back, it waits for the next forward of its size: from the system
-// it would come as fresh pages, and first touching those takes longer than to compute again what lies there.
+// it would come as fresh pages, and first touching those can take longer than to compute again what lies there.
 #pragma once
 
 #include <vector>

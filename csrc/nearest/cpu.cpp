@@ -216,6 +216,7 @@ class Search {
       [[maybe_unused]] typename Tiles::Session session;
       T *prepared = scratch.mine(), *u = prepared + tiles.scratch_size(), *turned = u + ROWS * wide;
       T* pair = turned + ROWS * wide;
+      std::fill(u, turned, T(0));  // may_improve looks at whole panels, also where the products fill less
       T strip_factors[ROWS], strip_longest[ROWS / wide];
       int32_t strip_labels[ROWS];
       for (const Group* g : groups) {
@@ -340,7 +341,7 @@ void nearest_forward(const NearestForward& args) {
 #ifdef __AVX512BF16__
   Search<Bf16Tiles>(args).run();
 #else
-  args.x.dtype == DType::float64 ? Search<VectorTiles<double> >(args).run() : Search<VectorTiles<float> >(args).run();
+  args.x.dtype == DType::float64 ? Search<VectorTiles<double>>(args).run() : Search<VectorTiles<float>>(args).run();
 #endif
 }
 

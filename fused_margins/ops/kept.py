@@ -64,8 +64,9 @@ def saved_size(
 
 def empty(count: int, dtype: torch.dtype) -> Tensor:
     """Memory on the CPU for what a forward keeps; when the last tensor in it is gone, the next forward gets it."""
+    assert native.module is not None
     num_bytes = count * dtype.itemsize
-    if native.module is None or num_bytes < REUSED_BYTES:
+    if num_bytes < REUSED_BYTES:
         return torch.empty(count, dtype=dtype, device="cpu")
     workspace = native.module.Workspace(num_bytes, registry.reused_bytes())
     return torch.frombuffer(workspace, dtype=dtype, count=count)

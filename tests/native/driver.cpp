@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -107,6 +108,19 @@ struct Problem {
       if (i % 4 == 3 || !s.columns) target[size_t(i)] = -1;
       if (!s.columns) self[size_t(i)] = -1;
     }
+  }
+  // A row with a NaN and one with an infinity.
+  void spoil() {
+    const auto set = [&](int64_t i, float value) {
+      uint32_t bits;
+      std::memcpy(&bits, &value, 4);
+      if (dtype == DType::float64) static_cast<double*>(x.get())[i] = value;
+      if (dtype == DType::float32) static_cast<float*>(x.get())[i] = value;
+      if (dtype == DType::bfloat16) static_cast<uint16_t*>(x.get())[i] = uint16_t(bits >> 16);
+      if (dtype == DType::float16) static_cast<uint16_t*>(x.get())[i] = uint16_t(0x7c00 | (bits >> 13 & 0x3ff));
+    };
+    set(0, std::numeric_limits<float>::quiet_NaN());
+    set(s.rows * s.width - 1, std::numeric_limits<float>::infinity());
   }
   Block out(int64_t count) const { return Block(count * element_bytes(wide)); }
   Block like_x(int64_t count) const { return Block(count * element_bytes(dtype)); }
@@ -240,6 +254,15 @@ void kmeans(const Problem& p) {
   ++calls;
 }
 
+void every_kernel(const Problem& p) {
+  contrast(p);
+  margin_softmax(p);
+  nearest(p);
+  scores(p);
+  magnet(p);
+  kmeans(p);
+}
+
 // Faults on purpose, to see that each is caught.
 int fault(const std::string& kind) {
   if (kind == "overrun") {
@@ -276,13 +299,11 @@ int main(int count, char** arguments) {
   for (const Sizes& s : sizes)
     for (DType dtype : {DType::float64, DType::float32, DType::bfloat16, DType::float16})
       for (Layout layout : {Layout::rows, Layout::columns, Layout::gaps}) {
-        const Problem p(s, dtype, layout);
-        contrast(p);
-        margin_softmax(p);
-        nearest(p);
-        scores(p);
-        magnet(p);
-        kmeans(p);
+        Problem p(s, dtype, layout);
+        every_kernel(p);
+        if (layout != Layout::rows || !s.rows || !s.width) continue;
+        p.spoil();
+        every_kernel(p);
       }
   std::printf("%s, %d threads: %d calls\n", isa_name(), max_threads(), calls);
 }

@@ -1,0 +1,247 @@
+// The backward of contrast: the gradient of y, a product of the weights with x, scaled by row; a second one makes
+// weights that were not kept. Columns are independent of each other, so no thread waits for another.
+#pragma once
+
+#include "problem.h"
+
+namespace fused_margins {
+namespace FM_ISA {
+namespace {
+
+// The rows whose positive is column j, found by binary search in the rows sorted by target.
+class Anchors {
+ public:
+  Anchors(const int64_t* target, int64_t rows, int64_t ignored) : target_(target), order_(rows) {
+    for (int64_t i = 0; i < rows; ++i)
+      if (target[i] != ignored) order_[count_++] = i;
+    std::stable_sort(order_.get(), order_.get() + count_, [&](int64_t a, int64_t b) { return target[a] < target[b]; });
+  }
+  template <class F>
+  void for_each(int64_t column, F f) const {
+    const int64_t* end = order_.get() + count_;
+    const int64_t* at = std::lower_bound(order_.get(), order_.get() + count_, column,
+                                         [&](int64_t i, int64_t c) { return target_[i] < c; });
+    for (; at != end && target_[*at] == column; ++at) f(*at);
+  }
+
+ private:
+  const int64_t* target_;
+  Buffer<int64_t> order_;
+  int64_t count_ = 0;
+};
+
+template <class Products>
+class Backward {
+ public:
+  using T = typename Products::Value;
+  using Side = Weights<Products>;
+
+  explicit Backward(const ContrastBackward& args)
+      : args_(args),
+        p_(args.in),
+        maximum_(args.force_running_maximum || p_.needs_maximum()),
+        relative_(maximum_),
+        recompute_(args.kept_blocks < ceil_div(p_.columns, BLOCK)),
+        columns_wanted_(args.grad_y || args.grad_bias),
+        threads_(thread_count(double(p_.rows) * double(p_.columns) * double(p_.width) * (recompute_ ? 2 : 1))),
+        group_(Products::group(p_.columns, threads_)),
+        side_(p_, const_cast<void*>(args.kept)),
+        anchors_(args.in.target, args.grad_y ? p_.rows : 0, args.in.ignore_index),
+        row_factor_(side_.stride),
+        bias_factor_(side_.stride),
+        scratch_(threads_, scratch_size()) {
+    if (columns_wanted_ && recompute_) side_.products.allocate_logits();
+    if (args.grad_y) side_.products.allocate_gradient();
+  }
+
+  void run() {
+    // What the weights of each row are multiplied by to be dL/du, and dL/dbias; weights come relative to negative_lse,
+    // or unshifted, and then factors may be near the smallest number of T, as exp(-lse) is at a large scale. They are
+    // lifted for the product, to 2^-60: weights of float32 are below 2^125. By 2^100 at most, whose inverse float32
+    // still holds. Where that leaves some row far below the largest, the weights are made relative after all.
+    const auto of_row = [&](int64_t i) { return relative_ ? double(g(i)) : g(i) * std::exp(-double(lse(i))); };
+    double largest = 0, smallest = std::numeric_limits<double>::infinity();
+    for (int64_t i = 0; i < p_.rows; ++i)
+      if (counts(i) && g(i) != 0) {
+        const double factor = std::abs(of_row(i) * p_.scale(i));
+        largest = std::max(largest, factor);
+        smallest = std::min(smallest, factor);
+      }
+    if (!relative_ && largest > 0 && largest < 0x1p-60)
+      lift_ = std::ldexp(1.0, std::min(100, -60 - std::ilogb(largest)));
+    if (!relative_ && lift_ * smallest < 0x1p-90) relative_ = true, lift_ = 1;
+    for (int64_t i = 0; i < side_.stride; ++i) {
+      const bool there = i < p_.rows && counts(i);
+      bias_factor_[i] = there ? T(of_row(i)) : T(0);
+      row_factor_[i] = there ? T(lift_ * of_row(i) * p_.scale(i)) : T(0);
+    }
+#pragma omp parallel num_threads(threads_)
+    {
+      [[maybe_unused]] typename Products::Session session;
+      prepare();
+      const int64_t groups = columns_wanted_ ? ceil_div(p_.columns, group_) : 0;
+#pragma omp for schedule(dynamic)
+      for (int64_t group = 0; group < groups; ++group) columns(group * group_);
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < (args_.grad_x ? p_.rows : 0); ++i) row(i);
+    }
+    if (args_.grad_scale) grad_scale();
+  }
+
+ private:
+  const ContrastBackward& args_;
+  Problem<T> p_;
+  bool maximum_;   // weights come shifted
+  bool relative_;  // and are made relative to negative_lse
+  bool recompute_, columns_wanted_;
+  int threads_;
+  int64_t group_;  // columns of a task
+  Side side_;
+  Anchors anchors_;
+  Buffer<T> row_factor_, bias_factor_;
+  double lift_ = 1;     // a power of two
+  Scratch<T> scratch_;  // of a group: its columns, weights and gradient; two rows
+
+  int64_t gradient_stride() const { return odd_lines(side_.products.parts() * Side::WIDE); }
+  int64_t columns_size() const { return recompute_ ? side_.products.block_size(group_) : 0; }
+  int64_t scratch_size() const {
+    const Products& products = side_.products;
+    const int64_t of_group = columns_size() + group_ * (side_.stride + gradient_stride());
+    return std::max(of_group + products.gradient_scratch_size(group_), products.scratch_size()) +
+           std::max(products.scratch_size(), 3 * p_.width);
+  }
+  // Behind the rest: a few rows.
+  T* rows_scratch() const {
+    return scratch_.mine() + scratch_size() - std::max(side_.products.scratch_size(), 3 * p_.width);
+  }
+  T lse(int64_t i) const { return static_cast<const T*>(args_.negative_lse)[i]; }
+  bool counts(int64_t i) const { return !p_.ignored(i) && lse(i) != none<T>; }
+  T g(int64_t i) const { return static_cast<const T*>(args_.grad_negative_lse)[i]; }
+  T h(int64_t i) const { return static_cast<const T*>(args_.grad_positive)[i]; }
+  // Columns summed under the weights of a row, what makes it their average, and the average similarity.
+  const T* sum_of_columns(int64_t i) const { return static_cast<const T*>(args_.mean) + i * round_up(p_.width, 16); }
+  T inverse_sum(int64_t i) const { return sum_of_columns(round_up(p_.rows, 4))[i]; }
+  T mean_similarity(int64_t i) const { return sum_of_columns(round_up(p_.rows, 4))[p_.rows + i]; }
+
+  // In parallel: x as the products take it, for logits that are made again and for the gradient of y.
+  void prepare() {
+    T* values = rows_scratch();
+    if (columns_wanted_ && recompute_) {
+#pragma omp for schedule(static)
+      for (int64_t panel = 0; panel < side_.panels(); ++panel) side_.products.prepare_panel(panel, false, values);
+    }
+    if (args_.grad_y) side_.products.prepare_gradient(row_factor_.get(), values);
+  }
+
+  // The weights of a group of columns, as kept or made again, or relative to negative_lse.
+  const T* weights(int64_t first, int64_t count, T* columns, T* own) const {
+    const int64_t block = first / BLOCK;
+    const T *shift = side_.kept.shifts(block), *w = own;
+    if (block < args_.kept_blocks)
+      w = side_.kept.weights(block) + first % BLOCK * side_.stride;
+    else
+      for (int64_t panel = 0; panel < side_.panels(); ++panel)
+        side_.make(first, count, columns, panel, false, maximum_ ? shift : nullptr, own, nullptr, nullptr);
+    if (!relative_) return w;
+    // A block that admits nothing for a row has the shift 0, which may be far above that row's lse: its weights are 0,
+    // and their factor must be finite. Unshifted weights take exp(-lse) in two halves, which T holds.
+    const auto relative = [&](int64_t i) {
+      return exponential(maximum_ ? std::min(shift[i] - lse(i), T(0)) : -lse(i) / 2);
+    };
+    T factor[BLOCK];
+    for (int64_t i0 = 0; i0 < p_.rows; i0 += BLOCK) {
+      const int64_t rows = std::min(BLOCK, p_.rows - i0);
+      for (int64_t i = 0; i < rows; ++i) factor[i] = counts(i0 + i) ? relative(i0 + i) : T(0);
+      for (int64_t j = 0; j < count; ++j) {
+        T* out = own + j * side_.stride + i0;
+        multiply(out, factor, w + j * side_.stride + i0, rows);
+        if (!maximum_) multiply(out, factor, out, rows);
+      }
+    }
+    return own;
+  }
+
+  // Gradients of columns first ... first + group_.
+  void columns(int64_t first) {
+    const int64_t count = std::min(group_, p_.columns - first);
+    T *prepared = scratch_.mine(), *own = prepared + columns_size(), *gradient = own + group_ * side_.stride;
+    T *rest = gradient + group_ * gradient_stride(), *row = rows_scratch(), *other = row + p_.width;
+    if (first / BLOCK >= args_.kept_blocks)
+      side_.products.prepare_columns(first, 0, count, count, false, prepared, row);
+    const T* w = weights(first, count, prepared, own);
+    if (args_.grad_bias)
+      for (int64_t j = 0; j < count; ++j)
+        static_cast<T*>(args_.grad_bias)[first + j] = dot(w + j * side_.stride, bias_factor_.get(), p_.rows);
+    if (!args_.grad_y) return;
+    const int64_t stride = gradient_stride();
+    side_.products.gradient(w, count, gradient, stride, rest);
+    for (int64_t j = 0; j < count; ++j) {
+      T* sum = gradient + j * stride;
+      if (lift_ != 1) scale(sum, T(1 / lift_), sum, p_.width);
+      if (p_.euclidean()) {
+        const T weight = dot(w + j * side_.stride, row_factor_.get(), p_.rows);
+        side_.y.prepare(first + j, row);
+        combine(sum, T(2), -weight, row, p_.width);
+        anchors_.for_each(first + j, [&](int64_t i) {  // of the rows as they are: exact where they are near
+          load_row(args_.in.x, i, row);
+          load_row(args_.in.y, first + j, other);
+          for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h(i) * (row[d] - other[d]);
+        });
+      } else {
+        anchors_.for_each(first + j, [&](int64_t i) {
+          add_scaled(sum, h(i) * side_.kept.x_factor[i], side_.x.row_of(i, row), p_.width);
+        });
+        chain(side_.kept.y_factor[first + j], side_.y.row_of(first + j, row), sum);
+      }
+      store(args_.grad_y, args_.in.y.dtype, (first + j) * p_.width, sum, p_.width);
+    }
+  }
+
+  // Gradient of one row, from the average that the forward saved.
+  void row(int64_t i) {
+    T *sum = rows_scratch(), *x = sum + p_.width, *y = x + p_.width;
+    const bool positive = !p_.ignored(i);
+    const T weight = counts(i) ? g(i) * p_.scale(i) : T(0);
+    if (counts(i)) {
+      scale(sum, inverse_sum(i), sum_of_columns(i), p_.width);  // first: a small weight times a small inverse is 0
+      scale(sum, weight, sum, p_.width);
+    } else {
+      std::fill(sum, sum + p_.width, T(0));
+    }
+    if (p_.euclidean()) {
+      side_.x.prepare(i, x);
+      combine(sum, T(2), -weight, x, p_.width);
+      if (positive) {
+        load_row(args_.in.x, i, x);
+        load_row(args_.in.y, args_.in.target[i], y);
+        for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h(i) * (y[d] - x[d]);
+      }
+    } else {
+      const int64_t j = args_.in.target[i];
+      if (positive) add_scaled(sum, h(i) * side_.kept.y_factor[j], side_.y.row_of(j, y), p_.width);
+      chain(side_.kept.x_factor[i], side_.x.row_of(i, x), sum);
+    }
+    store(args_.grad_x, args_.in.x.dtype, i * p_.width, sum, p_.width);
+  }
+
+  // From the gradient of a row as the products take it, `factor` times `values`, to that of the row itself.
+  void chain(T factor, const T* values, T* sum) const {
+    if (p_.in.similarity != Similarity::cosine) return;
+    combine(sum, factor, -dot(sum, values, p_.width) * factor * factor, values, p_.width);
+  }
+
+  // g_i sum_j q_ij u_ij.
+  void grad_scale() {
+    T* out = static_cast<T*>(args_.grad_scale);
+    double sum = 0;
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      const T value = counts(i) ? g(i) * mean_similarity(i) : T(0);
+      p_.in.scale_per_row ? out[i] = value : sum += double(value);
+    }
+    if (!p_.in.scale_per_row) out[0] = T(sum);
+  }
+};
+
+}  // namespace
+}  // namespace FM_ISA
+}  // namespace fused_margins
