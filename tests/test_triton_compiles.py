@@ -17,6 +17,7 @@ triton = pytest.importorskip("triton")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 from fused_margins.ops import gpu, registry  # noqa: E402
 
@@ -52,6 +53,8 @@ def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: 
             signature[name], constants[(n,)] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name], attributes[(n,)] = f"*{TYPES[value.dtype]}", [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>".replace(" ", "")
         elif isinstance(value, float):
             signature[name] = "fp32"
         else:
@@ -135,7 +138,7 @@ def test_compiles(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    monkeypatch.setattr(gpu, "is_hopper", lambda: arch == 90)
+    monkeypatch.setattr(gpu, "capability", lambda: arch // 10)
     op(dtype, similarity)
     assert_compiles(launches, arch, tmp_path, record_property)
 

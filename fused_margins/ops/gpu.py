@@ -38,9 +38,29 @@ def programs(device: torch.device) -> int:
 
 
 @functools.cache
-def is_hopper() -> bool:
-    """Whether the GPU is an H100 or one of its kind."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+def capability() -> int:
+    """The major number of the GPU's compute capability: 9 is Hopper."""
+    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+
+
+def can_describe(*tensors: Tensor) -> bool:
+    """Whether a GPU's copy engine can fetch tiles of these matrices, rows of 16-bit numbers 16 bytes apart."""
+    return (interpreted or capability() == 9) and all(
+        t.dtype.itemsize == 2
+        and t.stride(1) == 1
+        and t.stride(0) % 8 == 0
+        and t.stride(0) >= t.shape[1] > 0
+        and t.shape[0] > 0
+        and t.data_ptr() % 16 == 0
+        for t in tensors
+    )
+
+
+def describe(t: Tensor, *block: int) -> Any:
+    """t as its tiles of this shape."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(t, list(t.shape), list(t.stride()), list(block))
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -57,26 +77,39 @@ _compiled: dict[Any, Any] = {}
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """kernel[grid](*args, **options), with the compiled kernel at hand from the second time on.
 
-    Triton's own launch looks at every argument anew, which takes several times as long. The key holds all that a kernel
-    is compiled for: dtypes and alignment of tensors, of integers whether they are 1 or multiples of 16, and options.
+    Triton's own launch looks at every argument anew, which takes several times as long as a small kernel. The key holds
+    all that a kernel is compiled for: dtypes and alignment of tensors, of integers whether they are 1 or multiples of
+    16, and options. Tensors go on as their addresses.
     """
     if interpreted:
         kernel[grid](*args, **options)
         return
-    key = (kernel, *map(_specialization, args), *options.values())
-    found = _compiled.get(key)
+    device = torch.cuda.current_device()
+    key: list[Any] = [kernel, device]
+    values: list[Any] = []
+    for value in args:
+        kind = type(value)
+        if kind is int:
+            key.append(1 if value == 1 else (value % 16 == 0, -(2**31) <= value < 2**31))
+            values.append(value)
+        elif value is None or kind is float:
+            key.append(kind)
+            values.append(value)
+        elif isinstance(value, Tensor):
+            address = value.data_ptr()
+            key.append((value.dtype, address % 16 == 0))
+            values.append(address)
+        else:  # a descriptor
+            key.append((value.base.dtype, *value.block_shape))
+            values.append(value)
+    key.extend(options.values())
+    found = _compiled.get(tuple(key))
     if found is None:
-        found = kernel[grid](*args, **options)
-        rest = kernel.arg_names[len(args) :]
-        _compiled[key] = found, tuple(options[name] for name in rest)
+        compiled = kernel[grid](*args, **options)
+        rest = tuple(options[name] for name in kernel.arg_names[len(args) :])
+        _compiled[tuple(key)] = compiled.run, compiled.function, compiled.packed_metadata, rest
         return
-    compiled, rest = found
-    compiled[(*grid, 1, 1)[:3]](*args, *rest)
-
-
-def _specialization(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.dtype, value.data_ptr() % 16 == 0, value.device.index
-    if isinstance(value, int):
-        return 1 if value == 1 else (value % 16 == 0, -(2**31) <= value < 2**31)
-    return None if value is None else float
+    run, function, metadata, rest = found
+    x, y, z = (*grid, 1, 1)[:3]
+    # No hooks: what they watch is in the kernel's own launch, the first one.
+    run(x, y, z, torch._C._cuda_getCurrentRawStream(device), function, metadata, None, None, None, *values, *rest)

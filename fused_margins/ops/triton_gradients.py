@@ -20,40 +20,67 @@ from torch import Tensor
 
 from . import gpu
 from .similarity import SIMILARITIES, accumulation_dtype
-from .triton_tiles import BN, COSINE, DOT, EUCLIDEAN, Tiles, dot, fit, numbers, places, vector_block
+from .triton_tiles import (
+    BN,
+    COSINE,
+    DESCRIBED,
+    DOT,
+    EUCLIDEAN,
+    MASKED,
+    WHOLE,
+    Tiles,
+    dot,
+    fit,
+    numbers,
+    places,
+    vector_block,
+)
 
-CHUNK_BYTES = 96 * 2**20  # of W, which goes through the L2 cache of a large GPU; smaller ones are more launches
+CHUNK_BYTES = 100 * 2**20  # of W, which goes through the L2 cache of a large GPU; smaller ones are more launches
+
+
+@triton.jit
+def weight_factor(of_x, unit, SIMILARITY: tl.constexpr):
+    """What makes W of G in a whole row, (BM,)."""
+    if SIMILARITY == EUCLIDEAN:
+        return of_x * (2 * tl.load(unit))
+    else:
+        return of_x * tl.load(unit)
 
 
 @triton.jit
 def store_weights(
-    g, u, of_x, of_y, unit, weights, column_sums, row_sums, at_rows, rows, block, tile, chunk,
-    BN: tl.constexpr, SIMILARITY: tl.constexpr, OF_Y: tl.constexpr, DTYPE: tl.constexpr,
+    w, t, of_x, of_y, weights, column_sums, at_rows, rows, block, tile, chunk,
+    BM: tl.constexpr, BN: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr,
+    OF_Y: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of W from G, which is 0 beyond the matrix, and the sums that the multiples of x and y are made of."""
+    """A tile of W from G times `weight_factor`, which is 0 beyond the matrix, and the sums that the multiples of y are
+    made of; t: `half_similarities`. For Euclidean distances the sums that the multiples of x are made of, (BM,)."""
     here = tile * BN + tl.arange(0, BN)
     if SIMILARITY == COSINE:
         if OF_Y:
-            tl.store(column_sums + block * chunk + here, tl.sum(g * u, 0))
-        w = g * (of_x * tl.load(unit))[:, None] * of_y[None, :]
-    elif SIMILARITY == EUCLIDEAN:
-        w = g * (2 * tl.load(unit))
+            if NORMALIZE:
+                t = t * tl.where(of_x > 0, 1 / tl.where(of_x > 0, of_x, 1.0), 0.0)[:, None]
+            tl.store(column_sums + block * chunk + here, tl.sum(w * t, 0))
+        w = w * of_y[None, :]
+    sums = of_x
+    if LOADS == DESCRIBED:
+        weights.store([block * BM, tile * BN], w.to(weights.dtype))
     else:
-        w = g * tl.load(unit)
-    w = w.to(weights.dtype.element_ty)
-    inside = at_rows < rows
-    tl.store(weights + at_rows.to(tl.int64)[:, None] * chunk + here[None, :], w, mask=inside[:, None])
-    if SIMILARITY == EUCLIDEAN:  # of the rounded weights, so that differences cancel as they should
-        tl.store(row_sums + tile * rows + at_rows, tl.sum(w.to(DTYPE), 1), mask=inside)
-        if OF_Y:
-            tl.store(column_sums + block * chunk + here, tl.sum(w.to(DTYPE), 0))
+        w = w.to(weights.dtype.element_ty)
+        tl.store(weights + at_rows.to(tl.int64)[:, None] * chunk + here[None, :], w, mask=(at_rows < rows)[:, None])
+        if SIMILARITY == EUCLIDEAN:  # of the rounded weights, so that differences cancel as they should
+            sums = tl.sum(w.to(DTYPE), 1)
+            if OF_Y:
+                tl.store(column_sums + block * chunk + here, tl.sum(w.to(DTYPE), 0))
+    return sums
 
 
 @triton.jit
 def _columns(
     weights, x, y, y_factor, column_sums, unit, grad_y,
     rows, columns, width, x_row, x_column, y_row, y_column, first_column, chunk, blocks,
-    BN: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+    BN: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     EUCLIDEAN_SHIFT: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a tile of y, (BN, BD): W^T x minus a multiple of y."""
@@ -62,35 +89,39 @@ def _columns(
     at_d = d_block * BD + tl.arange(0, BD)
     d = at_d.to(tl.int64)
     acc = tl.zeros((BN, BD), DTYPE)
-    k = tl.arange(0, BK)
     origin = tl.zeros((BD,), DTYPE)
     if EUCLIDEAN_SHIFT:
         origin = tl.load(y + d * y_column, mask=at_d < width, other=0.0)
-    w_tile = weights + k[None, :].to(tl.int64) * chunk + here[:, None]
-    x_tile = x + k[:, None].to(tl.int64) * x_row + d[None, :] * x_column
-    for start in range(0, rows, BK):
-        if EVEN:  # no mask: neither rows nor entries end within a tile
-            a = tl.load(w_tile)
-            b = tl.load(x_tile)
-        else:
-            a = tl.load(w_tile, mask=start + k[None, :] < rows, other=0.0)
-            b = tl.load(x_tile, mask=(start + k[:, None] < rows) & (at_d < width)[None, :], other=0.0)
-        if EUCLIDEAN_SHIFT:
-            b -= origin[None, :]
-        acc = dot(a, b, acc, PRECISION, DTYPE)
-        w_tile += BK * chunk
-        x_tile += BK * x_row
+    if LOADS == DESCRIBED:
+        for start in range(0, rows, BK):
+            a = weights.load([start, tile * BN]).T
+            acc = dot(a, x.load([start, d_block * BD]), acc, PRECISION, DTYPE)
+    else:
+        k = tl.arange(0, BK)
+        w_tile = weights + k[None, :].to(tl.int64) * chunk + here[:, None]
+        x_tile = x + k[:, None].to(tl.int64) * x_row + d[None, :] * x_column
+        for start in range(0, rows, BK):
+            if LOADS == WHOLE:  # no mask: neither rows nor entries end within a tile
+                a = tl.load(w_tile)
+                b = tl.load(x_tile)
+            else:
+                a = tl.load(w_tile, mask=start + k[None, :] < rows, other=0.0)
+                b = tl.load(x_tile, mask=(start + k[:, None] < rows) & (at_d < width)[None, :], other=0.0)
+            if EUCLIDEAN_SHIFT:
+                b -= origin[None, :]
+            acc = dot(a, b, acc, PRECISION, DTYPE)
+            w_tile += BK * chunk
+            x_tile += BK * x_row
     acc = acc / tl.load(unit)
     at_columns, j = places((first_column // BN) + tile, BN, columns)
     if SIMILARITY != DOT:
         multiple = tl.zeros((BN,), DTYPE)
         for block in range(blocks):
             multiple += tl.load(column_sums + block * chunk + here)
+        multiple /= tl.load(unit)
         if SIMILARITY == COSINE:
             of_y = tl.load(y_factor + j)
             multiple *= of_y * of_y
-        else:
-            multiple /= tl.load(unit)
         own = tl.load(y + j[:, None] * y_row + d[None, :] * y_column, mask=(at_d < width)[None, :], other=0.0).to(DTYPE)
         acc -= multiple[:, None] * (own - origin[None, :])
     to = grad_y + j[:, None] * width + at_d[None, :]
@@ -100,7 +131,7 @@ def _columns(
 @triton.jit
 def _rows(
     weights, y, partial, rows, columns, width, y_row, y_column, first_column, here, chunk, each,
-    BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, ADD: tl.constexpr, EVEN: tl.constexpr,
+    BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, ADD: tl.constexpr, LOADS: tl.constexpr,
     EUCLIDEAN_SHIFT: tl.constexpr, PRECISION: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
@@ -110,25 +141,31 @@ def _rows(
     at_d = d_block * BD + tl.arange(0, BD)
     d = at_d.to(tl.int64)
     first = share * each
-    k = tl.arange(0, BK)
+    last = tl.minimum(first + each, here)
     acc = tl.zeros((BM, BD), DTYPE)
-    origin = tl.zeros((BD,), DTYPE)
-    if EUCLIDEAN_SHIFT:
-        origin = tl.load(y + d * y_column, mask=at_d < width, other=0.0)
-    w_tile = weights + i[:, None] * chunk + first + k[None, :]
-    for start in range(first, tl.minimum(first + each, here), BK):
-        # W is 0 in columns beyond the last, which read the last y.
-        j = tl.minimum(first_column + start + k, columns - 1).to(tl.int64)
-        y_tile = y + j[:, None] * y_row + d[None, :] * y_column
-        a = tl.load(w_tile)
-        if EVEN:
-            b = tl.load(y_tile)
-        else:
-            b = tl.load(y_tile, mask=(at_d < width)[None, :], other=0.0)
+    if LOADS == DESCRIBED:  # zeros beyond the last y
+        for start in range(first, last, BK):
+            a = weights.load([block * BM, start])
+            acc = dot(a, y.load([first_column + start, d_block * BD]), acc, PRECISION, DTYPE)
+    else:
+        k = tl.arange(0, BK)
+        origin = tl.zeros((BD,), DTYPE)
         if EUCLIDEAN_SHIFT:
-            b -= origin[None, :]
-        acc = dot(a, b, acc, PRECISION, DTYPE)
-        w_tile += BK
+            origin = tl.load(y + d * y_column, mask=at_d < width, other=0.0)
+        w_tile = weights + i[:, None] * chunk + first + k[None, :]
+        for start in range(first, last, BK):
+            # W is 0 in columns beyond the last, which read the last y.
+            j = tl.minimum(first_column + start + k, columns - 1).to(tl.int64)
+            y_tile = y + j[:, None] * y_row + d[None, :] * y_column
+            a = tl.load(w_tile)
+            if LOADS == WHOLE:
+                b = tl.load(y_tile)
+            else:
+                b = tl.load(y_tile, mask=(at_d < width)[None, :], other=0.0)
+            if EUCLIDEAN_SHIFT:
+                b -= origin[None, :]
+            acc = dot(a, b, acc, PRECISION, DTYPE)
+            w_tile += BK
     to = partial + (share * rows + i[:, None]) * width + at_d[None, :]
     mask = (at_rows < rows)[:, None] & (at_d < width)[None, :]
     if ADD:
@@ -181,6 +218,7 @@ PRODUCT_TILES = {
     torch.float32: Tiles(128, 32, 8, 3),
     torch.float64: Tiles(32, 16, 8, 1),
 }
+DESCRIBED_PRODUCT = Tiles(128, 64, 4, 3)
 BD = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64, torch.float64: 32}
 
 
@@ -209,9 +247,12 @@ class Gradients:
         self.of_x, self.of_y = of_x, of_y
         self.sizes = rows, columns, width
         self.tiles = triton.cdiv(columns, BN)
-        self.chunk_tiles = min(self.tiles, max(1, CHUNK_BYTES // (rows * BN * x.element_size())), 1 << 14)
+        most = min(max(1, CHUNK_BYTES // (rows * BN * x.element_size())), 1 << 14)
+        self.chunk_tiles = triton.cdiv(self.tiles, triton.cdiv(self.tiles, most))  # in equal parts
         self.chunk = self.chunk_tiles * BN
-        self.product, self.BD = fit(PRODUCT_TILES[x.dtype], rows), BD[x.dtype]
+        self.described = similarity != "negative_squared_euclidean" and gpu.can_describe(x, y)
+        self.product = fit(DESCRIBED_PRODUCT if self.described else PRODUCT_TILES[x.dtype], rows)
+        self.BD = BD[x.dtype]
         self.d_blocks = triton.cdiv(max(1, width), self.BD)
         programs = self.chunk_tiles * triton.cdiv(rows, self.product.BM) * self.d_blocks
         self.each = triton.cdiv(programs, gpu.programs(x.device)) * BN  # columns of a share of W y
@@ -241,21 +282,32 @@ class Gradients:
         }
         self.chunks_before = 0
 
+    def _tiles(self, t: Tensor, *block: int) -> Any:
+        return gpu.describe(t, *block) if self.described else t
+
+    def _loads(self, whole: bool) -> int:
+        return (DESCRIBED if self.described else WHOLE if whole else MASKED).value
+
     def add(self, first: int, count: int) -> None:
         """Take up tiles first ... first + count - 1, which lie in `weights` from its start."""
         rows, _, width = self.sizes
+        step, block = self.product.BK, self.product.BM
         if self.of_y and width:
             gpu.launch(
                 _columns, (self.d_blocks, count),
-                self.weights, self.x, self.y, self.y_factor, self.column_sums, self.unit, self.grad_y,
+                self._tiles(self.weights, step, BN), self._tiles(self.x, step, self.BD),
+                self.y, self.y_factor, self.column_sums, self.unit, self.grad_y,
                 *self.sizes, *self.x.stride(), *self.y.stride(), first * BN, self.chunk, self.row_blocks,
-                BN=BN, EVEN=rows % self.product.BK == 0 and width % self.BD == 0, SIMILARITY=self.code, **self.options,
+                BN=BN, LOADS=self._loads(rows % step == 0 and width % self.BD == 0), SIMILARITY=self.code,
+                **self.options,
             )  # fmt: skip
         if self.of_x and width:
             gpu.launch(
-                _rows, (triton.cdiv(rows, self.product.BM), self.d_blocks, self.shares),
-                self.weights, self.y, self.partial, *self.sizes, *self.y.stride(), first * BN, count * BN, self.chunk,
-                self.each, BM=self.product.BM, ADD=self.chunks_before > 0, EVEN=width % self.BD == 0, **self.options,
+                _rows, (triton.cdiv(rows, block), self.d_blocks, self.shares),
+                self._tiles(self.weights, block, step), self._tiles(self.y, step, self.BD),
+                self.partial, *self.sizes, *self.y.stride(), first * BN, count * BN, self.chunk,
+                self.each, BM=block, ADD=self.chunks_before > 0, LOADS=self._loads(width % self.BD == 0),
+                **self.options,
             )  # fmt: skip
         if self.row_sums.numel():
             self.all_row_sums += self.row_sums[:count].sum(0)

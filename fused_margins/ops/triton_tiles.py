@@ -19,6 +19,8 @@ BN = kept.TRITON_BLOCK
 COSINE, DOT, EUCLIDEAN = (tl.constexpr(i) for i in range(3))
 DIFFERENT, SAME, ANY = (tl.constexpr(i) for i in range(3))
 IGNORED, INVALID = tl.constexpr(-1), tl.constexpr(-2)
+# How tiles of vectors are read: up to the last component under a mask, whole, or by a descriptor (TMA).
+MASKED, WHOLE, DESCRIBED = (tl.constexpr(i) for i in range(3))
 INTERPRETED = tl.constexpr(gpu.interpreted)
 LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
@@ -39,22 +41,23 @@ def dot(a, b, acc, PRECISION: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _load(pointers, at_k, width, EVEN: tl.constexpr):
-    if EVEN:
+def load(pointers, at_k, width, LOADS: tl.constexpr):
+    if LOADS == WHOLE:
         return tl.load(pointers)
     else:
         return tl.load(pointers, mask=at_k < width, other=0.0)
 
 
 @triton.jit
-def _products(
-    x, y, rows, columns, width, x_row, x_column, y_row, y_column, x_factor, y_factor,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+def products(
+    x, y, block, tile, rows, columns, width, x_row, x_column, y_row, y_column, x_factor, y_factor,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """<x_i, y_j> (BM, BN) or |x_i - y_j|^2, accumulated in DTYPE; NORMALIZE: of vectors times their factors.
 
-    rows (BM,) and columns (BN,) within the matrices; x_row, x_column: strides of x in elements.
+    rows (BM,) and columns (BN,) within the matrices; x_row, x_column: strides of x in elements. DESCRIBED: x and y are
+    descriptors; beyond the last row or column they give zeros.
     """
     acc = tl.zeros((BM, BN), DTYPE)
     if SIMILARITY == EUCLIDEAN:
@@ -65,13 +68,16 @@ def _products(
             acc += difference * difference
             x_at += x_column
             y_at += y_column
+    elif LOADS == DESCRIBED:
+        for start in range(0, width, BK):
+            acc = dot(x.load([block * BM, start]), y.load([tile * BN, start]).T, acc, PRECISION, DTYPE)
     else:
         k = tl.arange(0, BK)
         x_tile = x + rows[:, None] * x_row + k[None, :] * x_column
         y_tile = y + columns[None, :] * y_row + k[:, None] * y_column
         for start in range(0, width, BK):
-            a = _load(x_tile, start + k[None, :], width, EVEN)
-            b = _load(y_tile, start + k[:, None], width, EVEN)
+            a = load(x_tile, start + k[None, :], width, LOADS)
+            b = load(y_tile, start + k[:, None], width, LOADS)
             if NORMALIZE:
                 a = a * x_factor[:, None]
                 b = b * y_factor[None, :]
@@ -91,32 +97,53 @@ def factors(factor, at, SIZE: tl.constexpr, SIMILARITY: tl.constexpr, DTYPE: tl.
 
 
 @triton.jit
-def _finished(product, of_x, of_y, SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr):
-    """u of products, or of squared distances; the factors as wide as they are."""
+def row_factor(of_x, SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr):
+    """What `half_similarities` lack: the factor of their row; 1 where there is none, or where x went in with it."""
+    if SIMILARITY == COSINE and not NORMALIZE:
+        return of_x
+    else:
+        return of_x * 0 + 1
+
+
+@triton.jit
+def half_similarities(
+    x, y, block, tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
+    NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """u of a block of rows i and a tile of columns j but for `row_factor`, (BM, BN): who multiplies rows anyway takes
+    that along."""
+    product = products(
+        x, y, block, tile, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y,
+        BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
+    )  # fmt: skip
     if SIMILARITY == EUCLIDEAN:
         return -product
     elif SIMILARITY == COSINE and not NORMALIZE:
-        return product * of_x * of_y
+        return product * of_y[None, :]
     else:
         return product
 
 
 @triton.jit
 def similarities(
-    x, y, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+    x, y, block, tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """u of rows i and columns j, (BM, BN)."""
-    product = _products(
-        x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y,
-        BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
+    """u of a block of rows i and a tile of columns j, (BM, BN)."""
+    t = half_similarities(
+        x, y, block, tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
+        BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
     )  # fmt: skip
-    return _finished(product, of_x[:, None], of_y[None, :], SIMILARITY, NORMALIZE)
+    if SIMILARITY == COSINE and not NORMALIZE:
+        return t * of_x[:, None]
+    else:
+        return t
 
 
 @triton.jit
-def _vectors(a, i, start, width, row, column, BK: tl.constexpr, DTYPE: tl.constexpr):
+def vectors(a, i, start, width, row, column, BK: tl.constexpr, DTYPE: tl.constexpr):
     """Entries start ... start + BK of the vectors i (BLOCK,) of a: (BLOCK, BK), 0 beyond the width."""
     k = start + tl.arange(0, BK)[None, :]
     return tl.load(a + i[:, None] * row + k.to(tl.int64) * column, mask=k < width, other=0.0).to(DTYPE)
@@ -130,32 +157,46 @@ def pair_similarities(
     """u of the pairs (i, j) alone: (BLOCK,)."""
     total = tl.zeros((BLOCK, BK), DTYPE)
     for start in range(0, width, BK):
-        u = _vectors(a, i, start, width, a_row, a_column, BK, DTYPE)
-        v = _vectors(b, j, start, width, b_row, b_column, BK, DTYPE)
+        u = vectors(a, i, start, width, a_row, a_column, BK, DTYPE)
+        v = vectors(b, j, start, width, b_row, b_column, BK, DTYPE)
         if SIMILARITY == EUCLIDEAN:
             total += (u - v) * (u - v)
         elif NORMALIZE:
             total += (u * a_factor[:, None]) * (v * b_factor[:, None])
         else:
             total += u * v
-    return _finished(tl.sum(total, 1), a_factor, b_factor, SIMILARITY, NORMALIZE)
+    u = tl.sum(total, 1)
+    if SIMILARITY == EUCLIDEAN:
+        return -u
+    elif SIMILARITY == COSINE and not NORMALIZE:
+        return u * a_factor * b_factor
+    else:
+        return u
 
 
 @triton.jit
 def inverse_lengths(a, i, width, row, column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):
     """1 / |a_i| (BLOCK,); 0 where that would overflow: such a vector counts as zero."""
-    largest = tl.zeros((BLOCK, BK), DTYPE)
-    for start in range(0, width, BK):
-        largest = tl.maximum(largest, tl.abs(_vectors(a, i, start, width, row, column, BK, DTYPE)))
-    most = tl.max(largest, 1)  # divided out first: squares then neither overflow nor vanish
-    by = tl.where(most > 0, most, 1.0)
     squares = tl.zeros((BLOCK, BK), DTYPE)
+    largest = squares
     for start in range(0, width, BK):
-        v = _vectors(a, i, start, width, row, column, BK, DTYPE) / by[:, None]
+        v = vectors(a, i, start, width, row, column, BK, DTYPE)
         squares += v * v
-    root = tl.sqrt(tl.sum(squares, 1))
+        largest = tl.maximum(largest, tl.abs(v))
+    squared, most = tl.sum(squares, 1), tl.max(largest, 1)
+    root = tl.sqrt(squared)
+    least: tl.constexpr = 1e-24 if tl.float32 == DTYPE else 1e-200
+    greatest: tl.constexpr = 1e30 if tl.float32 == DTYPE else 1e200
+    safe = (squared > least) & (squared < greatest)
+    by = tl.where(safe | (most == 0), 1.0, most)
+    if tl.min(safe.to(tl.int32), 0) == 0:  # squares overflow or vanish: again, the largest component divided out
+        squares = tl.zeros((BLOCK, BK), DTYPE)
+        for start in range(0, width, BK):
+            v = vectors(a, i, start, width, row, column, BK, DTYPE) / by[:, None]
+            squares += v * v
+        root = tl.sqrt(tl.sum(squares, 1))
     smallest: tl.constexpr = 2.938735877055719e-39 if tl.float32 == DTYPE else 5.562684646268003e-309
-    zero = most * root < smallest  # 1 / the largest number of the dtype
+    zero = by * root < smallest  # 1 / the largest number of the dtype
     return tl.where(zero, 0.0, 1.0 / by / tl.where(zero, 1.0, root))
 
 
@@ -205,11 +246,10 @@ TILES = {
 }
 # Of those that hold little beside the similarities.
 LARGE_TILES = TILES | {torch.bfloat16: Tiles(128, 64, 8, 3), torch.float16: Tiles(128, 64, 8, 3)}
+# Where descriptors fetch the tiles, so that no register holds an address.
+DESCRIBED_TILES = Tiles(128, 64, 4, 3)
 # Euclidean ones subtract and have no use of the matrix units.
 EUCLIDEAN_TILES = Tiles(16, 16, 4, 1)
-# On Hopper tiles of 128 rows are faster with half the warps: on an H100 at 1024 x 512 x 100,000 in bfloat16
-# similarities take 217 us for 287, both products 472 us for 563.
-HOPPER_WARPS = 4
 _NUMBERS = {torch.float64: tl.float64, torch.float32: tl.float32}
 
 
@@ -219,28 +259,33 @@ def numbers(dtype: torch.dtype) -> Any:
 
 
 def fit(tiles: Tiles, rows: int) -> Tiles:
-    """Lower where there are few rows: no tile is mostly empty. As many warps as measured best on this GPU."""
-    if tiles.BM == 128 and tiles.BK == 64 and gpu.is_hopper():
-        tiles = tiles._replace(num_warps=HOPPER_WARPS)
+    """Lower where there are few rows: no tile is mostly empty."""
     if rows <= tiles.BM // 2:
         return tiles._replace(BM=max(16, 1 << (rows - 1).bit_length()), num_warps=4)
     return tiles
 
 
-def vector_block(width: int, most: int = 256) -> int:
+def vector_block(width: int, most: int = 1024) -> int:
     """Entries of a vector read at once."""
     return max(16, min(most, triton.next_power_of_2(max(1, width))))
 
 
-def tile_options(table: dict[torch.dtype, Tiles], x: Tensor, similarity: str) -> dict[str, Any]:
-    """What every kernel that makes similarities is compiled for; x is the rows."""
+def tile_options(
+    table: dict[torch.dtype, Tiles], x: Tensor, y: Tensor, similarity: str, with_descriptors: Tiles | None = None
+) -> dict[str, Any]:
+    """What every kernel that makes similarities is compiled for; x is the rows.
+
+    with_descriptors: its tiles where descriptors can fetch them; None: it has no use of them.
+    """
     rows, width = x.shape
-    tiles = fit(EUCLIDEAN_TILES if similarity == SIMILARITIES[EUCLIDEAN.value] else table[x.dtype], rows)
+    euclidean = similarity == SIMILARITIES[EUCLIDEAN.value]
+    described = not euclidean and with_descriptors is not None and gpu.can_describe(x, y)
+    tiles = fit((with_descriptors if described else None) or (EUCLIDEAN_TILES if euclidean else table[x.dtype]), rows)
     return {
         "BM": tiles.BM,
         "BN": BN,
         "BK": tiles.BK,
-        "EVEN": width > 0 and width % tiles.BK == 0,
+        "LOADS": (DESCRIBED if described else WHOLE if width > 0 and width % tiles.BK == 0 else MASKED).value,
         "SIMILARITY": SIMILARITIES.index(similarity),
         # 32-bit cosines are of unit vectors, made as they are read; 16-bit ones are scaled when they are done.
         "NORMALIZE": similarity == "cosine" and x.dtype.itemsize >= 4,
@@ -251,10 +296,19 @@ def tile_options(table: dict[torch.dtype, Tiles], x: Tensor, similarity: str) ->
     }
 
 
+def sides(x: Tensor, y: Tensor, options: dict[str, Any]) -> tuple[Any, Any]:
+    """x and y as the kernels of these options read them."""
+    if options["LOADS"] != DESCRIBED.value:
+        return x, y
+    return gpu.describe(x, options["BM"], options["BK"]), gpu.describe(y, options["BN"], options["BK"])
+
+
 def store_factors(t: Tensor, factor: Tensor) -> None:
     """Inverse lengths of the rows of t."""
     if t.shape[0]:
+        depth = vector_block(t.shape[1])
+        block = max(1, 4096 // depth)
         gpu.launch(
-            _store_inverse_lengths, (triton.cdiv(t.shape[0], 16),), t, factor, *t.shape, *t.stride(),
-            BLOCK=16, BK=vector_block(t.shape[1]), DTYPE=numbers(t.dtype), num_warps=4,
+            _store_inverse_lengths, (triton.cdiv(t.shape[0], block),), t, factor, *t.shape, *t.stride(),
+            BLOCK=block, BK=depth, DTYPE=numbers(t.dtype), num_warps=4,
         )  # fmt: skip

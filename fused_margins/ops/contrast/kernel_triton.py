@@ -17,9 +17,21 @@ from .. import gpu, kept, labels
 from ..native import int64
 from ..similarity import RELATIONS, accumulation_dtype
 from ..triton_gradients import Gradients, unit
-from ..triton_tiles import BN, LARGE_TILES, TILES, Tiles, store_factors, tile_options, vector_block
+from ..triton_tiles import (
+    BN,
+    DESCRIBED,
+    DESCRIBED_TILES,
+    LARGE_TILES,
+    TILES,
+    Tiles,
+    sides,
+    store_factors,
+    tile_options,
+    vector_block,
+)
 from . import triton_kernels as kernels
 
+DESCRIBED_WEIGHTS = Tiles(128, 64, 8, 3)
 # Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.
 _PLAIN_LOGIT = {torch.float64: 700.0, torch.float32: 86.0}
 
@@ -45,6 +57,7 @@ def _problem(
     self_index: Tensor | None,
     similarity: str,
     relation: str,
+    with_descriptors: Tiles | None,
 ) -> _Problem:
     (rows, width), columns = x.shape, y.shape[0]
     if relation == "any":
@@ -53,7 +66,7 @@ def _problem(
     if has_labels:
         row_labels = target if row_labels is None else row_labels
         column_labels = torch.arange(columns, device=x.device) if column_labels is None else column_labels
-    options = tile_options(table, x, similarity) | {
+    options = tile_options(table, x, y, similarity, with_descriptors) | {
         "RELATION": RELATIONS.index(relation),
         "HAS_BIAS": bias is not None,
         "HAS_LABELS": has_labels,
@@ -136,7 +149,9 @@ def forward_into(
     new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     target, self_index = target.to(torch.int64).contiguous(), int64(self_index)
-    problem = _problem(LARGE_TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
+    problem = _problem(
+        LARGE_TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation, DESCRIBED_TILES
+    )
     found = _views(mean, rows, columns)
     options, scale_stride, depth = problem.options, int(scale.dim() > 0), vector_block(width)
     row_blocks, tiles = triton.cdiv(rows, problem.options["BM"]), triton.cdiv(columns, BN)
@@ -155,7 +170,7 @@ def forward_into(
             store_factors(y, found.y_factor)
         gpu.launch(
             kernels.reduce, (row_blocks, shares),
-            x, y, found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels, problem.column_labels,
+            *sides(x, y, options), found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels, problem.column_labels,
             found.self_index, maxima, sums, weights,
             *problem.sizes, *problem.strides, scale_stride, plain, each, kept_blocks,
             HAS_KEPT=kept_blocks > 0, **options,
@@ -206,11 +221,23 @@ def backward(
         grad_negative_lse.contiguous(),
     )
     target = target.to(torch.int64).contiguous()
-    problem = _problem(TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation)
+    # Descriptors leave room for tiles of 128 rows, but not beside labels, biases and their sums.
+    plain = (
+        relation == "different"
+        and not of_scale
+        and all(t is None for t in (bias, row_labels, column_labels, self_index))
+    )
+    problem = _problem(
+        TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation,
+        DESCRIBED_WEIGHTS if plain else None,
+    )  # fmt: skip
     found = _views(mean, rows, columns)
     row_blocks, scale_stride = triton.cdiv(rows, problem.options["BM"]), int(scale.dim() > 0)
     of_w = unit(x, lambda: _largest_weight(scale, found, grad_positive, grad_negative_lse, similarity))
+    described = problem.options["LOADS"] == DESCRIBED.value
     both = Gradients(x, y, similarity, of_x, of_y, found.x_factor, found.y_factor, of_w, row_blocks)
+    x_tiles, y_tiles = sides(x, y, problem.options)
+    w_tiles = gpu.describe(both.weights, problem.options["BM"], BN // 2) if described else both.weights
     bias_sums = new(row_blocks, both.chunk) if of_bias else new(0)
     scale_sums = new(both.chunk_tiles, rows) if of_scale else new(0)
     kept_values = kept_values.contiguous()
@@ -218,13 +245,14 @@ def backward(
     for first in (*range(0, kept_tiles, both.chunk_tiles), *range(kept_tiles, both.tiles, both.chunk_tiles)):
         is_kept = first < kept_tiles
         count = min(both.chunk_tiles, (kept_tiles if is_kept else both.tiles) - first)
+        each = triton.cdiv(count * row_blocks, gpu.programs(x.device)) if described else 1
         with gpu.on(x):
             gpu.launch(
-                kernels.weights, (row_blocks, count),
-                x, y, found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels,
+                kernels.weights, (row_blocks, triton.cdiv(count, each)),
+                x_tiles, y_tiles, found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels,
                 problem.column_labels, found.self_index, negative_lse, grad_positive, grad_negative_lse,
-                both.unit, kept_values, both.weights, both.column_sums, bias_sums, both.row_sums, scale_sums,
-                *problem.sizes, *problem.strides, scale_stride, first, both.chunk,
+                both.unit, kept_values, w_tiles, both.column_sums, bias_sums, both.row_sums, scale_sums,
+                *problem.sizes, *problem.strides, scale_stride, first, count, each, both.chunk,
                 KEPT=is_kept, OF_Y=of_y, OF_SCALE=of_scale, OF_BIAS=of_bias, **problem.options,
             )  # fmt: skip
             both.add(first, count)

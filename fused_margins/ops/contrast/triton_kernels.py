@@ -3,21 +3,24 @@
 import triton
 import triton.language as tl
 
-from ..triton_gradients import store_weights
+from ..triton_gradients import store_weights, weight_factor
 from ..triton_tiles import (
     ANY,
     COSINE,
+    DESCRIBED,
     DIFFERENT,
+    EUCLIDEAN,
     IGNORED,
     INVALID,
     LN2,
     LOG2E,
     factors,
+    half_similarities,
     index_status,
     inverse_lengths,
     pair_similarities,
     places,
-    similarities,
+    row_factor,
 )
 
 
@@ -87,7 +90,7 @@ def reduce(
     x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
     maxima, sums, kept,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, largest_plain_scale, tiles_each, kept_tiles,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
     HAS_KEPT: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +106,7 @@ def reduce(
     running = True
     if SIMILARITY == COSINE and not HAS_BIAS:
         running = tl.max(factor, 0) > largest_plain_scale
-    factor *= LOG2E
+    slope = factor * LOG2E * row_factor(of_x, SIMILARITY, NORMALIZE)
     own = tl.load(row_target + i)
     label, self = own, own
     if HAS_LABELS:
@@ -118,15 +121,15 @@ def reduce(
     for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
         at_columns, j = places(tile, BN, columns)
         of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
-        u = similarities(
-            x, y, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
-            BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
+        t = half_similarities(
+            x, y, block, tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
+            BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
         if HAS_KEPT:  # noqa: SIM102 - decided when compiled, the second while running
             if tile < kept_tiles:
                 within = i[:, None] * BN + tl.arange(0, BN)[None, :]
-                tl.store(kept + _first(tile, rows, BN) + within, u, mask=(at_rows < rows)[:, None])
-        z = u * factor[:, None]
+                tl.store(kept + _first(tile, rows, BN) + within, t, mask=(at_rows < rows)[:, None])
+        z = t * slope[:, None]
         if HAS_BIAS:
             z += tl.load(bias + j)[None, :] * LOG2E
         masked = True
@@ -170,64 +173,148 @@ def finish(
 
 
 @triton.jit
-def weights(
-    x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
-    negative_lse, grad_positive, grad_negative_lse, unit, kept, weights, column_sums, bias_sums, row_sums, scale_sums,
-    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, first_tile, chunk,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+def _weights_of_part(
+    t, y_factor, bias, column_labels, weights, column_sums, bias_sums, own, label, self, nothing, slope, shift,
+    outer, by_scale, of_positive, of_x, at_rows, rows, columns, block, part, first_part, chunk,
+    BM: tl.constexpr, BN: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr, RELATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr, OF_Y: tl.constexpr,
+    OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """W of a tile, or of half of it, from its `half_similarities` (BM, BN); sums over columns of exponentials times
+    them, and of W."""
+    at_columns, j = places(first_part + part, BN, columns)
+    of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
+    z = t * slope[:, None] - shift[:, None]
+    if HAS_BIAS:
+        z += tl.load(bias + j)[None, :] * LOG2E
+    q = tl.exp2(z)
+    chosen = own[:, None] == at_columns[None, :]
+    inside = (at_columns < columns)[None, :]
+    if RELATION == DIFFERENT and not (HAS_LABELS or HAS_SELF):
+        w = tl.where(chosen, of_positive[:, None], tl.where(inside, q * by_scale[:, None], 0.0))
+        if OF_SCALE or OF_BIAS:
+            q = tl.where(chosen | ~inside, 0.0, q)
+    else:
+        column_label = at_columns
+        if HAS_LABELS:
+            column_label = tl.load(column_labels + j)
+        mask = _admitted(at_columns, columns, own, label, column_label, self, HAS_LABELS, HAS_SELF, RELATION)
+        q = tl.where(mask & (~nothing)[:, None], q, 0.0)
+        w = tl.where(chosen, of_positive[:, None], 0.0) + q * by_scale[:, None]
+    if LOADS != DESCRIBED:  # the last column again, where a descriptor gives zeros
+        t = tl.where(inside, t, 0.0)
+    along = outer
+    if OF_SCALE:
+        along = tl.sum(q * t, 1)
+    if OF_BIAS:
+        tl.store(bias_sums + block * chunk + part * BN + tl.arange(0, BN), tl.sum(q * outer[:, None], 0))
+    sums = store_weights(
+        w, t, of_x, of_y, weights, column_sums, at_rows, rows, block, part, chunk,
+        BM, BN, LOADS, SIMILARITY, NORMALIZE, OF_Y, DTYPE,
+    )  # fmt: skip
+    return along, sums
+
+
+@triton.jit
+def _weights_of_tile(
+    x, y, y_factor, bias, column_labels, kept, weights, column_sums, bias_sums, row_sums, scale_sums,
+    own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row, at_rows, i,
+    rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
     KEPT: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr,
     PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of W, and what the gradients of bias and scale are made of: sums over the tile's rows for each column,
+    """A tile of W, in halves where descriptors leave room for 128 rows: that takes half the registers."""
+    inside = at_rows < rows
+    _, j = places(first_tile + tile, BN, columns)
+    if KEPT:
+        t = tl.load(kept + _first(first_tile + tile, rows, BN) + i[:, None] * BN + tl.arange(0, BN)[None, :])
+    else:
+        of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
+        t = half_similarities(
+            x, y, block, first_tile + tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
+            BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
+        )  # fmt: skip
+    if LOADS == DESCRIBED:
+        left, right = tl.split(tl.permute(tl.reshape(t, (BM, 2, BN // 2)), (0, 2, 1)))
+        along, sums = _weights_of_part(
+            left, y_factor, bias, column_labels, weights, column_sums, bias_sums, own, label, self, nothing,
+            slope, shift, outer, by_scale, of_positive, of_x, at_rows, rows, columns, block, 2 * tile, 2 * first_tile,
+            chunk, BM, BN // 2, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, OF_Y, OF_SCALE, OF_BIAS,
+            NORMALIZE, DTYPE,
+        )  # fmt: skip
+        more, more_sums = _weights_of_part(
+            right, y_factor, bias, column_labels, weights, column_sums, bias_sums, own, label, self, nothing,
+            slope, shift, outer, by_scale, of_positive, of_x, at_rows, rows, columns, block, 2 * tile + 1,
+            2 * first_tile, chunk, BM, BN // 2, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, OF_Y,
+            OF_SCALE, OF_BIAS, NORMALIZE, DTYPE,
+        )  # fmt: skip
+        along, sums = along + more, sums + more_sums
+    else:
+        along, sums = _weights_of_part(
+            t, y_factor, bias, column_labels, weights, column_sums, bias_sums, own, label, self, nothing,
+            slope, shift, outer, by_scale, of_positive, of_x, at_rows, rows, columns, block, tile, first_tile,
+            chunk, BM, BN, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, OF_Y, OF_SCALE, OF_BIAS,
+            NORMALIZE, DTYPE,
+        )  # fmt: skip
+    if OF_SCALE:
+        tl.store(scale_sums + tile * rows + at_rows, along * outer * of_row, mask=inside)
+    if SIMILARITY == EUCLIDEAN:
+        tl.store(row_sums + tile * rows + at_rows, sums, mask=inside)
+
+
+@triton.jit
+def weights(
+    x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
+    negative_lse, grad_positive, grad_negative_lse, unit, kept, weights, column_sums, bias_sums, row_sums, scale_sums,
+    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, first_tile, tiles, tiles_each, chunk,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
+    RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
+    KEPT: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Some tiles of W, and what the gradients of bias and scale are made of: sums over a tile's rows for each column,
     (row block, chunk), and over its columns for each row, (tile of the chunk, rows).
+
+    What multiplies a whole row is made once.
     """
-    block, tile = tl.program_id(0), tl.program_id(1)
+    block, share = tl.program_id(0), tl.program_id(1)
     at_rows, i = places(block, BM, rows)
-    at_columns, j = places(first_tile + tile, BN, columns)
-    of_x, of_y = factors(x_factor, i, BM, SIMILARITY, DTYPE), factors(y_factor, j, BN, SIMILARITY, DTYPE)
+    inside = at_rows < rows
+    of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
     factor = tl.load(scale + i * scale_stride)
     own = tl.load(row_target + i)
-    label, column_label, self = own, at_columns, own
+    label, self = own, own
     if HAS_LABELS:
         label = tl.load(row_labels + i)
-        column_label = tl.load(column_labels + j)
     if HAS_SELF:
         self = tl.load(row_self + i)
     lse = tl.load(negative_lse + i)
-    nothing = (lse == float("-inf")) | (at_rows >= rows) | (own < 0)  # an invalid row has a loss of NaN, no gradient
+    nothing = (lse == float("-inf")) | (~inside) | (own < 0)  # an invalid row has a loss of NaN, no gradient
     shift = tl.where(nothing, float("inf"), lse * LOG2E)  # exp of minus infinity: such a row has no weights
     outer = tl.where(nothing, 0.0, tl.load(grad_negative_lse + i))  # of a row's log-sum-exp
-    if KEPT:
-        u = tl.load(kept + _first(first_tile + tile, rows, BN) + i[:, None] * BN + tl.arange(0, BN)[None, :])
-    else:
-        u = similarities(
-            x, y, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
-            BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
+    of_w = weight_factor(of_x, unit, SIMILARITY)
+    of_positive = tl.where((own >= 0) & inside, tl.load(grad_positive + i), 0.0) * of_w
+    by_scale = outer * factor * of_w
+    of_row = row_factor(of_x, SIMILARITY, NORMALIZE)
+    slope = factor * LOG2E * of_row
+    if LOADS == DESCRIBED:
+        first = share * tiles_each
+        for tile in range(first, tl.minimum(first + tiles_each, tiles)):
+            _weights_of_tile(
+                x, y, y_factor, bias, column_labels, kept, weights, column_sums, bias_sums, row_sums, scale_sums,
+                own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row, at_rows, i,
+                rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
+                BM, BN, BK, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, KEPT, OF_Y, OF_SCALE, OF_BIAS,
+                NORMALIZE, PRECISION, DTYPE,
+            )  # fmt: skip
+    else:  # the addresses of tiles leave no registers for a loop
+        tile = share
+        _weights_of_tile(
+            x, y, y_factor, bias, column_labels, kept, weights, column_sums, bias_sums, row_sums, scale_sums,
+            own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row, at_rows, i,
+            rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
+            BM, BN, BK, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, KEPT, OF_Y, OF_SCALE, OF_BIAS,
+            NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
-    z = u * (factor * LOG2E)[:, None]
-    if HAS_BIAS:
-        z += tl.load(bias + j)[None, :] * LOG2E
-    q = tl.exp2(z - shift[:, None])
-    here = tile * BN + tl.arange(0, BN)
-    special = True
-    if RELATION == DIFFERENT and not (HAS_LABELS or HAS_SELF):
-        special = _matters(own, first_tile + tile, columns, BN)
-    if special:
-        mask = _admitted(at_columns, columns, own, label, column_label, self, HAS_LABELS, HAS_SELF, RELATION)
-        q = tl.where(mask & (~nothing)[:, None], q, 0.0)
-        u = tl.where((at_columns < columns)[None, :], u, 0.0)
-    q *= outer[:, None]
-    if OF_SCALE:
-        tl.store(scale_sums + tile * rows + at_rows, tl.sum(q * u, 1), mask=at_rows < rows)
-    if OF_BIAS:
-        tl.store(bias_sums + block * chunk + here, tl.sum(q, 0))
-    g = q * factor[:, None]
-    if special:
-        chosen = own[:, None] == at_columns[None, :]
-        of_positive = tl.where((own >= 0) & (at_rows < rows), tl.load(grad_positive + i), 0.0)
-        g += tl.where(chosen, of_positive[:, None], 0.0)
-    store_weights(
-        g, u, of_x, of_y, unit, weights, column_sums, row_sums, at_rows, rows, block, tile, chunk,
-        BN, SIMILARITY, OF_Y, DTYPE,
-    )  # fmt: skip

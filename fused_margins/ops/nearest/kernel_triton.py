@@ -1,8 +1,12 @@
 """`nearest` in Triton: each row's best columns stay in registers while tiles of similarities pass by.
 
 The columns are split among programs (`_search`), each keeps its K best in order; `_merge` picks the best of all shares,
-of equals the lowest column, and computes the chosen pairs once more, exactly.
+of equals the lowest column, and computes the chosen pairs once more, exactly. For one neighbour without a bound
+`_search_one` does it in fewer operations; it ranks Euclidean distances by <x, y> - |y|^2 / 2, on the matrix units, and
+where the best two are nearer than that rounds, `_search_again` compares the row's distances one by one.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -11,30 +15,44 @@ from torch import Tensor
 
 from .. import crossovers, gpu, labels
 from ..native import int64
-from ..similarity import RELATIONS, accumulation_dtype
+from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype
 from ..triton_tiles import (
     ANY,
-    BN,
+    COSINE,
+    DESCRIBED,
+    DESCRIBED_TILES,
     DIFFERENT,
+    DOT,
+    EUCLIDEAN,
     IGNORED,
     INVALID,
+    MASKED,
     TILES,
+    WHOLE,
+    dot,
     factors,
     index_status,
+    load,
     pair_similarities,
     places,
+    products,
+    sides,
     similarities,
     store_factors,
     tile_options,
     vector_block,
+    vectors,
 )
+
+SHALLOW_DEPTH = 128  # up to which rows stay in shared memory while all columns pass by
+AGAIN_ROWS = 64  # of a program that looks through the uncertain ones
 
 
 @triton.jit
 def _search(
     x, y, x_factor, y_factor, row_labels, column_labels, self_index, below, values, indices,
     rows, columns, width, x_row, x_column, y_row, y_column, tiles_each,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, K: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The K best columns of each row among this program's tiles, -inf where there are fewer: (share, rows, K)."""
@@ -51,8 +69,8 @@ def _search(
         at_columns, j = places(tile, BN, columns)
         of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
         u = similarities(
-            x, y, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
-            BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
+            x, y, block, tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
+            BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
         mask = (at_columns < columns)[None, :] & (u == u)
         if RELATION != ANY:
@@ -94,13 +112,144 @@ def _search(
 
 
 @triton.jit
+def _search_one(
+    x, y, x_factor, y_term, row_labels, column_labels, self_index, values, indices, seconds,
+    rows, columns, width, x_row, x_column, y_row, y_column, tiles_each,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
+    RELATION: tl.constexpr, SHALLOW: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The best column of each row among this program's tiles, and an upper bound of all others: (share, rows).
+
+    Distances rank by <x, y_j> less y_term_j = |y_j|^2 / 2; of cosines y_term are the columns' factors. Each lane keeps the best that it has seen and its tile; rows compare lanes once, at the end. SHALLOW: a
+    step is as deep as the vectors, so that the rows are read once.
+    """
+    block, share = tl.program_id(0), tl.program_id(1)
+    at_rows, i = places(block, BM, rows)
+    lane = tl.arange(0, BN)
+    best = tl.full((BM, BN), float("-inf"), DTYPE)
+    of_tile = tl.full((BM, BN), -1, tl.int32)
+    second = tl.full((BM,), float("-inf"), DTYPE)
+    if RELATION != ANY:
+        label = tl.load(row_labels + i)
+    if self_index is not None:
+        own = tl.load(self_index + i)
+    of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
+    k = tl.arange(0, BK)
+    if SHALLOW:
+        if LOADS == DESCRIBED:
+            resident = x.load([block * BM, 0])
+        else:
+            resident = load(x + i[:, None] * x_row + k[None, :] * x_column, k[None, :], width, LOADS)
+        if NORMALIZE:
+            resident = resident * of_x[:, None]
+    first = share * tiles_each
+    for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
+        at_columns, j = places(tile, BN, columns)
+        there = at_columns < columns
+        of_y = factors(y_term, j, BN, SIMILARITY, DTYPE)
+        if SHALLOW:
+            if LOADS == DESCRIBED:
+                b = y.load([tile * BN, 0]).T
+            else:
+                b = load(y + j[None, :] * y_row + k[:, None] * y_column, k[:, None], width, LOADS)
+            if NORMALIZE:
+                b = b * of_y[None, :]
+            u = dot(resident, b, tl.zeros((BM, BN), DTYPE), PRECISION, DTYPE)
+        else:
+            u = products(
+                x, y, block, tile, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y,
+                BM, BN, BK, LOADS, DOT, NORMALIZE, PRECISION, DTYPE,
+            )  # fmt: skip
+        if SIMILARITY == EUCLIDEAN:
+            u -= tl.load(y_term + j, mask=there, other=float("inf"))[None, :]
+        elif SIMILARITY == COSINE and not NORMALIZE:
+            u = u * of_x[:, None] * tl.where(there, of_y, float("nan"))[None, :]
+        else:
+            u = tl.where(there[None, :], u, float("-inf"))
+        if RELATION != ANY:
+            same = label[:, None] == tl.load(column_labels + j)[None, :]
+            u = tl.where(same != (RELATION == DIFFERENT), u, float("-inf"))
+        if self_index is not None:
+            u = tl.where(own[:, None] == at_columns[None, :], float("-inf"), u)
+        if SIMILARITY == EUCLIDEAN:
+            second = tl.maximum(second, tl.max(tl.minimum(u, best), 1))
+        better = u > best  # a later column must be better, not equal; NaN never is
+        best = tl.where(better, u, best)
+        of_tile = tl.where(better, tile, of_tile)
+    most = tl.max(best, 1)
+    column = tl.where((best == most[:, None]) & (of_tile >= 0), of_tile * BN + lane[None, :], 2147483647)
+    lowest = tl.min(column, 1)
+    to = share * rows + at_rows
+    inside = at_rows < rows
+    tl.store(values + to, most, mask=inside)
+    tl.store(indices + to, tl.where(most > float("-inf"), lowest, -1), mask=inside)
+    if SIMILARITY == EUCLIDEAN:
+        others = tl.where(column == lowest[:, None], float("-inf"), best)
+        tl.store(seconds + to, tl.maximum(second, tl.max(others, 1)), mask=inside)
+
+
+@triton.jit
+def _store_half_squares(a, to, count, width, row, column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):
+    at, i = places(tl.program_id(0), BLOCK, count)
+    total = tl.zeros((BLOCK, BK), DTYPE)
+    for start in range(0, width, BK):
+        v = vectors(a, i, start, width, row, column, BK, DTYPE)
+        total += v * v
+    tl.store(to + at, tl.sum(total, 1) / 2, mask=at < count)
+
+
+@triton.jit
+def _search_again(
+    x, y, row_labels, column_labels, self_index, uncertain, similarity, index,
+    rows, columns, width, x_row, x_column, y_row, y_column,
+    BLOCK: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RELATION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The nearest column of uncertain rows by the distances themselves, one row after the other."""
+    at_rows, i = places(tl.program_id(0), BLOCK, rows)
+    flags = tl.load(uncertain + i)
+    if tl.max(flags, 0) > 0:
+        for n in range(BLOCK):
+            row = tl.minimum(tl.program_id(0) * BLOCK + n, rows - 1).to(tl.int64)
+            if tl.load(uncertain + row) > 0:
+                best = tl.full((BN,), float("-inf"), DTYPE)
+                of_tile = tl.full((BN,), -1, tl.int32)
+                for tile in range(tl.cdiv(columns, BN)):
+                    at_columns, j = places(tile, BN, columns)
+                    total = tl.zeros((BN, BK), DTYPE)
+                    for start in range(0, width, BK):
+                        k = start + tl.arange(0, BK)
+                        u = tl.load(x + row * x_row + k.to(tl.int64) * x_column, mask=k < width, other=0.0).to(DTYPE)
+                        difference = u[None, :] - vectors(y, j, start, width, y_row, y_column, BK, DTYPE)
+                        total += difference * difference
+                    value = -tl.sum(total, 1)
+                    mask = (at_columns < columns) & (value == value)
+                    if RELATION != ANY:
+                        same = tl.load(row_labels + row) == tl.load(column_labels + j)
+                        mask = mask & (same != (RELATION == DIFFERENT))
+                    if self_index is not None:
+                        mask = mask & (tl.load(self_index + row) != at_columns)
+                    better = mask & (value > best)
+                    best = tl.where(better, value, best)
+                    of_tile = tl.where(better, tile, of_tile)
+                most = tl.max(best, 0)
+                column = tl.where((best == most) & (of_tile >= 0), of_tile * BN + tl.arange(0, BN), 2147483647)
+                found = most > float("-inf")
+                tl.store(similarity + row, most)
+                tl.store(index + row, tl.where(found, tl.min(column, 0), -1).to(tl.int64))
+
+
+@triton.jit
 def _merge(
-    x, y, x_factor, y_factor, self_index, values, indices, similarity, index,
-    rows, columns, width, x_row, x_column, y_row, y_column, shares, k,
+    x, y, x_factor, y_factor, self_index, values, indices, seconds, largest, similarity, index, uncertain,
+    rows, columns, width, x_row, x_column, y_row, y_column, shares, k, tolerance,
     BLOCK: tl.constexpr, BK: tl.constexpr, K: tl.constexpr, SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """The best of all shares, and their exact similarities."""
+    """The best of all shares, and their exact similarities; with seconds, whether a row's best is in doubt.
+
+    largest: of all |y_j|^2 / 2; tolerance: relative error of <x, y>, in units of |x| |y|.
+    """
     at, i = places(tl.program_id(0), BLOCK, rows)
     of_x = factors(x_factor, i, BLOCK, SIMILARITY, DTYPE)
     invalid = at < 0
@@ -130,6 +279,22 @@ def _merge(
             x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y, BLOCK, BK, DTYPE, SIMILARITY, NORMALIZE
         )
         u = tl.where(invalid, float("nan"), tl.where(found, u, float("-inf")))
+        if seconds is not None:  # of one neighbour
+            runner_up = tl.full((BLOCK,), float("-inf"), DTYPE)
+            for share in range(shares):
+                value, column = tl.load(values + share * rows + i), tl.load(indices + share * rows + i)
+                runner_up = tl.maximum(runner_up, tl.where(column == chosen_index, float("-inf"), value))
+                runner_up = tl.maximum(runner_up, tl.load(seconds + share * rows + i))
+            squares = tl.zeros((BLOCK, BK), DTYPE)
+            for start in range(0, width, BK):
+                v = vectors(x, i, start, width, x_row, x_column, BK, DTYPE)
+                squares += v * v
+            most = tl.load(largest)
+            error = tolerance * (tl.sqrt(2 * tl.sum(squares, 1) * most) + most)
+            certain = (chosen - runner_up > 2 * error) | (runner_up == float("-inf")) & (chosen > float("-inf"))
+            # Nothing may be open to a row, or all that is be not a number: no need to look again, unless sums overflow.
+            nothing = (chosen == float("-inf")) & (error < float("inf"))
+            tl.store(uncertain + at, tl.where(certain | nothing | invalid, 0, 1), mask=at < rows)
         tl.store(similarity + i * k + slot, u, mask=at < rows)
         tl.store(index + i * k + slot, tl.where(found, chosen_index, -1).to(tl.int64), mask=at < rows)
 
@@ -165,29 +330,74 @@ def forward(
         return best, index.fill_(-1)
     row_ids, column_ids, own = (int64(t) for t in (row_labels, column_labels, self_index))
     below = None if below is None else below.contiguous()
-    options = tile_options(TILES, x, similarity)
+    one = k == 1 and below is None and x.dtype != torch.float64 and width > 0
+    ranked = one and similarity == "negative_squared_euclidean"  # by products, not yet by distances
+    tiles = DESCRIBED_TILES if one else None
+    options = tile_options(TILES, x, y, "dot" if ranked else similarity, tiles)
+    options["SIMILARITY"] = SIMILARITIES.index(similarity)
     slots = triton.next_power_of_2(k)
     if slots > 1:  # the bests take registers, too
         options["BM"] = max(16, min(options["BM"], 1024 // slots))
-    row_blocks, column_tiles = triton.cdiv(rows, options["BM"]), triton.cdiv(columns, BN)
+    if one:
+        options |= _one(x, options)
+        if options["LOADS"] == DESCRIBED.value and options["BM"] == 128:
+            options |= {"BN": 64, "num_warps": 8}
+    row_blocks, column_tiles = triton.cdiv(rows, options["BM"]), triton.cdiv(columns, options["BN"])
     each = triton.cdiv(column_tiles * row_blocks, gpu.programs(device))
     shares = triton.cdiv(column_tiles, each)
     values = torch.empty(shares, rows, slots, dtype=dtype, device=device)
     indices = torch.empty(shares, rows, slots, dtype=torch.int32, device=device)
-    of_both = [torch.empty(t.shape[0] if similarity == "cosine" else 0, dtype=dtype, device=device) for t in (x, y)]
+    of_x, of_y = (torch.empty(t.shape[0] if similarity == "cosine" else 0, dtype=dtype, device=device) for t in (x, y))
+    seconds = largest = uncertain = None
+    depth, block = vector_block(width), 4
     with gpu.on(x):
         if similarity == "cosine":
-            store_factors(x, of_both[0])
-            store_factors(y, of_both[1])
+            store_factors(x, of_x)
+            store_factors(y, of_y)
+        y_term = of_y
+        if ranked:
+            y_term, seconds = torch.empty(columns, dtype=dtype, device=device), torch.empty_like(values)
+            uncertain = torch.empty(rows, dtype=torch.int32, device=device)
+            gpu.launch(
+                _store_half_squares, (triton.cdiv(columns, block),), y, y_term, *y.shape, *y.stride(),
+                BLOCK=block, BK=depth, DTYPE=options["DTYPE"], num_warps=4,
+            )  # fmt: skip
+            largest = y_term.amax()
+        search = (rows, columns, width, *x.stride(), *y.stride())
+        if one:
+            gpu.launch(
+                _search_one, (row_blocks, shares),
+                *sides(x, y, options), of_x, y_term, row_ids, column_ids, own, values, indices, seconds,
+                *search, each, RELATION=RELATIONS.index(relation), **options,
+            )  # fmt: skip
+        else:
+            gpu.launch(
+                _search, (row_blocks, shares),
+                *sides(x, y, options), of_x, of_y, row_ids, column_ids, own, below, values, indices,
+                *search, each, RELATION=RELATIONS.index(relation), K=slots, **options,
+            )  # fmt: skip
         gpu.launch(
-            _search, (row_blocks, shares),
-            x, y, *of_both, row_ids, column_ids, own, below, values, indices, rows, columns, width,
-            *x.stride(), *y.stride(), each, RELATION=RELATIONS.index(relation), K=slots, **options,
+            _merge, (triton.cdiv(rows, block),),
+            x, y, of_x, of_y, own, values, indices, seconds, largest, best, index, uncertain, *search,
+            shares, k, (width + 16) * torch.finfo(dtype).eps, BLOCK=block, BK=depth, K=slots,
+            SIMILARITY=options["SIMILARITY"], NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
-        gpu.launch(
-            _merge, (triton.cdiv(rows, 4),),
-            x, y, *of_both, own, values, indices, best, index, rows, columns, width, *x.stride(), *y.stride(),
-            shares, k, BLOCK=4, BK=vector_block(width), K=slots, SIMILARITY=options["SIMILARITY"],
-            NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
-        )  # fmt: skip
+        if ranked:
+            gpu.launch(
+                _search_again, (triton.cdiv(rows, AGAIN_ROWS),), x, y, row_ids, column_ids, own, uncertain, best, index,
+                *search, BLOCK=AGAIN_ROWS, BN=64, BK=vector_block(width, 128), RELATION=RELATIONS.index(relation),
+                DTYPE=options["DTYPE"], num_warps=8,
+            )  # fmt: skip
     return best, index
+
+
+def _one(x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    """What `_search_one` is compiled for beyond the options of all."""
+    width = x.shape[1]
+    depth = max(16, triton.next_power_of_2(width))
+    if x.dtype.itemsize > 2 or depth > SHALLOW_DEPTH:
+        return {"SHALLOW": False}
+    loads = options["LOADS"]
+    if loads != DESCRIBED.value:
+        loads = (WHOLE if depth == width else MASKED).value
+    return {"SHALLOW": True, "BK": depth, "LOADS": loads}

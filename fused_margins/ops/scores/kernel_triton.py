@@ -10,16 +10,21 @@ from torch import Tensor
 from .. import gpu, labels
 from ..native import int64
 from ..similarity import accumulation_dtype
-from ..triton_gradients import Gradients, store_weights, unit
+from ..triton_gradients import Gradients, store_weights, unit, weight_factor
 from ..triton_tiles import (
     BN,
     COSINE,
+    DESCRIBED_TILES,
+    EUCLIDEAN,
     INVALID,
     TILES,
     Tiles,
     factors,
+    half_similarities,
     index_status,
     places,
+    row_factor,
+    sides,
     similarities,
     store_factors,
     tile_options,
@@ -30,7 +35,7 @@ from ..triton_tiles import (
 def _scores(
     x, y, x_factor, y_factor, scale, bias, margin, target, out,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, margin_stride, ignore_index, row_blocks,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     block, tile = tl.program_id(0) % row_blocks, tl.program_id(0) // row_blocks
@@ -38,8 +43,8 @@ def _scores(
     at_columns, j = places(tile, BN, columns)
     of_x, of_y = factors(x_factor, i, BM, SIMILARITY, DTYPE), factors(y_factor, j, BN, SIMILARITY, DTYPE)
     u = similarities(
-        x, y, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
-        BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
+        x, y, block, tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
+        BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
     )  # fmt: skip
     factor = tl.load(scale + i * scale_stride)
     factor = tl.where(factor > 0, factor, float("nan"))
@@ -61,7 +66,7 @@ def _weights(
     weights, column_sums, row_sums, scale_sums, margin_sums, bias_sums,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, margin_stride, ignore_index,
     first_tile, chunk,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SIMILARITY: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_MARGIN: tl.constexpr, OF_BIAS: tl.constexpr,
     NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
@@ -81,25 +86,27 @@ def _weights(
         chosen = inside & (own[:, None] == at_columns[None, :])
     of_x, of_y = factors(x_factor, i, BM, SIMILARITY, DTYPE), factors(y_factor, j, BN, SIMILARITY, DTYPE)
     g = grad * factor[:, None]
-    u = g  # which nobody reads where neither factors nor the scale have a gradient
+    t = g  # which nobody reads where neither factors nor the scale have a gradient
     if OF_SCALE or (SIMILARITY == COSINE and OF_Y):
-        u = similarities(
-            x, y, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
-            BM, BN, BK, EVEN, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
+        t = half_similarities(
+            x, y, block, first_tile + tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
+            BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
     if OF_SCALE:
-        above = u
+        above = t * row_factor(of_x, SIMILARITY, NORMALIZE)[:, None]
         if target is not None:
-            above = u - tl.where(chosen, tl.load(margin + i * margin_stride)[:, None], 0.0)
+            above -= tl.where(chosen, tl.load(margin + i * margin_stride)[:, None], 0.0)
         tl.store(scale_sums + tile * rows + at_rows, tl.sum(grad * above, 1), mask=at_rows < rows)
     if OF_MARGIN:
         tl.store(margin_sums + tile * rows + at_rows, -tl.sum(tl.where(chosen, g, 0.0), 1), mask=at_rows < rows)
     if OF_BIAS:
         tl.store(bias_sums + block * chunk + here, tl.sum(grad, 0))
-    store_weights(
-        g, u, of_x, of_y, unit, weights, column_sums, row_sums, at_rows, rows, block, tile, chunk,
-        BN, SIMILARITY, OF_Y, DTYPE,
+    sums = store_weights(
+        g * weight_factor(of_x, unit, SIMILARITY)[:, None], t, of_x, of_y, weights, column_sums, at_rows, rows,
+        block, tile, chunk, BM, BN, LOADS, SIMILARITY, NORMALIZE, OF_Y, DTYPE,
     )  # fmt: skip
+    if SIMILARITY == EUCLIDEAN:
+        tl.store(row_sums + tile * rows + at_rows, sums, mask=at_rows < rows)
 
 
 # With a tile of incoming gradients in registers, too, float32 has room for fewer rows and float64 needs more warps.
@@ -115,14 +122,17 @@ class _Problem(NamedTuple):
     options: dict[str, Any]
 
 
-def _prepare(table: dict[torch.dtype, Tiles], x: Tensor, y: Tensor, target: Tensor | None, similarity: str) -> _Problem:
+def _prepare(
+    table: dict[torch.dtype, Tiles], x: Tensor, y: Tensor, target: Tensor | None, similarity: str,
+    with_descriptors: Tiles | None = None,
+) -> _Problem:  # fmt: skip
     factors = []
     for t in (x, y):
         size = t.shape[0] if similarity == "cosine" else 0
         factors.append(torch.empty(size, dtype=accumulation_dtype(x.dtype), device=x.device))
         if size:
             store_factors(t, factors[-1])
-    return _Problem(factors[0], factors[1], int64(target), tile_options(table, x, similarity))
+    return _Problem(factors[0], factors[1], int64(target), tile_options(table, x, y, similarity, with_descriptors))
 
 
 def forward(
@@ -144,11 +154,12 @@ def forward(
         return out
     scale, margin, bias = scale.contiguous(), margin.contiguous(), None if bias is None else bias.contiguous()
     with gpu.on(x):
-        problem = _prepare(TILES, x, y, target, similarity)
+        problem = _prepare(TILES, x, y, target, similarity, DESCRIBED_TILES)
         row_blocks = triton.cdiv(rows, problem.options["BM"])
         gpu.launch(
             _scores, (row_blocks * triton.cdiv(columns, BN),),
-            x, y, problem.x_factor, problem.y_factor, scale, bias, margin, problem.target, out, rows, columns, width,
+            *sides(x, y, problem.options), problem.x_factor, problem.y_factor, scale, bias, margin, problem.target, out,
+            rows, columns, width,
             *x.stride(), *y.stride(), int(scale.dim() > 0), int(margin.dim() > 0), ignore_index, row_blocks,
             **problem.options,
         )  # fmt: skip
