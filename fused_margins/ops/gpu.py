@@ -22,6 +22,11 @@ elif not interpreted and not torch.cuda.is_available():
     missing = "no GPU is at hand"
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up; triton.cdiv is a function for kernels and takes 8 us on the host."""
+    return -(-a // b)
+
+
 def on(t: Tensor) -> contextlib.AbstractContextManager[object]:
     """Launch on the device of t."""
     if t.device.type != "cuda" or t.device.index == torch.cuda.current_device():
@@ -72,6 +77,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 _compiled: dict[Any, Any] = {}
+_TENSORS = (Tensor, torch.nn.Parameter)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
@@ -79,29 +85,27 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
 
     Triton's own launch looks at every argument anew, which takes several times as long as a small kernel. The key holds
     all that a kernel is compiled for: dtypes and alignment of tensors, of integers whether they are 1 or multiples of
-    16, and options. Tensors go on as their addresses.
+    16 or need 64 bits, and options. Tensors go on as their addresses.
     """
     if interpreted:
         kernel[grid](*args, **options)
         return
     device = torch.cuda.current_device()
-    key: list[Any] = [kernel, device]
+    key: list[Any] = [id(kernel), device]
     values: list[Any] = []
     for value in args:
         kind = type(value)
         if kind is int:
-            key.append(1 if value == 1 else (value % 16 == 0, -(2**31) <= value < 2**31))
-            values.append(value)
+            key.append(~(value % 16) if 1 < value < 2**31 else value)
+        elif kind in _TENSORS:
+            key.append(value.dtype)
+            value = value.data_ptr()
+            key.append(value % 16)
         elif value is None or kind is float:
             key.append(kind)
-            values.append(value)
-        elif isinstance(value, Tensor):
-            address = value.data_ptr()
-            key.append((value.dtype, address % 16 == 0))
-            values.append(address)
         else:  # a descriptor
             key.append((value.base.dtype, *value.block_shape))
-            values.append(value)
+        values.append(value)
     key.extend(options.values())
     found = _compiled.get(tuple(key))
     if found is None:
@@ -113,3 +117,17 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     x, y, z = (*grid, 1, 1)[:3]
     # No hooks: what they watch is in the kernel's own launch, the first one.
     run(x, y, z, torch._C._cuda_getCurrentRawStream(device), function, metadata, None, None, None, *values, *rest)
+
+
+_ones: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+
+def one(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The number 1 on the device, made once; not within a capture, where its memory would be the graph's."""
+    found = _ones.get((device, dtype))
+    if found is None:
+        with torch.inference_mode(False):
+            found = torch.ones((), dtype=dtype, device=device)
+        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+            _ones[device, dtype] = found
+    return found

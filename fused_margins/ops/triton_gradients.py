@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import gpu
+from .gpu import cdiv
 from .similarity import SIMILARITIES, accumulation_dtype
 from .triton_tiles import (
     BN,
@@ -246,17 +247,17 @@ class Gradients:
         self.x_factor, self.y_factor = x_factor, y_factor
         self.of_x, self.of_y = of_x, of_y
         self.sizes = rows, columns, width
-        self.tiles = triton.cdiv(columns, BN)
+        self.tiles = cdiv(columns, BN)
         most = min(max(1, CHUNK_BYTES // (rows * BN * x.element_size())), 1 << 14)
-        self.chunk_tiles = triton.cdiv(self.tiles, triton.cdiv(self.tiles, most))  # in equal parts
+        self.chunk_tiles = cdiv(self.tiles, cdiv(self.tiles, most))  # in equal parts
         self.chunk = self.chunk_tiles * BN
         self.described = similarity != "negative_squared_euclidean" and gpu.can_describe(x, y)
         self.product = fit(DESCRIBED_PRODUCT if self.described else PRODUCT_TILES[x.dtype], rows)
         self.BD = BD[x.dtype]
-        self.d_blocks = triton.cdiv(max(1, width), self.BD)
-        programs = self.chunk_tiles * triton.cdiv(rows, self.product.BM) * self.d_blocks
-        self.each = triton.cdiv(programs, gpu.programs(x.device)) * BN  # columns of a share of W y
-        self.shares = triton.cdiv(self.chunk, self.each)
+        self.d_blocks = cdiv(max(1, width), self.BD)
+        programs = self.chunk_tiles * cdiv(rows, self.product.BM) * self.d_blocks
+        self.each = cdiv(programs, gpu.programs(x.device)) * BN  # columns of a share of W y
+        self.shares = cdiv(self.chunk, self.each)
 
         def new(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=accumulation_dtype(x.dtype), device=x.device)
@@ -281,6 +282,10 @@ class Gradients:
             "num_stages": self.product.num_stages,
         }
         self.chunks_before = 0
+        # What the two products read: W of some rows (of x) and x, W of some columns and y.
+        step, block = self.product.BK, self.product.BM
+        self.of_columns = self._tiles(self.weights, step, BN), self._tiles(x, step, self.BD)
+        self.of_rows = self._tiles(self.weights, block, step), self._tiles(y, step, self.BD)
 
     def _tiles(self, t: Tensor, *block: int) -> Any:
         return gpu.describe(t, *block) if self.described else t
@@ -295,7 +300,7 @@ class Gradients:
         if self.of_y and width:
             gpu.launch(
                 _columns, (self.d_blocks, count),
-                self._tiles(self.weights, step, BN), self._tiles(self.x, step, self.BD),
+                *self.of_columns,
                 self.y, self.y_factor, self.column_sums, self.unit, self.grad_y,
                 *self.sizes, *self.x.stride(), *self.y.stride(), first * BN, self.chunk, self.row_blocks,
                 BN=BN, LOADS=self._loads(rows % step == 0 and width % self.BD == 0), SIMILARITY=self.code,
@@ -303,8 +308,8 @@ class Gradients:
             )  # fmt: skip
         if self.of_x and width:
             gpu.launch(
-                _rows, (triton.cdiv(rows, block), self.d_blocks, self.shares),
-                self._tiles(self.weights, block, step), self._tiles(self.y, step, self.BD),
+                _rows, (cdiv(rows, block), self.d_blocks, self.shares),
+                *self.of_rows,
                 self.partial, *self.sizes, *self.y.stride(), first * BN, count * BN, self.chunk,
                 self.each, BM=block, ADD=self.chunks_before > 0, LOADS=self._loads(width % self.BD == 0),
                 **self.options,
@@ -318,7 +323,7 @@ class Gradients:
         rows, _, width = self.sizes
         if self.of_x and width:
             gpu.launch(
-                _finish_rows, (triton.cdiv(rows, 4),),
+                _finish_rows, (cdiv(rows, 4),),
                 self.partial, self.x, self.y, self.x_factor, self.all_row_sums, self.unit, self.grad_x, rows, width,
                 *self.x.stride(), self.y.stride(1), self.shares, BLOCK=4, BD=vector_block(width), SIMILARITY=self.code,
                 EUCLIDEAN_SHIFT=self.options["EUCLIDEAN_SHIFT"], DTYPE=self.options["DTYPE"], num_warps=4,
@@ -328,7 +333,7 @@ class Gradients:
 
 def unit(x: Tensor, largest_weight: Callable[[], Tensor]) -> Tensor:
     """What W is multiplied by before it is rounded: 1; for float16 the power of two that makes all of it fit."""
-    one = torch.ones((), dtype=accumulation_dtype(x.dtype), device=x.device)
+    one = gpu.one(x.device, accumulation_dtype(x.dtype))
     if x.dtype != torch.float16:
         return one
     largest = largest_weight()

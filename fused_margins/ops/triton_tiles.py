@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import gpu, kept
+from .gpu import cdiv
 from .similarity import SIMILARITIES, accumulation_dtype
 
 BN = kept.TRITON_BLOCK
@@ -265,9 +266,9 @@ def fit(tiles: Tiles, rows: int) -> Tiles:
     return tiles
 
 
-def vector_block(width: int, most: int = 1024) -> int:
+def vector_block(width: int, most: int = 256) -> int:
     """Entries of a vector read at once."""
-    return max(16, min(most, triton.next_power_of_2(max(1, width))))
+    return max(16, min(most, 1 << (width - 1).bit_length() if width > 1 else 1))
 
 
 def tile_options(
@@ -307,8 +308,8 @@ def store_factors(t: Tensor, factor: Tensor) -> None:
     """Inverse lengths of the rows of t."""
     if t.shape[0]:
         depth = vector_block(t.shape[1])
-        block = max(1, 4096 // depth)
+        block = 4096 // depth
         gpu.launch(
-            _store_inverse_lengths, (triton.cdiv(t.shape[0], block),), t, factor, *t.shape, *t.stride(),
+            _store_inverse_lengths, (cdiv(t.shape[0], block),), t, factor, *t.shape, *t.stride(),
             BLOCK=block, BK=depth, DTYPE=numbers(t.dtype), num_warps=4,
         )  # fmt: skip

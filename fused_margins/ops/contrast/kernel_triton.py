@@ -10,10 +10,10 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from .. import gpu, kept, labels
+from ..gpu import cdiv
 from ..native import int64
 from ..similarity import RELATIONS, accumulation_dtype
 from ..triton_gradients import Gradients, unit
@@ -31,7 +31,7 @@ from ..triton_tiles import (
 )
 from . import triton_kernels as kernels
 
-DESCRIBED_WEIGHTS = Tiles(128, 64, 8, 3)
+DESCRIBED_WEIGHTS = Tiles(128, 64, 4, 3)
 # Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.
 _PLAIN_LOGIT = {torch.float64: 700.0, torch.float32: 86.0}
 
@@ -85,11 +85,11 @@ class _Rows(NamedTuple):
     y_factor: Tensor
 
 
-def _views(mean: Tensor, rows: int, columns: int) -> _Rows:
+def _views(mean: Tensor, rows: int) -> _Rows:
+    # Each a little longer than it need be, so that all begin at 16 bytes.
     step = (rows + 3) // 4 * 4
-    parts = [mean[n * step : n * step + rows] for n in range(3)]
-    integers = [part.view(torch.int32)[:rows] for part in parts[1:]]
-    return _Rows(parts[0], integers[0], integers[1], mean[3 * step : 3 * step + columns])
+    x_factor, target, self_index, y_factor = mean.split((step, step, step, mean.shape[0] - 3 * step))
+    return _Rows(x_factor, target.view(torch.int32), self_index.view(torch.int32), y_factor)
 
 
 def forward(
@@ -143,8 +143,8 @@ def forward_into(
         return
     if not columns:
         ignored = target == ignore_index
-        positive.copy_(torch.where(ignored, 0.0, torch.nan))
-        negative_lse.copy_(torch.where(ignored, -torch.inf, torch.nan))
+        positive[:rows] = torch.where(ignored, 0.0, torch.nan)
+        negative_lse[:rows] = torch.where(ignored, -torch.inf, torch.nan)
         return
     new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
@@ -152,16 +152,16 @@ def forward_into(
     problem = _problem(
         LARGE_TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation, DESCRIBED_TILES
     )
-    found = _views(mean, rows, columns)
+    found = _views(mean, rows)
     options, scale_stride, depth = problem.options, int(scale.dim() > 0), vector_block(width)
-    row_blocks, tiles = triton.cdiv(rows, problem.options["BM"]), triton.cdiv(columns, BN)
-    each = triton.cdiv(tiles * row_blocks, gpu.programs(x.device))
-    shares = triton.cdiv(tiles, each)
+    row_blocks, tiles = cdiv(rows, problem.options["BM"]), cdiv(columns, BN)
+    each = cdiv(tiles * row_blocks, gpu.programs(x.device))
+    shares = cdiv(tiles, each)
     maxima, sums = new(shares, rows), new(shares, rows)
     plain = -1.0 if force_running_maximum else _PLAIN_LOGIT[sums.dtype] - math.log(columns)
     with gpu.on(x):
         gpu.launch(
-            kernels.prepare_rows, (triton.cdiv(rows, 4),),
+            kernels.prepare_rows, (cdiv(rows, 4),),
             x, y, target, self_index, found.x_factor, positive, found.target, found.self_index,
             *problem.sizes, *problem.strides, ignore_index, BLOCK=4, BK=depth, SIMILARITY=options["SIMILARITY"],
             NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
@@ -170,13 +170,13 @@ def forward_into(
             store_factors(y, found.y_factor)
         gpu.launch(
             kernels.reduce, (row_blocks, shares),
-            *sides(x, y, options), found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels, problem.column_labels,
-            found.self_index, maxima, sums, weights,
+            *sides(x, y, options), found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels,
+            problem.column_labels, found.self_index, maxima, sums, weights,
             *problem.sizes, *problem.strides, scale_stride, plain, each, kept_blocks,
             HAS_KEPT=kept_blocks > 0, **options,
         )  # fmt: skip
         gpu.launch(
-            kernels.finish, (triton.cdiv(rows, 128),),
+            kernels.finish, (cdiv(rows, 128),),
             maxima, sums, scale, found.target, negative_lse, rows, shares, scale_stride,
             BLOCK=128, DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
@@ -231,9 +231,9 @@ def backward(
         TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation,
         DESCRIBED_WEIGHTS if plain else None,
     )  # fmt: skip
-    found = _views(mean, rows, columns)
-    row_blocks, scale_stride = triton.cdiv(rows, problem.options["BM"]), int(scale.dim() > 0)
-    of_w = unit(x, lambda: _largest_weight(scale, found, grad_positive, grad_negative_lse, similarity))
+    found = _views(mean, rows)
+    row_blocks, scale_stride = cdiv(rows, problem.options["BM"]), int(scale.dim() > 0)
+    of_w = unit(x, lambda: _largest_weight(scale, found, grad_positive, grad_negative_lse, similarity, columns))
     described = problem.options["LOADS"] == DESCRIBED.value
     both = Gradients(x, y, similarity, of_x, of_y, found.x_factor, found.y_factor, of_w, row_blocks)
     x_tiles, y_tiles = sides(x, y, problem.options)
@@ -245,10 +245,10 @@ def backward(
     for first in (*range(0, kept_tiles, both.chunk_tiles), *range(kept_tiles, both.tiles, both.chunk_tiles)):
         is_kept = first < kept_tiles
         count = min(both.chunk_tiles, (kept_tiles if is_kept else both.tiles) - first)
-        each = triton.cdiv(count * row_blocks, gpu.programs(x.device)) if described else 1
+        each = cdiv(count * row_blocks, gpu.programs(x.device)) if described else 1
         with gpu.on(x):
             gpu.launch(
-                kernels.weights, (row_blocks, triton.cdiv(count, each)),
+                kernels.weights, (row_blocks, cdiv(count, each)),
                 x_tiles, y_tiles, found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels,
                 problem.column_labels, found.self_index, negative_lse, grad_positive, grad_negative_lse,
                 both.unit, kept_values, w_tiles, both.column_sums, bias_sums, both.row_sums, scale_sums,
@@ -268,11 +268,13 @@ def backward(
 
 
 def _largest_weight(
-    scale: Tensor, found: _Rows, grad_positive: Tensor, grad_negative_lse: Tensor, similarity: str
+    scale: Tensor, found: _Rows, grad_positive: Tensor, grad_negative_lse: Tensor, similarity: str, columns: int
 ) -> Tensor:
     """A bound of |W|."""
     largest = torch.maximum((grad_negative_lse * scale).abs().amax(), grad_positive.abs().amax())
-    return largest * found.x_factor.amax() * found.y_factor.amax() if similarity == "cosine" else largest
+    if similarity != "cosine":
+        return largest
+    return largest * found.x_factor[: grad_positive.shape[0]].amax() * found.y_factor[:columns].amax()
 
 
 def describe(problem: Any) -> str:

@@ -183,17 +183,21 @@ def _weights_of_part(
     """W of a tile, or of half of it, from its `half_similarities` (BM, BN); sums over columns of exponentials times
     them, and of W."""
     at_columns, j = places(first_part + part, BN, columns)
-    of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
+    inside = at_columns < columns
+    of_y = tl.full((BN,), 1.0, DTYPE)
+    if SIMILARITY == COSINE:
+        of_y = tl.load(y_factor + j, mask=inside, other=0.0)  # which makes W 0 beyond the last column
     z = t * slope[:, None] - shift[:, None]
     if HAS_BIAS:
         z += tl.load(bias + j)[None, :] * LOG2E
     q = tl.exp2(z)
     chosen = own[:, None] == at_columns[None, :]
-    inside = (at_columns < columns)[None, :]
     if RELATION == DIFFERENT and not (HAS_LABELS or HAS_SELF):
-        w = tl.where(chosen, of_positive[:, None], tl.where(inside, q * by_scale[:, None], 0.0))
+        w = tl.where(chosen, of_positive[:, None], q * by_scale[:, None])
+        if SIMILARITY != COSINE:
+            w = tl.where(inside[None, :], w, 0.0)
         if OF_SCALE or OF_BIAS:
-            q = tl.where(chosen | ~inside, 0.0, q)
+            q = tl.where(chosen | ~inside[None, :], 0.0, q)
     else:
         column_label = at_columns
         if HAS_LABELS:
@@ -202,7 +206,7 @@ def _weights_of_part(
         q = tl.where(mask & (~nothing)[:, None], q, 0.0)
         w = tl.where(chosen, of_positive[:, None], 0.0) + q * by_scale[:, None]
     if LOADS != DESCRIBED:  # the last column again, where a descriptor gives zeros
-        t = tl.where(inside, t, 0.0)
+        t = tl.where(inside[None, :], t, 0.0)
     along = outer
     if OF_SCALE:
         along = tl.sum(q * t, 1)

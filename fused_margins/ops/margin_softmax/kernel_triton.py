@@ -10,6 +10,7 @@ from torch import Tensor
 from ...reductions import REDUCTIONS
 from .. import gpu, kept
 from ..contrast import kernel_triton as contrast
+from ..gpu import cdiv
 from ..similarity import accumulation_dtype
 from ..triton_tiles import numbers, places, softplus
 
@@ -73,17 +74,13 @@ def _derivatives(
 
 
 def _parts(saved: Tensor, rows: int, columns: int, width: int, kept_blocks: int) -> tuple[Tensor, ...]:
-    """positive, negative_lse, mean and kept weights as `contrast` has them, and the number of rows that count."""
+    """positive, negative_lse, mean and kept weights as `contrast` has them, and the number of rows that count; those of
+    rows up to 16 bytes."""
     step = (rows + 3) // 4 * 4
-    weights = kept.kept_size(rows, columns, kept_blocks, "triton")
-    mean = weights + kept.mean_size(rows, width, columns, "triton")
-    return (
-        saved[mean : mean + rows],
-        saved[mean + step : mean + step + rows],
-        saved[weights:mean],
-        saved[:weights],
-        saved[mean + 2 * step :],
-    )
+    sizes = kept.kept_size(rows, columns, kept_blocks, "triton"), kept.mean_size(rows, width, columns, "triton")
+    rest = saved.shape[0] - sum(sizes) - 2 * step
+    weights, mean, positive, negative_lse, counted = saved.split((*sizes, step, step, rest))
+    return positive, negative_lse, mean, weights, counted
 
 
 def forward(
@@ -142,7 +139,7 @@ def backward(
     if rows:
         with gpu.on(x):
             gpu.launch(
-                _derivatives, (triton.cdiv(rows, 256),),
+                _derivatives, (cdiv(rows, 256),),
                 positive, negative_lse, scale, margin, counted, grad_loss, *of_rows, rows, int(scale.dim() > 0),
                 int(margin.dim() > 0), BLOCK=256, REDUCTION=REDUCTIONS.index(reduction), num_warps=4,
             )  # fmt: skip
@@ -153,8 +150,9 @@ def backward(
     )  # fmt: skip
     if needs[2]:
         grad_scale = grad_scale + (of_scale if scale.dim() else of_scale.sum())
-    grad_margin = (of_margin if margin.dim() else of_margin.sum()) if needs[3] else of_margin[:0]
-    return grad_x, grad_y, grad_scale, grad_margin.clone()
+    if not needs[3]:
+        return grad_x, grad_y, grad_scale, saved.new_empty(0)
+    return grad_x, grad_y, grad_scale, of_margin.clone() if margin.dim() else of_margin.sum()
 
 
 def describe(problem: Any) -> str:

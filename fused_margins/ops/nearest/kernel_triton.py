@@ -3,7 +3,7 @@
 The columns are split among programs (`_search`), each keeps its K best in order; `_merge` picks the best of all shares,
 of equals the lowest column, and computes the chosen pairs once more, exactly. For one neighbour without a bound
 `_search_one` does it in fewer operations; it ranks Euclidean distances by <x, y> - |y|^2 / 2, on the matrix units, and
-where the best two are nearer than that rounds, `_search_again` compares the row's distances one by one.
+where the best two are nearer than that rounds, `_compare` compares the row's distances one by one.
 """
 
 from typing import Any
@@ -14,16 +14,16 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import crossovers, gpu, labels
+from ..gpu import cdiv
 from ..native import int64
 from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype
 from ..triton_tiles import (
     ANY,
-    COSINE,
+    BN,
     DESCRIBED,
     DESCRIBED_TILES,
     DIFFERENT,
     DOT,
-    EUCLIDEAN,
     IGNORED,
     INVALID,
     MASKED,
@@ -44,8 +44,8 @@ from ..triton_tiles import (
     vectors,
 )
 
-SHALLOW_DEPTH = 128  # up to which rows stay in shared memory while all columns pass by
-AGAIN_ROWS = 64  # of a program that looks through the uncertain ones
+SHALLOW_DEPTH = 128  # up to which `_rank` keeps rows in shared memory while all columns pass by
+COMPARE_ROWS = 64  # that a program of `_compare` looks through
 
 
 @triton.jit
@@ -82,10 +82,12 @@ def _search(
             mask = mask & (u < tl.load(below + i)[:, None])
         u = tl.where(mask, u, float("-inf"))
         if K == 1:
-            value, place = tl.max(u, 1, return_indices=True, return_indices_tie_break_left=True)
+            value = tl.max(u, 1)
             better = value > worst  # a later column must be better, not equal
-            worst = tl.where(better, value, worst)
-            best_index = tl.where(better[:, None], (tile * BN + place)[:, None], best_index)
+            if tl.max(better.to(tl.int32), 0) > 0:
+                place = tl.min(tl.where(u == value[:, None], tl.arange(0, BN)[None, :], BN), 1)
+                worst = tl.where(better, value, worst)
+                best_index = tl.where(better[:, None], (tile * BN + place)[:, None], best_index)
         else:
             # One at a time, as long as any row's tile still holds a better one than the worst that it has.
             value, place = tl.max(u, 1, return_indices=True, return_indices_tie_break_left=True)
@@ -112,17 +114,18 @@ def _search(
 
 
 @triton.jit
-def _search_one(
-    x, y, x_factor, y_term, row_labels, column_labels, self_index, values, indices, seconds,
+def _rank(
+    x, y, half_squares, row_labels, column_labels, self_index, values, indices, seconds,
     rows, columns, width, x_row, x_column, y_row, y_column, tiles_each,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, SHALLOW: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """The best column of each row among this program's tiles, and an upper bound of all others: (share, rows).
+    """Of each row the column with the largest <x, y> - |y|^2 / 2 among this program's tiles, and an upper bound of that
+    of all others: (share, rows).
 
-    Distances rank by <x, y_j> less y_term_j = |y_j|^2 / 2; of cosines y_term are the columns' factors. Each lane keeps the best that it has seen and its tile; rows compare lanes once, at the end. SHALLOW: a
-    step is as deep as the vectors, so that the rows are read once.
+    Every lane keeps the best that it has seen, and its tile; rows compare lanes once, at the end. SHALLOW: a step is as
+    deep as the vectors, so that the rows are read once.
     """
     block, share = tl.program_id(0), tl.program_id(1)
     at_rows, i = places(block, BM, rows)
@@ -130,63 +133,50 @@ def _search_one(
     best = tl.full((BM, BN), float("-inf"), DTYPE)
     of_tile = tl.full((BM, BN), -1, tl.int32)
     second = tl.full((BM,), float("-inf"), DTYPE)
+    one_x, one_y = tl.full((BM,), 1.0, DTYPE), tl.full((BN,), 1.0, DTYPE)
     if RELATION != ANY:
         label = tl.load(row_labels + i)
     if self_index is not None:
         own = tl.load(self_index + i)
-    of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
     k = tl.arange(0, BK)
     if SHALLOW:
         if LOADS == DESCRIBED:
-            resident = x.load([block * BM, 0])
+            a = x.load([block * BM, 0])
         else:
-            resident = load(x + i[:, None] * x_row + k[None, :] * x_column, k[None, :], width, LOADS)
-        if NORMALIZE:
-            resident = resident * of_x[:, None]
+            a = load(x + i[:, None] * x_row + k[None, :] * x_column, k[None, :], width, LOADS)
     first = share * tiles_each
     for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
         at_columns, j = places(tile, BN, columns)
-        there = at_columns < columns
-        of_y = factors(y_term, j, BN, SIMILARITY, DTYPE)
         if SHALLOW:
             if LOADS == DESCRIBED:
                 b = y.load([tile * BN, 0]).T
             else:
                 b = load(y + j[None, :] * y_row + k[:, None] * y_column, k[:, None], width, LOADS)
-            if NORMALIZE:
-                b = b * of_y[None, :]
-            u = dot(resident, b, tl.zeros((BM, BN), DTYPE), PRECISION, DTYPE)
+            u = dot(a, b, tl.zeros((BM, BN), DTYPE), PRECISION, DTYPE)
         else:
             u = products(
-                x, y, block, tile, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y,
+                x, y, block, tile, i, j, width, x_row, x_column, y_row, y_column, one_x, one_y,
                 BM, BN, BK, LOADS, DOT, NORMALIZE, PRECISION, DTYPE,
             )  # fmt: skip
-        if SIMILARITY == EUCLIDEAN:
-            u -= tl.load(y_term + j, mask=there, other=float("inf"))[None, :]
-        elif SIMILARITY == COSINE and not NORMALIZE:
-            u = u * of_x[:, None] * tl.where(there, of_y, float("nan"))[None, :]
-        else:
-            u = tl.where(there[None, :], u, float("-inf"))
+        u -= tl.load(half_squares + j, mask=at_columns < columns, other=float("inf"))[None, :]
         if RELATION != ANY:
             same = label[:, None] == tl.load(column_labels + j)[None, :]
             u = tl.where(same != (RELATION == DIFFERENT), u, float("-inf"))
         if self_index is not None:
             u = tl.where(own[:, None] == at_columns[None, :], float("-inf"), u)
-        if SIMILARITY == EUCLIDEAN:
-            second = tl.maximum(second, tl.max(tl.minimum(u, best), 1))
+        second = tl.maximum(second, tl.max(tl.minimum(u, best), 1))
         better = u > best  # a later column must be better, not equal; NaN never is
         best = tl.where(better, u, best)
         of_tile = tl.where(better, tile, of_tile)
     most = tl.max(best, 1)
     column = tl.where((best == most[:, None]) & (of_tile >= 0), of_tile * BN + lane[None, :], 2147483647)
     lowest = tl.min(column, 1)
+    others = tl.where(column == lowest[:, None], float("-inf"), best)
     to = share * rows + at_rows
     inside = at_rows < rows
     tl.store(values + to, most, mask=inside)
     tl.store(indices + to, tl.where(most > float("-inf"), lowest, -1), mask=inside)
-    if SIMILARITY == EUCLIDEAN:
-        others = tl.where(column == lowest[:, None], float("-inf"), best)
-        tl.store(seconds + to, tl.maximum(second, tl.max(others, 1)), mask=inside)
+    tl.store(seconds + to, tl.maximum(second, tl.max(others, 1)), mask=inside)
 
 
 @triton.jit
@@ -200,13 +190,13 @@ def _store_half_squares(a, to, count, width, row, column, BLOCK: tl.constexpr, B
 
 
 @triton.jit
-def _search_again(
+def _compare(
     x, y, row_labels, column_labels, self_index, uncertain, similarity, index,
     rows, columns, width, x_row, x_column, y_row, y_column,
     BLOCK: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RELATION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The nearest column of uncertain rows by the distances themselves, one row after the other."""
-    at_rows, i = places(tl.program_id(0), BLOCK, rows)
+    _, i = places(tl.program_id(0), BLOCK, rows)
     flags = tl.load(uncertain + i)
     if tl.max(flags, 0) > 0:
         for n in range(BLOCK):
@@ -314,6 +304,7 @@ def forward(
     if k > crossovers.NEIGHBOURS:
         raise ValueError(f"k: expected at most {crossovers.NEIGHBOURS} with this backend, got {k}")
     (rows, width), columns = x.shape, y.shape[0]
+    euclidean = similarity == "negative_squared_euclidean"
     if self_index is not None and labels.raises_everywhere():
         self_index = labels.check_index(self_index, columns, labels.IGNORED, "self_index")
     dtype, device = accumulation_dtype(x.dtype), x.device
@@ -330,44 +321,39 @@ def forward(
         return best, index.fill_(-1)
     row_ids, column_ids, own = (int64(t) for t in (row_labels, column_labels, self_index))
     below = None if below is None else below.contiguous()
-    one = k == 1 and below is None and x.dtype != torch.float64 and width > 0
-    ranked = one and similarity == "negative_squared_euclidean"  # by products, not yet by distances
-    tiles = DESCRIBED_TILES if one else None
-    options = tile_options(TILES, x, y, "dot" if ranked else similarity, tiles)
+    ranked = euclidean and k == 1 and below is None and x.dtype != torch.float64 and width > 0
+    options = tile_options(TILES, x, y, "dot" if ranked else similarity, DESCRIBED_TILES if k == 1 else None)
     options["SIMILARITY"] = SIMILARITIES.index(similarity)
-    slots = triton.next_power_of_2(k)
+    slots = 1 << (k - 1).bit_length()
     if slots > 1:  # the bests take registers, too
         options["BM"] = max(16, min(options["BM"], 1024 // slots))
-    if one:
-        options |= _one(x, options)
-        if options["LOADS"] == DESCRIBED.value and options["BM"] == 128:
-            options |= {"BN": 64, "num_warps": 8}
-    row_blocks, column_tiles = triton.cdiv(rows, options["BM"]), triton.cdiv(columns, options["BN"])
-    each = triton.cdiv(column_tiles * row_blocks, gpu.programs(device))
-    shares = triton.cdiv(column_tiles, each)
+    if ranked:
+        options = _rank_options(x, options)
+    row_blocks, column_tiles = cdiv(rows, options["BM"]), cdiv(columns, options["BN"])
+    each = cdiv(column_tiles * row_blocks, gpu.programs(device))
+    shares = cdiv(column_tiles, each)
     values = torch.empty(shares, rows, slots, dtype=dtype, device=device)
     indices = torch.empty(shares, rows, slots, dtype=torch.int32, device=device)
     of_x, of_y = (torch.empty(t.shape[0] if similarity == "cosine" else 0, dtype=dtype, device=device) for t in (x, y))
     seconds = largest = uncertain = None
-    depth, block = vector_block(width), 4
+    depth = vector_block(width)
+    block = max(4, 2048 // max(depth, slots))
     with gpu.on(x):
         if similarity == "cosine":
             store_factors(x, of_x)
             store_factors(y, of_y)
-        y_term = of_y
+        search = (rows, columns, width, *x.stride(), *y.stride())
         if ranked:
-            y_term, seconds = torch.empty(columns, dtype=dtype, device=device), torch.empty_like(values)
+            half_squares, seconds = torch.empty(columns, dtype=dtype, device=device), torch.empty_like(values)
             uncertain = torch.empty(rows, dtype=torch.int32, device=device)
             gpu.launch(
-                _store_half_squares, (triton.cdiv(columns, block),), y, y_term, *y.shape, *y.stride(),
+                _store_half_squares, (cdiv(columns, block),), y, half_squares, *y.shape, *y.stride(),
                 BLOCK=block, BK=depth, DTYPE=options["DTYPE"], num_warps=4,
             )  # fmt: skip
-            largest = y_term.amax()
-        search = (rows, columns, width, *x.stride(), *y.stride())
-        if one:
+            largest = half_squares.amax()
             gpu.launch(
-                _search_one, (row_blocks, shares),
-                *sides(x, y, options), of_x, y_term, row_ids, column_ids, own, values, indices, seconds,
+                _rank, (row_blocks, shares),
+                *sides(x, y, options), half_squares, row_ids, column_ids, own, values, indices, seconds,
                 *search, each, RELATION=RELATIONS.index(relation), **options,
             )  # fmt: skip
         else:
@@ -377,27 +363,27 @@ def forward(
                 *search, each, RELATION=RELATIONS.index(relation), K=slots, **options,
             )  # fmt: skip
         gpu.launch(
-            _merge, (triton.cdiv(rows, block),),
+            _merge, (cdiv(rows, block),),
             x, y, of_x, of_y, own, values, indices, seconds, largest, best, index, uncertain, *search,
-            shares, k, (width + 16) * torch.finfo(dtype).eps, BLOCK=block, BK=depth, K=slots,
+            shares, k, (width / 2 + 8) * torch.finfo(dtype).eps, BLOCK=block, BK=depth, K=slots,
             SIMILARITY=options["SIMILARITY"], NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
         if ranked:
             gpu.launch(
-                _search_again, (triton.cdiv(rows, AGAIN_ROWS),), x, y, row_ids, column_ids, own, uncertain, best, index,
-                *search, BLOCK=AGAIN_ROWS, BN=64, BK=vector_block(width, 128), RELATION=RELATIONS.index(relation),
+                _compare, (cdiv(rows, COMPARE_ROWS),), x, y, row_ids, column_ids, own, uncertain, best, index,
+                *search, BLOCK=COMPARE_ROWS, BN=64, BK=vector_block(width, 128), RELATION=RELATIONS.index(relation),
                 DTYPE=options["DTYPE"], num_warps=8,
             )  # fmt: skip
     return best, index
 
 
-def _one(x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-    """What `_search_one` is compiled for beyond the options of all."""
-    width = x.shape[1]
-    depth = max(16, triton.next_power_of_2(width))
-    if x.dtype.itemsize > 2 or depth > SHALLOW_DEPTH:
-        return {"SHALLOW": False}
-    loads = options["LOADS"]
-    if loads != DESCRIBED.value:
-        loads = (WHOLE if depth == width else MASKED).value
-    return {"SHALLOW": True, "BK": depth, "LOADS": loads}
+def _rank_options(x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    """For `_rank`: tiles of half as many columns, as each entry of one keeps a best column."""
+    depth = vector_block(x.shape[1], 1 << 30)
+    shallow = x.dtype.itemsize == 2 and depth <= SHALLOW_DEPTH
+    options = options | {"BN": BN // 2, "SHALLOW": shallow}
+    if shallow:
+        options["BK"] = depth
+        if options["LOADS"] != DESCRIBED.value:
+            options["LOADS"] = (WHOLE if depth == x.shape[1] else MASKED).value
+    return options

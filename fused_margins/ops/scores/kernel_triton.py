@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import gpu, labels
+from ..gpu import cdiv
 from ..native import int64
 from ..similarity import accumulation_dtype
 from ..triton_gradients import Gradients, store_weights, unit, weight_factor
@@ -155,9 +156,9 @@ def forward(
     scale, margin, bias = scale.contiguous(), margin.contiguous(), None if bias is None else bias.contiguous()
     with gpu.on(x):
         problem = _prepare(TILES, x, y, target, similarity, DESCRIBED_TILES)
-        row_blocks = triton.cdiv(rows, problem.options["BM"])
+        row_blocks = cdiv(rows, problem.options["BM"])
         gpu.launch(
-            _scores, (row_blocks * triton.cdiv(columns, BN),),
+            _scores, (row_blocks * cdiv(columns, BN),),
             *sides(x, y, problem.options), problem.x_factor, problem.y_factor, scale, bias, margin, problem.target, out,
             rows, columns, width,
             *x.stride(), *y.stride(), int(scale.dim() > 0), int(margin.dim() > 0), ignore_index, row_blocks,
@@ -197,7 +198,7 @@ def backward(
     scale, margin, grad_scores = scale.contiguous(), margin.contiguous(), grad_scores.contiguous()
     with gpu.on(x):
         problem = _prepare(BACKWARD_TILES, x, y, target, similarity)
-        row_blocks = triton.cdiv(rows, problem.options["BM"])
+        row_blocks = cdiv(rows, problem.options["BM"])
         of_w = unit(x, lambda: _largest_weight(grad_scores, scale, problem, similarity))
         both = Gradients(x, y, similarity, of_x, of_y, problem.x_factor, problem.y_factor, of_w, row_blocks)
         bias_sums = new(row_blocks, both.chunk) if of_bias else new(0)
