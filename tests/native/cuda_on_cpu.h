@@ -189,6 +189,11 @@ inline unsigned __ballot_sync(unsigned, bool value) {
   warp_barrier();
   return mask;
 }
+inline unsigned atomicOr(unsigned* at, unsigned bits) {
+  const unsigned before = *at;
+  *at |= bits;
+  return before;
+}
 inline int atomicAdd(int* address, int value) {
   const int before = *address;
   *address += value;
