@@ -27,7 +27,7 @@ def interpreted(*options: str) -> None:
 def test_interpreted_kernels_agree_with_the_definition(op, dtype):
     # Gradients where there are any: they come with the outputs.
     function = "test_forward" if op == "nearest" else "test_gradients"
-    interpreted("tests/ops/test_parity.py", "-k", f"{function}[{op}- and -{dtype}-triton")
+    interpreted("tests/ops/test_parity.py", "-k", f"{function}[{op}- and -triton-{dtype}")
 
 
 def test_interpreted_kernels_recompute_what_they_may_not_keep():

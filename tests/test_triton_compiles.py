@@ -87,7 +87,8 @@ def assert_compiles(
         registers, stack = resources(program, folder)
         record(kernel.fn.__name__, registers)
         name = f"{kernel.fn.__name__} ({registers} registers, {program.metadata.shared} bytes shared)"
-        if stack:
+        # In float64, which has no use but gradcheck, two numbers may leave the registers.
+        if stack > (16 if options.get("DTYPE") == triton.language.float64 else 0):
             faults.append(f"{name}: {stack} bytes of stack")
         if program.metadata.shared > SHARED[arch]:
             faults.append(f"{name}: more than {SHARED[arch]} bytes of shared memory")
@@ -98,16 +99,27 @@ def assert_compiles(
     assert not faults, "\n".join(faults)
 
 
-def contrast(dtype: torch.dtype, similarity: str) -> None:
+def contrast(dtype: torch.dtype, similarity: str, of_scale: bool = True, labelled: bool = False) -> None:
     kernel = registry.kernel("contrast", "triton")
     x, y = torch.zeros(1024, 512, dtype=dtype), torch.zeros(2048, 512, dtype=dtype)
     accumulation = torch.float64 if dtype == torch.float64 else torch.float32
     scale, target = torch.tensor(30.0, dtype=accumulation), torch.zeros(1024, dtype=torch.int64)
-    arguments = (x, y, scale, None, target, None, None, None)
+    others = torch.zeros(2048, dtype=accumulation), target, torch.zeros(2048, dtype=torch.int64), target
+    bias, row_labels, column_labels, own = others if labelled else (None,) * 4
+    arguments = (x, y, scale, bias, target, row_labels, column_labels, own)
     positive, lse, mean, kept = kernel.forward(*arguments, similarity, "different", -1, True, 0)
     kernel.backward(
-        positive, lse, *arguments, lse, mean, kept, similarity, "different", -1, 0, [True, True, True, False]
+        positive, lse, *arguments, lse, mean, kept, similarity, "different", -1, 0, [True, True, of_scale, labelled]
     )
+
+
+def plain_contrast(dtype: torch.dtype, similarity: str) -> None:
+    """Of a scale without gradient: the margin softmax."""
+    contrast(dtype, similarity, of_scale=False)
+
+
+def labelled_contrast(dtype: torch.dtype, similarity: str) -> None:
+    contrast(dtype, similarity, labelled=True)
 
 
 def scores(dtype: torch.dtype, similarity: str) -> None:
@@ -124,10 +136,25 @@ def nearest(dtype: torch.dtype, similarity: str, k: int = 1) -> None:
     registry.kernel("nearest", "triton").forward(x, x, labels, labels, labels, None, similarity, "different", k)
 
 
+def semihard(dtype: torch.dtype, similarity: str) -> None:
+    x, labels = torch.zeros(1024, 512, dtype=dtype), torch.zeros(1024, dtype=torch.int64)
+    below = torch.zeros(1024, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    registry.kernel("nearest", "triton").forward(x, x, labels, labels, labels, below, similarity, "different", 1)
+
+
+def assignment(dtype: torch.dtype, similarity: str) -> None:
+    """Of k-means: narrow vectors, every column open."""
+    x, labels = torch.zeros(1024, 128, dtype=dtype), torch.zeros(1024, dtype=torch.int64)
+    registry.kernel("nearest", "triton").forward(x, x, labels, labels, None, None, similarity, "any", 1)
+
+
+OPS = [contrast, plain_contrast, labelled_contrast, scores, nearest, semihard, assignment]
+
+
 @pytest.mark.parametrize("arch", SHARED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: TYPES[d])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-@pytest.mark.parametrize("op", [contrast, scores, nearest], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("op", OPS, ids=lambda f: f.__name__)
 def test_compiles(
     op: Callable[..., None],
     similarity: str,

@@ -134,7 +134,7 @@ def product_nearest(embeddings: Tensor, centroids: Tensor) -> Tensor:
 def _faiss_nearest(inputs: Inputs) -> Step:
     import faiss
 
-    x, y = inputs["embeddings"].numpy(), inputs["centroids"].numpy()
+    x, y = inputs["embeddings"].float().numpy(), inputs["centroids"].float().numpy()
 
     def step() -> Outputs:
         faiss.omp_set_num_threads(torch.get_num_threads())

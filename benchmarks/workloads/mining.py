@@ -23,6 +23,8 @@ from ..workload import (
     Size,
     Step,
     Workload,
+    auto,
+    captured,
     compiled,
     cosine_products,
     euclidean_differences,
@@ -39,7 +41,14 @@ MARGIN = 0.2  # of squared distances
 SHAPES = ((512, 128, 4), (2048, 512, 16), (8192, 128, 4), (8192, 512, 64))
 
 
-def _size(rows: int, width: int, per_class: int, *devices: str, name: str = "batch") -> Size:
+def _size(
+    rows: int,
+    width: int,
+    per_class: int,
+    *devices: str,
+    name: str = "batch",
+    dtypes: tuple[torch.dtype, ...] | None = None,
+) -> Size:
     def make(dtype: torch.dtype, g: Generator) -> Inputs:
         labels = torch.arange(rows, device=g.device) // per_class
         return {
@@ -47,11 +56,12 @@ def _size(rows: int, width: int, per_class: int, *devices: str, name: str = "bat
             "labels": labels[torch.randperm(rows, generator=g, device=g.device)],
         }
 
-    return Size(name, f"{rows} x {width} x {per_class}", make, devices=devices)
+    return Size(name, f"{rows} x {width} x {per_class}", make, devices=devices, dtypes=dtypes)
 
 
-POSITIVE_SIZES = (*(_size(*shape, "cpu") for shape in SHAPES), _size(8192, 512, 4, "cuda"))
-NEGATIVE_SIZES = (_size(8192, 512, 4, "cpu"), _size(32768, 512, 4, "cuda"))
+ON_GPU = (torch.float32, torch.bfloat16)
+POSITIVE_SIZES = (*(_size(*shape, "cpu") for shape in SHAPES), _size(8192, 512, 4, "cuda", dtypes=ON_GPU))
+NEGATIVE_SIZES = (_size(8192, 512, 4, "cpu"), _size(32768, 512, 4, "cuda", dtypes=ON_GPU))
 TRIPLET_SIZES = tuple(_size(*shape, "cpu", "cuda") for shape in SHAPES[:2])
 
 
@@ -75,17 +85,25 @@ def _search(inputs: Inputs) -> Inputs:
     return within | {"similarity": "cosine", "relation": "same"}
 
 
+def _cosines(x: Tensor) -> Tensor:
+    """(B, B) in float32, by the fastest product: rounded to 16 bits similarities would choose other samples."""
+    if x.dtype == torch.float32:
+        x = F.normalize(x)
+        return x @ x.T
+    inverse = x.float().norm(dim=1).clamp(min=1e-12).reciprocal()
+    return torch.mm(x, x.T, out_dtype=torch.float32).mul_(inverse[:, None]).mul_(inverse)
+
+
 def eager_positives(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    x = F.normalize(embeddings)
     same = labels[:, None] == labels
-    u = (x @ x.T).masked_fill(~same, -torch.inf).fill_diagonal_(-torch.inf)
+    u = _cosines(embeddings).masked_fill(~same, -torch.inf).fill_diagonal_(-torch.inf)
     similarity, index = u.max(1)
     return similarity, torch.where(similarity > -torch.inf, index, -1)
 
 
 def sorted_positives(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows sorted by label and padded to the largest class, one small matrix product a class."""
-    x = F.normalize(embeddings)
+    x = F.normalize(embeddings.float())
     order = labels.argsort()
     _, group, count = torch.unique_consecutive(labels[order], return_inverse=True, return_counts=True)
     place = torch.arange(len(x), device=x.device) - (count.cumsum(0) - count)[group]  # of a row within its class
@@ -127,8 +145,7 @@ def _search_negatives(inputs: Inputs) -> Inputs:
 
 
 def eager_negatives(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    x = F.normalize(embeddings)
-    return tuple((x @ x.T).masked_fill_(labels[:, None] == labels, -torch.inf).max(1))  # type: ignore[return-value]
+    return tuple(_cosines(embeddings).masked_fill_(labels[:, None] == labels, -torch.inf).max(1))  # type: ignore[return-value]
 
 
 def _choice(function: Callable[..., tuple[Tensor, Tensor]], inputs: Inputs) -> Step:
@@ -164,9 +181,18 @@ def _metric_learning_triplet(inputs: Inputs) -> Step:
     return _triplet(lambda embeddings, labels: loss(embeddings, labels, miner(embeddings, labels)), inputs)
 
 
-POSITIVES = (
+USUAL = (
     Contestant("eager", lambda inputs: _choice(eager_positives, inputs)),
     Contestant("torch.compile", lambda inputs: _choice(compiled(eager_positives), inputs), note="of the eager code"),
+)
+
+
+def _our_positives(inputs: Inputs, backend: str) -> Step:
+    return _choice(lambda **arguments: mine_positives(**arguments, backend=backend), inputs)
+
+
+POSITIVES = (
+    *USUAL,
     Contestant(
         "sorted bmm", lambda inputs: _choice(sorted_positives, inputs), note="rows sorted by label, a product a class"
     ),
@@ -174,13 +200,14 @@ POSITIVES = (
         "PML BatchEasyHardMiner",
         _metric_learning_miner,
         note="pytorch-metric-learning; it mines the hardest negatives, too, and cannot do without",
-        refuses=unless_installed("pytorch_metric_learning"),
+        refuses=lambda inputs: (
+            unless_installed("pytorch_metric_learning")(inputs)
+            if inputs["embeddings"].dtype == torch.float32
+            else "it compares similarities in the dtype of the embeddings"
+        ),
     ),
-    *ours(
-        lambda inputs, backend: _choice(lambda **arguments: mine_positives(**arguments, backend=backend), inputs),
-        _problem("same"),
-        cosine_products,
-    ),
+    *ours(_our_positives, _problem("same"), cosine_products),
+    *(captured(contestant) for contestant in (*USUAL, auto(_our_positives))),
 )
 TRIPLET = (
     Contestant("eager", lambda inputs: _triplet(eager_triplet, inputs)),

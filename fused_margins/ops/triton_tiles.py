@@ -243,7 +243,7 @@ TILES = {
     torch.bfloat16: Tiles(64, 64, 8, 3),
     torch.float16: Tiles(64, 64, 8, 3),
     torch.float32: Tiles(64, 16, 8, 3),
-    torch.float64: Tiles(16, 16, 4, 1),
+    torch.float64: Tiles(16, 16, 8, 1),
 }
 # Of those that hold little beside the similarities.
 LARGE_TILES = TILES | {torch.bfloat16: Tiles(128, 64, 8, 3), torch.float16: Tiles(128, 64, 8, 3)}

@@ -169,6 +169,11 @@ CASES = (
     Case("far-away", lambda g: _moved(_batch(g, similarity=SIMILARITIES[2]), 1000.0), "the expanded distance cancels"),
     Case("strips", lambda g: _softmax(g, 13, 521, 67), "more columns than one strip of 256"),
     Case("chunks", lambda g: _softmax(g, 29, 2311, 5, bias=_randn(g, 2311)), "more columns than one chunk of 2048"),
+    Case(
+        "aligned",
+        lambda g: _softmax(g, rows=70, columns=300, width=72),
+        "16-bit vectors at multiples of 16 bytes, which a GPU's copy engine fetches",
+    ),
     Case("wide", lambda g: _batch(g, 5, 7, 307, similarity="dot", scale=0.1), "wider than any tile, few rows"),
 )
 

@@ -149,9 +149,11 @@ def forward_into(
     new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     target, self_index = target.to(torch.int64).contiguous(), int64(self_index)
+    plain = relation == "different" and all(t is None for t in (bias, row_labels, column_labels, self_index))
     problem = _problem(
-        LARGE_TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation, DESCRIBED_TILES
-    )
+        LARGE_TILES if plain else TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity,
+        relation, DESCRIBED_TILES if plain else None,
+    )  # fmt: skip
     found = _views(mean, rows)
     options, scale_stride, depth = problem.options, int(scale.dim() > 0), vector_block(width)
     row_blocks, tiles = cdiv(rows, problem.options["BM"]), cdiv(columns, BN)

@@ -87,6 +87,11 @@ CASES = (
     Case("no-rows", partial(_classifier, rows=0), "an empty batch"),
     Case("one-row", partial(_classifier, rows=1), "a batch of one"),
     Case("blocks", partial(_classifier, rows=13, columns=521, width=67), "more columns than two blocks"),
+    Case(
+        "aligned",
+        partial(_classifier, rows=70, columns=300, width=72),
+        "16-bit vectors at multiples of 16 bytes, which a GPU's copy engine fetches",
+    ),
     Case("wide", partial(_classifier, rows=70, columns=7, width=307), "wider than any tile"),
 )
 

@@ -172,6 +172,14 @@ CASES = (
     Case("far-away", _far_away, "the expanded distance cancels"),
     Case("many-rows", lambda g: _points(g, 149, 521, 67, classes=3, k=3), "groups of several blocks of rows and tiles"),
     Case("many-columns", lambda g: _points(g, 13, 2311, 5, similarity=EUCLIDEAN, relation="different"), "many tiles"),
+    *(
+        Case(
+            f"aligned-{s}",
+            partial(_points, rows=70, columns=300, width=72, similarity=s, relation=r),
+            "16-bit vectors at multiples of 16 bytes, which a GPU's copy engine fetches",
+        )
+        for s, r in zip(SIMILARITIES, RELATIONS)
+    ),
     Case("wide", lambda g: _points(g, 5, 7, 307, similarity=EUCLIDEAN), "wider than any tile, few rows"),
 )
 

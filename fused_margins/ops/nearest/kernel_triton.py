@@ -81,13 +81,18 @@ def _search(
         if below is not None:
             mask = mask & (u < tl.load(below + i)[:, None])
         u = tl.where(mask, u, float("-inf"))
-        if K == 1:
+        if K == 1 and LOADS == DESCRIBED:  # few operations count beside products that wait for no address
             value = tl.max(u, 1)
             better = value > worst  # a later column must be better, not equal
             if tl.max(better.to(tl.int32), 0) > 0:
                 place = tl.min(tl.where(u == value[:, None], tl.arange(0, BN)[None, :], BN), 1)
                 worst = tl.where(better, value, worst)
                 best_index = tl.where(better[:, None], (tile * BN + place)[:, None], best_index)
+        elif K == 1:
+            value, place = tl.max(u, 1, return_indices=True, return_indices_tie_break_left=True)
+            better = value > worst
+            worst = tl.where(better, value, worst)
+            best_index = tl.where(better[:, None], (tile * BN + place)[:, None], best_index)
         else:
             # One at a time, as long as any row's tile still holds a better one than the worst that it has.
             value, place = tl.max(u, 1, return_indices=True, return_indices_tie_break_left=True)
@@ -328,7 +333,7 @@ def forward(
     if slots > 1:  # the bests take registers, too
         options["BM"] = max(16, min(options["BM"], 1024 // slots))
     if ranked:
-        options = _rank_options(x, options)
+        options = _rank_options(x, options, masked=relation != "any" or own is not None)
     row_blocks, column_tiles = cdiv(rows, options["BM"]), cdiv(columns, options["BN"])
     each = cdiv(column_tiles * row_blocks, gpu.programs(device))
     shares = cdiv(column_tiles, each)
@@ -377,11 +382,13 @@ def forward(
     return best, index
 
 
-def _rank_options(x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-    """For `_rank`: tiles of half as many columns, as each entry of one keeps a best column."""
+def _rank_options(x: Tensor, options: dict[str, Any], masked: bool) -> dict[str, Any]:
+    """For `_rank`: tiles of half as many columns, as each entry of one keeps a best one; masks take registers, too."""
     depth = vector_block(x.shape[1], 1 << 30)
     shallow = x.dtype.itemsize == 2 and depth <= SHALLOW_DEPTH
     options = options | {"BN": BN // 2, "SHALLOW": shallow}
+    if masked:
+        options["num_warps"] = 8
     if shallow:
         options["BK"] = depth
         if options["LOADS"] != DESCRIBED.value:

@@ -114,6 +114,11 @@ CASES = (
     Case("int32", lambda g: _logits(g) | {"target": torch.arange(37, dtype=torch.int32)}, "32-bit labels"),
     Case("strips", lambda g: _logits(g, 13, 521, 67, scale=_single(8.0)), "more columns than one strip of 256"),
     Case("chunks", lambda g: _learnable(g, rows=29, columns=2311), "more columns than one chunk of 2048"),
+    Case(
+        "aligned",
+        lambda g: _plain(g, 70, 300, 72),
+        "16-bit vectors at multiples of 16 bytes, which a GPU's copy engine fetches",
+    ),
     Case("wide", lambda g: _plain(g, 5, 7, 307, similarity="dot", scale=_single(0.1)), "wider than any tile, few rows"),
 )
 
