@@ -193,6 +193,7 @@ struct ProductTile {
   // `weights.store(tile)` puts them into shared memory (ROWS, WEIGHT_PITCH), 0 beyond `total`; `weights.factor(k)`
   // multiplies row k of `values`. base (its rows: first_row + the tile's row): for DIFFERENCES.
   // out (OUTPUTS,). Every thread must call it; `shared` (SHARED,) may be used again after it, not before a barrier.
+  // total: rows of `values`.
   template <class Weights>
   static __device__ void run(const Matrix& values, int64_t first_column, int64_t total, Weights& weights,
                              const Matrix& base, int64_t first_row, T* shared, T* out) {
@@ -202,12 +203,21 @@ struct ProductTile {
     uint4 held[COUNT];
     T factors[COUNT];
     const auto load = [&](int64_t first) {
+      constexpr int STEP = THREADS / PER_ROW;  // rows
+      const int left = int(total - first < DEPTH ? total - first : DEPTH), mine = thread / PER_ROW;
+      const int64_t component = first_column + thread % PER_ROW * VECTOR<E>;
+      const E* from = static_cast<const E*>(values.data) + (first + mine) * values.row_stride + component;
 #pragma unroll
       for (int v = 0; v < COUNT; ++v) {
-        const int e = v * THREADS + thread;
-        const int64_t k = first + e / PER_ROW;
-        held[v] = load_vector<E, WHOLE>(values, whole, k, first_column + e % PER_ROW * VECTOR<E>);
-        factors[v] = k < total ? weights.factor(k) : T(1);
+        const bool there = mine + v * STEP < left;
+        if constexpr (WHOLE) {
+          held[v] = make_uint4(0, 0, 0, 0);
+          if (there && component < values.width)
+            held[v] = *reinterpret_cast<const uint4*>(from + v * STEP * values.row_stride);
+        } else {
+          held[v] = load_vector<E>(values, whole, first + mine + v * STEP, component);
+        }
+        factors[v] = there ? weights.factor(first + mine + v * STEP) : T(1);
       }
       weights.load(first);
     };
@@ -257,6 +267,7 @@ struct ProductTile {
       if constexpr (MATRIX_UNIT) {
         wmma::fragment<wmma::matrix_a, 16, 16, 8, wmma::precision::tf32, wmma::row_major> a;
         wmma::fragment<wmma::matrix_b, 16, 16, 8, wmma::precision::tf32, wmma::row_major> b;
+#pragma unroll 2
         for (int k = split * 8; k < depth; k += SPLITS * 8) {
           wmma::load_matrix_sync(b, staged + k * PITCH + warp % 4 * 16, PITCH);
 #pragma unroll

@@ -94,11 +94,12 @@ __global__ void __launch_bounds__(THREADS, 2) margin_softmax_weights_kernel(Marg
   const int64_t target = there ? in.target[row] : -1;
   T along = 0;
   for (int64_t first = 0; first < columns; first += CHUNK) {
-    T similarities[AHEAD];
+    T similarities[AHEAD], lengths[AHEAD];
 #pragma unroll
     for (int v = 0; v < AHEAD; ++v) {
       const int64_t j = first + v * WARP + lane;
       similarities[v] = there && j < columns ? saved.similarities[row * columns + j] : T(0);
+      lengths[v] = fold && j < columns ? saved.inverse_y[j] : T(1);
     }
 #pragma unroll
     for (int v = 0; v < AHEAD; ++v) {
@@ -109,9 +110,8 @@ __global__ void __launch_bounds__(THREADS, 2) margin_softmax_weights_kernel(Marg
         term = weight * similarities[v];
       }
       along += term;
-      if (args.grad_x && there && j < pitch)
-        scratch.weights[row * pitch + j] = staged(fold && j < columns ? weight * saved.inverse_y[j] : weight);
-      block_weights[warp][v * WARP + lane] = staged(fold ? weight * length : weight);
+      if (args.grad_x && there && j < pitch) scratch.weights[row * pitch + j] = staged(weight * lengths[v]);
+      block_weights[warp][v * WARP + lane] = staged(weight * length);
       block_terms[warp][v * WARP + lane] = term;
     }
     if (!args.grad_y) continue;
@@ -159,16 +159,22 @@ __global__ void __launch_bounds__(THREADS, 2) margin_softmax_weights_kernel(Marg
   }
 }
 
-// The weights of a tile of rows of x, or of y, as the first launch wrote them.
+// The weights of a tile of rows of x, or of y, and the sums of weight times u, as the first launch wrote them.
 template <class Product>
 struct StoredWeights {
   using T = typename Product::T;
   static constexpr int PER_ROW = Product::DEPTH / VECTOR<T>, COUNT = Product::ROWS * PER_ROW / THREADS;  // vectors
+  static constexpr int PARTS = Product::DEPTH / WEIGHT_ROWS;  // of a column's sum, made by the rows of a chunk
+  static_assert(PARTS * Product::ROWS <= THREADS, "a thread for each part");
   const T* weights;  // of the tile's first row
   int64_t pitch;
   int rows;
   const T* lengths;  // of the others, or null for 1
+  const T* sums;     // of the tile's first row, in num_parts parts; or null
+  int num_parts;
+  int64_t parts_pitch;
   uint4 held[COUNT];
+  T part, along;  // of the tile's row thread % ROWS: a part, the sum of those before
 
   static __device__ int row_of(int v) { return (v * THREADS + int(threadIdx.x)) / PER_ROW; }
   static __device__ int k_of(int v) { return (v * THREADS + int(threadIdx.x)) % PER_ROW * VECTOR<T>; }
@@ -177,15 +183,19 @@ struct StoredWeights {
   __device__ void load(int64_t first) {
 #pragma unroll
     for (int v = 0; v < COUNT; ++v) {
-      const int64_t k = first + k_of(v);
       held[v] = make_uint4(0, 0, 0, 0);
-      if (row_of(v) < rows && k < pitch) held[v] = *reinterpret_cast<const uint4*>(weights + row_of(v) * pitch + k);
+      if (row_of(v) < rows && first + k_of(v) < pitch)
+        held[v] = *reinterpret_cast<const uint4*>(weights + row_of(v) * pitch + first + k_of(v));
     }
+    const int r = int(threadIdx.x) % Product::ROWS, here = int(threadIdx.x) / Product::ROWS;
+    const int n = int(first / WEIGHT_ROWS) + here;
+    part = sums && r < rows && here < PARTS && n < num_parts ? sums[n * parts_pitch + r] : T(0);
   }
-  __device__ void store(T* tile) const {
+  __device__ void store(T* tile) {
 #pragma unroll
     for (int v = 0; v < COUNT; ++v)
       *reinterpret_cast<uint4*>(tile + row_of(v) * Product::WEIGHT_PITCH + k_of(v)) = held[v];
+    along += part;
   }
 };
 
@@ -209,7 +219,8 @@ __global__ void __launch_bounds__(THREADS, product_blocks<E, DISTANCES, WHOLE>)
   static_assert(Product::WIDTH == PRODUCT_WIDTH, "the grid is made for it");
   constexpr int PARTS = THREADS / PRODUCT_ROWS;
   __shared__ __align__(32) T shared[Product::SHARED];
-  __shared__ T parts[PARTS][PRODUCT_ROWS], along[PRODUCT_ROWS];
+  // Parts and sums over the others of dL/du times u; inverse lengths of the tile's rows.
+  __shared__ T parts[PARTS][PRODUCT_ROWS], along[PRODUCT_ROWS], lengths[PRODUCT_ROWS];
 
   const MarginSoftmaxInputs& in = args.in;
   const int64_t width = in.x.width;
@@ -229,26 +240,33 @@ __global__ void __launch_bounds__(THREADS, product_blocks<E, DISTANCES, WHOLE>)
   const int64_t pitch = of_columns ? padded_rows(in.x.rows) : padded_columns(in.y.rows);
   const int rows = int(own.rows - first < PRODUCT_ROWS ? own.rows - first : PRODUCT_ROWS);
 
-  // The sum over the others of dL/du times u, for each of the tile's rows.
-  const int r = thread % PRODUCT_ROWS, part = thread / PRODUCT_ROWS;
-  if (cosine) {
-    const T* from = (of_columns ? scratch.along_columns : scratch.along_rows) + first + r;
-    const int64_t count = of_columns ? padded_rows(in.x.rows) / WEIGHT_ROWS : 1;
-    T sum = 0;
-    if (r < rows)
-#pragma unroll 4
-      for (int64_t n = part; n < count; n += PARTS) sum += from[n * own.rows];
-    parts[part][r] = sum;
-  }
-
+  const T* sums_along = of_columns ? scratch.along_columns : scratch.along_rows;
   StoredWeights<Product> weights{(of_columns ? scratch.transposed : scratch.weights) + first * pitch,
                                  pitch,
                                  rows,
                                  cosine && !LENGTHS_IN_WEIGHTS<E> ? other_lengths : nullptr,
-                                 {}};
+                                 cosine ? sums_along + first : nullptr,
+                                 of_columns ? int(padded_rows(in.x.rows) / WEIGHT_ROWS) : 1,
+                                 own.rows,
+                                 {},
+                                 T(0),
+                                 T(0)};
   T sums[Product::OUTPUTS];
   Product::run(others, first_column, others.rows, weights, own, first, shared, sums);
+
+  const int64_t d = first_column + Product::output_column();
+  const int first_output = Product::output_row(0);
+  const E* vector = static_cast<const E*>(own.data) + (first + first_output) * own.row_stride + d * own.column_stride;
+  T vectors[Product::OUTPUTS];
+#pragma unroll
+  for (int v = 0; v < Product::OUTPUTS; ++v) {
+    const bool needed = cosine && d < width && Product::output_row(v) < rows;
+    vectors[v] = needed ? widen(vector[v * Product::OUTPUT_STEP * own.row_stride]) : T(0);
+  }
   if (cosine) {
+    parts[thread / PRODUCT_ROWS][thread % PRODUCT_ROWS] = weights.along;
+    if (thread < PRODUCT_ROWS) lengths[thread] = thread < rows ? own_lengths[first + thread] : T(0);
+    __syncthreads();
     if (thread < PRODUCT_ROWS) {
       T sum = 0;
 #pragma unroll
@@ -257,23 +275,14 @@ __global__ void __launch_bounds__(THREADS, product_blocks<E, DISTANCES, WHOLE>)
     }
     __syncthreads();
   }
-
-  const int64_t d = first_column + Product::output_column();
   if (d >= width) return;
-  const int first_output = Product::output_row(0);
-  const E* vector = static_cast<const E*>(own.data) + (first + first_output) * own.row_stride + d * own.column_stride;
   E* out = static_cast<E*>(of_columns ? args.grad_y : args.grad_x) + (first + first_output) * width + d;
-  T vectors[Product::OUTPUTS];
-#pragma unroll
-  for (int v = 0; v < Product::OUTPUTS; ++v)
-    vectors[v] =
-        cosine && Product::output_row(v) < rows ? widen(vector[v * Product::OUTPUT_STEP * own.row_stride]) : T(0);
 #pragma unroll
   for (int v = 0; v < Product::OUTPUTS; ++v) {
     if (Product::output_row(v) >= rows) continue;
     T value = sums[v];
     if (cosine) {
-      const T inverse = own_lengths[first + Product::output_row(v)], unit = vectors[v] * inverse;
+      const T inverse = lengths[Product::output_row(v)], unit = vectors[v] * inverse;
       value = inverse * (value - unit * along[Product::output_row(v)]);
     } else if (DISTANCES) {
       value *= 2;
