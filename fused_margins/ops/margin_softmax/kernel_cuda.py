@@ -1,4 +1,4 @@
-"""`margin_softmax` in CUDA C++ (csrc/margin_softmax/cuda.cu): the tensors' memory, handed over; one launch forward, two backward."""
+"""`margin_softmax` in CUDA C++ (csrc/margin_softmax/cuda.cu): the tensors' memory; one launch forward, two backward."""
 
 import torch
 from torch import Tensor
