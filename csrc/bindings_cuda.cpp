@@ -62,6 +62,7 @@ PYBIND11_MODULE(_CUDA, m) {
   m.def("margin_softmax_tickets", &cuda::margin_softmax_tickets);
   m.def("margin_softmax_forward_grid", &cuda::margin_softmax_forward_grid);
   m.def("margin_softmax_backward_grid", &cuda::margin_softmax_backward_grid);
+  m.def("margin_softmax_scratch_size", &cuda::margin_softmax_scratch_size);
   m.def("magnet_scratch_size", &cuda::magnet_scratch_size);
   m.def("nearest_grid", &cuda::nearest_grid);
 
@@ -79,11 +80,11 @@ PYBIND11_MODULE(_CUDA, m) {
         [](Address grad_loss, const Matrix& x, const Matrix& y, Address scale, bool scale_per_row, Address margin,
            bool margin_per_row, Address target, const std::string& similarity, int64_t ignore_index,
            const std::string& reduction, Address saved, Address grad_x, Address grad_y, Address grad_scale,
-           Address grad_margin, Address scale_terms, Address tickets, Address stream) {
+           Address grad_margin, Address scratch, Address tickets, Address stream) {
           cuda::margin_softmax_backward({margin_softmax_inputs(x, y, scale, scale_per_row, margin, margin_per_row,
                                                                target, similarity, ignore_index, reduction),
                                          in(grad_loss), in(saved), out(grad_x), out(grad_y), out(grad_scale),
-                                         out(grad_margin), out(scale_terms), counters(tickets)},
+                                         out(grad_margin), out(scratch), counters(tickets)},
                                         out(stream));
         });
 

@@ -90,17 +90,24 @@ constexpr int VECTOR = 16 / int(sizeof(E));
 
 // Whether every row can be read 16 bytes at a time.
 template <class E>
-__device__ inline bool whole_vectors(const Matrix& m) {
+__host__ __device__ inline bool whole_vectors(const Matrix& m) {
   return m.column_stride == 1 && reinterpret_cast<uintptr_t>(m.data) % 16 == 0 &&
          m.row_stride * int64_t(sizeof(E)) % 16 == 0;
 }
 
-// The elements of a row from `column` on that 16 bytes hold; zeros beyond the matrix. whole: see whole_vectors.
+// And nothing is left of a row: kernels made for this case have no other loads, and need fewer registers.
 template <class E>
+__host__ __device__ inline bool only_whole_vectors(const Matrix& m) {
+  return whole_vectors<E>(m) && m.width % VECTOR<E> == 0;
+}
+
+// The elements of a row from `column` on that 16 bytes hold; zeros beyond the matrix. whole: see whole_vectors.
+// WHOLE: see only_whole_vectors; `column` is a multiple of VECTOR.
+template <class E, bool WHOLE = false>
 __device__ inline uint4 load_vector(const Matrix& m, bool whole, int64_t row, int64_t column) {
   uint4 held = make_uint4(0, 0, 0, 0);
   if (row >= m.rows || column >= m.width) return held;
-  if (whole && column + VECTOR<E> <= m.width)
+  if (WHOLE || (whole && column + VECTOR<E> <= m.width))
     return *reinterpret_cast<const uint4*>(static_cast<const E*>(m.data) + row * m.row_stride + column);
   E* values = reinterpret_cast<E*>(&held);
 #pragma unroll

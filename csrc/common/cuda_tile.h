@@ -1,10 +1,12 @@
 // Blocks of similarities and of weighted sums, as a block of threads computes them from shared memory.
 //
 // A pair tile: up to 16 rows against 16 columns, the width in chunks, of which each warp takes a part: the parts are
-// added in the order of the warps. A product tile: 16 rows of weights against 64 columns of a matrix.
+// added in the order of the warps. A product tile: 16 or 32 rows of weights against 64 columns of a matrix.
 #pragma once
 
 #include <mma.h>
+
+#include <type_traits>
 
 #include "cuda.h"
 
@@ -14,7 +16,8 @@ namespace cuda {
 constexpr int TILE = 16;
 
 // ROWS rows of a matrix of E, DEPTH columns at a time, on their way through registers to shared memory as S.
-template <class E, class S, int ROWS, int DEPTH>
+// WHOLE: see load_vector.
+template <class E, class S, int ROWS, int DEPTH, bool WHOLE = false>
 struct PanelLoader {
   using T = Accumulator<E>;
   static constexpr int PER_ROW = DEPTH / VECTOR<E>;          // vectors
@@ -30,8 +33,20 @@ struct PanelLoader {
   static __device__ int column_of(int v) { return (v * THREADS + int(threadIdx.x)) % PER_ROW * VECTOR<E>; }
 
   __device__ void load(const Matrix& m, bool whole, int64_t first_row, int64_t column) {
+    if constexpr (WHOLE && THREADS % PER_ROW == 0) {  // one address, and steps from it
+      const int there = int(m.rows - first_row < ROWS ? m.rows - first_row : ROWS);
+      const bool inside = column + column_of(0) < m.width;
+      const E* from = static_cast<const E*>(m.data) + (first_row + row_of(0)) * m.row_stride + column + column_of(0);
 #pragma unroll
-    for (int v = 0; v < COUNT; ++v) held[v] = load_vector<E>(m, whole, first_row + row_of(v), column + column_of(v));
+      for (int v = 0; v < COUNT; ++v) {
+        held[v] = make_uint4(0, 0, 0, 0);
+        if (inside && row_of(v) < there)
+          held[v] = *reinterpret_cast<const uint4*>(from + v * (THREADS / PER_ROW) * m.row_stride);
+      }
+    } else {
+#pragma unroll
+      for (int v = 0; v < COUNT; ++v) held[v] = load_vector<E>(m, whole, first_row + row_of(v), column + column_of(v));
+    }
   }
 
   __device__ void clear_squares() {
@@ -44,6 +59,14 @@ struct PanelLoader {
 #pragma unroll
     for (int v = 0; v < COUNT; ++v) {
       const E* values = reinterpret_cast<const E*>(&held[v]);
+      uint4* to = reinterpret_cast<uint4*>(tile + row_of(v) * PITCH + column_of(v));
+      if (std::is_same_v<E, S> && !factors) {  // bits as they are
+        if (square)
+#pragma unroll
+          for (int e = 0; e < VECTOR<E>; ++e) squares[v] = fma(widen(values[e]), widen(values[e]), squares[v]);
+        to[0] = held[v];
+        continue;
+      }
       alignas(16) S out[VECTOR<E>];
       const T factor = factors ? factors[row_of(v)] : T(1);
 #pragma unroll
@@ -52,7 +75,6 @@ struct PanelLoader {
         if (square) squares[v] += value * value;
         out[e] = narrow<S>(value);
       }
-      uint4* to = reinterpret_cast<uint4*>(tile + row_of(v) * PITCH + column_of(v));
 #pragma unroll
       for (int n = 0; n < VECTOR<E> * int(sizeof(S)) / 16; ++n) to[n] = reinterpret_cast<const uint4*>(out)[n];
     }
@@ -85,6 +107,7 @@ struct PairSums {
   __device__ void add(const T* x, const T* y, int pitch, int depth) {
     const int lane = int(threadIdx.x) % WARP;
     const T *mine_x = x + lane % 8 * pitch, *mine_y = y + lane / 8 * pitch;
+#pragma unroll 1  // more needs more registers
     for (int k = int(threadIdx.x) / WARP * VECTOR<T>; k < depth; k += WARPS * VECTOR<T>) {
       uint4 a[M], b[N];
 #pragma unroll
@@ -139,69 +162,76 @@ struct MatrixUnitSums {
   }
 };
 
-// The sum over k of weight (TILE, k) times row k of `values`, in columns [first_column, first_column + WIDTH).
+// The sum over k of weight (ROWS, k) times row k of `values`, in columns [first_column, first_column + WIDTH).
 //
-// E, BASE: element types of `values` and `base`; DIFFERENCES: of (row k - base), for each of the tile's rows a row of
-// its own, else of row k; MATRIX_UNIT: on the tensor cores, weights and values rounded to 11 bits.
-template <class E, class BASE, bool DIFFERENCES, bool MATRIX_UNIT>
+// E, BASE: element types of `values` and `base`; ROWS: a multiple of 16; DIFFERENCES: of (row k - base), for each of
+// the tile's rows a row of its own, else of row k; MATRIX_UNIT: on the tensor cores, values rounded to 11 bits, which
+// the weights must be; WHOLE: of `values`, see load_vector.
+template <class E, class BASE, int ROWS_, bool DIFFERENCES, bool MATRIX_UNIT_, bool WHOLE = false>
 struct ProductTile {
   using T = Accumulator<E>;
+  static constexpr bool MATRIX_UNIT = MATRIX_UNIT_;
   static_assert(!MATRIX_UNIT || (sizeof(T) == 4 && !DIFFERENCES), "the matrix unit multiplies floats");
-  static constexpr int WIDTH = 64, DEPTH = sizeof(T) == 8 ? 32 : 64;         // of a chunk: columns and k
-  static constexpr int PITCH = WIDTH + 4, WEIGHT_PITCH = DEPTH + 4;          // elements between rows
-  static constexpr int SPLITS = MATRIX_UNIT ? 2 : 4;                         // parts of k that are added at the end
+  static constexpr int ROWS = ROWS_, WIDTH = 64, DEPTH = sizeof(T) == 8 ? 32 : 64;  // of a chunk: columns and k
+  // Elements between rows: no two lanes that load a fragment share a bank.
+  static constexpr int PITCH = WIDTH + (MATRIX_UNIT ? 8 : 4), WEIGHT_PITCH = DEPTH + 4;
+  static constexpr int SPLITS =
+      MATRIX_UNIT ? 2 : THREADS * 16 / (ROWS * WIDTH);                       // parts of k that are added at the end
   static constexpr int PER_ROW = WIDTH / VECTOR<E>;                          // vectors
   static constexpr int COUNT = DEPTH * PER_ROW / THREADS;                    // vectors of a thread
-  static constexpr int WEIGHTS = TILE * DEPTH / THREADS;                     // weights of a thread
-  static constexpr int OUTPUTS = TILE * WIDTH / THREADS;                     // results of a thread
-  static constexpr int VALUES_SIZE = DEPTH * PITCH, PARTIAL = TILE * WIDTH;  // elements
-  static constexpr int STAGED = VALUES_SIZE + TILE * WEIGHT_PITCH;
+  static constexpr int OUTPUTS = ROWS * WIDTH / THREADS;                     // results of a thread
+  static constexpr int OUTPUT_STEP = THREADS / WIDTH;                        // rows between two of them
+  static constexpr int VALUES_SIZE = DEPTH * PITCH, PARTIAL = ROWS * WIDTH;  // elements
+  static constexpr int STAGED = VALUES_SIZE + ROWS * WEIGHT_PITCH;
   static constexpr int SHARED = STAGED > SPLITS* PARTIAL ? STAGED : SPLITS * PARTIAL;  // elements of `shared`
 
-  // Row and column of the tile that hold this thread's result v.
-  static __device__ int output_row(int v) { return (v * THREADS + int(threadIdx.x)) / WIDTH; }
-  static __device__ int output_column(int v) { return (v * THREADS + int(threadIdx.x)) % WIDTH; }
+  // Row of the tile that holds this thread's result v, and the column of all its results.
+  static __device__ int output_row(int v) { return v * OUTPUT_STEP + int(threadIdx.x) / WIDTH; }
+  static __device__ int output_column() { return int(threadIdx.x) % WIDTH; }
 
-  // weights: see WeightsOf... in the kernels. `weights.transposed()`: whether neighbours in memory are neighbours in
-  // the tile's rows, not in k; `weights.load(v, r, k)` reads what weight v of this thread needs, row r of the tile
-  // against row k; `weights.weigh(v, r, k)` makes it; `weights.factor(k)` multiplies row k of `values`.
-  // product: false to call the weights alone. base (its rows: first_row + the tile's row): for DIFFERENCES.
+  // `weights.load(first)` reads the weights of all the tile's rows against rows [first, first + DEPTH) into registers,
+  // `weights.store(tile)` puts them into shared memory (ROWS, WEIGHT_PITCH), 0 beyond `total`; `weights.factor(k)`
+  // multiplies row k of `values`. base (its rows: first_row + the tile's row): for DIFFERENCES.
   // out (OUTPUTS,). Every thread must call it; `shared` (SHARED,) may be used again after it, not before a barrier.
+  // total: rows of `values`.
   template <class Weights>
-  static __device__ void run(const Matrix& values, int64_t first_column, int64_t total, Weights& weights, bool product,
+  static __device__ void run(const Matrix& values, int64_t first_column, int64_t total, Weights& weights,
                              const Matrix& base, int64_t first_row, T* shared, T* out) {
     T *staged = shared, *staged_weights = shared + VALUES_SIZE;
-    const bool whole = whole_vectors<E>(values), transposed = weights.transposed();
+    const bool whole = whole_vectors<E>(values);
     const int thread = int(threadIdx.x), warp = thread / WARP;
     uint4 held[COUNT];
     T factors[COUNT];
-    const auto weight_row = [&](int v) {
-      const int e = v * THREADS + thread;
-      return transposed ? e % TILE : e / DEPTH;
-    };
-    const auto weight_k = [&](int v) {
-      const int e = v * THREADS + thread;
-      return transposed ? e / TILE : e % DEPTH;
-    };
     const auto load = [&](int64_t first) {
+      constexpr int STEP = THREADS / PER_ROW;  // rows
+      const int left = int(total - first < DEPTH ? total - first : DEPTH), mine = thread / PER_ROW;
+      const int64_t component = first_column + thread % PER_ROW * VECTOR<E>;
+      const E* from = static_cast<const E*>(values.data) + (first + mine) * values.row_stride + component;
 #pragma unroll
       for (int v = 0; v < COUNT; ++v) {
-        const int e = v * THREADS + thread;
-        const int64_t k = first + e / PER_ROW;
-        if (product) held[v] = load_vector<E>(values, whole, k, first_column + e % PER_ROW * VECTOR<E>);
-        factors[v] = product && k < total ? weights.factor(k) : T(1);
+        const bool there = mine + v * STEP < left;
+        if constexpr (WHOLE) {
+          held[v] = make_uint4(0, 0, 0, 0);
+          if (there && component < values.width)
+            held[v] = *reinterpret_cast<const uint4*>(from + v * STEP * values.row_stride);
+        } else {
+          held[v] = load_vector<E>(values, whole, first + mine + v * STEP, component);
+        }
+        factors[v] = there ? weights.factor(first + mine + v * STEP) : T(1);
       }
-#pragma unroll
-      for (int v = 0; v < WEIGHTS; ++v)
-        if (first + weight_k(v) < total) weights.load(v, weight_row(v), first + weight_k(v));
+      weights.load(first);
     };
 
-    T sums[4][4], own[4][4];  // of the plain units: 4 rows and 4 columns of a thread, in one of SPLITS parts of k
-    const int split = warp * SPLITS / WARPS, row = thread % 64 / 16 * 4, column = thread % 16 * 4;
+    // The plain units: 4 rows and 4 columns of a thread, in one of SPLITS parts of k.
+    T sums[4][4], own[4][4];
+    const int split = warp * SPLITS / WARPS, row = thread % (THREADS / SPLITS) / 16 * 4, column = thread % 16 * 4;
+    // The matrix unit: ROWS rows and 16 columns of a warp.
     using namespace nvcuda;
-    wmma::fragment<wmma::accumulator, 16, 16, 8, float> unit_sums;
+    constexpr int STRIPS = ROWS / 16;
+    wmma::fragment<wmma::accumulator, 16, 16, 8, float> unit_sums[STRIPS];
     if constexpr (MATRIX_UNIT) {
-      wmma::fill_fragment(unit_sums, 0.0f);
+#pragma unroll
+      for (int i = 0; i < STRIPS; ++i) wmma::fill_fragment(unit_sums[i], 0.0f);
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
@@ -209,72 +239,67 @@ struct ProductTile {
         for (int j = 0; j < 4; ++j) {
           sums[i][j] = 0;
           own[i][j] = 0;
-          if (DIFFERENCES && product && first_row + row + i < base.rows && first_column + column + j < base.width)
+          if (DIFFERENCES && first_row + row + i < base.rows && first_column + column + j < base.width)
             own[i][j] = widen(element<BASE>(base, first_row + row + i, first_column + column + j));
         }
     }
 
     if (total > 0) load(0);
     for (int64_t first = 0; first < total; first += DEPTH) {
-      if (product) {
 #pragma unroll
-        for (int v = 0; v < COUNT; ++v) {
-          const int e = v * THREADS + thread;
-          const E* elements = reinterpret_cast<const E*>(&held[v]);
-          alignas(16) T wide[VECTOR<E>];
+      for (int v = 0; v < COUNT; ++v) {
+        const int e = v * THREADS + thread;
+        const E* elements = reinterpret_cast<const E*>(&held[v]);
+        alignas(16) T wide[VECTOR<E>];
 #pragma unroll
-          for (int n = 0; n < VECTOR<E>; ++n) {
-            wide[n] = widen(elements[n]) * factors[v];
-            if constexpr (MATRIX_UNIT) wide[n] = wmma::__float_to_tf32(wide[n]);
-          }
-          uint4* to = reinterpret_cast<uint4*>(staged + e / PER_ROW * PITCH + e % PER_ROW * VECTOR<E>);
-#pragma unroll
-          for (int n = 0; n < VECTOR<E> * int(sizeof(T)) / 16; ++n) to[n] = reinterpret_cast<const uint4*>(wide)[n];
+        for (int n = 0; n < VECTOR<E>; ++n) {
+          wide[n] = widen(elements[n]) * factors[v];
+          if constexpr (MATRIX_UNIT) wide[n] = wmma::__float_to_tf32(wide[n]);
         }
-      }
+        uint4* to = reinterpret_cast<uint4*>(staged + e / PER_ROW * PITCH + e % PER_ROW * VECTOR<E>);
 #pragma unroll
-      for (int v = 0; v < WEIGHTS; ++v) {
-        const int64_t k = first + weight_k(v);
-        T weight = k < total ? weights.weigh(v, weight_row(v), k) : T(0);
-        if constexpr (MATRIX_UNIT) weight = wmma::__float_to_tf32(weight);
-        staged_weights[weight_row(v) * WEIGHT_PITCH + weight_k(v)] = weight;
+        for (int n = 0; n < VECTOR<E> * int(sizeof(T)) / 16; ++n) to[n] = reinterpret_cast<const uint4*>(wide)[n];
       }
+      weights.store(staged_weights);
       __syncthreads();
       if (first + DEPTH < total) load(first + DEPTH);
       const int depth = int(total - first < DEPTH ? total - first : DEPTH);
-      if (product) {
-        if constexpr (MATRIX_UNIT) {
-          wmma::fragment<wmma::matrix_a, 16, 16, 8, wmma::precision::tf32, wmma::row_major> a;
-          wmma::fragment<wmma::matrix_b, 16, 16, 8, wmma::precision::tf32, wmma::row_major> b;
-          for (int k = split * 8; k < depth; k += SPLITS * 8) {
-            wmma::load_matrix_sync(a, staged_weights + k, WEIGHT_PITCH);
-            wmma::load_matrix_sync(b, staged + k * PITCH + warp % 4 * 16, PITCH);
-            wmma::mma_sync(unit_sums, a, b, unit_sums);
+      if constexpr (MATRIX_UNIT) {
+        wmma::fragment<wmma::matrix_a, 16, 16, 8, wmma::precision::tf32, wmma::row_major> a;
+        wmma::fragment<wmma::matrix_b, 16, 16, 8, wmma::precision::tf32, wmma::row_major> b;
+#pragma unroll 2
+        for (int k = split * 8; k < depth; k += SPLITS * 8) {
+          wmma::load_matrix_sync(b, staged + k * PITCH + warp % 4 * 16, PITCH);
+#pragma unroll
+          for (int i = 0; i < STRIPS; ++i) {
+            wmma::load_matrix_sync(a, staged_weights + i * 16 * WEIGHT_PITCH + k, WEIGHT_PITCH);
+            wmma::mma_sync(unit_sums[i], a, b, unit_sums[i]);
           }
-        } else {
-          for (int k = split * 4; k < depth; k += SPLITS * 4)
-#pragma unroll
-            for (int n = 0; n < 4; ++n) {
-              T value[4];
-#pragma unroll
-              for (int j = 0; j < 4; ++j) value[j] = staged[(k + n) * PITCH + column + j];
-#pragma unroll
-              for (int i = 0; i < 4; ++i) {
-                const T weight = staged_weights[(row + i) * WEIGHT_PITCH + k + n];
-#pragma unroll
-                for (int j = 0; j < 4; ++j)
-                  sums[i][j] = fma(weight, DIFFERENCES ? value[j] - own[i][j] : value[j], sums[i][j]);
-              }
-            }
         }
+      } else {
+        for (int k = split * 4; k < depth; k += SPLITS * 4)
+#pragma unroll
+          for (int n = 0; n < 4; ++n) {
+            T value[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) value[j] = staged[(k + n) * PITCH + column + j];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const T weight = staged_weights[(row + i) * WEIGHT_PITCH + k + n];
+#pragma unroll
+              for (int j = 0; j < 4; ++j)
+                sums[i][j] = fma(weight, DIFFERENCES ? value[j] - own[i][j] : value[j], sums[i][j]);
+            }
+          }
       }
       __syncthreads();
     }
 
-    if (!product) return;
     T* partial = shared + split * PARTIAL;
     if constexpr (MATRIX_UNIT) {
-      wmma::store_matrix_sync(partial + warp % 4 * 16, unit_sums, WIDTH, wmma::mem_row_major);
+#pragma unroll
+      for (int i = 0; i < STRIPS; ++i)
+        wmma::store_matrix_sync(partial + i * 16 * WIDTH + warp % 4 * 16, unit_sums[i], WIDTH, wmma::mem_row_major);
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i)

@@ -240,8 +240,11 @@ __global__ void __launch_bounds__(THREADS, 2) magnet_weights_kernel(MagnetBackwa
 }
 
 // Weights of a tile of clusters against rows, or of rows against clusters; and the members among them.
-template <class T, int COUNT>
+template <class Product>
 struct ClusterWeights {
+  using T = typename Product::T;
+  static constexpr int DEPTH = Product::DEPTH, COUNT = TILE * DEPTH / THREADS;  // weights of a thread
+  static_assert(Product::ROWS == TILE, "a tile's rows");
   const Magnet<T>& magnet;
   const T* weights;
   T shared;
@@ -250,24 +253,39 @@ struct ClusterWeights {
   T held[COUNT];
   int members;
 
-  __device__ bool transposed() const { return of_clusters; }
   __device__ T factor(int64_t) const { return 1; }
-  __device__ void load(int v, int r, int64_t k) {
-    const int64_t row = of_clusters ? k : first + r, cluster = of_clusters ? first + r : k;
-    held[v] = 0;
-    if (row >= magnet.rows || cluster >= magnet.clusters) return;
-    const bool own = magnet.in.clusters[row] == cluster;
-    held[v] = weights[row * magnet.clusters + cluster] + (own ? shared : T(0));
-    members += own;
+  // Neighbours in memory are neighbours in the tile's clusters: threads go along them.
+  __device__ int row_of(int v) const {
+    const int e = v * THREADS + int(threadIdx.x);
+    return of_clusters ? e % TILE : e / DEPTH;
   }
-  __device__ T weigh(int v, int, int64_t) const { return held[v]; }
+  __device__ int k_of(int v) const {
+    const int e = v * THREADS + int(threadIdx.x);
+    return of_clusters ? e / TILE : e % DEPTH;
+  }
+  __device__ void load(int64_t first_k) {
+#pragma unroll
+    for (int v = 0; v < COUNT; ++v) {
+      const int64_t k = first_k + k_of(v), r = first + row_of(v);
+      const int64_t row = of_clusters ? k : r, cluster = of_clusters ? r : k;
+      held[v] = 0;
+      if (row >= magnet.rows || cluster >= magnet.clusters) continue;
+      const bool own = magnet.in.clusters[row] == cluster;
+      held[v] = weights[row * magnet.clusters + cluster] + (own ? shared : T(0));
+      members += own;
+    }
+  }
+  __device__ void store(T* tile) const {
+#pragma unroll
+    for (int v = 0; v < COUNT; ++v) tile[row_of(v) * Product::WEIGHT_PITCH + k_of(v)] = held[v];
+  }
 };
 
 // A block: TILE clusters x 64 components of what pulls the means: sum_i weight (x_i - mean), divided among the members.
 template <class E>
 __global__ void __launch_bounds__(THREADS) magnet_pull_kernel(MagnetBackward args) {
   using T = Accumulator<E>;
-  using Product = ProductTile<E, T, true, false>;
+  using Product = ProductTile<E, T, TILE, true, false>;
   static_assert(Product::WIDTH == PRODUCT_WIDTH, "the grid is made for it");
   __shared__ __align__(32) T shared[Product::SHARED];
   __shared__ int members[THREADS];
@@ -276,15 +294,15 @@ __global__ void __launch_bounds__(THREADS) magnet_pull_kernel(MagnetBackward arg
   const int width_blocks = int(ceiling_divide(magnet.width, PRODUCT_WIDTH));
   const int64_t first = int64_t(int(blockIdx.x) / width_blocks) * TILE;
   const int64_t first_column = int64_t(int(blockIdx.x) % width_blocks) * PRODUCT_WIDTH;
-  ClusterWeights<T, Product::WEIGHTS> weights{magnet, scratch.weights, *scratch.shared, true, first, {}, 0};
+  ClusterWeights<Product> weights{magnet, scratch.weights, *scratch.shared, true, first, {}, 0};
   T sums[Product::OUTPUTS];
-  Product::run(args.in.x, first_column, magnet.rows, weights, true, magnet.mean_matrix(), first, shared, sums);
+  Product::run(args.in.x, first_column, magnet.rows, weights, magnet.mean_matrix(), first, shared, sums);
   members[threadIdx.x] = weights.members;  // of cluster thread % TILE
   __syncthreads();
 #pragma unroll
   for (int v = 0; v < Product::OUTPUTS; ++v) {
     const int r = Product::output_row(v);
-    const int64_t cluster = first + r, d = first_column + Product::output_column(v);
+    const int64_t cluster = first + r, d = first_column + Product::output_column();
     if (cluster >= magnet.clusters || d >= magnet.width) continue;
     int count = 0;
     for (int part = 0; part < THREADS / TILE; ++part) count += members[part * TILE + r];
@@ -296,7 +314,7 @@ __global__ void __launch_bounds__(THREADS) magnet_pull_kernel(MagnetBackward arg
 template <class E>
 __global__ void __launch_bounds__(THREADS) magnet_gradient_kernel(MagnetBackward args) {
   using T = Accumulator<E>;
-  using Product = ProductTile<T, E, true, false>;
+  using Product = ProductTile<T, E, TILE, true, false>;
   static_assert(Product::WIDTH == PRODUCT_WIDTH, "the grid is made for it");
   __shared__ __align__(32) T shared[Product::SHARED];
   const Magnet<T> magnet(args.in, const_cast<void*>(args.saved));
@@ -304,12 +322,12 @@ __global__ void __launch_bounds__(THREADS) magnet_gradient_kernel(MagnetBackward
   const int width_blocks = int(ceiling_divide(magnet.width, PRODUCT_WIDTH));
   const int64_t first = int64_t(int(blockIdx.x) / width_blocks) * TILE;
   const int64_t first_column = int64_t(int(blockIdx.x) % width_blocks) * PRODUCT_WIDTH;
-  ClusterWeights<T, Product::WEIGHTS> weights{magnet, scratch.weights, *scratch.shared, false, first, {}, 0};
+  ClusterWeights<Product> weights{magnet, scratch.weights, *scratch.shared, false, first, {}, 0};
   T sums[Product::OUTPUTS];
-  Product::run(magnet.mean_matrix(), first_column, magnet.clusters, weights, true, args.in.x, first, shared, sums);
+  Product::run(magnet.mean_matrix(), first_column, magnet.clusters, weights, args.in.x, first, shared, sums);
 #pragma unroll
   for (int v = 0; v < Product::OUTPUTS; ++v) {
-    const int64_t row = first + Product::output_row(v), d = first_column + Product::output_column(v);
+    const int64_t row = first + Product::output_row(v), d = first_column + Product::output_column();
     if (row >= magnet.rows || d >= magnet.width) continue;
     const T pull = magnet.valid(row) ? scratch.pull[args.in.clusters[row] * magnet.stride + d] : not_a_number<T>();
     static_cast<E*>(args.grad_x)[row * magnet.width + d] = narrow<E>(-2 * (sums[v] + pull));

@@ -1,56 +1,21 @@
-// margin_softmax on an NVIDIA GPU, for few columns: one launch each way.
+// margin_softmax on an NVIDIA GPU, for few columns: one launch forward, two backward (cuda_backward.h).
 //
 // Forward: blocks of 16 rows x 16 columns of similarities; of a block of rows the one that ends last makes the losses,
-// and of these the last one the sum. Backward: blocks of 16 rows x 64 components of both gradients, from the
-// similarities that the forward keeps. Every sum runs in one order; no sum is made by atomics.
+// and of these the last one the sum. Every sum runs in one order; no sum is made by atomics.
 #include "cuda.h"
 
 #include <type_traits>
 
 #include "../common/cuda_tile.h"
+#include "cuda_backward.h"
+#include "cuda_saved.h"
 
 namespace fused_margins {
 namespace cuda {
 namespace {
 
-constexpr int PRODUCT_WIDTH = 64;  // components of a block of the backward
-
-template <class T>
-struct Saved {
-  T *similarities, *inverse_x, *inverse_y, *gap, *lse, *divisor;
-
-  __device__ Saved(void* saved, int64_t rows, int64_t columns)
-      : similarities(static_cast<T*>(saved)),
-        inverse_x(similarities + rows * columns),
-        inverse_y(inverse_x + rows),
-        gap(inverse_y + columns),
-        lse(gap + rows),
-        divisor(lse + rows) {}
-};
-
-// Not a number where it is not positive.
-template <class T>
-__device__ T scale_of(const MarginSoftmaxInputs& in, int64_t row) {
-  const T scale = static_cast<const T*>(in.scale)[in.scale_per_row ? row : 0];
-  return scale > 0 ? scale : not_a_number<T>();
-}
-template <class T>
-__device__ T margin_of(const MarginSoftmaxInputs& in, int64_t row) {
-  return static_cast<const T*>(in.margin)[in.margin_per_row ? row : 0];
-}
-
-template <class T>
-__device__ T softplus(T gap) {
-  return (gap > 0 ? gap : gap < 0 ? T(0) : gap) + log1p(exp(-fabs(gap)));
-}
-template <class T>
-__device__ T sigmoid(T gap) {
-  const T odds = exp(-fabs(gap));
-  return (gap < 0 ? odds : T(1)) / (1 + odds);
-}
-
 // How a chunk is staged and multiplied: 16 bits on the matrix unit, all else widened to T.
-template <class E, bool DISTANCES>
+template <class E, bool DISTANCES, bool WHOLE>
 struct Pairs {
   using T = Accumulator<E>;
   static constexpr bool MATRIX_UNIT = sizeof(E) == 2 && !DISTANCES;
@@ -58,15 +23,94 @@ struct Pairs {
   using Sums = std::conditional_t<MATRIX_UNIT, MatrixUnitSums<std::conditional_t<sizeof(E) == 2, E, __half>>,
                                   PairSums<T, TILE, DISTANCES>>;
   static constexpr int DEPTH = 1024 / int(sizeof(Staged));
-  using Panel = PanelLoader<E, Staged, TILE, DEPTH>;
+  using Panel = PanelLoader<E, Staged, TILE, DEPTH, WHOLE>;
   static constexpr int STAGED = 2 * TILE * Panel::PITCH * int(sizeof(Staged));
   static constexpr int PARTIAL = WARPS * TILE * TILE * int(sizeof(T));
   static constexpr int SHARED = STAGED > PARTIAL ? STAGED : PARTIAL;  // bytes
 };
 
-template <class E, bool DISTANCES>
-__global__ void __launch_bounds__(THREADS, 1) margin_softmax_forward_kernel(MarginSoftmaxForward args) {
-  using P = Pairs<E, DISTANCES>;
+// The losses of a warp's rows of a tile, once all their similarities are saved: loads of all rows are in flight
+// together.
+template <class T>
+struct RowLosses {
+  static constexpr int ROWS = TILE / WARPS, AHEAD = 8;  // rows of a warp; loads of a lane and row
+  static constexpr int CHUNK = AHEAD * WARP;            // columns
+  const MarginSoftmaxInputs& in;
+  int64_t first;
+  int64_t target[ROWS];
+  bool ignored[ROWS], valid[ROWS];
+  T scale[ROWS], margin[ROWS];
+  T gap[ROWS], lse[ROWS];
+
+  __device__ int64_t row(int r) const { return first + r * WARPS; }
+
+  // Reads what needs no other block.
+  __device__ RowLosses(const MarginSoftmaxInputs& inputs, int64_t first_row) : in(inputs), first(first_row) {
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      const bool there = row(r) < in.x.rows;
+      target[r] = there ? in.target[row(r)] : -1;
+      ignored[r] = there && target[r] == in.ignore_index;
+      valid[r] = there && !ignored[r] && target[r] >= 0 && target[r] < in.y.rows;
+      scale[r] = there ? scale_of<T>(in, row(r)) : T(0);
+      margin[r] = there ? margin_of<T>(in, row(r)) : T(0);
+    }
+  }
+
+  __device__ void make(const Saved<T>& saved) {
+    const int64_t columns = in.y.rows;
+    const int lane = int(threadIdx.x) % WARP;
+    T logits[ROWS][AHEAD], largest[ROWS], sum[ROWS], own[ROWS];
+    const auto load = [&](int64_t chunk) {  // -infinity where there is none, and for the row's own class
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+        for (int v = 0; v < AHEAD; ++v) {
+          const int64_t j = chunk + v * WARP + lane;
+          logits[r][v] = -infinity<T>();
+          if (valid[r] && j < columns && j != target[r])
+            logits[r][v] = scale[r] * __ldcg(saved.similarities + row(r) * columns + j);
+        }
+    };
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      own[r] = valid[r] ? __ldcg(saved.similarities + row(r) * columns + target[r]) : T(0);
+      largest[r] = -infinity<T>();
+      sum[r] = 0;
+    }
+    for (int64_t chunk = 0; chunk < columns; chunk += CHUNK) {
+      load(chunk);
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+        for (int v = 0; v < AHEAD; ++v) largest[r] = larger(largest[r], logits[r][v]);
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      largest[r] = warp_max(largest[r]);
+      if (!(fabs(largest[r]) < infinity<T>())) largest[r] = 0;
+    }
+    for (int64_t chunk = 0; chunk < columns; chunk += CHUNK) {
+      if (columns > CHUNK) load(chunk);  // else they are still here
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+        for (int v = 0; v < AHEAD; ++v) sum[r] += exp(logits[r][v] - largest[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      const T others = largest[r] + log(warp_sum(sum[r]));  // -infinity where there is no other class
+      const T unknown = ignored[r] ? -infinity<T>() : not_a_number<T>();
+      lse[r] = valid[r] ? others : unknown;
+      gap[r] = valid[r] ? others - scale[r] * (own[r] - margin[r]) : unknown;
+    }
+  }
+};
+
+template <class E, bool DISTANCES, bool WHOLE>
+__global__ void __launch_bounds__(THREADS, WHOLE && sizeof(E) < 8 ? 2 : 1)
+    margin_softmax_forward_kernel(MarginSoftmaxForward args) {
+  using P = Pairs<E, DISTANCES, WHOLE>;
   using T = typename P::T;
   using Panel = typename P::Panel;
   __shared__ __align__(32) unsigned char buffer[P::SHARED];  // two panels; then the warps' sums
@@ -149,29 +193,17 @@ __global__ void __launch_bounds__(THREADS, 1) margin_softmax_forward_kernel(Marg
   if (first_row + thread / TILE < rows && first_column + thread % TILE < columns)
     saved.similarities[(first_row + thread / TILE) * columns + first_column + thread % TILE] = DISTANCES ? -u : u;
 
+  RowLosses<T> losses(in, first_row + warp);
   if (!last_to_arrive(args.tickets + row_block, column_blocks)) return;
+  losses.make(saved);
   const bool per_row = in.reduction == Reduction::none;
-  for (int64_t row = first_row + warp; row < first_row + TILE && row < rows; row += WARPS) {
-    const int64_t target = in.target[row];
-    const bool ignored = target == in.ignore_index, valid = !ignored && target >= 0 && target < columns;
-    const T scale = scale_of<T>(in, row), *of_row = saved.similarities + row * columns;
-    T gap = ignored ? -infinity<T>() : not_a_number<T>(), lse = gap;
-    if (valid) {
-      T largest = -infinity<T>(), sum = 0;
-      for (int64_t j = lane; j < columns; j += WARP)
-        if (j != target) largest = larger(largest, scale * __ldcg(of_row + j));
-      largest = warp_max(largest);
-      const T shift = fabs(largest) < infinity<T>() ? largest : T(0);
-      for (int64_t j = lane; j < columns; j += WARP)
-        if (j != target) sum += exp(scale * __ldcg(of_row + j) - shift);
-      lse = shift + log(warp_sum(sum));  // -infinity where there is no other class
-      gap = lse - scale * (__ldcg(of_row + target) - margin_of<T>(in, row));
-    }
-    if (lane == 0) {
-      saved.gap[row] = gap;
-      saved.lse[row] = lse;
-      if (per_row) static_cast<T*>(args.loss)[row] = softplus(gap);
-    }
+#pragma unroll
+  for (int r = 0; r < RowLosses<T>::ROWS; ++r) {
+    const int64_t row = losses.row(r);
+    if (lane != r || row >= rows) continue;
+    saved.gap[row] = losses.gap[r];
+    saved.lse[row] = losses.lse[r];
+    if (per_row) static_cast<T*>(args.loss)[row] = softplus(losses.gap[r]);
   }
   if (per_row || !last_to_arrive(args.tickets + row_blocks, row_blocks)) return;
   T sum = 0, counted = 0;
@@ -188,169 +220,16 @@ __global__ void __launch_bounds__(THREADS, 1) margin_softmax_forward_kernel(Marg
   }
 }
 
-// dL/du of any pair, from what the forward saved.
-template <class T>
-struct PairGradient {
-  const MarginSoftmaxInputs& in;
-  Saved<T> saved;
-  const T* grad_loss;
-  T share;  // of one loss in the reduction
-
-  __device__ PairGradient(const MarginSoftmaxBackward& args)
-      : in(args.in),
-        saved(const_cast<void*>(args.saved), in.x.rows, in.y.rows),
-        grad_loss(static_cast<const T*>(args.grad_loss)),
-        share(in.reduction == Reduction::mean ? 1 / *saved.divisor : T(1)) {}
-
-  // dL/dnegative_lse of a row; 0 where it is ignored.
-  __device__ T of_row(int64_t row) const {
-    const T gap = saved.gap[row];
-    const T grad = in.reduction == Reduction::none ? grad_loss[row] : grad_loss[0] * share;
-    return gap == -infinity<T>() ? T(0) : grad * sigmoid(gap);
-  }
-};
-
-// The weights of a tile of rows (of x) against columns, or of columns against rows.
-template <class E, int COUNT>
-struct Weights {
-  using T = Accumulator<E>;
-  // The lengths go into the weights where 16 bits hold the vectors and the range of a float all products. Elsewhere
-  // they go into the vectors: times a weight the inverse length of a short one could overflow.
-  static constexpr bool LENGTHS_IN_WEIGHTS = std::is_same_v<E, __half>;
-  const PairGradient<T>& gradient;
-  bool of_columns, cosine;
-  int64_t first;  // row (of columns: column) of the tile's first one
-  T similarity[COUNT], of_row[COUNT], scale[COUNT], lse[COUNT], length[COUNT];
-  bool own[COUNT];
-  T along[COUNT];  // sums of dL/du times u
-
-  __device__ Weights(const PairGradient<T>& g, bool columns, int64_t first_row)
-      : gradient(g), of_columns(columns), cosine(g.in.similarity == Similarity::cosine), first(first_row) {
-#pragma unroll
-    for (int v = 0; v < COUNT; ++v) along[v] = 0;
-  }
-  __device__ bool transposed() const { return of_columns; }
-  __device__ const T* lengths() const { return of_columns ? gradient.saved.inverse_x : gradient.saved.inverse_y; }
-  __device__ T factor(int64_t k) const { return cosine && !LENGTHS_IN_WEIGHTS ? lengths()[k] : T(1); }
-
-  __device__ void load(int v, int r, int64_t k) {
-    const int64_t row = of_columns ? k : first + r, column = of_columns ? first + r : k;
-    const int64_t columns = gradient.in.y.rows;
-    of_row[v] = 0;
-    if (row >= gradient.in.x.rows || column >= columns) return;
-    similarity[v] = gradient.saved.similarities[row * columns + column];
-    of_row[v] = gradient.of_row(row);
-    scale[v] = scale_of<T>(gradient.in, row);
-    lse[v] = gradient.saved.lse[row];
-    own[v] = gradient.in.target[row] == column;
-    length[v] = cosine && LENGTHS_IN_WEIGHTS ? lengths()[k] : T(1);
-  }
-  __device__ T weigh(int v, int, int64_t) {
-    if (of_row[v] == 0) return 0;
-    const T weight = of_row[v] * scale[v] * (own[v] ? T(-1) : exp(scale[v] * similarity[v] - lse[v]));
-    along[v] += weight * similarity[v];
-    return weight * length[v];
-  }
-};
-
-template <class E, bool DISTANCES>
-__global__ void __launch_bounds__(THREADS) margin_softmax_backward_kernel(MarginSoftmaxBackward args) {
-  using T = Accumulator<E>;
-  using Product = ProductTile<E, E, DISTANCES, sizeof(E) == 2 && !DISTANCES>;
-  static_assert(Product::WIDTH == PRODUCT_WIDTH, "the grid is made for it");
-  __shared__ __align__(32) T shared[Product::SHARED];
-  __shared__ T along[TILE];
-
-  const MarginSoftmaxInputs& in = args.in;
-  const int64_t rows = in.x.rows, width = in.x.width;
-  const int thread = int(threadIdx.x), lane = thread % WARP, warp = thread / WARP;
-  // Blocks for the rows come first. Without a gradient of x there is one for each 16 rows, or none.
-  const int width_blocks = int(width > 0 ? ceiling_divide(width, PRODUCT_WIDTH) : 1);
-  const int row_blocks = int(ceiling_divide(rows, TILE));
-  const bool factors = args.grad_scale || args.grad_margin;
-  const int of_a_row = args.grad_x ? width_blocks : factors ? 1 : 0;
-  const bool of_columns = int(blockIdx.x) >= row_blocks * of_a_row;
-  const int block = of_columns ? int(blockIdx.x) - row_blocks * of_a_row : int(blockIdx.x);
-  const int blocks_wide = of_columns ? width_blocks : of_a_row, width_block = block % blocks_wide;
-  const int64_t first = int64_t(block / blocks_wide) * TILE, first_column = int64_t(width_block) * PRODUCT_WIDTH;
-
-  const PairGradient<T> gradient(args);
-  Weights<E, Product::WEIGHTS> weights(gradient, of_columns, first);
-  const Matrix &own = of_columns ? in.y : in.x, &others = of_columns ? in.x : in.y;
-  E* out = static_cast<E*>(of_columns ? args.grad_y : args.grad_x);
-  T sums[Product::OUTPUTS];
-  Product::run(others, first_column, others.rows, weights, out != nullptr, own, first, shared, sums);
-
-  // The sum over the others of dL/du times u, for each of the tile's rows.
-  __syncthreads();
-  if (of_columns) {
-    T sum = 0;
-#pragma unroll
-    for (int v = 0; v < Product::WEIGHTS; ++v) sum += weights.along[v];
-    shared[thread] = sum;  // of row thread % TILE
-  } else {
-#pragma unroll
-    for (int v = 0; v < Product::WEIGHTS; ++v) {
-      const T sum = warp_sum(weights.along[v]);
-      if (lane == 0) shared[v * WARPS + warp] = sum;  // of row (v * WARPS + warp) * WARP / DEPTH
-    }
-  }
-  __syncthreads();
-  if (thread < TILE) {
-    constexpr int parts = Product::DEPTH / WARP;
-    T sum = 0;
-    if (of_columns)
-      for (int part = 0; part < THREADS / TILE; ++part) sum += shared[part * TILE + thread];
-    else
-      for (int part = 0; part < parts; ++part) sum += shared[thread * parts + part];
-    along[thread] = sum;
-  }
-  __syncthreads();
-
-  if (out) {
-    const T* inverse_lengths = of_columns ? gradient.saved.inverse_y : gradient.saved.inverse_x;
-#pragma unroll
-    for (int v = 0; v < Product::OUTPUTS; ++v) {
-      const int64_t row = first + Product::output_row(v), d = first_column + Product::output_column(v);
-      if (row >= own.rows || d >= width) continue;
-      T value = sums[v];
-      if (in.similarity == Similarity::cosine) {
-        const T inverse = inverse_lengths[row], unit = widen(element<E>(own, row, d)) * inverse;
-        value = inverse * (value - unit * along[Product::output_row(v)]);
-      } else if (DISTANCES) {
-        value *= 2;
-      }
-      out[row * width + d] = narrow<E>(value);
-    }
-  }
-
-  if (of_columns || width_block != 0 || !factors) return;
-  const auto scale_term = [&](int64_t row) {
-    const T of_row = gradient.of_row(row);
-    return of_row == 0 ? T(0) : along[row - first] / scale_of<T>(in, row) + of_row * margin_of<T>(in, row);
-  };
-  const auto margin_term = [&](int64_t row) {
-    const T of_row = gradient.of_row(row);
-    return of_row == 0 ? T(0) : of_row * scale_of<T>(in, row);
-  };
-  T *grad_scale = static_cast<T*>(args.grad_scale), *grad_margin = static_cast<T*>(args.grad_margin);
-  T* scale_terms = in.scale_per_row ? grad_scale : static_cast<T*>(args.scale_terms);
-  if (thread < TILE && first + thread < rows) {
-    if (grad_scale) scale_terms[first + thread] = scale_term(first + thread);
-    if (grad_margin && in.margin_per_row) grad_margin[first + thread] = margin_term(first + thread);
-  }
-  if (grad_margin && !in.margin_per_row && first == 0) {
-    T sum = 0;
-    for (int64_t row = thread; row < rows; row += THREADS) sum += margin_term(row);
-    sum = block_sum(sum);
-    if (thread == 0) *grad_margin = sum;
-  }
-  if (grad_scale && !in.scale_per_row && last_to_arrive(args.tickets, row_blocks)) {
-    T sum = 0;
-    for (int64_t row = thread; row < rows; row += THREADS) sum += __ldcg(scale_terms + row);
-    sum = block_sum(sum);
-    if (thread == 0) *grad_scale = sum;
-  }
+// Calls f with a value of the element type, whether similarities are distances and whether loads are whole vectors.
+template <class F>
+void specialise(const MarginSoftmaxInputs& in, const F& f) {
+  dispatch(in.x.dtype, [&](auto zero) {
+    using E = decltype(zero);
+    const bool whole = only_whole_vectors<E>(in.x) && only_whole_vectors<E>(in.y);
+    if (in.similarity == Similarity::negative_squared_euclidean)
+      return whole ? f(zero, std::true_type(), std::true_type()) : f(zero, std::true_type(), std::false_type());
+    return whole ? f(zero, std::false_type(), std::true_type()) : f(zero, std::false_type(), std::false_type());
+  });
 }
 
 }  // namespace
@@ -363,36 +242,34 @@ int64_t margin_softmax_forward_grid(int64_t rows, int64_t columns) {
   return ceiling_divide(rows, TILE) * std::max<int64_t>(1, ceiling_divide(columns, TILE));
 }
 
-int64_t margin_softmax_backward_grid(int64_t rows, int64_t columns, int64_t width, bool grad_x, bool grad_y,
-                                     bool grad_factors) {
-  const int64_t width_blocks = std::max<int64_t>(1, ceiling_divide(width, PRODUCT_WIDTH));
-  return ceiling_divide(rows, TILE) * (grad_x         ? width_blocks
-                                       : grad_factors ? 1
-                                                      : 0) +
-         (grad_y ? ceiling_divide(columns, TILE) * width_blocks : 0);
+int64_t margin_softmax_backward_grid(int64_t rows, int64_t columns, int64_t width, bool grad_x, bool grad_y) {
+  const int64_t width_blocks = ceiling_divide(width, PRODUCT_WIDTH);
+  return ((grad_x ? ceiling_divide(rows, PRODUCT_ROWS) : 0) + (grad_y ? ceiling_divide(columns, PRODUCT_ROWS) : 0)) *
+         width_blocks;
+}
+
+int64_t margin_softmax_scratch_size(int64_t rows, int64_t columns) {
+  const int64_t blocks = ceiling_divide(rows, WEIGHT_ROWS);
+  return rows * padded_columns(columns) + columns * padded_rows(rows) + 2 * rows + blocks * columns;
 }
 
 void margin_softmax_forward(const MarginSoftmaxForward& args, void* stream) {
   const int64_t blocks = margin_softmax_forward_grid(args.in.x.rows, args.in.y.rows);
-  dispatch(args.in.x.dtype, [&](auto zero) {
-    using E = decltype(zero);
-    const bool distances = args.in.similarity == Similarity::negative_squared_euclidean;
-    launch("margin_softmax_forward",
-           distances ? margin_softmax_forward_kernel<E, true> : margin_softmax_forward_kernel<E, false>, blocks, stream,
-           args);
+  specialise(args.in, [&](auto zero, auto distances, auto whole) {
+    launch("margin_softmax_forward", margin_softmax_forward_kernel<decltype(zero), distances.value, whole.value>,
+           blocks, stream, args);
   });
 }
 
 void margin_softmax_backward(const MarginSoftmaxBackward& args, void* stream) {
-  const int64_t blocks =
-      margin_softmax_backward_grid(args.in.x.rows, args.in.y.rows, args.in.x.width, args.grad_x != nullptr,
-                                   args.grad_y != nullptr, args.grad_scale || args.grad_margin);
-  dispatch(args.in.x.dtype, [&](auto zero) {
+  const int64_t blocks = margin_softmax_backward_grid(args.in.x.rows, args.in.y.rows, args.in.x.width,
+                                                      args.grad_x != nullptr, args.grad_y != nullptr);
+  specialise(args.in, [&](auto zero, auto distances, auto whole) {
     using E = decltype(zero);
-    const bool distances = args.in.similarity == Similarity::negative_squared_euclidean;
-    launch("margin_softmax_backward",
-           distances ? margin_softmax_backward_kernel<E, true> : margin_softmax_backward_kernel<E, false>, blocks,
-           stream, args);
+    launch("margin_softmax_weights", margin_softmax_weights_kernel<E, distances.value>,
+           ceiling_divide(args.in.x.rows, WEIGHT_ROWS), stream, args);
+    launch("margin_softmax_products", margin_softmax_products_kernel<E, distances.value, whole.value>, blocks, stream,
+           args);
   });
 }
 

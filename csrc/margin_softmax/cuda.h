@@ -20,7 +20,8 @@ struct MarginSoftmaxInputs {
   Reduction reduction;
 };
 
-// tickets: margin_softmax_tickets(rows) counters, 0 before and after.
+// tickets: margin_softmax_tickets(rows) counters, 0 before and after; one for a backward, where one scale needs its
+// gradient.
 struct MarginSoftmaxForward {
   MarginSoftmaxInputs in;
   void* loss;   // T, (rows,) or one value
@@ -36,7 +37,7 @@ struct MarginSoftmaxBackward {
   void* grad_y;       // (columns, width)
   void* grad_scale;   // T, as scale
   void* grad_margin;  // T, as margin
-  void* scale_terms;  // T, (rows,), where one scale needs its gradient
+  void* scratch;      // T, (margin_softmax_scratch_size,), 16-byte aligned
   int* tickets;
 };
 
@@ -47,10 +48,11 @@ inline int64_t margin_softmax_saved_size(int64_t rows, int64_t columns) {
   return rows * columns + 3 * rows + columns + 1;
 }
 int64_t margin_softmax_tickets(int64_t rows);
-// Blocks of the one launch.
+// Of a backward: weights and their transpose, in padded rows, and their sums.
+int64_t margin_softmax_scratch_size(int64_t rows, int64_t columns);
+// Blocks of the one launch of the forward, and of the second one of the backward, the products.
 int64_t margin_softmax_forward_grid(int64_t rows, int64_t columns);
-int64_t margin_softmax_backward_grid(int64_t rows, int64_t columns, int64_t width, bool grad_x, bool grad_y,
-                                     bool grad_factors);
+int64_t margin_softmax_backward_grid(int64_t rows, int64_t columns, int64_t width, bool grad_x, bool grad_y);
 
 void margin_softmax_forward(const MarginSoftmaxForward& args, void* stream);
 void margin_softmax_backward(const MarginSoftmaxBackward& args, void* stream);

@@ -231,10 +231,11 @@ def test_grids_and_sizes(emulated):
     assert emulated.margin_softmax_forward_grid(256, 64) == 64
     assert emulated.margin_softmax_forward_grid(1, 0) == 1
     assert emulated.margin_softmax_forward_grid(0, 64) == 0
-    assert emulated.margin_softmax_backward_grid(256, 64, 512, True, True, True) == 16 * 8 + 4 * 8
-    assert emulated.margin_softmax_backward_grid(256, 64, 512, False, True, True) == 16 + 4 * 8
-    assert emulated.margin_softmax_backward_grid(256, 64, 512, False, True, False) == 4 * 8
-    assert emulated.margin_softmax_backward_grid(256, 64, 0, True, False, False) == 16
+    assert emulated.margin_softmax_backward_grid(256, 64, 512, True, True) == 8 * 8 + 2 * 8
+    assert emulated.margin_softmax_backward_grid(256, 65, 512, False, True) == 3 * 8
+    assert emulated.margin_softmax_backward_grid(256, 64, 512, False, False) == 0
+    assert emulated.margin_softmax_backward_grid(256, 64, 0, True, True) == 0
+    assert emulated.margin_softmax_scratch_size(9, 5) == 9 * 8 + 5 * 16 + 2 * 9 + 2 * 5
     assert emulated.margin_softmax_tickets(256) == 17
     assert emulated.nearest_grid(9) == 2
     for rows, columns, width in ((1, 1, 0), (4, 8, 0), (256, 64, 512)):

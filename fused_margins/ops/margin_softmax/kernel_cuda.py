@@ -1,4 +1,4 @@
-"""`margin_softmax` in CUDA C++ (csrc/margin_softmax/cuda.cu): the tensors' memory, handed over; one launch each way."""
+"""`margin_softmax` in CUDA C++ (csrc/margin_softmax/cuda.cu): the tensors' memory; one launch forward, two backward."""
 
 import torch
 from torch import Tensor
@@ -73,9 +73,8 @@ def backward(
         return tuple(g.zero_() for g in grads)  # type: ignore[return-value]
     scale, margin, target = scale.contiguous(), margin.contiguous(), target.to(torch.int64).contiguous()
     grad_loss, saved = grad_loss.contiguous(), saved.contiguous()
-    one_scale = needs[2] and scale.dim() == 0
-    scale_terms = scale.new_empty(rows) if one_scale else None
-    counters = tickets(x.device, 1) if one_scale else None
+    scratch = saved.new_empty(native.cuda_module.margin_softmax_scratch_size(rows, y.shape[0]))
+    counters = tickets(x.device, 1) if needs[2] and scale.dim() == 0 else None
     launch(
         native.cuda_module.margin_softmax_backward,
         x.device,
@@ -92,7 +91,7 @@ def backward(
         reduction,
         saved.data_ptr(),
         *(g.data_ptr() if need else 0 for g, need in zip(grads, needs)),
-        native.pointer(scale_terms),
+        scratch.data_ptr(),
         native.pointer(counters),
     )
     return grads  # type: ignore[return-value]
