@@ -247,7 +247,9 @@ TILES = {
 }
 # Of those that hold little beside the similarities.
 LARGE_TILES = TILES | {torch.bfloat16: Tiles(128, 64, 8, 3), torch.float16: Tiles(128, 64, 8, 3)}
-# Where descriptors fetch the tiles, so that no register holds an address.
+# Where descriptors fetch the tiles, so that no register holds an address. Two blocks of four warps, of which one
+# computes while the other waits, beat one of eight: on an H200 at 1024 x 512 x 100,000 in bfloat16 similarities take
+# 178 us for 265.
 DESCRIBED_TILES = Tiles(128, 64, 4, 3)
 # Euclidean ones subtract and have no use of the matrix units.
 EUCLIDEAN_TILES = Tiles(16, 16, 4, 1)

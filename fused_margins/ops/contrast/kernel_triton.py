@@ -31,7 +31,7 @@ from ..triton_tiles import (
 )
 from . import triton_kernels as kernels
 
-DESCRIBED_WEIGHTS = Tiles(128, 64, 4, 3)
+DESCRIBED_WEIGHTS = Tiles(128, 64, 4, 3)  # on an H200 130 us for half of the above columns, with eight warps 193
 # Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.
 _PLAIN_LOGIT = {torch.float64: 700.0, torch.float32: 86.0}
 
@@ -149,10 +149,10 @@ def forward_into(
     new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     target, self_index = target.to(torch.int64).contiguous(), int64(self_index)
-    plain = relation == "different" and all(t is None for t in (bias, row_labels, column_labels, self_index))
+    unlabelled = relation == "different" and all(t is None for t in (bias, row_labels, column_labels, self_index))
     problem = _problem(
-        LARGE_TILES if plain else TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity,
-        relation, DESCRIBED_TILES if plain else None,
+        LARGE_TILES if unlabelled else TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity,
+        relation, DESCRIBED_TILES if unlabelled else None,
     )  # fmt: skip
     found = _views(mean, rows)
     options, scale_stride, depth = problem.options, int(scale.dim() > 0), vector_block(width)
