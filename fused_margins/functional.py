@@ -289,6 +289,8 @@ def mine_negatives(
 
         index_i = argmax over j with label_j != label_i (and, semi-hard, u_ij < u_positive(i)) of  u_ij
 
+    Less similar by more than rounding, (D + 8) eps: a copy of the positive with another label is none of them.
+
     Args:
         embeddings: (B, D) anchors. labels: (B,) integers.
         strategy: "hard" or "semihard".
@@ -322,9 +324,21 @@ def mine_negatives(
     if strategy == "semihard":
         if positive_similarity is None:
             positive_similarity = nearest(x, y, row_labels, column_labels, relation="same", **options)[0][:, 0]
-        below = positive_similarity
+        below = _less(positive_similarity.detach(), x, y, similarity)
     value, index = nearest(x, y, row_labels, column_labels, relation="different", below=below, **options)
     return value[:, 0], index[:, 0]
+
+
+def _less(u: Tensor, x: Tensor, y: Tensor, similarity: str) -> Tensor:
+    """u less what rounding can make of it: products of unit vectors, of vectors, or differences."""
+    if similarity == "cosine" or not y.shape[0]:
+        size: float | Tensor = 1.0
+    elif similarity == "dot":
+        size = x.detach().to(u.dtype).norm(dim=1) * y.detach().to(u.dtype).norm(dim=1).max()
+    else:
+        size = u.abs()
+    lower = u - (x.shape[1] + 8) * torch.finfo(u.dtype).eps * size
+    return torch.where(u.isfinite() & lower.isfinite(), lower, u)
 
 
 def magnet_loss(

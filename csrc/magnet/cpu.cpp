@@ -1,7 +1,8 @@
 // magnet on a CPU: the clusters' means, all distances from them, the loss; and its gradient, in one call each.
 //
 // There are few clusters: rows are compared with all means pair by pair, and each distance is a sum of squared
-// differences. Every sum over rows runs in their order. Clusters are checked before anything is computed.
+// differences. Every sum over rows runs in their order, in double. Rows far from the origin are moved there: nothing
+// depends on where it is, but rounding does. Clusters are checked before anything is computed.
 #include "cpu.h"
 
 #include "../common/checks.h"
@@ -29,8 +30,9 @@ class Magnet {
         others_(distances_ + rows_ * clusters_),
         variance_(others_ + rows_),
         counts_(clusters_),
+        origin_(origin_of(in.x)),
         as_it_is_(in.x.dtype == (sizeof(T) == 8 ? DType::float64 : DType::float32) && in.x.column_stride == 1 &&
-                  width_ == stride_),
+                  width_ == stride_ && !origin_.get()),
         copy_(as_it_is_ ? 0 : rows_ * stride_),
         x_(as_it_is_ ? static_cast<const T*>(in.x.data) : copy_.get()),
         x_stride_(as_it_is_ ? in.x.row_stride : stride_),
@@ -65,13 +67,13 @@ class Magnet {
         all_pairs(rows, count, means, clusters_, width_, true, false, distances_ + first * clusters_, clusters_);
       }
     }
-    T sum = 0;
+    double sum = 0;
     for (int64_t i = 0; i < rows_; ++i) sum += own(i);
-    const T variance = sum / T(std::max<int64_t>(rows_ - 1, 1)), floor = T(in_.variance_floor);
+    const T variance = T(sum / double(std::max<int64_t>(rows_ - 1, 1))), floor = T(in_.variance_floor);
     variance_[0] = variance < floor ? floor : variance;
     variance_[1] = !(variance < floor);
     T* loss = static_cast<T*>(out);
-    T total = 0;
+    double total = 0;
     for (int64_t i = 0; i < rows_; ++i) {
       const T s = 1 / (2 * variance_[0]);
       T nearest = none<T>, weight = 0;
@@ -86,7 +88,7 @@ class Magnet {
       else
         total += value > 0 || std::isnan(value) ? value : T(0);
     }
-    if (in_.reduction != Reduction::none) loss[0] = total / divisor();
+    if (in_.reduction != Reduction::none) loss[0] = T(total / divisor());
   }
 
   void backward(const void* grad_loss, void* grad_x) {
@@ -95,7 +97,7 @@ class Magnet {
     // dL / d distance (rows, clusters) by halves: for -2 (x - mean); and of each row their sum.
     const int64_t padded = round_up(clusters_, 3 * ROW_QUANTUM);
     Buffer<T> c(round_up(rows_, TILE_ROWS) * padded), sums(rows_);
-    T of_scale = 0;
+    double of_scale = 0;
     for (int64_t i = 0; i < rows_; ++i) {
       const T g = hinge(i) > 0 ? grad[in_.reduction == Reduction::none ? i : 0] / divisor() : T(0);
       T* of_row = c.get() + i * padded;
@@ -111,10 +113,12 @@ class Magnet {
       if (g != 0) of_scale += g * (own(i) - along);
     }
     // Through the variance every row's own distance counts for all.
-    const T shared =
-        variance_[1] == 0 ? T(0) : -of_scale / (2 * variance_[0] * variance_[0]) / T(std::max<int64_t>(rows_ - 1, 1));
-    Buffer<T> cluster_sums(clusters_), pull(round_up(clusters_, TILE_ROWS) * stride_);
-    std::fill(cluster_sums.get(), cluster_sums.get() + clusters_, T(0));
+    const T shared = variance_[1] == 0
+                         ? T(0)
+                         : T(-of_scale) / (2 * variance_[0] * variance_[0]) / T(std::max<int64_t>(rows_ - 1, 1));
+    Buffer<double> cluster_sums(clusters_);
+    Buffer<T> pull(round_up(clusters_, TILE_ROWS) * stride_);
+    std::fill(cluster_sums.get(), cluster_sums.get() + clusters_, 0.0);
     for (int64_t i = 0; i < rows_; ++i) {
       T* of_row = c.get() + i * padded;
       of_row[in_.clusters[i]] += shared;
@@ -137,7 +141,7 @@ class Magnet {
                                                 pull.get() + d, stride_, false);
         for (int64_t m = 0; m < clusters_; ++m)
           for (int64_t e = d; e < d + count; ++e)
-            pull[m * stride_ + e] = (pull[m * stride_ + e] - cluster_sums[m] * means_[m * stride_ + e]) / counts_[m];
+            pull[m * stride_ + e] = (pull[m * stride_ + e] - T(cluster_sums[m]) * means_[m * stride_ + e]) / counts_[m];
       }
 #pragma omp for schedule(static)
       for (int64_t first = 0; first < rows_; first += block) {
@@ -163,7 +167,8 @@ class Magnet {
   int64_t rows_, clusters_, width_, stride_;
   T *means_, *distances_, *others_, *variance_;
   Buffer<T> counts_;  // (clusters,)
-  bool as_it_is_;     // x is T in whole vectors
+  Buffer<T> origin_;  // (width,), or none: the rows are not far from 0
+  bool as_it_is_;     // x is T in whole vectors, and stays where it is
   Buffer<T> copy_;    // of x, (rows, stride), where it is not
   const T* x_;
   int64_t x_stride_;
@@ -177,13 +182,29 @@ class Magnet {
   T hinge(int64_t i) const { return T(in_.alpha) + own(i) / (2 * variance_[0]) + others_[i]; }
   T divisor() const { return in_.reduction == Reduction::mean && rows_ ? T(rows_) : T(1); }
 
-  // In parallel: x in T, rows padded with zeros.
+  // The first row, where rows are much further from 0 than from each other, as far as two of them tell.
+  static Buffer<T> origin_of(const Matrix& x) {
+    if (!x.rows || !x.width) return Buffer<T>();
+    Buffer<T> first(x.width), other(x.width);
+    load_row(x, 0, first.get());
+    load_row(x, x.rows / 2, other.get());
+    T from_zero = 0, apart = 0;
+    for (int64_t d = 0; d < x.width; ++d) {
+      from_zero += first[d] * first[d];
+      apart += (first[d] - other[d]) * (first[d] - other[d]);
+    }
+    return from_zero > 16 * apart && from_zero <= std::numeric_limits<T>::max() ? std::move(first) : Buffer<T>();
+  }
+
+  // In parallel: x in T from the origin, rows padded with zeros.
   void load_rows() {
     if (as_it_is_) return;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows_; ++i) {
       T* to = copy_.get() + i * stride_;
       load_row(in_.x, i, to);
+      if (const T* origin = origin_.get())
+        for (int64_t d = 0; d < width_; ++d) to[d] -= origin[d];
       std::fill(to + width_, to + stride_, T(0));
     }
   }
@@ -191,13 +212,19 @@ class Magnet {
   // In parallel: the mean of each cluster.
   void average() {
     constexpr int64_t part = 64;
+    Buffer<double> sums(clusters_ * part);  // of a thread
 #pragma omp for schedule(static)
     for (int64_t d = 0; d < stride_; d += part) {
       const int64_t count = std::min(part, stride_ - d);
-      for (int64_t m = 0; m < clusters_; ++m) std::fill_n(means_ + m * stride_ + d, count, T(0));
-      for (int64_t i = 0; i < rows_; ++i) add_scaled(means_ + in_.clusters[i] * stride_ + d, T(1), row(i) + d, count);
+      std::fill(sums.get(), sums.get() + clusters_ * part, 0.0);
+      for (int64_t i = 0; i < rows_; ++i) {
+        double* to = sums.get() + in_.clusters[i] * part;
+        const T* from = row(i) + d;
+#pragma omp simd
+        for (int64_t e = 0; e < count; ++e) to[e] += double(from[e]);
+      }
       for (int64_t m = 0; m < clusters_; ++m)
-        scale(means_ + m * stride_ + d, 1 / counts_[m], means_ + m * stride_ + d, count);
+        for (int64_t e = 0; e < count; ++e) means_[m * stride_ + d + e] = T(sums[m * part + e] / double(counts_[m]));
     }
   }
 };
