@@ -97,6 +97,8 @@ def margin_softmax_loss(
     """
     checks.choice("reduction", reduction, REDUCTIONS)
     checks.choice("margin_type", margin_type, MARGIN_TYPES)
+    checks.whole("ignore_index", ignore_index)
+    checks.number("label_smoothing", label_smoothing)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
     embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
@@ -185,6 +187,7 @@ def margin_logits(
             [0., 5.]])
     """
     checks.choice("margin_type", margin_type, MARGIN_TYPES)
+    checks.whole("ignore_index", ignore_index)
     embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
     scale = row_scale(scale, embeddings)
     options: dict[str, Any] = {"similarity": similarity, "scale": scale, "backend": backend}

@@ -49,14 +49,20 @@ def matrices(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> tuple
     for name, t in zip(names, (x, y)):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(t).__name__}")
+        if t.layout != torch.strided or t.is_nested:
+            raise TypeError(f"{name}: expected a dense tensor, got {_kind(t)}")
         if t.dim() != 2:
             raise ValueError(f"{name}: expected a matrix (rows, width), got shape {tuple(t.shape)}")
         if t.dtype not in FLOATING:
             raise TypeError(f"{name}: expected a floating dtype (float64, 32, 16 or bfloat16), got {t.dtype}")
     if x.device != y.device:
         raise ValueError(f"{names[1]}: expected the device of {names[0]} ({x.device}), got {y.device}")
+    if x.device.type == "meta":
+        raise TypeError(f"{names[0]}: expected a tensor with data, got one on the meta device")
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"{names[1]}: expected width {x.shape[1]} as {names[0]} has, got {y.shape[1]}")
+    if not torch.compiler.is_compiling() and (x._is_zerotensor() or y._is_zerotensor()):
+        x, y = x.clone(), y.clone()  # zeros without memory
     device = x.device.type
     if torch.is_autocast_enabled(device) and torch.float64 not in (x.dtype, y.dtype):
         dtype = torch.get_autocast_dtype(device)
@@ -67,12 +73,25 @@ def matrices(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> tuple
     return x, y
 
 
+def _kind(t: Tensor) -> str:
+    """What a tensor is that no kernel can read."""
+    return "a nested one" if t.is_nested else f"layout {t.layout}"
+
+
+def whole(argument: str, value: object) -> None:
+    """An integer of Python's or NumPy's."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer | torch.SymInt):
+        raise TypeError(f"{argument}: expected an integer, got {value!r}")
+
+
 def labels(argument: str, value: Tensor | None, size: int, x: Tensor, *, optional: bool = False) -> None:
     """An integer vector of `size` on the device of x; None where it is optional."""
     if value is None and optional:
         return
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected an integer tensor of shape ({size},), got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{argument}: expected a dense tensor, got {_kind(value)}")
     if value.dtype not in INTEGER:
         raise TypeError(f"{argument}: expected an integer dtype, got {value.dtype}")
     if tuple(value.shape) != (size,):

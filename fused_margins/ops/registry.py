@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import crossovers, gpu, native
+from . import checks, crossovers, gpu, native
 from .checks import FLOATING
 
 OPS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.ispkg))
@@ -125,7 +125,7 @@ _memory_budget_bytes = _budget_from_environment()
 
 
 def memory_budget() -> int:
-    """Bytes that a forward may keep for its backward, beyond the inputs and outputs."""
+    """Bytes of softmax weights that a forward may keep for its backward; a few numbers a row and column come on top."""
     return _memory_budget_bytes
 
 
@@ -140,8 +140,9 @@ def set_memory_budget(num_bytes: int) -> None:
     >>> fused_margins.set_memory_budget(64 * 2**20)
     """
     global _memory_budget_bytes
-    if num_bytes < 0:
-        raise ValueError(f"num_bytes: expected at least 0, got {num_bytes}")
+    checks.number("num_bytes", num_bytes)
+    if not 0 <= num_bytes < 2**63:
+        raise ValueError(f"num_bytes: expected a number of bytes, at least 0 and below 2^63, got {num_bytes}")
     _memory_budget_bytes = int(num_bytes)
     if native.module is not None:
         native.module.Workspace.keep_at_most(0)
@@ -241,6 +242,7 @@ def explain(
     if op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(map(repr, OPS))}, got {op!r}")
     for name, size in (("rows", rows), ("columns", columns), ("width", width)):
+        checks.whole(name, size)
         if size < 0:
             raise ValueError(f"{name}: expected at least 0, got {size}")
     if dtype not in FLOATING:

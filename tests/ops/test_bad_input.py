@@ -58,6 +58,13 @@ BEFORE_ANY_KERNEL = [
             ("y", "dtype", torch.randn(N, D).double(), TypeError, r"y: .* x \(torch.float32\), got torch.float64"),
             ("y", "half", torch.randn(N, D).half(), TypeError, r"y: .* x \(torch.float32\), got torch.float16"),
             ("y", "device", meta(N, D), ValueError, r"y: expected the device of x \(cpu\), got meta"),
+            (
+                "x",
+                "sparse",
+                torch.randn(B, D).to_sparse(),
+                TypeError,
+                "x: expected a dense tensor, got layout .*sparse",
+            ),
             ("similarity", "unknown", "cosin", ValueError, "similarity: .*'cosine', 'dot', .*, got 'cosin'"),
             ("similarity", "type", None, ValueError, "similarity: .*, got None"),
             ("backend", "unknown", "gpu", ValueError, "backend: expected one of 'auto', .*'reference', got 'gpu'"),
@@ -209,3 +216,36 @@ def test_checked_holds_within_its_context_only():
         with checked(False):
             assert not labels._raise_everywhere
         assert labels._raise_everywhere
+
+
+@pytest.mark.parametrize("op", ["contrast", "scores", "nearest"])
+def test_tensors_without_data(op):
+    both = {"x": meta(B, D), "y": meta(N, D)}
+    with pytest.raises(TypeError, match="x: expected a tensor with data, got one on the meta device"):
+        cases.load(op).run(valid(op) | both, "auto")
+
+
+def test_zeros_without_memory_are_zeros():
+    zeros = torch._efficientzerotensor((B, D))
+    got = cases.load("contrast").run(valid("contrast") | {"x": zeros}, "auto")["positive"]
+    assert torch.equal(got, torch.zeros(B))
+
+
+@pytest.mark.parametrize("value", [None, 1.5, True, "1"])
+def test_integers(value):
+    with pytest.raises(TypeError, match="ignore_index: expected an integer, got"):
+        contrast(**valid("contrast"), ignore_index=value)
+    with pytest.raises(TypeError, match="k: expected an integer, got"):
+        cases.load("nearest").run(valid("nearest") | {"k": value}, "auto")
+    with pytest.raises(TypeError, match="rows: expected an integer, got"):
+        registry.explain(rows=value, columns=1, width=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [("1e6", TypeError), (None, TypeError), (torch.inf, ValueError), (torch.nan, ValueError)]
+)
+def test_a_memory_budget_is_a_number(value, error):
+    before = registry.memory_budget()
+    with pytest.raises(error, match="num_bytes: expected a number"):
+        registry.set_memory_budget(value)
+    assert registry.memory_budget() == before

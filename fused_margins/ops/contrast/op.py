@@ -145,6 +145,7 @@ def contrast(
     Args, returns, rules and source: see `fused_margins.ops.contrast`.
     """
     checks.similarity(similarity)
+    checks.whole("ignore_index", ignore_index)
     checks.relation(relation)
     x, y = checks.matrices(x, y)
     rows, columns = x.shape[0], y.shape[0]

@@ -148,6 +148,7 @@ def margin_softmax(
     Args, returns, rules and source: see `fused_margins.ops.margin_softmax`.
     """
     checks.similarity(similarity)
+    checks.whole("ignore_index", ignore_index)
     checks.choice("reduction", reduction, REDUCTIONS)
     x, y = checks.matrices(x, y)
     checks.labels("target", target, x.shape[0], x)

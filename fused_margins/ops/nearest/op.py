@@ -49,6 +49,7 @@ def nearest(
     """
     checks.similarity(similarity)
     checks.relation(relation)
+    checks.whole("k", k)
     if k < 1:
         raise ValueError(f"k: expected at least 1, got {k}")
     x, y = (t.detach() for t in checks.matrices(x, y))

@@ -123,6 +123,7 @@ def scores(
     Args, returns, rules and source: see `fused_margins.ops.scores`.
     """
     checks.similarity(similarity)
+    checks.whole("ignore_index", ignore_index)
     x, y = checks.matrices(x, y)
     rows, columns = x.shape[0], y.shape[0]
     checks.labels("target", target, rows, x, optional=True)
