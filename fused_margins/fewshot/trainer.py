@@ -11,6 +11,7 @@ from torch import Tensor
 from ..ops import registry
 from .augment import augment
 from .backbones import Network
+from .backends import calls_of, problems
 from .config import TrainConfig
 from .datasets import ImageSet
 from .errors import UserError
@@ -39,7 +40,7 @@ class Trainer:
             channels, height, width = images.shape
             self.model = Network(channels, (height, width), config.backbone).to(self.device)
             size = self.model.embedding_size
-            _check_backend(config, len(images), size)
+            _check_backend(config, num_classes, size)
             self.objective = build_objective(config, size, labels, num_classes, self.generator).to(self.device)
             with torch.no_grad():
                 next(self.model.parameters()).mul_(1 + config.perturbation)
@@ -219,12 +220,9 @@ def _pixel_statistics(images: ImageSet, at_once: int = 1024) -> tuple[Tensor, Te
     return mean, std
 
 
-def _check_backend(config: TrainConfig, num_images: int, width: int) -> None:
+def _check_backend(config: TrainConfig, num_classes: int, width: int) -> None:
     """Refuse an unknown or unavailable backend before anything is trained or written."""
-    for op in registry.OPS:
-        problem = registry.Problem(
-            op, torch.device(config.device).type, torch.float32, config.batch_size, num_images, width
-        )
+    for problem in problems(calls_of(config.loss), config.device, config.batch_size, num_classes, width):
         try:
             registry.resolve(config.backend, problem)
         except (ValueError, RuntimeError) as error:

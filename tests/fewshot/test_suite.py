@@ -140,6 +140,6 @@ def test_the_reproduced_studies_have_folders_of_their_own_and_one_thread_each(mo
         assert len({placed.folder for placed in jobs}) == len(jobs)
         assert {placed.job.config.threads for placed in jobs} == {1}
     assert {study.name for study in reproduce.reproduce_studies()} >= {"omniglot-vinyals", "omniglot-official"}
-    monkeypatch.setattr(reproduce.doctor, "available_backends", lambda device: [])
+    monkeypatch.setattr(reproduce, "of_all", lambda device, losses: [])
     with pytest.raises(UserError, match="backends: only the reference is available"):
         reproduce.parity_studies()

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from .. import doctor
+from ..backends import of_all
 from ..config import Judging, Loss, TrainConfig
 from ..errors import UserError
 from ..jobs import available_cores
@@ -150,11 +148,13 @@ class ParityCommand(_StudyOptions):
             raise UserError(f"steps: expected at least 1, got {self.steps}")
         if len(self.seeds) != 1:
             raise UserError(f"seeds: expected a single one, got {list(self.seeds)}")
-        backends = self.backends or ("reference", *doctor.available_backends(torch.device(self.config.device).type))
-        if len(set(backends)) < 2 or len(set(backends)) < len(backends):
-            raise UserError(f"backends: expected two or more different ones, got {list(backends)}")
         config = self.loss.apply(self.base()).model_copy(update={"seed": self.seeds[0]})
         losses: dict[str, Loss] = parity.LOSSES if self.loss.loss is None else {config.loss.name: config.loss}
+        backends = self.backends or ("reference", *of_all(config.device, losses.values()))
+        if len(backends) == 1:
+            raise UserError(f"backends: none beside the reference runs {', '.join(losses)} on {config.device}")
+        if len(set(backends)) < 2 or len(set(backends)) < len(backends):
+            raise UserError(f"backends: expected two or more different ones, got {list(backends)}")
         study = parity.parity_study(config, losses, backends, self.judging(), self.steps, self.tolerance)
         code = self.run("parity", [study])
         if code or self.dry_run:
@@ -185,7 +185,7 @@ class Demo:
 
     def main(self) -> int:
         checked_seeds(self.seeds)
-        backends = ("reference", *doctor.available_backends("cpu"))
+        backends = ("reference", *of_all("cpu", parity.LOSSES.values()))
         if len(backends) == 1:
             say("only the reference backend is available: the parity part is left out")
         studies = demo_studies(self.seeds, self.epochs, self.episodes, backends)

@@ -7,7 +7,7 @@ Where 64 channels would take too long there are 32 (as in Finn et al., Model-agn
 
 from typing import Any
 
-from .. import doctor
+from ..backends import of_all
 from ..config import Backbone, Judging, Loss, Magnet, MarginSoftmax, TrainConfig
 from ..errors import UserError
 from ..presets import preset
@@ -53,7 +53,7 @@ def reproduce_studies() -> list[Study]:
 
 def parity_studies() -> list[Study]:
     """Every loss on every backend, on both data sets: a quarter of an hour on two cores."""
-    backends = ("reference", *doctor.available_backends("cpu"))
+    backends = ("reference", *of_all("cpu", LOSSES.values()))
     if len(backends) == 1:
         raise UserError("backends: only the reference is available, there is nothing to compare")
     judging = Judging(shots=(1,))

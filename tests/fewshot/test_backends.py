@@ -1,0 +1,46 @@
+"""A training asks a backend for what its loss calls, and for nothing else."""
+
+import pytest
+
+from fused_margins.fewshot import doctor, trainer
+from fused_margins.fewshot.backends import available, calls_of, of_all
+from fused_margins.fewshot.config import InfoNCE, Magnet, MarginSoftmax, Softmax, TrainConfig, Triplet
+from fused_margins.fewshot.errors import UserError
+from fused_margins.ops import crossovers, registry
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """The registry as it is beside a GPU: cuda and triton refuse what they have no kernel for, and nothing else."""
+    refuses = {"cuda": crossovers.cuda_refuses, "triton": lambda problem: None, "cpu": lambda problem: "runs on a CPU"}
+    backends = [
+        registry.Backend(b.name, refuses.get(b.name, b.refuses), lambda problem: "", b.slower)
+        for b in registry.BACKENDS
+    ]
+    monkeypatch.setattr(registry, "BACKENDS", backends)
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_each_loss_finds_the_gpu_backends_that_have_its_ops():
+    assert available("cuda", calls_of(MarginSoftmax())) == ["cuda", "triton"]
+    assert available("cuda", calls_of(Triplet(positives="easy", negatives="random"))) == ["cuda", "triton"]
+    assert available("cuda", calls_of(Triplet(positives="easy", negatives="hard"))) == ["triton"]
+    assert available("cuda", calls_of(InfoNCE())) == ["triton"]
+    assert available("cuda", calls_of(Magnet())) == []
+    assert of_all("cuda", [Softmax(), InfoNCE()]) == ["triton"]
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_training_is_refused_for_its_own_ops_alone():
+    config = TrainConfig(backend="triton", device="cuda", loss=MarginSoftmax())
+    trainer._check_backend(config, 64, 64)
+    with pytest.raises(UserError, match="backend 'triton' cannot run this magnet: has no kernel for magnet"):
+        trainer._check_backend(config.model_copy(update={"loss": Magnet()}), 64, 64)
+    with pytest.raises(UserError, match="backend 'cuda' cannot run this margin_softmax: takes up to 1024 columns"):
+        trainer._check_backend(config.model_copy(update={"backend": "cuda"}), 5000, 64)
+
+
+def test_a_gpu_on_which_nothing_was_checked_is_a_fault(monkeypatch):
+    monkeypatch.setattr(doctor, "_losses", lambda *_: iter(()))
+    assert doctor.self_check("cpu")[1]
+    assert not doctor.self_check("cuda")[1]
