@@ -39,5 +39,9 @@ def test_interpreted_kernels_at_the_edges():
     interpreted("tests/ops/test_extremes.py", "-k", f"triton and ({names})")
 
 
+def test_interpreted_searches():
+    interpreted("tests/ops/test_rank.py", "tests/ops/test_semihard.py", "-k", "test_rank or triton")
+
+
 def test_interpreted_derivatives():
     interpreted("tests/ops/test_gradients.py", "-k", "triton and (exactly_zero or budget or undefined)")

@@ -165,7 +165,7 @@ def test_compiles(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    monkeypatch.setattr(gpu, "capability", lambda: arch // 10)
+    monkeypatch.setattr(gpu, "capability", lambda device: arch // 10)
     op(dtype, similarity)
     assert_compiles(launches, arch, tmp_path, record_property)
 

@@ -13,9 +13,11 @@ from .episodes import centroid_accuracy, head_accuracy, sample_episodes
 from .errors import UserError
 from .trainer import Trainer
 
+VINYALS = "omniglot"  # the data set whose training classes are of all alphabets
 
-def check_judging(task: Task, judging: Judging) -> None:
-    """Raise a `UserError` for what cannot be judged on this data: before the training, which may take hours."""
+
+def check_judging(task: Task, judging: Judging, dataset: str) -> None:
+    """Raise a `UserError` for what cannot be judged on this data set: before the training, which may take hours."""
     for images in (task.validation, task.novel):
         if images is not None:
             sizes = torch.bincount(images.labels)
@@ -23,8 +25,15 @@ def check_judging(task: Task, judging: Judging) -> None:
             if max(judging.shots) >= smallest:
                 raise UserError(f"shots: expected fewer than the {smallest} images of {name}, got {max(judging.shots)}")
     channels = task.training.shape[0]
-    if judging.official_runs and channels != 1:
-        raise UserError(f"official_runs: expected images of one channel as these drawings have, got {channels}")
+    if judging.official_runs:
+        if channels != 1:
+            raise UserError(f"official_runs: expected images of one channel as these drawings have, got {channels}")
+        if dataset == VINYALS:
+            raise UserError(
+                f"official_runs: the training classes of {dataset} are of the runs' own alphabets, too; train on "
+                "omniglot-background"
+            )
+        one_shot_runs(task.training.shape[1])  # or they are not there, which it says
 
 
 def evaluate(trainer: Trainer, task: Task, judging: Judging) -> dict[str, float]:

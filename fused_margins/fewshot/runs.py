@@ -178,6 +178,8 @@ class Run:
             if damaged is not None:
                 raise ValueError(f"checksum of {damaged} does not match")
             restore(torch.load(path, weights_only=True))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         except Exception as error:  # damage shows itself in many ways, all of which mean the same to the user
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{path}: not a usable checkpoint: {reason}") from error

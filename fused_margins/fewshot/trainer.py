@@ -32,6 +32,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, images: ImageSet) -> None:
         self.config, self.device = config, usable_device(config.device)
         self.images = images.to(self.device)
+        self.checksum: int | None = None  # of the images, once it is asked for
         self.generator = torch.Generator().manual_seed(config.seed)
         labels = images.targets(config.labels)
         num_classes = len(images.class_names if config.labels == "fine" else images.coarse_names)
@@ -123,8 +124,11 @@ class Trainer:
         return value
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+        """Everything that the rest of the run depends on, and the checksum of the images."""
+        if self.checksum is None:
+            self.checksum = self.images.checksum()
         return {
+            "images": self.checksum,
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -140,6 +144,10 @@ class Trainer:
         missing = self.state_dict().keys() - (state.keys() if isinstance(state, dict) else set())
         if missing:
             raise ValueError(f"it does not hold {', '.join(sorted(missing))}")
+        if state["images"] != self.checksum:
+            raise UserError(
+                f"dataset: {self.config.dataset} holds other images or labels than when this run began; start a new one"
+            )
         epoch, history = state["epoch"], state["history"]
         if not (isinstance(epoch, int) and 0 <= epoch <= self.config.epochs and len(history) == epoch):
             raise ValueError(f"expected an epoch up to {self.config.epochs} and a history of as many, got {epoch!r}")

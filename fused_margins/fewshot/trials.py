@@ -64,7 +64,7 @@ class Trial:
     def _carry_out(self, run: Run) -> None:
         torch.set_num_threads(self.config.threads or torch.get_num_threads())
         task = task_of(self.config)
-        check_judging(task, self.judging)
+        check_judging(task, self.judging, self.config.dataset)
         if run.config_path.exists() and run.config() != self.config:
             raise UserError(f"output: {run.folder} holds a run with other settings: choose another folder")
         if run.checkpoint_path.exists():

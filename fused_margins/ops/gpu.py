@@ -43,14 +43,14 @@ def programs(device: torch.device) -> int:
 
 
 @functools.cache
-def capability() -> int:
-    """The major number of the GPU's compute capability: 9 is Hopper."""
-    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+def capability(device: torch.device) -> int:
+    """The major number of a GPU's compute capability: 9 is Hopper."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 
 def can_describe(*tensors: Tensor) -> bool:
     """Whether a GPU's copy engine can fetch tiles of these matrices, rows of 16-bit numbers 16 bytes apart."""
-    return (interpreted or capability() == 9) and all(
+    return (interpreted or capability(tensors[0].device) == 9) and all(
         t.dtype.itemsize == 2
         and t.stride(1) == 1
         and t.stride(0) % 8 == 0
@@ -96,8 +96,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     for value in args:
         kind = type(value)
         if kind is int:
-            key.append(~(value % 16) if 1 < value < 2**31 else value)
-        elif kind in _TENSORS:
+            key.append(value % 16 + 0.5 if 1 < value < 2**31 else value)
+        elif kind in _TENSORS or isinstance(value, Tensor):
             key.append(value.dtype)
             value = value.data_ptr()
             key.append(value % 16)

@@ -74,8 +74,8 @@ def products(
             acc = dot(x.load([block * BM, start]), y.load([tile * BN, start]).T, acc, PRECISION, DTYPE)
     else:
         k = tl.arange(0, BK)
-        x_tile = x + rows[:, None] * x_row + k[None, :] * x_column
-        y_tile = y + columns[None, :] * y_row + k[:, None] * y_column
+        x_tile = x + rows[:, None] * x_row + k[None, :].to(tl.int64) * x_column
+        y_tile = y + columns[None, :] * y_row + k[:, None].to(tl.int64) * y_column
         for start in range(0, width, BK):
             a = load(x_tile, start + k[None, :], width, LOADS)
             b = load(y_tile, start + k[:, None], width, LOADS)

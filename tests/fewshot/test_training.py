@@ -93,6 +93,21 @@ class StopAfter:
         return self.steps < 0
 
 
+def test_a_run_does_not_resume_on_other_data(images, config, tmp_path):
+    run = Run.create(tmp_path, config)
+    assert not Trainer(config, images).train(run, StopAfter(2))
+    before = run.metrics_path.exists() and run.metrics_path.read_bytes()
+    for other in (
+        replace(images, images=images.images ^ 1),
+        replace(images, labels=images.labels.flip(0)),
+        images.subset(slice(0, len(images) - 1)),
+    ):
+        with pytest.raises(UserError, match="dataset: digits holds other images or labels than when this run began"):
+            resume(run, other)
+    assert (run.metrics_path.exists() and run.metrics_path.read_bytes()) == before
+    assert resume(run, images).train(run)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 4, 6, 10])  # before the start, within epochs, between epochs of four or five
 @pytest.mark.parametrize("name", ["margin-softmax", "triplet", "margin", "infonce", "triplet with memory", "magnet"])
 def test_an_interrupted_run_resumes_to_the_same_bits(images, config, tmp_path, name, steps):

@@ -54,7 +54,7 @@ class Train:
         config = config.model_copy(update={"threads": threads})
         torch.set_num_threads(threads)
         task = task_of(config)
-        check_judging(task, self.judging)
+        check_judging(task, self.judging, config.dataset)
         if self.dry_run:
             trainer = Trainer(config, task.training)
             console.print(plan_table(trainer, task, folder, estimate(trainer)).rich())
@@ -110,9 +110,10 @@ class Evaluate:
             return self._carry_out(run)
 
     def _carry_out(self, run: Run) -> int:
-        task = task_of(run.config())
-        check_judging(task, self.judging)
-        trainer = Trainer(run.config(), task.training)
+        config = run.config()
+        task = task_of(config)
+        check_judging(task, self.judging, config.dataset)
+        trainer = Trainer(config, task.training)
         run.load_checkpoint(trainer.load_state_dict)
         if not trainer.finished:
             say(f"not finished: {trainer.epoch} of {trainer.config.epochs} epochs")

@@ -186,16 +186,14 @@ def _weights_of_part(
     inside = at_columns < columns
     of_y = tl.full((BN,), 1.0, DTYPE)
     if SIMILARITY == COSINE:
-        of_y = tl.load(y_factor + j, mask=inside, other=0.0)  # which makes W 0 beyond the last column
+        of_y = tl.load(y_factor + j, mask=inside, other=0.0)
     z = t * slope[:, None] - shift[:, None]
     if HAS_BIAS:
         z += tl.load(bias + j)[None, :] * LOG2E
     q = tl.exp2(z)
     chosen = own[:, None] == at_columns[None, :]
     if RELATION == DIFFERENT and not (HAS_LABELS or HAS_SELF):
-        w = tl.where(chosen, of_positive[:, None], q * by_scale[:, None])
-        if SIMILARITY != COSINE:
-            w = tl.where(inside[None, :], w, 0.0)
+        w = tl.where(chosen, of_positive[:, None], tl.where(inside[None, :], q * by_scale[:, None], 0.0))
         if OF_SCALE or OF_BIAS:
             q = tl.where(chosen | ~inside[None, :], 0.0, q)
     else:

@@ -55,6 +55,19 @@ def _certain(g: Generator) -> Inputs:
     return {"x": eye, "y": eye, "target": torch.arange(13), "scale": 64.0, "margin": 0.35}
 
 
+def _at_poles(g: Generator, scale: float, width: int = 8) -> Inputs:
+    """Rows at one pole, one class there, the last, and one at the other: logits lie 2 scale apart."""
+    x, y = torch.zeros(3, width, dtype=torch.float64), torch.zeros(2, width, dtype=torch.float64)
+    x[:, 0], y[0, 0], y[1, 0] = 1, -1, 1
+    return {"x": x, "y": y, "target": torch.tensor([1, 1, 0]), "scale": scale, "margin": 0.0}
+
+
+def _turned_away(g: Generator) -> Inputs:
+    """All rows point away from all classes, so far that exp(-logsumexp) leaves the range of float32."""
+    x, y = torch.ones(5, 16, dtype=torch.float64), -torch.ones(9, 16, dtype=torch.float64)
+    return {"x": x, "y": y, "target": torch.arange(5), "scale": 128.0, "margin": 0.0}
+
+
 CASES = (
     *(
         Case(
@@ -86,6 +99,11 @@ CASES = (
     Case("one-class", partial(_classifier, columns=1), "no other class: the loss is 0"),
     Case("no-rows", partial(_classifier, rows=0), "an empty batch"),
     Case("one-row", partial(_classifier, rows=1), "a batch of one"),
+    *(
+        Case(f"poles-{scale:g}", partial(_at_poles, scale=scale), "a row's own class is the last, far above the others")
+        for scale in (64.0, 400.0)
+    ),
+    Case("turned-away", _turned_away, "columns beyond the last must not count, whatever exp makes of them"),
     Case("blocks", partial(_classifier, rows=13, columns=521, width=67), "more columns than two blocks"),
     Case(
         "aligned",

@@ -1,9 +1,10 @@
 """`nearest` in Triton: each row's best columns stay in registers while tiles of similarities pass by.
 
 The columns are split among programs (`_search`), each keeps its K best in order; `_merge` picks the best of all shares,
-of equals the lowest column, and computes the chosen pairs once more, exactly. For one neighbour without a bound
-`_search_one` does it in fewer operations; it ranks Euclidean distances by <x, y> - |y|^2 / 2, on the matrix units, and
-where the best two are nearer than that rounds, `_compare` compares the row's distances one by one.
+of equals the lowest column, and computes the chosen pairs once more, exactly. One nearest column by Euclidean distance
+is found on the matrix units: `_rank` orders columns by <x, y> - |y|^2 / 2, and where a row's best two are nearer to
+each other than the roundings of products of that length can move them, `_compare` compares the distances themselves:
+of all rows where one column is very long or not a number.
 """
 
 from typing import Any
@@ -148,7 +149,7 @@ def _rank(
         if LOADS == DESCRIBED:
             a = x.load([block * BM, 0])
         else:
-            a = load(x + i[:, None] * x_row + k[None, :] * x_column, k[None, :], width, LOADS)
+            a = load(x + i[:, None] * x_row + k[None, :].to(tl.int64) * x_column, k[None, :], width, LOADS)
     first = share * tiles_each
     for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
         at_columns, j = places(tile, BN, columns)
@@ -156,7 +157,7 @@ def _rank(
             if LOADS == DESCRIBED:
                 b = y.load([tile * BN, 0]).T
             else:
-                b = load(y + j[None, :] * y_row + k[:, None] * y_column, k[:, None], width, LOADS)
+                b = load(y + j[None, :] * y_row + k[:, None].to(tl.int64) * y_column, k[:, None], width, LOADS)
             u = dot(a, b, tl.zeros((BM, BN), DTYPE), PRECISION, DTYPE)
         else:
             u = products(
@@ -205,8 +206,8 @@ def _compare(
     flags = tl.load(uncertain + i)
     if tl.max(flags, 0) > 0:
         for n in range(BLOCK):
-            row = tl.minimum(tl.program_id(0) * BLOCK + n, rows - 1).to(tl.int64)
-            if tl.load(uncertain + row) > 0:
+            row = tl.program_id(0).to(tl.int64) * BLOCK + n
+            if (tl.load(uncertain + tl.minimum(row, rows - 1)) > 0) & (row < rows):
                 best = tl.full((BN,), float("-inf"), DTYPE)
                 of_tile = tl.full((BN,), -1, tl.int32)
                 for tile in range(tl.cdiv(columns, BN)):
@@ -285,11 +286,13 @@ def _merge(
                 v = vectors(x, i, start, width, x_row, x_column, BK, DTYPE)
                 squares += v * v
             most = tl.load(largest)
-            error = tolerance * (tl.sqrt(2 * tl.sum(squares, 1) * most) + most)
-            certain = (chosen - runner_up > 2 * error) | (runner_up == float("-inf")) & (chosen > float("-inf"))
-            # Nothing may be open to a row, or all that is be not a number: no need to look again, unless sums overflow.
-            nothing = (chosen == float("-inf")) & (error < float("inf"))
-            tl.store(uncertain + at, tl.where(certain | nothing | invalid, 0, 1), mask=at < rows)
+            # Of products; and of the distance itself, within two roundings of which others tie.
+            error = tolerance * (tl.sqrt(tl.sum(squares, 1)) * tl.sqrt(2 * most) + most)
+            error += tl.where(found, 2 * 1.1920929e-7 * tl.abs(u), 0.0)
+            # Alone, or nothing is open to the row. An error that is not finite: only the distances can tell.
+            alone = runner_up == float("-inf")
+            certain = ((chosen - runner_up > 2 * error) | alone) & (error < float("inf"))
+            tl.store(uncertain + at, tl.where(certain | invalid, 0, 1), mask=at < rows)
         tl.store(similarity + i * k + slot, u, mask=at < rows)
         tl.store(index + i * k + slot, tl.where(found, chosen_index, -1).to(tl.int64), mask=at < rows)
 
@@ -370,7 +373,7 @@ def forward(
         gpu.launch(
             _merge, (cdiv(rows, block),),
             x, y, of_x, of_y, own, values, indices, seconds, largest, best, index, uncertain, *search,
-            shares, k, (width / 2 + 8) * torch.finfo(dtype).eps, BLOCK=block, BK=depth, K=slots,
+            shares, k, (width + 8) * torch.finfo(dtype).eps, BLOCK=block, BK=depth, K=slots,
             SIMILARITY=options["SIMILARITY"], NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
         if ranked:
@@ -389,6 +392,8 @@ def _rank_options(x: Tensor, options: dict[str, Any], masked: bool) -> dict[str,
     options = options | {"BN": BN // 2, "SHALLOW": shallow}
     if masked:
         options["num_warps"] = 8
+    if options["PRECISION"] == "tf32":  # three products of parts: an order by one would say little
+        options["PRECISION"] = "tf32x3"
     if shallow:
         options["BK"] = depth
         if options["LOADS"] != DESCRIBED.value:
