@@ -148,13 +148,29 @@ def assignment(dtype: torch.dtype, similarity: str) -> None:
     registry.kernel("nearest", "triton").forward(x, x, labels, labels, None, None, similarity, "any", 1)
 
 
-OPS = [contrast, plain_contrast, labelled_contrast, scores, nearest, semihard, assignment]
+EVERYTHING = [
+    (op, dtype, similarity) for op in (contrast, scores, nearest) for dtype in DTYPES for similarity in SIMILARITIES
+]
+# What is compiled otherwise in special cases, in the dtypes that count.
+SPECIAL = [
+    (op, dtype, similarity)
+    for op, similarity in (
+        (plain_contrast, "cosine"),
+        (plain_contrast, "dot"),
+        (labelled_contrast, "cosine"),
+        (semihard, "cosine"),
+        (semihard, "negative_squared_euclidean"),
+        (assignment, "negative_squared_euclidean"),
+    )
+    for dtype in (torch.float32, torch.bfloat16)
+]
 
 
 @pytest.mark.parametrize("arch", SHARED)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: TYPES[d])
-@pytest.mark.parametrize("similarity", SIMILARITIES)
-@pytest.mark.parametrize("op", OPS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    ("op", "dtype", "similarity"),
+    [pytest.param(*p, id=f"{p[0].__name__}-{p[2]}-{TYPES[p[1]]}") for p in EVERYTHING + SPECIAL],
+)
 def test_compiles(
     op: Callable[..., None],
     similarity: str,
