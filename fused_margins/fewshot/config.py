@@ -206,13 +206,13 @@ class Judging(Settings):
 
     episodes: Count = 600
     """Few-shot episodes for each number of ways and shots."""
-    ways: tuple[Annotated[int, Field(ge=2)], ...] = (5,)
+    ways: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (5,)
     """Novel classes of an episode."""
-    shots: tuple[Count, ...] = (1, 5)
+    shots: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 5)
     """Labelled images of each class of an episode."""
     queries: Count = 16
     """Images of each class to be recognised; fewer where the classes are too small for as many."""
-    neighbours: tuple[Count, ...] = (10,)
+    neighbours: Annotated[tuple[Count, ...], Field(min_length=1)] = (10,)
     """Nearest clusters that the k-nearest-cluster classifier asks, one figure for each number."""
     knc_clusters: Count = 5
     """Clusters of each class that this classifier has."""

@@ -121,7 +121,10 @@ class Run:
 
     def judging(self) -> Judging:
         """How the run is to be judged; the defaults where that was not stored."""
-        return Judging.model_validate(read_json(self.judging_path))
+        try:
+            return Judging.model_validate(read_json(self.judging_path))
+        except ValidationError as error:
+            raise UserError(f"{self.judging_path}: {explain_validation(error)}") from None
 
     def usage(self) -> dict[str, float]:
         """Seconds of training and the peak memory in MiB, over all resumptions; empty before the first."""

@@ -122,6 +122,20 @@ def test_mistakes_get_one_clear_line_and_leave_no_run(tmp_path, capsys, argument
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "--seed", "3"], "seed: a study has several, give --seeds; got 3"),
+        (["one-shot", "--dataset", "digits"], "dataset: these protocols are of omniglot alone, got digits"),
+        (["parity", "--seeds", "0", "--backend", "cpu"], "backend: it is --backends that are compared, got cpu"),
+    ],
+)
+def test_options_that_a_study_would_ignore_are_refused(tmp_path, capsys, arguments, message):
+    assert main([*arguments, "--output", str(tmp_path / "study")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
 def test_without_tensorboard_nothing_is_begun(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert _train(tmp_path / "run", "--tensorboard") == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..backends import of_all
 from ..config import Judging, Loss, TrainConfig
 from ..errors import UserError
+from ..evaluation import VINYALS
 from ..jobs import available_cores
 from ..options import ConfigFlags, LossFlags, LossOptions
 from ..plan import suite_table
@@ -49,6 +50,8 @@ class _StudyOptions:
 
     def __post_init__(self) -> None:
         checked_seeds(self.seeds)
+        if self.config.seed != TrainConfig().seed:
+            raise UserError(f"seed: a study has several, give --seeds; got {self.config.seed}")
 
     def base(self) -> TrainConfig:
         """The settings that all trainings share. One thread each: that is fastest for many, and bits depend on it."""
@@ -121,6 +124,8 @@ class OneShot(_StudyOptions):
 
     def main(self) -> int:
         config = self.loss.apply(self.base())
+        if config.dataset != VINYALS:
+            raise UserError(f"dataset: these protocols are of {VINYALS} alone, got {config.dataset}")
         losses: dict[str, Loss] = {config.loss.name: config.loss}
         studies = [study(config, losses, self.seeds, self.episodes) for study in (vinyals_study, official_study)]
         return self.run("one-shot", studies)
@@ -148,6 +153,8 @@ class ParityCommand(_StudyOptions):
             raise UserError(f"steps: expected at least 1, got {self.steps}")
         if len(self.seeds) != 1:
             raise UserError(f"seeds: expected a single one, got {list(self.seeds)}")
+        if self.config.backend != TrainConfig().backend:
+            raise UserError(f"backend: it is --backends that are compared, got {self.config.backend}")
         config = self.loss.apply(self.base()).model_copy(update={"seed": self.seeds[0]})
         losses: dict[str, Loss] = parity.LOSSES if self.loss.loss is None else {config.loss.name: config.loss}
         backends = self.backends or ("reference", *of_all(config.device, losses.values()))
