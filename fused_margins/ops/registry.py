@@ -141,8 +141,10 @@ def set_memory_budget(num_bytes: int) -> None:
     """
     global _memory_budget_bytes
     checks.number("num_bytes", num_bytes)
-    if not 0 <= num_bytes < 2**63:
-        raise ValueError(f"num_bytes: expected a number of bytes, at least 0 and below 2^63, got {num_bytes}")
+    if not num_bytes >= 0:
+        raise ValueError(f"num_bytes: expected at least 0, got {num_bytes}")
+    if num_bytes >= 2**63:
+        raise ValueError(f"num_bytes: expected less than 2^63, got {num_bytes}")
     _memory_budget_bytes = int(num_bytes)
     if native.module is not None:
         native.module.Workspace.keep_at_most(0)

@@ -129,7 +129,7 @@ def test_memory_that_nobody_writes_is_poisoned():
 
 @pytest.mark.parametrize(("options", "outcome"), [([], "1 skipped"), (["--require-backends=cpu"], "1 failed")])
 def test_a_required_backend_is_not_skipped(options, outcome):
-    test = "tests/ops/test_parity.py::test_forward[scores-logits-float32-cpu]"
+    test = "tests/ops/test_parity.py::test_forward[scores-logits-cpu-float32]"
     program = "import sys, pytest; sys.modules['fused_margins._C'] = None; sys.exit(pytest.main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, test, *options]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
