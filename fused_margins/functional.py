@@ -14,7 +14,7 @@ from .ops.magnet.op import apply as magnet
 from .ops.margin_softmax.op import apply as margin_softmax
 from .ops.nearest import nearest
 from .ops.scores import scores
-from .ops.similarity import pair_similarity, similarity_sum, take_rows
+from .ops.similarity import less_by_rounding, pair_similarity, similarity_sum, take_rows
 from .reductions import REDUCTIONS, reduce_loss, softplus
 
 __all__ = [
@@ -327,21 +327,9 @@ def mine_negatives(
     if strategy == "semihard":
         if positive_similarity is None:
             positive_similarity = nearest(x, y, row_labels, column_labels, relation="same", **options)[0][:, 0]
-        below = _less(positive_similarity.detach(), x, y, similarity)
+        below = less_by_rounding(positive_similarity.detach(), x, y, similarity)
     value, index = nearest(x, y, row_labels, column_labels, relation="different", below=below, **options)
     return value[:, 0], index[:, 0]
-
-
-def _less(u: Tensor, x: Tensor, y: Tensor, similarity: str) -> Tensor:
-    """u less what rounding can make of it: products of unit vectors, of vectors, or differences."""
-    if similarity == "cosine" or not y.shape[0]:
-        size: float | Tensor = 1.0
-    elif similarity == "dot":
-        size = x.detach().to(u.dtype).norm(dim=1) * y.detach().to(u.dtype).norm(dim=1).max()
-    else:
-        size = u.abs()
-    lower = u - (x.shape[1] + 8) * torch.finfo(u.dtype).eps * size
-    return torch.where(u.isfinite() & lower.isfinite(), lower, u)
 
 
 def magnet_loss(

@@ -99,3 +99,15 @@ def admitted(row_labels: Tensor, column_labels: Tensor, relation: str, self_inde
         columns = torch.arange(column_labels.shape[0], device=column_labels.device)
         mask = mask & (self_index[:, None] != columns)
     return mask
+
+
+def less_by_rounding(u: Tensor, x: Tensor, y: Tensor, similarity: str) -> Tensor:
+    """u less what rounding can make of it: products of unit vectors, of vectors, or differences."""
+    if similarity == "cosine" or not y.shape[0]:
+        size: float | Tensor = 1.0
+    elif similarity == "dot":
+        size = x.detach().to(u.dtype).norm(dim=1) * y.detach().to(u.dtype).norm(dim=1).max()
+    else:
+        size = u.abs()
+    lower = u - (x.shape[1] + 8) * torch.finfo(u.dtype).eps * size
+    return torch.where(u.isfinite() & lower.isfinite(), lower, u)
