@@ -292,7 +292,8 @@ def mine_negatives(
 
         index_i = argmax over j with label_j != label_i (and, semi-hard, u_ij < u_positive(i)) of  u_ij
 
-    Less similar by more than rounding, (D + 8) eps: a copy of the positive with another label is none of them.
+    Less similar by more than rounding, (D + 8) eps of the lengths of anchor and positive (with a dot product's bound that
+    is given, of it): a copy of the positive with another label is none of them.
 
     Args:
         embeddings: (B, D) anchors. labels: (B,) integers.
@@ -322,12 +323,18 @@ def mine_negatives(
         embeddings, labels, reference_embeddings, reference_labels, self_index
     )
     options: dict[str, Any] = {"self_index": self_column, "similarity": similarity, "backend": backend}
+    checks.matrices(x, y, ("embeddings", "reference_embeddings"))
     below = None
+    size = 1.0 if similarity == "cosine" else None
     positive_similarity = checks.vector("positive_similarity", positive_similarity, embeddings.shape[0], embeddings)
     if strategy == "semihard":
         if positive_similarity is None:
-            positive_similarity = nearest(x, y, row_labels, column_labels, relation="same", **options)[0][:, 0]
-        below = less_by_rounding(positive_similarity.detach(), x, y, similarity)
+            mined, index = nearest(x, y, row_labels, column_labels, relation="same", **options)
+            positive_similarity = mined[:, 0]
+            if similarity == "dot":
+                pair = x.detach(), take_rows(y.detach(), index[:, 0])
+                size = pair[0].to(mined.dtype).norm(dim=1) * pair[1].to(mined.dtype).norm(dim=1)
+        below = less_by_rounding(positive_similarity.detach(), x.shape[1], size)
     value, index = nearest(x, y, row_labels, column_labels, relation="different", below=below, **options)
     return value[:, 0], index[:, 0]
 

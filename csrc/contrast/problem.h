@@ -157,12 +157,26 @@ class Weights {
                                                   Vector<T> shift) {
     using V = Vector<T>;
     V weight = V{}, along = V{};
-    for (int64_t j = 0; j < count; ++j) {
-      const V u = load(w + j * stride);
-      const V e = exponentials<T>(u * scale + ((bias ? bias[j] : T(0)) - shift));
+    const auto weigh_one = [&](int64_t j, V u, V z) {
+      const V e = exponentials<T>(z);
       weight += e;
       along += e == T(0) ? V{} : e * u;  // u may be -infinity
       save(w + j * stride, e);
+    };
+    // Where a shift's own rounding is 1 and more, logits must be rounded as it was before it is taken off.
+    constexpr T far = 1 / std::numeric_limits<T>::epsilon();
+    bool is_far = false;
+    for (int64_t l = 0; l < VectorOf<T>::lanes; ++l) is_far |= shift[l] > far || shift[l] < -far;
+    if (is_far) {
+      for (int64_t j = 0; j < count; ++j) {
+        const V u = load(w + j * stride);
+        weigh_one(j, u, (u * scale + (bias ? bias[j] : T(0))) - shift);
+      }
+    } else {
+      for (int64_t j = 0; j < count; ++j) {
+        const V u = load(w + j * stride);
+        weigh_one(j, u, u * scale + ((bias ? bias[j] : T(0)) - shift));
+      }
     }
     return {weight, along};
   }

@@ -74,13 +74,14 @@ class Magnet {
     variance_[1] = !(variance < floor);
     T* loss = static_cast<T*>(out);
     double total = 0;
+    Buffer<T> logits(clusters_);
     for (int64_t i = 0; i < rows_; ++i) {
-      const T s = 1 / (2 * variance_[0]);
+      make_logits(i, logits.get());
       T nearest = none<T>, weight = 0;
       for (int64_t m = 0; m < clusters_; ++m)
-        if (other_class(i, m)) nearest = std::max(nearest, -s * distance(i, m));
+        if (other_class(i, m)) nearest = std::max(nearest, logits[m]);
       for (int64_t m = 0; m < clusters_; ++m)
-        if (other_class(i, m)) weight += exponential(-s * distance(i, m) - nearest);
+        if (other_class(i, m)) weight += exponential(logits[m] - nearest);
       others_[i] = nearest == none<T> ? none<T> : nearest + std::log(weight);
       const T value = hinge(i);
       if (in_.reduction == Reduction::none)
@@ -96,16 +97,17 @@ class Magnet {
     const T s = 1 / (2 * variance_[0]);
     // dL / d distance (rows, clusters) by halves: for -2 (x - mean); and of each row their sum.
     const int64_t padded = round_up(clusters_, 3 * ROW_QUANTUM);
-    Buffer<T> c(round_up(rows_, TILE_ROWS) * padded), sums(rows_);
+    Buffer<T> c(round_up(rows_, TILE_ROWS) * padded), sums(rows_), logits(clusters_);
     double of_scale = 0;
     for (int64_t i = 0; i < rows_; ++i) {
       const T g = hinge(i) > 0 ? grad[in_.reduction == Reduction::none ? i : 0] / divisor() : T(0);
       T* of_row = c.get() + i * padded;
       std::fill(of_row, of_row + padded, T(0));
       T along = 0;
+      if (g != 0) make_logits(i, logits.get());
       for (int64_t m = 0; g != 0 && m < clusters_; ++m) {
         if (!other_class(i, m)) continue;
-        const T q = exponential(-s * distance(i, m) - others_[i]);
+        const T q = exponential(logits[m] - others_[i]);
         along += q * distance(i, m);
         of_row[m] = -g * s * q;
       }
@@ -178,20 +180,29 @@ class Magnet {
   T distance(int64_t i, int64_t m) const { return distances_[i * clusters_ + m]; }
   T own(int64_t i) const { return distance(i, in_.clusters[i]); }
   bool other_class(int64_t i, int64_t m) const { return in_.cluster_labels[m] != in_.cluster_labels[in_.clusters[i]]; }
+  // Of a row, and all clusters. Not inlined: a product that is not rounded before something is taken off, as where both
+  // become one instruction, is not what the largest one was compared as; far from all clusters exp then overflows.
+  __attribute__((noinline)) void make_logits(int64_t i, T* logits) const {
+    const T s = 1 / (2 * variance_[0]), *of_row = distances_ + i * clusters_;
+    for (int64_t m = 0; m < clusters_; ++m) logits[m] = -s * of_row[m];
+  }
   // Above 0 where the row counts; -infinity where there is no other class.
   T hinge(int64_t i) const { return T(in_.alpha) + own(i) / (2 * variance_[0]) + others_[i]; }
   T divisor() const { return in_.reduction == Reduction::mean && rows_ ? T(rows_) : T(1); }
 
-  // The first row, where rows are much further from 0 than from each other, as far as two of them tell.
+  // The first row, where rows are much further from 0 than from each other, as far as some of them tell.
   static Buffer<T> origin_of(const Matrix& x) {
     if (!x.rows || !x.width) return Buffer<T>();
     Buffer<T> first(x.width), other(x.width);
     load_row(x, 0, first.get());
-    load_row(x, x.rows / 2, other.get());
     T from_zero = 0, apart = 0;
-    for (int64_t d = 0; d < x.width; ++d) {
-      from_zero += first[d] * first[d];
-      apart += (first[d] - other[d]) * (first[d] - other[d]);
+    for (int64_t d = 0; d < x.width; ++d) from_zero += first[d] * first[d];
+    constexpr int64_t samples = 7;  // spread so that clusters in turn are not all the same one
+    for (int64_t n = 1; n < samples; ++n) {
+      load_row(x, n * x.rows / samples, other.get());
+      T squared = 0;
+      for (int64_t d = 0; d < x.width; ++d) squared += (first[d] - other[d]) * (first[d] - other[d]);
+      apart = std::max(apart, squared);
     }
     return from_zero > 16 * apart && from_zero <= std::numeric_limits<T>::max() ? std::move(first) : Buffer<T>();
   }

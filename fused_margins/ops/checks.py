@@ -75,6 +75,8 @@ def matrices(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> tuple
 
 def _kind(t: Tensor) -> str:
     """What a tensor is that no kernel can read."""
+    if t.layout == torch.strided and not t.is_nested:
+        return "zeros without memory"
     return "a nested one" if t.is_nested else f"layout {t.layout}"
 
 
@@ -90,7 +92,11 @@ def labels(argument: str, value: Tensor | None, size: int, x: Tensor, *, optiona
         return
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected an integer tensor of shape ({size},), got {type(value).__name__}")
-    if value.layout != torch.strided:
+    if (
+        value.layout != torch.strided
+        or value.is_nested
+        or (not torch.compiler.is_compiling() and value._is_zerotensor())
+    ):
         raise TypeError(f"{argument}: expected a dense tensor, got {_kind(value)}")
     if value.dtype not in INTEGER:
         raise TypeError(f"{argument}: expected an integer dtype, got {value.dtype}")
@@ -151,6 +157,8 @@ def floating(argument: str, value: Tensor, x: Tensor) -> Tensor:
         raise TypeError(f"{argument}: expected a floating dtype, got {value.dtype}")
     if value.device != x.device:
         raise ValueError(f"{argument}: expected device {x.device}, got {value.device}")
+    if not torch.compiler.is_compiling() and value._is_zerotensor():
+        value = value.clone()  # zeros without memory
     return value.to(accumulation_dtype(x.dtype))
 
 

@@ -101,13 +101,7 @@ def admitted(row_labels: Tensor, column_labels: Tensor, relation: str, self_inde
     return mask
 
 
-def less_by_rounding(u: Tensor, x: Tensor, y: Tensor, similarity: str) -> Tensor:
-    """u less what rounding can make of it: products of unit vectors, of vectors, or differences."""
-    if similarity == "cosine" or not y.shape[0]:
-        size: float | Tensor = 1.0
-    elif similarity == "dot":
-        size = x.detach().to(u.dtype).norm(dim=1) * y.detach().to(u.dtype).norm(dim=1).max()
-    else:
-        size = u.abs()
-    lower = u - (x.shape[1] + 8) * torch.finfo(u.dtype).eps * size
+def less_by_rounding(u: Tensor, width: int, size: float | Tensor | None) -> Tensor:
+    """u less what the rounding of a sum of `width` products can make of it, which are `size` in all; None: |u|."""
+    lower = u - (width + 8) * torch.finfo(u.dtype).eps * (u.abs() if size is None else size)
     return torch.where(u.isfinite() & lower.isfinite(), lower, u)
