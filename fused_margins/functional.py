@@ -292,8 +292,8 @@ def mine_negatives(
 
         index_i = argmax over j with label_j != label_i (and, semi-hard, u_ij < u_positive(i)) of  u_ij
 
-    Less similar by more than rounding, (D + 8) eps of the lengths of anchor and positive (with a dot product's bound that
-    is given, of it): a copy of the positive with another label is none of them.
+    Less similar by more than rounding, (D + 8) eps of the lengths of anchor and positive (of a dot product's bound, if
+    given): a copy of the positive with another label is none of them.
 
     Args:
         embeddings: (B, D) anchors. labels: (B,) integers.
