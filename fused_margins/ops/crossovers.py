@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 # What the CUDA kernels are made for: the most columns of a row of similarities, or None for any.
 CUDA_COLUMNS = {"margin_softmax": 1024, "magnet": 1024}
 # Rows x columns up to which they are taken. Measured on an H100: margin_softmax at 256 x 200 takes 0.67 ms for Triton's
-# 1.70, nearest at 8192 x 8192 0.30 for 0.46; beyond these sizes the limits are estimates.
+# 1.70, nearest at 8192 x 8192 0.30 for 0.46, both before either was made faster; beyond these sizes the limits are
+# estimates.
 CUDA_FASTER = {"margin_softmax": 1 << 17, "nearest": 1 << 30}
 
 # The most neighbours that the Triton kernel looks for.

@@ -31,7 +31,8 @@ from ..triton_tiles import (
 )
 from . import triton_kernels as kernels
 
-DESCRIBED_WEIGHTS = Tiles(128, 64, 4, 3)  # on an H200 130 us for half of the above columns, with eight warps 193
+# Of 1024 rows x 50,048 columns of width 512 on an H200: 130 us, with eight warps 193.
+DESCRIBED_WEIGHTS = Tiles(128, 64, 4, 3)
 # Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.
 _PLAIN_LOGIT = {torch.float64: 700.0, torch.float32: 86.0}
 
