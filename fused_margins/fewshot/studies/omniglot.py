@@ -34,7 +34,8 @@ def vinyals_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequen
         "omniglot-vinyals",
         f"Omniglot, split of Vinyals et al., {config.backbone.title}",
         "For comparison: prototypical networks (Snell et al. 2017) reach 98.8% at 5-way 1-shot and 96.0% at 20-way "
-        "1-shot with the same four blocks. Episodes have 15 queries a class, since there are 20 drawings of each.",
+        "1-shot with the same four blocks. There are 20 drawings of a character: 5-shot episodes leave 15 to ask for, "
+        "not 16.",
         _trials(config, losses, seeds, judging),
         VINYALS_COLUMNS,
     )

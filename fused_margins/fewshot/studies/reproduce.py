@@ -45,8 +45,8 @@ def reproduce_studies() -> list[Study]:
         margin_sweep_study(photographs, MARGINS, (0, 1, 2), judging, "margins-cifar-fs"),
         coarse_to_fine_study(alphabets, few_methods(), range(3), judging, "coarse-to-fine-alphabets"),
         magnet_study(alphabets, range(3), judging, Magnet(clusters_per_class=20, warm_epochs=2), "magnet-alphabets"),
-        coarse_to_fine_study(digits, few_methods(), range(4), judging, "coarse-to-fine-digits"),
-        coarse_to_fine_study(digits, all_methods(), (0, 1), judging, "grid-digits"),
+        coarse_to_fine_study(digits, few_methods(), range(6), judging, "coarse-to-fine-digits"),
+        coarse_to_fine_study(digits, all_methods(), (0,), judging, "grid-digits"),
         magnet_study(digits, range(4), judging, name="magnet-digits"),
     ]
 
