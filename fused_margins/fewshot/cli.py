@@ -76,8 +76,9 @@ def _with_stored_settings(command: commands.Train, arguments: Sequence[str] | No
     run = Run(command.folder())
     stored = run.config()
     resumed = parse(arguments, stored, run.judging())
-    asked, kept = resumed.settings().model_dump(), stored.model_dump()
-    changed = [name for name in kept if asked[name] != kept[name]]
+    # A preset says every setting, as options say some; the threads are those that the run found.
+    asked, kept = (command if command.preset else resumed).settings().model_dump(), stored.model_dump()
+    changed = [name for name in kept if asked[name] != kept[name] and not (name == "threads" and asked[name] is None)]
     if changed:
         name = changed[0]
         raise UserError(f"resume: the run has {name} = {kept[name]}, which cannot become {asked[name]}")

@@ -128,6 +128,12 @@ def test_mistakes_get_one_clear_line_and_leave_no_run(tmp_path, capsys, argument
         (["sweep", "--seed", "3"], "seed: a study has several, give --seeds; got 3"),
         (["one-shot", "--dataset", "digits"], "dataset: these protocols are of omniglot alone, got digits"),
         (["parity", "--seeds", "0", "--backend", "cpu"], "backend: it is --backends that are compared, got cpu"),
+        (
+            ["coarse-to-fine", "--labels", "fine"],
+            "labels: the training is on coarse labels, the judgement on fine ones",
+        ),
+        (["magnet", "--preset", "cosine-digits", "--loss", "magnet"], "labels: the training is on coarse labels"),
+        (["magnet", "--loss", "triplet"], "loss: it is magnet that is compared with softmax and triplet, got triplet"),
     ],
 )
 def test_options_that_a_study_would_ignore_are_refused(tmp_path, capsys, arguments, message):
@@ -168,6 +174,8 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_it_was(tmp_path, capsys, c
     assert main(["train", "--resume", "--output", str(folder), "--epochs", "9"]) == 2
     assert "resume: the run has epochs = 2, which cannot become 9" in capsys.readouterr().err
     assert main(["train", "--resume", "--output", str(folder), "--margin", "0.1"]) == 2
+    assert "resume: the run has loss = " in capsys.readouterr().err
+    assert main(["train", "--resume", "--output", str(folder), "--preset", "neg-cosine-digits"]) == 2
     assert "resume: the run has loss = " in capsys.readouterr().err
     assert contents(folder) == before
     assert main(["train", "--resume", "--output", str(folder), "--margin", "-0.3", "--episodes", "5"]) == 0
@@ -303,7 +311,7 @@ def test_a_dry_run_says_what_and_how_long_and_writes_nothing(tmp_path, capsys, c
 @pytest.mark.parametrize(
     ("command", "groups"),
     [
-        (["magnet", "--seeds", "0"], ["magnet", "softmax", "triplet"]),
+        (["magnet", "--seeds", "0", "--clusters-per-class", "2"], ["magnet", "softmax", "triplet"]),
         (
             ["coarse-to-fine", "--seeds", "0"],
             [f"{l}, {p} positives" for l in ("triplet", "InfoNCE") for p in ("random", "easy")],
@@ -317,6 +325,7 @@ def test_studies_in_miniature(tmp_path, command, groups):
     text = (tmp_path / "report.md").read_text()
     assert all(f"| {group} |" in text for group in groups)
     assert "not tested" in text  # one seed decides nothing
+    assert ("with 2 clusters a class" in text) == ("--clusters-per-class" in command)
 
 
 def test_compare_tabulates_runs(tmp_path, capsys):

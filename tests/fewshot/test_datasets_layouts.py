@@ -66,20 +66,34 @@ def test_a_class_without_images(tmp_path):
 # CIFAR-FS
 
 
+def _cifar_fs(*left_out: str) -> dict[str, bytes]:
+    """An image of each class, of its number in the alphabet: ray, bee and what remains."""
+    split = {"ray": "val", "bee": "test"}
+    classes = enumerate(sorted(cifar.COARSE))
+    return {f"{split.get(c, 'train')}/{c}/1.png": png(i) for i, c in classes if c not in left_out}
+
+
 @FORMS
 def test_cifar_fs(root, form):
-    lay(
-        root,
-        form,
-        "cifar-fs",
-        {f"{s}/{c}/1.png": png(i) for i, (s, c) in enumerate(zip(("train", "val", "test"), ("bee", "ray", "bed")))},
-    )
+    lay(root, form, "cifar-fs", _cifar_fs())
     splits = load("cifar-fs")
+    train = splits.pop("train")
+    assert (len(train.class_names), len(train.coarse_names), train.class_names[:2]) == (
+        98,
+        20,
+        ("apple", "aquarium_fish"),
+    )
+    assert values(train) == [i for i, c in enumerate(sorted(cifar.COARSE)) if c not in ("ray", "bee")]
     assert {name: (values(s), s.class_names, s.coarse_names, s.shape) for name, s in splits.items()} == {
-        "train": ([0], ("bee",), ("insects",), (3, 32, 32)),
-        "val": ([1], ("ray",), ("fish",), (3, 32, 32)),
-        "test": ([2], ("bed",), ("household_furniture",), (3, 32, 32)),
+        "val": ([67], ("ray",), ("fish",), (3, 32, 32)),
+        "test": ([6], ("bee",), ("insects",), (3, 32, 32)),
     }
+
+
+def test_a_class_that_cifar_fs_lacks_is_named(root):
+    write(root / "cifar-fs", _cifar_fs("wolf", "bed"))
+    with pytest.raises(UserError, match=r"cifar-fs: bed is in no split \(2 of 100 classes missing\)"):
+        load("cifar-fs")
 
 
 def test_cifar_fs_as_its_authors_published_it(root):
@@ -95,7 +109,7 @@ def test_cifar_fs_as_its_authors_published_it(root):
 
 
 def test_cifar_fs_has_the_classes_of_cifar_100(root):
-    write(root / "cifar-fs", {"train/bee/1.png": png(1), "train/ant/1.png": png(1), "test/bed/1.png": png(1)})
+    write(root / "cifar-fs", _cifar_fs() | {"train/ant/1.png": png(1)})
     with pytest.raises(UserError, match=r"cifar-fs: train: ant is not a class of CIFAR-100"):
         load("cifar-fs")
 

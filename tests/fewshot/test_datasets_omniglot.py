@@ -99,6 +99,10 @@ def test_omniglot_that_is_not_whole(root):
     write(root / "omniglot/vinyals", {"val.txt": b"Abc/character01"})
     with pytest.raises(UserError, match=r"vinyals/val.txt: line 1: expected .../rot000, 090, 180 or 270, got 'Abc/cha"):
         load("omniglot")
+    write(root, {"images_evaluation/Ghi/character04/0009_01.png": png(9)})
+    with pytest.raises(UserError, match=r"images_evaluation/Ghi: character03 has no images"):
+        load("omniglot-background")
+    (root / "images_evaluation/Ghi/character04/0009_01.png").unlink()
     (root / "images_background/Def/character01/0003_20.png").unlink()
     with pytest.raises(UserError, match=r"images_background: Def/character01 has no image for the test split"):
         load("omniglot-alphabets")

@@ -5,11 +5,14 @@ import http.server
 import re
 import socket
 import threading
+import zipfile
 from dataclasses import replace
 
 import pytest
 
+from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.datasets import download as module
+from fused_margins.fewshot.datasets import omniglot
 from fused_margins.fewshot.datasets.download import Download, fetch
 from fused_margins.fewshot.datasets.omniglot import DOWNLOADS
 from fused_margins.fewshot.errors import UserError
@@ -183,6 +186,32 @@ def test_a_file_of_the_user_stays(server, file, tmp_path, capsys):
         "there already, though it is not the official file (packed anew?); it is left alone" in capsys.readouterr().out
     )
     assert server.asked == []
+
+
+def test_an_archive_of_the_user_that_is_cut_short_is_no_archive(server, file, tmp_path):
+    whole = tmp_path / "whole.zip"
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("a", "a" * 100)
+    (tmp_path / "file.zip").write_bytes(whole.read_bytes()[:60])
+    file = replace(file, place="file.zip")
+    with pytest.raises(UserError, match=rf"{tmp_path}/file.zip: no whole zip archive; remove it"):
+        fetch(file, tmp_path)
+    (tmp_path / "file.zip").write_bytes(whole.read_bytes())
+    assert fetch(file, tmp_path).read_bytes() == whole.read_bytes()
+    assert server.asked == []
+
+
+def test_without_a_connection_all_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: it refuses
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        downloads = [Download(f"{url}/{name}", name, 1, "0" * 64) for name in ("a.zip", "b.txt", "c.txt")]
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setenv("FUSED_MARGINS_DATA", str(tmp_path))
+        monkeypatch.setattr(omniglot, "missing", lambda root: downloads)
+        assert main(["data", "omniglot"]) == 2
+    error = capsys.readouterr().err
+    assert f"put it at {tmp_path}/a.zip; likewise {url}/b.txt at {tmp_path}/b.txt; likewise {url}/c.txt at" in error
 
 
 def test_what_the_server_does_not_have(file, tmp_path):

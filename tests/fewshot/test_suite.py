@@ -128,8 +128,14 @@ def test_a_sweep_asks_few_validation_classes_nothing(monkeypatch):
     study = margin_sweep_study(config, (-0.0, 0.1), (0,), Judging())
     assert "validation_5way_1shot" not in study.columns.values()
     assert study.baseline == study.trials[0].group == "m = 0"
+    # Base classes are judged as well, by images that are held out unless the data are split by image.
+    assert {trial.config.held_out for trial in study.trials} == {0.1}
+    assert {"accuracy", "discriminability"} <= set(study.columns.values())
     monkeypatch.setattr(margins, "load", _some_images)
     assert "validation_5way_1shot" in margin_sweep_study(config, (0.0,), (0,), Judging()).columns.values()
+    for dataset, given, held_out in (("digits", 0.0, 0.0), ("cifar-fs", 0.3, 0.3)):
+        config = TrainConfig(dataset=dataset, loss=MarginSoftmax(), held_out=given)
+        assert margin_sweep_study(config, (0.0,), (0,), Judging()).trials[0].config.held_out == held_out
 
 
 def test_the_reproduced_studies_have_folders_of_their_own_and_one_thread_each(monkeypatch, tmp_path):

@@ -1,11 +1,14 @@
 """The subcommand `data`: get a data set, or hear where it comes from, and check what is there."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
 from ..datasets import LOADERS, data_root, load, omniglot
-from ..datasets.download import fetch
+from ..datasets.download import Download, fetch
+from ..errors import UserError
 from ..tables import Table
 from ..terminal import console
 
@@ -44,11 +47,20 @@ def _known() -> Table:
     return Table("Data sets", ["name", "what it is"], rows, numeric=False)
 
 
+def _fetch_all(downloads: Sequence[Download], root: Path) -> None:
+    """One after the other; an error names those behind it as well, so that who has no internet hears of all at once."""
+    for number, download in enumerate(downloads):
+        try:
+            fetch(download, root)
+        except UserError as error:
+            behind = "".join(f"; likewise {d.url} at {root / d.place}" for d in downloads[number + 1 :])
+            raise UserError(f"{error}{behind}") from None
+
+
 def _inventory(name: str) -> Table:
     """What is there of a data set, Omniglot downloaded first."""
     if name in LOADERS and name.startswith("omniglot"):
-        for download in omniglot.missing(data_root()):
-            fetch(download, data_root())
+        _fetch_all(omniglot.missing(data_root()), data_root())
     rows = []
     for split, images in load(name).items():
         found = (len(images.class_names), len(images))

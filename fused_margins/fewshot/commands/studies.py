@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..backends import of_all
-from ..config import Judging, Loss, TrainConfig
+from ..config import Judging, Loss, Magnet, TrainConfig
 from ..errors import UserError
 from ..evaluation import VINYALS
 from ..jobs import available_cores
@@ -35,7 +35,8 @@ class _StudyOptions:
     """What every study takes."""
 
     preset: str | None = None
-    """Settings of a paper on a data set, neg-cosine-omniglot for instance; every other option overrides them."""
+    """Settings of a paper on a data set, neg-cosine-omniglot for instance; every other option overrides them, and a
+    study of several losses has its own."""
     output: Path | None = None
     """Folder of the runs and the report; by default runs/COMMAND-DATASET."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -83,7 +84,11 @@ def _run(studies: Sequence[Study], folder: Path, title: str, workers: int | None
 
 @dataclass(frozen=True)
 class Sweep(_StudyOptions):
-    """Margin softmax over a range of margins: accuracy on base and novel classes, and discriminability (Liu et al.)."""
+    """Margin softmax over a range of margins: accuracy on base and novel classes, and discriminability (Liu et al.).
+
+    Base classes are judged by images that no training saw: where a data set has none, --held-out says how many to hold
+    out of each class (a tenth, unless it is given).
+    """
 
     margin: tuple[float, ...] = (-0.3, -0.1, 0.0, 0.1, 0.3)
     """Margins, of either sign."""
@@ -101,6 +106,7 @@ class CoarseToFine(_StudyOptions):
 
     grid: bool = False
     """All kinds of positives with all kinds of negatives, for every loss: 52 methods."""
+    config: ConfigFlags = field(default_factory=lambda: TrainConfig(labels="coarse"))
 
     def main(self) -> int:
         methods = all_methods() if self.grid else few_methods()
@@ -111,8 +117,14 @@ class CoarseToFine(_StudyOptions):
 class MagnetStudy(_StudyOptions):
     """The magnet loss beside softmax and triplet: kNC error, and the hierarchy that each recovers (Rippel et al.)."""
 
+    loss: LossFlags = field(default_factory=LossOptions)
+    config: ConfigFlags = field(default_factory=lambda: TrainConfig(labels="coarse", loss=Magnet()))
+
     def main(self) -> int:
-        return self.run("magnet", [magnet_study(self.base(), self.seeds, self.judging())])
+        config = self.loss.apply(self.base())
+        if not isinstance(config.loss, Magnet):
+            raise UserError(f"loss: it is magnet that is compared with softmax and triplet, got {config.loss.name}")
+        return self.run("magnet", [magnet_study(config, self.seeds, self.judging(), config.loss)])
 
 
 @dataclass(frozen=True)

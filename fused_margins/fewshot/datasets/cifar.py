@@ -48,6 +48,9 @@ def load(root: Path, image_size: int = 32) -> dict[str, ImageSet]:
     if original is None:
         tree = require(root, places, _GUIDE, holding="train/")
         splits = class_folders(tree)
+        missing = sorted(COARSE.keys() - {name for classes in splits.values() for name in classes})
+        if missing:
+            raise UserError(f"{tree.where('')}: {missing[0]} is in no split ({len(missing)} of 100 classes missing)")
     else:
         tree, folders = original, classes_in(original, original.names(), "data/")
         splits = {split: _listed(original, f"splits/bertinetto/{split}.txt", folders) for split in SPLITS}

@@ -5,6 +5,7 @@ import http.client
 import os
 import urllib.error
 import urllib.request
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +31,14 @@ def fetch(download: Download, root: Path) -> Path:
 
     Raises:
         UserError: no connection, a transfer that broke off (what has come stays in a file that ends in .part, and the
-            next call goes on from there), or a checksum that does not match (then nothing stays).
+            next call goes on from there), a checksum that does not match (then nothing stays), or a broken archive in
+            its place.
     """
     path = root / download.place
     if path.exists():
         if _sha256(path) != download.sha256:
+            if path.suffix == ".zip" and not zipfile.is_zipfile(path):
+                raise UserError(f"{path}: no whole zip archive; remove it, and the same command downloads it again")
             say(f"{path}: there already, though it is not the official file (packed anew?); it is left alone")
         return path
     part = path.with_name(path.name + ".part")

@@ -137,9 +137,22 @@ def _drawings(root: Path, image_size: int) -> tuple[Tensor, Characters, Characte
                 files.append((tree, file))
         if not characters:
             raise UserError(f"{tree.where('')}: no images <alphabet>/characterNN/NNNN_NN.png here")
+        _check_without_gaps(tree, characters)
         parts.append(characters)
     background, evaluation = parts
     return decoded("omniglot", files, INK, image_size), background, evaluation
+
+
+def _check_without_gaps(tree: Tree, characters: Characters) -> None:
+    """Refuse an alphabet that lacks one of the characters before its last."""
+    numbers: dict[str, set[int]] = {}
+    for name in characters:
+        alphabet, _, number = name.rpartition("/character")
+        numbers.setdefault(alphabet, set()).add(int(number))
+    for alphabet, found in numbers.items():
+        lacking = set(range(1, max(found) + 1)) - found
+        if lacking:
+            raise UserError(f"{tree.where(alphabet)}: character{min(lacking):02d} has no images")
 
 
 def _image_set(images: Tensor, characters: Characters, classes: dict[str, str]) -> ImageSet:

@@ -47,7 +47,9 @@ def all_methods() -> dict[str, Loss]:
 
 
 def check_hierarchy(config: TrainConfig) -> None:
-    """Refuse data without coarse labels or without held-out images of the training classes."""
+    """Refuse fine labels, and data without coarse ones or without held-out images of the training classes."""
+    if config.labels != "coarse":
+        raise UserError(f"labels: the training is on coarse labels, the judgement on fine ones: got {config.labels}")
     held_out = task_of(config).held_out
     if held_out is None:
         raise UserError(f"held_out: {config.dataset} has no other images of its training classes: hold some out (0.1)")
@@ -65,7 +67,7 @@ def coarse_to_fine_study(
     """The same training with every loss and seed; `config` says the rest."""
     check_hierarchy(config)
     trials = [
-        Trial(method, config.model_copy(update={"loss": loss, "seed": seed, "labels": "coarse"}), judging)
+        Trial(method, config.model_copy(update={"loss": loss, "seed": seed}), judging)
         for seed in seeds
         for method, loss in methods.items()
     ]

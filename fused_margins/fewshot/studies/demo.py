@@ -23,8 +23,9 @@ def demo_studies(
         "triplet, easy positives": Triplet(),
         "magnet": Magnet(),
     }
+    coarse = config.model_copy(update={"labels": "coarse"})
     studies = [
-        coarse_to_fine_study(config, methods, seeds, judging),
+        coarse_to_fine_study(coarse, methods, seeds, judging),
         margin_sweep_study(config.model_copy(update={"loss": MarginSoftmax()}), MARGINS, seeds, judging),
     ]
     if len(backends) > 1:
@@ -33,6 +34,5 @@ def demo_studies(
             "triplet, easy positives": Triplet(),
             "magnet": Magnet(warm_epochs=0),
         }
-        coarse = config.model_copy(update={"labels": "coarse"})
         studies.append(parity_study(coarse, losses, backends, judging))
     return studies

@@ -37,7 +37,7 @@ def magnet_study(
     }
     judging = judging.model_copy(update={"neighbours": NEIGHBOURS, "knc_clusters": magnet.clusters_per_class})
     trials = [
-        Trial(method, config.model_copy(update={"loss": loss, "seed": seed, "labels": "coarse"}), judging)
+        Trial(method, config.model_copy(update={"loss": loss, "seed": seed}), judging)
         for seed in seeds
         for method, loss in methods.items()
     ]

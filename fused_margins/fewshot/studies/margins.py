@@ -26,6 +26,7 @@ COLUMNS = {
     "φ base": "discriminability",
 }
 VALIDATION = {"1-shot, validation": "validation_5way_1shot"}
+HELD_OUT = 0.1  # of each base class, where the data are split by class and the settings hold nothing out
 
 
 PANELS = {
@@ -56,7 +57,7 @@ def half_of_the_classes(num_classes: int, seed: int) -> tuple[int, ...]:
 def margin_sweep_study(
     config: TrainConfig, margins: Sequence[float], seeds: Sequence[int], judging: Judging, name: str = "margins"
 ) -> Study:
-    """The same training at every margin and seed; `config` says the rest."""
+    """The same training at every margin and seed; `config` says the rest, but some base images are always held out."""
     loss = config.loss
     if not isinstance(loss, MarginSoftmax):
         raise UserError(f"loss: a sweep over margins is one of margin-softmax, got {loss.name}")
@@ -72,6 +73,8 @@ def margin_sweep_study(
 
     if by_image:
         num_novel -= num_classes // 2 if config.classes is None else len(config.classes)
+    elif config.held_out == 0:
+        config = config.model_copy(update={"held_out": HELD_OUT})
     if num_novel < 5:
         raise UserError(f"dataset: a sweep asks for 5-way episodes, {config.dataset} has {num_novel} novel classes")
 
@@ -82,22 +85,15 @@ def margin_sweep_study(
         return Trial(group(margin), config.model_copy(update=changes), judging)
 
     trials = [trial(margin, seed) for seed in seeds for margin in margins]
-    base_is_judged = by_image or config.held_out > 0
-    columns = {
-        title: figure
-        for title, figure in (COLUMNS | (VALIDATION if num_validation >= 5 else {})).items()
-        if base_is_judged or figure not in ("accuracy", "discriminability")
-    }
+    columns = COLUMNS | (VALIDATION if num_validation >= 5 else {})
 
     def pictures(results: Results) -> list[Picture]:
         panels = {
-            panel: {
-                name: [_shown(results, m, f) for m in margins] for name, f in lines.items() if f in columns.values()
-            }
+            panel: {name: [_shown(results, m, f) for m in margins] for name, f in lines.items()}
             for panel, lines in PANELS.items()
         }
         path = results.folder / "margins.png"
-        sweep(path, margins, {panel: lines for panel, lines in panels.items() if lines})
+        sweep(path, margins, panels)
         return [Picture(path, "Accuracy on base and novel classes, and their discriminability φ, against the margin.")]
 
     return Study(
@@ -109,7 +105,7 @@ def margin_sweep_study(
         trials,
         columns,
         group(0.0) if 0.0 in margins else None,
-        _claims(margins, base_is_judged),
+        _claims(margins),
         pictures=pictures,
     )
 
@@ -120,7 +116,7 @@ def _shown(results: Results, margin: float, figure: str) -> list[float]:
     return [factor * value for value in results.values(group(margin), figure).values()]
 
 
-def _claims(margins: Sequence[float], base_is_judged: bool) -> list[Claim]:
+def _claims(margins: Sequence[float]) -> list[Claim]:
     claims = [
         Claim(
             SOURCE,
@@ -149,23 +145,20 @@ def _claims(margins: Sequence[float], base_is_judged: bool) -> list[Claim]:
                 ),
             ]
         elif m > 0:
-            claims.append(
+            claims += [
                 Claim(
                     SOURCE,
                     f"a positive margin harms novel classes (m = {m:g}, 1-shot)",
                     group(0.0),
                     group(m),
                     COLUMNS["1-shot"],
-                )
-            )
-            if base_is_judged:
-                claims += [
-                    Claim(
-                        SOURCE,
-                        f"a positive margin makes base classes more discriminable (m = {m:g})",
-                        group(m),
-                        group(0.0),
-                        COLUMNS["φ base"],
-                    ),
-                ]
+                ),
+                Claim(
+                    SOURCE,
+                    f"a positive margin makes base classes more discriminable (m = {m:g})",
+                    group(m),
+                    group(0.0),
+                    COLUMNS["φ base"],
+                ),
+            ]
     return claims
