@@ -12,6 +12,7 @@ from rich.markup import escape
 from . import commands
 from .config import Judging, TrainConfig, explain_validation
 from .errors import UserError
+from .memory import keep_freed_memory
 from .presets import preset
 from .runs import Run
 from .terminal import INTERRUPTED, errors
@@ -90,5 +91,11 @@ def _fail(message: str) -> int:
     return USER_ERROR
 
 
-if __name__ == "__main__":
+def script() -> None:
+    """`main` as a process of its own."""
+    keep_freed_memory()
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    script()

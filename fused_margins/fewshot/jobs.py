@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from .errors import UserError
+from .memory import keep_freed_memory
 from .terminal import INTERRUPTED, progress
 
 Item = TypeVar("Item")
@@ -138,6 +139,7 @@ class _Pool:
 
 
 def _prepare_worker() -> None:
+    keep_freed_memory()
     torch.set_num_threads(1)
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of work beyond what was there before it, as far as the system can tell."""
+"""Memory of a process: what is freed stays for the next step, and what a stretch of work takes at its peak."""
 
 import contextlib
 import ctypes
@@ -8,6 +8,20 @@ import sys
 from pathlib import Path
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt: glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """For the rest of the process, glibc keeps what is freed instead of giving it back to the system.
+
+    Every step of a training frees large tensors and asks for such again. By default glibc maps and unmaps each, and the
+    system fills its pages with zeros: a fifth of the time of a Conv4 on one thread. Without glibc nothing changes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class PeakMemory:

@@ -25,6 +25,7 @@ class Estimate:
 
     epoch_seconds: float  # mean over the epochs
     total_seconds: float
+    data_share: float  # of these, what goes into reading and augmenting images
 
 
 def estimate(trainer: Trainer, warm_up: int = 3, timed: int = 10) -> Estimate:
@@ -45,18 +46,19 @@ def estimate(trainer: Trainer, warm_up: int = 3, timed: int = 10) -> Estimate:
         raise ValueError(f"trainer: expected one that has not begun, it has done {trainer.steps_done} steps")
     if warm_up < 0 or timed < 1:
         raise ValueError(f"warm_up, timed: expected at least 0 and 1, got {warm_up} and {timed}")
-    total, refresh = 0.0, getattr(trainer.config.loss, "refresh_epochs", 1)
+    total, of_data, refresh = 0.0, 0.0, getattr(trainer.config.loss, "refresh_epochs", 1)
     for num_batches, epochs in groupby(range(trainer.config.epochs), trainer.objective.num_batches):
         first, *others = epochs
         with _unchanged(trainer):
             trainer.epoch = first
-            begin, step = _time_epoch(trainer, min(warm_up + timed, num_batches), warm_up)
+            begin, batch, step = _time_epoch(trainer, min(warm_up + timed, num_batches), warm_up)
         total += (1 + len(others)) * (begin / refresh + num_batches * step)
-    return Estimate(total / trainer.config.epochs, total)
+        of_data += (1 + len(others)) * num_batches * batch
+    return Estimate(total / trainer.config.epochs, total, of_data / total)
 
 
-def _time_epoch(trainer: Trainer, num_steps: int, warm_up: int) -> tuple[float, float]:
-    """Seconds that an epoch takes to begin, and seconds of one of its steps."""
+def _time_epoch(trainer: Trainer, num_steps: int, warm_up: int) -> tuple[float, float, float]:
+    """Seconds that an epoch takes to begin, and seconds of one of its batches of images and of one of its steps."""
     batches, steps = [], []
     for _ in range(num_steps):
         start = time.perf_counter()
@@ -66,7 +68,9 @@ def _time_epoch(trainer: Trainer, num_steps: int, warm_up: int) -> tuple[float, 
         steps.append(time.perf_counter() - start)
     begin = max(0.0, batches[0] - statistics.median(batches))
     steps[0] -= begin
-    return begin, statistics.median(steps[warm_up:] or steps[-1:])
+    batches[0] -= begin
+    medians = [statistics.median(times[warm_up:] or times[-1:]) for times in (batches, steps)]
+    return begin, medians[0], medians[1]
 
 
 @contextmanager
@@ -96,7 +100,8 @@ def plan_table(trainer: Trainer, task: Task, folder: Path, times: Estimate) -> T
         ["epochs", f"{config.epochs}, {trainer.total_steps:,} steps in all"],
         [
             "time on " + config.device,
-            f"about {duration(times.epoch_seconds)} an epoch, {duration(times.total_seconds)}",
+            f"about {duration(times.epoch_seconds)} an epoch, {duration(times.total_seconds)}; "
+            f"{times.data_share:.1%} of it reads and augments images",
         ],
         ["output folder", f"{folder}" + (" (holds a run already)" if (folder / "config.json").exists() else "")],
     ]

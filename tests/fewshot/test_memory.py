@@ -1,5 +1,7 @@
-"""Peak memory is that of the work itself, whatever was there before it."""
+"""Peak memory is that of the work itself, whatever was there before it; what is freed stays where that was asked for."""
 
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -32,3 +34,20 @@ def test_what_former_work_has_freed_counts_again():
 def test_a_former_peak_does_not_count():
     torch.ones(100 * MIB)
     assert PeakMemory(CPU).mib() < 30
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="without glibc nothing changes")
+@pytest.mark.parametrize("keeps", [True, False])
+def test_what_is_freed_stays_where_that_was_asked_for(keeps):
+    code = f"""
+import torch
+from fused_margins.fewshot.memory import PeakMemory, keep_freed_memory
+if {keeps}:
+    keep_freed_memory()
+memory = PeakMemory(torch.device("cpu"))
+filled = torch.ones(16 << 20)
+del filled
+print(memory._process_mib("VmRSS") - memory.before_mib)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (float(result.stdout) > 60) == keeps

@@ -24,6 +24,7 @@ def test_an_estimate_leaves_no_trace(images, config, tmp_path, loss):
     times = estimate(trainer, warm_up=1, timed=2)
     assert times.epoch_seconds > 0
     assert times.total_seconds == pytest.approx(config.epochs * times.epoch_seconds)
+    assert 0 < times.data_share < 1
     rows = dict(row for row in plan_table(trainer, Task(images, None, None), tmp_path / "run", times).rows)
     assert rows["training set"].startswith("60 images (1 x 8 x 8) of 6 classes")
     assert not (tmp_path / "run").exists()
