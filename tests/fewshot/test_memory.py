@@ -1,4 +1,4 @@
-"""Peak memory is that of the work itself, whatever was there before it; what is freed stays where that was asked for."""
+"""Peak memory is that of the work itself, whatever was there before it; what is freed stays where that was asked."""
 
 import platform
 import subprocess

@@ -75,12 +75,17 @@ class Train:
             if not self._train(run, trainer, log):
                 say(f"stopped in epoch {trainer.epoch}; continue with: fused-margins train --resume --output {folder}")
                 return INTERRUPTED
-            figures = _judge_and_report(run, trainer, task, self.judging)
+            try:
+                figures = _judge_and_report(run, trainer, task, self.judging)
+            except KeyboardInterrupt:
+                say(f"stopped while judging; continue with: fused-margins train --resume --output {folder}")
+                raise
             if log is not None:
                 log.figures(trainer.total_steps, figures)
         return 0
 
     def _train(self, run: Run, trainer: Trainer, log: TensorboardLog | None) -> bool:
+        """Whether it may go on to the judgement: trained to the end, and nobody asked to stop in the last step."""
         name = f"{trainer.config.loss.name} on {trainer.config.dataset}"
         with (
             progress(name, trainer.total_steps, "steps", completed=trainer.steps_done) as advance,
@@ -92,7 +97,7 @@ class Train:
                 if log is not None:
                     log.step(trainer.steps_done - 1, *trainer.latest)
 
-            return train(run, trainer, stop, on_step)
+            return train(run, trainer, stop, on_step) and not stop()
 
 
 @dataclass(frozen=True)
