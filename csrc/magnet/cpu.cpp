@@ -70,7 +70,8 @@ class Magnet {
     double sum = 0;
     for (int64_t i = 0; i < rows_; ++i) sum += own(i);
     const T variance = T(sum / double(std::max<int64_t>(rows_ - 1, 1))), floor = T(in_.variance_floor);
-    variance_[0] = variance < floor ? floor : variance;
+    // Without a finite variance no loss is a number.
+    variance_[0] = variance < floor ? floor : variance < -none<T> ? variance : std::numeric_limits<T>::quiet_NaN();
     variance_[1] = !(variance < floor);
     T* loss = static_cast<T*>(out);
     double total = 0;
@@ -100,7 +101,8 @@ class Magnet {
     Buffer<T> c(round_up(rows_, TILE_ROWS) * padded), sums(rows_), logits(clusters_);
     double of_scale = 0;
     for (int64_t i = 0; i < rows_; ++i) {
-      const T g = hinge(i) > 0 ? grad[in_.reduction == Reduction::none ? i : 0] / divisor() : T(0);
+      // Not a number counts as well: its gradient is none either.
+      const T g = hinge(i) <= 0 ? T(0) : grad[in_.reduction == Reduction::none ? i : 0] / divisor();
       T* of_row = c.get() + i * padded;
       std::fill(of_row, of_row + padded, T(0));
       T along = 0;

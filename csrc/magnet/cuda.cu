@@ -151,7 +151,9 @@ __global__ void __launch_bounds__(THREADS) magnet_loss_kernel(MagnetForward args
   for (int64_t row = thread; row < magnet.rows; row += THREADS)
     if (magnet.valid(row)) sum += magnet.own(row);
   const T variance = block_sum(sum) / T(magnet.rows > 1 ? magnet.rows - 1 : 1), floor = T(args.in.variance_floor);
-  const T used = variance < floor ? floor : variance, half_precision = 1 / (2 * used);
+  // Without a finite variance no loss is a number.
+  const T used = variance < floor ? floor : variance < infinity<T>() ? variance : not_a_number<T>();
+  const T half_precision = 1 / (2 * used);
   if (blockIdx.x == 0 && thread == 0) {
     magnet.variance[0] = used;
     magnet.variance[1] = !(variance < floor);

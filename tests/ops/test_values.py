@@ -40,6 +40,23 @@ def test_nan_columns_reach_the_row_that_admits_them(backend, similarity):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("spoil", [1e20, torch.inf, torch.nan], ids=["too long", "infinite", "nan"])
+def test_a_magnet_loss_without_a_variance_is_nan_and_so_are_its_gradients(backend, reduction, spoil, device_for):
+    device_for("magnet", backend)
+    x = (
+        torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+        * torch.cat([torch.ones(11), torch.tensor([spoil])])[:, None]
+    )
+    x.requires_grad_()
+    clusters, classes = torch.arange(12) % 4, torch.tensor([0, 0, 1, 1])
+    loss = magnet_loss(x, clusters, classes, reduction=reduction, backend=backend)
+    assert loss.isnan().all()
+    (grad,) = torch.autograd.grad(loss.sum(), x)
+    assert grad.isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_outlier_whose_square_overflows_hides_nobody(backend):
     y = torch.randn(40, 4)
     y[0] = 1e20
