@@ -323,7 +323,6 @@ def mine_negatives(
         embeddings, labels, reference_embeddings, reference_labels, self_index
     )
     options: dict[str, Any] = {"self_index": self_column, "similarity": similarity, "backend": backend}
-    checks.matrices(x, y, ("embeddings", "reference_embeddings"))
     below = None
     size = 1.0 if similarity == "cosine" else None
     positive_similarity = checks.vector("positive_similarity", positive_similarity, embeddings.shape[0], embeddings)
@@ -420,14 +419,15 @@ def search_sides(
     reference_labels: Tensor | None,
     self_index: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Both sides of a search, and which column is the row itself."""
-    if not isinstance(embeddings, Tensor) or embeddings.dim() != 2:
-        got = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
-        raise ValueError(f"embeddings: expected a matrix (B, D), got {got}")
+    """Both sides of a search, and which column is the row itself; checked."""
     if (reference_embeddings is None) != (reference_labels is None):
         raise ValueError("reference_embeddings and reference_labels: expected both or neither")
-    if reference_embeddings is None or reference_labels is None:
-        if self_index is None:
-            self_index = torch.arange(embeddings.shape[0], device=embeddings.device)
-        return embeddings, embeddings, labels, labels, self_index
-    return embeddings, reference_embeddings, labels, reference_labels, self_index
+    y = embeddings if reference_embeddings is None else reference_embeddings
+    column_labels = labels if reference_labels is None else reference_labels
+    checks.matrices(embeddings, y, ("embeddings", "reference_embeddings"))
+    checks.labels("labels", labels, embeddings.shape[0], embeddings)
+    checks.labels("reference_labels", reference_labels, y.shape[0], embeddings, optional=True)
+    checks.labels("self_index", self_index, embeddings.shape[0], embeddings, optional=True)
+    if reference_embeddings is None and self_index is None:
+        self_index = torch.arange(embeddings.shape[0], device=embeddings.device)
+    return embeddings, y, labels, column_labels, self_index

@@ -17,7 +17,7 @@ MARGIN_GRADIENTS = ("exact", "straight_through")
 def row_margin(argument: str, margin: float | Tensor, labels: Tensor, weight: Tensor) -> float | Tensor:
     """A number, 0-d, (C,) or (B, 1) margin as a number, a 0-d or a (B,) tensor; weight (C, D) gives its dtype."""
     if not isinstance(margin, Tensor):
-        checks.number(argument, margin)
+        checks.number(argument, margin, "a number or a tensor")
         return margin
     margin, num_classes = checks.floating(argument, margin, weight), weight.shape[0]
     if margin.dim() == 0:

@@ -84,10 +84,6 @@ class EasyPositiveLoss(nn.Module):
         x, y, labels, column_labels, self_index = search_sides(
             embeddings, labels, reference_embeddings, reference_labels, self_index
         )
-        checks.matrices(x, y, ("embeddings", "reference_embeddings"))
-        checks.labels("labels", labels, x.shape[0], x)
-        checks.labels("reference_labels", column_labels, y.shape[0], x)
-        checks.labels("self_index", self_index, x.shape[0], x, optional=True)
         if self.normalize:
             within_batch = y is x
             x = unit_rows(x.to(accumulation_dtype(x.dtype)))

@@ -81,9 +81,11 @@ def _kind(t: Tensor) -> str:
 
 
 def whole(argument: str, value: object) -> None:
-    """An integer of Python's or NumPy's."""
+    """An integer of Python's or NumPy's, of 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer | torch.SymInt):
         raise TypeError(f"{argument}: expected an integer, got {value!r}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{argument}: expected an integer of 64 bits, got {value}")
 
 
 def labels(argument: str, value: Tensor | None, size: int, x: Tensor, *, optional: bool = False) -> None:
@@ -119,7 +121,7 @@ def vector(argument: str, value: Tensor | None, size: int, x: Tensor) -> Tensor 
 def row_factor(argument: str, value: float | Tensor, x: Tensor, positive: bool) -> Tensor:
     """A number, 0-d tensor or (B,) tensor as a tensor in the accumulation dtype of x."""
     if not isinstance(value, Tensor):
-        number(argument, value)
+        number(argument, value, "a number or a tensor")
         if positive and not 0 < value < float("inf"):
             raise ValueError(f"{argument}: expected a positive number, got {value}")
         if native.direct(x):
@@ -145,10 +147,10 @@ def positive(argument: str, value: Tensor) -> None:
         raise ValueError(f"{argument}: expected positive values, got {float(value.detach().min())}")
 
 
-def number(argument: str, value: object) -> None:
-    """A number of Python's or NumPy's."""
-    if not isinstance(value, int | float | np.number):
-        raise TypeError(f"{argument}: expected a number or a tensor, got {type(value).__name__}")
+def number(argument: str, value: object, expected: str = "a number") -> None:
+    """A number of Python's or NumPy's; `expected` is what else the caller takes."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{argument}: expected {expected}, got {type(value).__name__}")
 
 
 def floating(argument: str, value: Tensor, x: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fused_margins.functional import magnet_loss, margin_softmax_loss, mine_positives
+import fused_margins
+from fused_margins.functional import magnet_loss, margin_softmax_loss, mine_negatives, mine_positives
 from fused_margins.ops import registry
 from fused_margins.ops.contrast import contrast
 from fused_margins.ops.nearest import nearest
@@ -18,7 +19,7 @@ X, Y, LABELS = torch.randn(6, 4), torch.randn(5, 4), torch.arange(6) % 5
     ("argument", "call"),
     [
         ("labels", lambda: margin_softmax_loss(X, Y, None)),
-        ("row_labels", lambda: mine_positives(X, None)),
+        ("labels", lambda: mine_positives(X, None)),
         ("clusters", lambda: magnet_loss(X, None, LABELS)),
         ("target", lambda: contrast(X, Y, None, scale=1.0)),
         ("column_labels", lambda: nearest(X, X, LABELS, None)),
@@ -107,6 +108,35 @@ def test_directions_of_very_long_and_very_short_vectors(backend, factor):
 def test_a_scale_or_margin_that_is_no_number(argument, bad):
     with pytest.raises(TypeError, match=f"{argument}: expected a number or a tensor, got {type(bad).__name__}"):
         margin_softmax_loss(X, Y, LABELS, **{argument: bad})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: margin_softmax_loss(X, Y, LABELS, scale=True), "scale: expected a number or a tensor, got bool"),
+        (
+            lambda: margin_softmax_loss(X, Y, LABELS, label_smoothing=Y),
+            "label_smoothing: expected a number, got Tensor",
+        ),
+        (lambda: fused_margins.set_memory_budget(True), "num_bytes: expected a number, got bool"),
+        (lambda: margin_softmax_loss(X, Y, LABELS, ignore_index=2**63), "ignore_index: expected an integer of 64 bits"),
+        (lambda: nearest(X, Y, LABELS, LABELS[:5], k=2**64), "k: expected an integer of 64 bits"),
+        (lambda: mine_positives(X[0], LABELS), "embeddings: expected a matrix"),
+        (lambda: mine_positives(X, LABELS[:3]), r"labels: expected shape \(6,\), got \(3,\)"),
+        (lambda: mine_negatives(X.int(), LABELS), "embeddings: expected a floating dtype"),
+        (
+            lambda: mine_positives(X, LABELS, reference_embeddings=Y[:, :2], reference_labels=LABELS[:5]),
+            "reference_embeddings: expected width 4 as embeddings has, got 2",
+        ),
+        (
+            lambda: mine_negatives(X, LABELS, reference_embeddings=Y, reference_labels=LABELS),
+            r"reference_labels: expected shape \(5,\), got \(6,\)",
+        ),
+    ],
+)
+def test_arguments_are_called_what_the_caller_calls_them(call, message):
+    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+        call()
 
 
 @pytest.mark.parametrize("number", [np.float32, np.float64, np.int64])

@@ -21,13 +21,11 @@ def magnet(
     means = (belongs @ x) / counts[:, None]
     own = (x - take_rows(means, clusters)).square().sum(1)  # (B,) squared distances
     variance = (own.sum() / max(rows - 1, 1)).clamp(min=variance_floor)
-    scale = 0.5 / variance
-    # Without a finite variance there is no scale, and the loss is not a number; nor are its gradients.
-    usable = scale > 0
-    _, negative_lse = contrast_reference.contrast(
+    # Without a finite variance the scale is not positive, and neither the loss nor a gradient is a number.
+    _, negative_lse = contrast_reference.with_any_scale(
         x,
         means,
-        torch.where(usable, scale, 1.0),
+        0.5 / variance,
         None,
         clusters,
         take_rows(cluster_labels, clusters),
@@ -38,5 +36,5 @@ def magnet(
         -1,
     )
     # No cluster of another class: negative_lse is -inf and the hinge is closed.
-    loss = F.relu(alpha + own / (2 * variance) + negative_lse) * torch.where(usable, 1.0, torch.nan)
+    loss = F.relu(alpha + own / (2 * variance) + negative_lse)
     return reduce_loss(loss, torch.ones_like(loss), reduction)
