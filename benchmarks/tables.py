@@ -4,6 +4,7 @@ A region of the README between ``<!-- table:NAME -->`` and ``<!-- end:NAME -->``
 rewritten with its tables: one pair (speed, memory) for every processor and GPU that has results.
 """
 
+import html
 import json
 import re
 import sys
@@ -17,8 +18,8 @@ import tyro
 from fused_margins.fewshot.tables import Table
 
 from . import growth, negligible
-from .machine import ROOT, Gpu, Machine
-from .results import FOLDER, Results, ResultsError, RowResult, files, read, write_text
+from .machine import ROOT
+from .results import FOLDER, Figure, Results, ResultsError, RowResult, files, read, write_text
 from .workloads import WORKLOADS
 
 REGION = re.compile(r"<!-- table:(?P<name>[\w-]+) -->\n(?P<old>.*?)<!-- end:(?P=name) -->", re.DOTALL)
@@ -27,7 +28,7 @@ MIB = 2**20
 
 
 SUITES = ("demo", "fewshot", "parity")
-GROWTH, NEGLIGIBLE = "growth", "negligible"
+GROWTH, NEGLIGIBLE, OVERVIEW = "growth", "negligible", "overview"
 
 
 def render_suite(folder: Path, name: str) -> str:
@@ -39,21 +40,68 @@ def render_suite(folder: Path, name: str) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts = []
     for study in results["studies"]:
-        parts += [Table(**table).markdown() for table in study["tables"]] + [study["lead"]]
+        tables = [Table(**table).markdown() for table in study["tables"]]
+        parts.append(_folded(study["title"], "\n\n".join([*tables, study["lead"]])))
     return "\n\n".join([*parts, f"Training took {results['seconds']:.0f} s, added up; {versions}."])
 
 
+def _folded(summary: str, text: str) -> str:
+    """Text that a reader opens: the README stays short enough to read."""
+    return f"<details>\n<summary>{html.escape(summary)}</summary>\n\n{text}\n\n</details>"
+
+
+def render_overview(results: list[Results]) -> str:
+    """The fastest of ours in every row of the machine that was measured last."""
+    if not any(result.rows for result in results):
+        return "Not measured yet."
+    latest = max(results, key=lambda result: max((row.date for row in result.rows), default=""))
+    table = Table(
+        str(latest.machine),
+        ["what", "size", "dtype", "ours, ms", "over eager", "over torch.compile", "over the fastest other"],
+        [cells for row in latest.rows if (cells := _overview_of(row))],
+    )
+    return table.markdown()
+
+
+def _overview_of(row: RowResult) -> list[str] | None:
+    measured = [f for f in row.figures if f.median_s is not None and not f.floor]
+    ours, others = ([f for f in measured if f.ours == mine] for mine in (True, False))
+    if not ours or not others:
+        return None
+    best, fastest = (min(figures, key=_median) for figures in (ours, others))
+
+    def ratio(figure: Figure | None) -> str:
+        return "—" if figure is None else f"{_median(figure) / _median(best):.2f}×"
+
+    named = {f.contestant: f for f in others}
+    return [
+        row.title.partition(":")[0],
+        f"{row.symbols} = {row.size}",
+        row.dtype,
+        f"{1e3 * _median(best):.3g}",
+        ratio(named.get("eager")),
+        ratio(named.get("torch.compile")),
+        f"{ratio(fastest)} ({fastest.contestant})",
+    ]
+
+
+def _median(figure: Figure) -> float:
+    assert figure.median_s is not None
+    return figure.median_s
+
+
 def render(workload: str, results: list[Results]) -> str:
-    """The Markdown of a workload's region."""
+    """The Markdown of a workload's region: what it is, and each machine's tables."""
     parts = []
     for result in results:
         rows = [row for row in result.rows if row.workload == workload]
         if rows:
-            parts.append(_render_machine(rows, result.machine))
+            parts += [] if parts else [f"{rows[-1].title}."]
+            parts.append(_folded(str(result.machine), _render_machine(rows)))
     return "\n\n".join(parts) if parts else "Not measured yet."
 
 
-def _render_machine(rows: list[RowResult], machine: Machine | Gpu) -> str:
+def _render_machine(rows: list[RowResult]) -> str:
     first = rows[-1]
     names = list(dict.fromkeys(f.contestant for row in rows for f in row.figures))
     ours = {f.contestant for row in rows for f in row.figures if f.ours}
@@ -82,9 +130,7 @@ def _render_machine(rows: list[RowResult], machine: Machine | Gpu) -> str:
             speed[-1].append(_throughput(row))
         memory.append([row.size_name, row.size, row.dtype, *memory_cells])
 
-    text = [f"{first.title}. {machine}.", "", "Speed-up over eager (the ratio of medians; above 1 is faster):"]
-    if first.baseline != "eager":
-        text[-1] = text[-1].replace("eager", first.baseline)
+    text = [f"Speed-up over {first.baseline} (the ratio of medians; above 1 is faster):"]
     text += ["", *_aligned(speed), "", "Extra memory at the peak of one call, MiB, with its outputs and gradients:"]
     text += ["", *_aligned(memory), "", *_remarks(rows)]
     return "\n".join(text).rstrip()
@@ -179,7 +225,9 @@ def main(
         others = {name: render_suite(results, name) for name in SUITES}
         others[GROWTH] = growth.render(results / GROWTH)
         others[NEGLIGIBLE] = negligible.render(results / NEGLIGIBLE / "weights.json")
-        filled = rewrite(text, [read(path) for path in files(results)], others)
+        stored = [read(path) for path in files(results)]
+        others[OVERVIEW] = render_overview(stored)
+        filled = rewrite(text, stored, others)
     except (OSError, ResultsError) as error:
         sys.exit(f"error: {error}")
     known = {*others, *(workload.name for workload in WORKLOADS)}

@@ -34,7 +34,7 @@ def test_tables_are_aligned_and_show_who_has_no_figure() -> None:
     assert "- peer: no margin." in lines
     assert "- far: no such device." in lines  # in every row: said once
     assert "- Measured 2025-02-03, commit abc, torch 2.9." in lines
-    assert lines[-1] == "- The machine was not idle: load 0.5 before the run."
+    assert lines[-3:] == ["- The machine was not idle: load 0.5 before the run.", "", "</details>"]
 
 
 def test_a_reason_of_some_rows_names_them() -> None:
@@ -52,13 +52,29 @@ def test_tables_show_a_floor_as_one_and_name_a_gpus_software() -> None:
     ]
     row = row_result(figures=figures, runs_with=WITH.model_copy(update={"versions": GPU_VERSIONS}))
     lines = tables.render("magnet", [Results(machine=GPU, rows=[row])]).splitlines()
-    assert lines[0] == "The title. NVIDIA H100 80GB HBM3."
+    assert lines[:4] == ["The title.", "", "<details>", "<summary>NVIDIA H100 80GB HBM3</summary>"]
     speed = [line for line in lines if line.startswith("|")][:3]
     assert "| floor: products |" in speed[0]
     assert " 20.00× |" in speed[2]
     assert "**2.00×**" in speed[2]  # the best is the best of those that compute the loss
     software = "torch 2.11, CUDA 13.0, driver 580.1, Triton 3.6, beside A CPU, 8 CPUs"
     assert f"- Measured 2025-02-03, commit abc, {software}." in lines
+
+
+def test_the_overview_is_of_the_machine_measured_last_and_has_the_fastest_of_each_side() -> None:
+    figures = [
+        *row_result().figures,
+        Figure(contestant="cpu, no memory", ours=True, median_s=5e-4, speedup=4.0),
+        Figure(contestant="quick peer", ours=False, median_s=1e-3, speedup=2.0),
+        Figure(contestant="products", ours=False, floor=True, median_s=1e-4, speedup=20.0),
+    ]
+    old, new = row_result(), row_result(figures=figures, date="2025-03-03T04:05:06+00:00")
+    alone = row_result(figures=[f for f in figures if f.ours])
+    text = tables.render_overview([Results(machine=MACHINE, rows=[old]), Results(machine=GPU, rows=[new, alone])])
+    assert text.startswith("**NVIDIA H100 80GB HBM3**")
+    (line,) = [line for line in text.splitlines() if line.startswith("| The title")]
+    assert line == "| The title | B x D = 2 x 3 | float32 | 0.5 | 4.00× | — | 2.00× (quick peer) |"
+    assert tables.render_overview([]) == "Not measured yet."
 
 
 def test_tables_of_an_idle_machine_say_nothing_of_it() -> None:
@@ -76,7 +92,9 @@ def test_the_readme_is_rewritten_in_its_regions_alone(tmp_path: Path, capsys: py
         tables.main(readme, folder, check=True)
     tables.main(readme, folder)
     written = readme.read_text()
-    assert written.startswith("before\n<!-- table:magnet -->\n\nThe title. Some CPU(R) 9, 2 of 8 CPUs")
+    assert written.startswith(
+        "before\n<!-- table:magnet -->\n\nThe title.\n\n<details>\n<summary>Some CPU(R) 9, 2 of 8"
+    )
     assert written.endswith(f"<!-- end:magnet -->\n{other}after\n")
     tables.main(readme, folder, check=True)
     assert readme.read_text() == written
