@@ -115,6 +115,8 @@ def apply_margin(
 
 def _angular(u: Tensor, margin_rad: float | Tensor, multiplier: float, beyond_pi: str) -> Tensor:
     """cos(multiplier theta + margin) with a monotone continuation where that angle leaves [0, pi]."""
+    if multiplier == 1.0 and not isinstance(margin_rad, Tensor):
+        return _shifted_by_a_number(u, float(margin_rad), beyond_pi)
     margin = torch.as_tensor(margin_rad, dtype=u.dtype, device=u.device)
     if multiplier == 1.0:
         shifted = u * torch.cos(margin) - _sine(u) * torch.sin(margin)
@@ -139,8 +141,20 @@ def _angular(u: Tensor, margin_rad: float | Tensor, multiplier: float, beyond_pi
     return torch.where(past_pi, beyond, torch.where(before_zero, before, shifted))
 
 
+def _shifted_by_a_number(u: Tensor, margin: float, beyond_pi: str) -> Tensor:
+    """`_angular` of multiplier 1: only one end of [0, pi] can be left, and a small batch is spared half the calls."""
+    if margin == 0:
+        return u
+    cosine, sine = math.cos(margin), math.sin(margin)
+    shifted = u * cosine - _sine(u) * sine
+    if margin < 0:
+        return torch.where(u > cosine, u + (1 - cosine), shifted)
+    if beyond_pi == "easy":
+        return torch.where(u <= 0, u, shifted)
+    return torch.where(u < -cosine, u - margin * sine if beyond_pi == "standard" else -2 - shifted, shifted)
+
+
 def _sine(u: Tensor) -> Tensor:
     """sin(theta) from u = cos(theta), with gradient 0 at and (by rounding) beyond |u| = 1 instead of infinity."""
-    squared = (1 - u) * (1 + u)
-    inside = squared > 0
-    return torch.where(inside, torch.sqrt(torch.where(inside, squared, 1.0)), 0.0)
+    # A number so small is 0 to whatever it is added to, and what is clamped has the gradient 0.
+    return ((1 - u) * (1 + u)).clamp(min=torch.finfo(u.dtype).tiny).sqrt()

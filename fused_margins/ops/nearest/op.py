@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks, crossovers, registry
+from .. import checks, crossovers, native, registry
 from ..similarity import accumulation_dtype
 from . import reference
 
@@ -69,4 +69,6 @@ def nearest(
     if backend == "reference":
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
             return reference.nearest(*args)
+    if backend in native.DIRECT and native.direct(*args[:6]):  # around the dispatcher, which takes as long as few rows
+        return registry.kernel("nearest", backend).forward(*args)
     return torch.ops.fused_margins.nearest(*args, backend)

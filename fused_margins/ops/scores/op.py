@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks, registry
+from .. import checks, native, registry
 from ..derivatives import double_backward, has_tangent
 from . import reference
 
@@ -59,14 +59,36 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_scores):  # type: ignore[no-untyped-def]
-        needs = [bool(n) for n in ctx.needs_input_grad[:5]]
-        # Second derivatives are wanted where a graph is being made of this backward; a compiled graph has none.
-        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        gradient = _ScoresBackward.apply if again else torch.ops.fused_margins.scores_backward
-        results = gradient(
-            grad_scores.contiguous(), *ctx.saved_tensors, ctx.similarity, ctx.ignore_index, needs, ctx.backend
-        )
-        return *(g if need else None for g, need in zip(results, needs)), *(None,) * 4
+        return *_gradients(ctx, grad_scores), *(None,) * 4
+
+
+class _DirectScores(torch.autograd.Function):
+    """The same around torch's dispatcher, where `native.direct` allows it: less to do for a small call."""
+
+    @staticmethod
+    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+        *arguments, ctx.backend = inputs
+        *tensors, ctx.similarity, ctx.ignore_index = arguments
+        ctx.save_for_backward(*tensors)
+        return registry.kernel("scores", ctx.backend).forward(*arguments)
+
+    @staticmethod
+    def backward(ctx, grad_scores):  # type: ignore[no-untyped-def]
+        return *_gradients(ctx, grad_scores), *(None,) * 4
+
+
+def _gradients(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
+    """Of x, y, scale, bias and margin."""
+    needs = [bool(n) for n in ctx.needs_input_grad[:5]]
+    args = (grad_scores.contiguous(), *ctx.saved_tensors, ctx.similarity, ctx.ignore_index, needs)
+    # Second derivatives are wanted where a graph is being made of this backward; a compiled graph has none.
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        results = _ScoresBackward.apply(*args, ctx.backend)
+    elif ctx.backend in native.DIRECT and native.direct(*args[:7]):
+        results = registry.kernel("scores", ctx.backend).backward(*args)
+    else:
+        results = torch.ops.fused_margins.scores_backward(*args, ctx.backend)
+    return tuple(g if need else None for g, need in zip(results, needs))
 
 
 class _ScoresBackward(torch.autograd.Function):
@@ -139,7 +161,12 @@ def scores(
     if backend == "reference" or has_tangent(differentiable):
         with torch.autocast(x.device.type, enabled=False):
             return reference.scores(x, y, *args)
+    direct = backend in native.DIRECT and native.direct(x, y, scale, bias, margin, target)
     if torch.is_grad_enabled() and any(t.requires_grad for t in differentiable):
+        if direct:
+            return _DirectScores.apply(x, y, *args, backend)
         # Dynamo refuses a Function that is handed one tensor twice: a batch against itself.
         return _Scores.apply(x, y.view_as(y), *args, backend)
+    if direct:
+        return registry.kernel("scores", backend).forward(x, y, *args)
     return torch.ops.fused_margins.scores(x, y, *args, backend)
