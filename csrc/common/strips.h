@@ -25,6 +25,8 @@ struct Chunk {
 template <class T>
 class Strips {
  public:
+  using Value = T;
+  struct Session {};  // what a thread has to set up
   Buffer<T> centre;
   Rows<T> x, y;
   int threads;

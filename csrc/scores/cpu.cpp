@@ -3,7 +3,11 @@
 #include "cpu.h"
 
 #include "../common/checks.h"
+#ifdef __AVX512BF16__
+#include "bf16.h"
+#else
 #include "../common/gradient.h"
+#endif
 
 namespace fused_margins {
 namespace FM_ISA {
@@ -27,12 +31,14 @@ struct Problem {
   int64_t target(int64_t i) const { return in.target && in.target[i] != in.ignore_index ? in.target[i] : -1; }
 };
 
-template <class T>
+template <class S>
 void forward(const ScoresForward& args) {
+  using T = typename S::Value;
   const Problem<T> p(args.in);
-  Strips<T> strips(args.in.x, args.in.y, args.in.similarity, 1);
+  S strips(args.in.x, args.in.y, args.in.similarity, 1);
 #pragma omp parallel num_threads(strips.threads)
   {
+    [[maybe_unused]] typename S::Session session;
     strips.prepare_rows();
     for (int64_t c = 0; c < strips.chunks(); ++c) {
       const Chunk chunk = strips.chunk(c);
@@ -50,14 +56,15 @@ void forward(const ScoresForward& args) {
   }
 }
 
-template <class T>
+template <class S, class G>
 void backward(const ScoresBackward& args) {
+  using T = typename S::Value;
   const ScoresInputs& in = args.in;
   const Problem<T> p(in);
   const Matrix grad{args.grad_scores, p.rows, p.columns, p.columns, 1, in.x.dtype};
   const bool euclidean = in.similarity == Similarity::negative_squared_euclidean;
-  Strips<T> strips(in.x, in.y, in.similarity, args.grad_scale ? 3 : 2);
-  Gradient<T> gradient(strips, args.grad_x, args.grad_y);
+  S strips(in.x, in.y, in.similarity, args.grad_scale ? 3 : 2);
+  G gradient(strips, args.grad_x, args.grad_y);
   // Of each row, summed over the columns: dL/du, and dL/dscale = g u.
   Buffer<T> partial(p.rows * STRIPS * 2), total(p.rows * 2), inverse_scale(p.rows), at_target(p.rows);
   std::fill(total.get(), total.get() + p.rows * 2, T(0));
@@ -66,6 +73,7 @@ void backward(const ScoresBackward& args) {
 
 #pragma omp parallel num_threads(strips.threads)
   {
+    [[maybe_unused]] typename S::Session session;
     // u is null where the gradient of the scale is not needed.
     const auto derivative = [&](int64_t i, int64_t first, int64_t count, const T* u, const Chunk& chunk) {
       T* d = gradient.row(i) + first - chunk.first;
@@ -137,13 +145,24 @@ void backward(const ScoresBackward& args) {
 
 }  // namespace
 
+#ifdef __AVX512BF16__
 void scores_forward(const ScoresForward& args) {
-  args.in.x.dtype == DType::float64 ? forward<double>(args) : forward<float>(args);
+  forward<Bf16Strips>(args);
 }
 
 void scores_backward(const ScoresBackward& args) {
-  args.in.x.dtype == DType::float64 ? backward<double>(args) : backward<float>(args);
+  backward<Bf16Strips, Bf16Gradient>(args);
 }
+#else
+void scores_forward(const ScoresForward& args) {
+  args.in.x.dtype == DType::float64 ? forward<Strips<double>>(args) : forward<Strips<float>>(args);
+}
+
+void scores_backward(const ScoresBackward& args) {
+  args.in.x.dtype == DType::float64 ? backward<Strips<double>, Gradient<double>>(args)
+                                    : backward<Strips<float>, Gradient<float>>(args);
+}
+#endif
 
 }  // namespace FM_ISA
 }  // namespace fused_margins

@@ -33,7 +33,12 @@ struct ScoresBackward {
   void* grad_margin;        // T, as margin
 };
 
-FM_KERNEL(scores_forward, ScoresForward)
-FM_KERNEL(scores_backward, ScoresBackward)
+template <class Args>
+inline bool scores_suit_bf16(const Args& args) {
+  return has_bf16_products(args.in.x.dtype, args.in.similarity);
+}
+
+FM_BF16_KERNEL(scores_forward, ScoresForward, scores_suit_bf16)
+FM_BF16_KERNEL(scores_backward, ScoresBackward, scores_suit_bf16)
 
 }  // namespace fused_margins
