@@ -213,7 +213,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """The documented subset of the papers' protocols on Omniglot and CIFAR-FS; about 50 minutes on two cores."""
+    """The documented subset of the papers' protocols on Omniglot and CIFAR-FS; about 40 minutes on two cores."""
 
     output: Path | None = None
     """Folder of the runs and the report; by default runs/reproduce, or runs/parity."""

@@ -1,4 +1,4 @@
-"""The documented subset of the papers' protocols, about 50 minutes on two cores.
+"""The documented subset of the papers' protocols, about 40 minutes on two cores.
 
 Real data, short trainings: Omniglot by both protocols with the papers' Conv4, a sweep over margins on CIFAR-FS, coarse
 to fine and magnet on digits and on Omniglot's alphabets; and apart from these the parity of backends on both data sets.
