@@ -12,7 +12,7 @@ from ..workload import Contestant, Inputs, Judge, Outputs, Size, Step, Workload,
 
 WAYS = 5
 # Episodes, shots, width of the embeddings.
-SHAPES = ((10, 1, 64), (200, 1, 640), (200, 5, 640))
+SHAPES = ((10, 1, 64), (200, 1, 640), (100, 5, 640))
 LARGE = 10_000  # steps of all episodes: half a minute a call, one episode at a time
 # Rounding goes through hundreds of steps; heads are of length 1 or so.
 GRANTED = 1e-4
