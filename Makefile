@@ -13,7 +13,7 @@ demo: $(VENV)/installed-fewshot
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_ARGS)
 
-# Omniglot and CIFAR-FS where FUSED_MARGINS_DATA says, or in ./data; about 40 minutes on two cores. Called again, it goes
+# Omniglot and CIFAR-FS where FUSED_MARGINS_DATA says, or in ./data; three quarters of an hour on two cores. Called again, it goes
 # on where it stopped.
 reproduce: $(VENV)/installed-bench
 	$(BIN)/fused-margins reproduce --output runs/reproduce

@@ -9,7 +9,8 @@ namespace fused_margins {
 namespace FM_ISA {
 
 // A row, zeros up to the depth; returns what its products are to be multiplied by. It is scaled by the power of two
-// that brings its length near 1: exact, and no product leaves the range of float32. scratch (width,); `measure`: the
+// that brings its length near 1: exact but for values 2^126 times shorter than the row, which are lost, and no product
+// leaves the range of float32. scratch (width,); `measure`: the
 // factor is written, else it is known.
 inline float bf16_row(const Rows<float>& side, int64_t row, bool measure, float& factor, float* scratch,
                       uint16_t* out) {
@@ -23,6 +24,7 @@ inline float bf16_row(const Rows<float>& side, int64_t row, bool measure, float&
     const double squared = sum_of_squares(scratch, side.width());
     power = squared > 0 && squared < 1 ? 0x1p127f : 1.0f;
   }
+  if (std::isnan(inverse)) power = 1.0f;  // a value that is not a number is alone in it
   round_row(scratch, power, side.width(), round_up(side.width(), BF16_DEPTH), out);
   return power == 0 ? 0.0f : factor / power;
 }

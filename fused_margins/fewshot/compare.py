@@ -151,7 +151,7 @@ class Comparison:
             for group in others:
                 differences = group.minus(first, name)
                 mean, interval = mean_and_student_interval(differences) if differences else (None, None)
-                row.append(figure_text(name, mean, interval if len(differences) > 1 else None))
+                row.append(figure_text(name, mean, interval if len(differences) > 1 else None, signed=True))
             rows.append(row)
         title = f"Minus {first.name}, paired by seed: mean of the differences ± 95% (Student's t); percentage points"
         return Table(title, ["figure", *(f"{name} (pairs: {count})" for name, count in pairs.items())], rows)
@@ -217,6 +217,8 @@ def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
 def _names(groups: Sequence[Sequence[StoredRun]], differing: Sequence[str]) -> list[str]:
     """A short name each: the one setting that tells all groups apart, or else the folder of the first run."""
     for setting in differing:
+        if any(setting not in group[0].settings for group in groups):
+            continue  # one loss's margin says nothing of another loss
         values = [_setting_text(group[0].settings.get(setting, NO_VALUE)) for group in groups]
         if len(set(values)) == len(values):
             leaf = setting.split(".")[-1]

@@ -176,7 +176,7 @@ class TrainConfig(Settings):
     epochs: Count = 40
     """Passes over the training set."""
     batch_size: Annotated[int, Field(ge=2)] = 128
-    """Largest number of images in a batch."""
+    """Largest number of images in a batch; with samples_per_class few classes make smaller ones."""
     samples_per_class: Annotated[int, Field(ge=2)] | None = None
     """Make each batch of classes with this many samples each, instead of shuffling all images."""
     optimizer: Literal["adam", "sgd"] = "adam"

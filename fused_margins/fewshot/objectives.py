@@ -97,11 +97,14 @@ class MagnetObjective(Objective):
             backend=backend,
         )
         self.warm = settings.warm_epochs > 0
+        # One, and its neighbours of other classes, of which there may be fewer than asked for.
+        of_others = (len(labels.unique()) - 1) * settings.clusters_per_class
+        self.clusters_per_batch = min(settings.num_clusters, 1 + of_others)
 
     def num_batches(self, epoch: int) -> int:
         if epoch < self.settings.warm_epochs:
             return len(self.sampler)
-        return max(1, len(self.labels) // (self.settings.num_clusters * self.settings.samples_per_cluster))
+        return max(1, len(self.labels) // (self.clusters_per_batch * self.settings.samples_per_cluster))
 
     def start_epoch(self, epoch: int, embed: Callable[[], Tensor]) -> None:
         since_warm = epoch - self.settings.warm_epochs
@@ -142,7 +145,12 @@ def build_objective(
     if settings.samples_per_class is None:
         sampler = ShuffledBatches(len(labels), settings.batch_size, generator)
     else:
-        classes = max(1, settings.batch_size // settings.samples_per_class)
+        classes = settings.batch_size // settings.samples_per_class
+        if classes < 2:
+            raise UserError(
+                f"samples_per_class: expected at most half of the {settings.batch_size} images of a batch, which is of "
+                f"two classes at least, got {settings.samples_per_class}"
+            )
         sampler = BalancedBatches(labels, classes, settings.samples_per_class, generator)
     if isinstance(loss, config.Magnet):
         if loss.warm_epochs >= settings.epochs:

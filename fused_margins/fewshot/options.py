@@ -1,6 +1,7 @@
 """Settings as flat command line options, `--loss magnet --alpha 0.3`."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,3 +58,12 @@ class LossOptions:
 LossFlags = tyro.conf.OmitArgPrefixes[LossOptions]
 ConfigFlags = tyro.conf.OmitArgPrefixes[TrainConfig]
 JudgingFlags = tyro.conf.OmitArgPrefixes[Judging]
+
+
+def as_file_name(dataset: str) -> str:
+    """A data set's name without what separates folders.
+
+    >>> as_file_name("folder:/data/birds")
+    'folder-data-birds'
+    """
+    return re.sub("[/:]+", "-", dataset)

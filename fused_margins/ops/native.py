@@ -17,6 +17,7 @@ T = TypeVar("T")
 _FAILURE_FILE = Path(__file__).parents[1] / "native_build_failure.txt"
 DIRECT = ("cpu", "cuda", "triton")  # backends whose kernels may be called around torch's dispatcher: see `direct`
 _PLAIN = (Tensor, torch.nn.Parameter)
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # of autograd's batched gradients, which no stack shows
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
 module: ModuleType | None
@@ -54,8 +55,8 @@ def direct(*tensors: Tensor | None) -> bool:
     """Whether nothing watches these tensors but autograd, so that a kernel may be called around torch's dispatcher.
 
     The dispatcher and a Function that torch.func understands cost as much as a small problem. Compilation, torch.func,
-    forward-mode derivatives, modes, subclasses of tensors and tensors that are negated when they are read (imaginary
-    parts of conjugates) need them; nothing else does.
+    forward-mode derivatives, tracing, batched gradients, modes, subclasses of tensors and tensors that are negated when
+    they are read (imaginary parts of conjugates) need them; nothing else does.
     """
     return (
         not torch.compiler.is_compiling()
@@ -63,7 +64,8 @@ def direct(*tensors: Tensor | None) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
-        and all(t is None or (type(t) in _PLAIN and not t.is_neg()) for t in tensors)
+        and torch._C._get_tracing_state() is None
+        and all(t is None or (type(t) in _PLAIN and not t.is_neg() and not _is_batched(t)) for t in tensors)
     )
 
 

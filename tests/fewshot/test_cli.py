@@ -110,6 +110,8 @@ def test_classes_left_out_are_judged_as_novel(tmp_path):
         (["--margin", "nan"], "margin: Input should be a finite number"),
         (["--classes", "0", "1", "2", "--shots", "1", "999"], "shots: expected fewer than the"),
         (["--resume"], "no run here"),
+        (["--resume", "--dry-run"], "dry_run: it describes a training that has not begun"),
+        (["--samples-per-class", "65"], "samples_per_class: expected at most half of the 128 images of a batch"),
     ],
 )
 def test_mistakes_get_one_clear_line_and_leave_no_run(tmp_path, capsys, arguments, message):
@@ -133,6 +135,7 @@ def test_mistakes_get_one_clear_line_and_leave_no_run(tmp_path, capsys, argument
             "labels: the training is on coarse labels, the judgement on fine ones",
         ),
         (["magnet", "--preset", "cosine-digits", "--loss", "magnet"], "labels: the training is on coarse labels"),
+        (["parity", "--margin", "-0.9"], "loss: which one are these options for?"),
         (["magnet", "--loss", "triplet"], "loss: it is magnet that is compared with softmax and triplet, got triplet"),
     ],
 )
@@ -294,6 +297,8 @@ def test_demo_in_miniature(tmp_path):
 def test_a_preset_is_where_other_options_go_on_from(tmp_path):
     folder = tmp_path / "run"
     assert _train(folder, "--preset", "easy-positive-digits", "--negatives", "hard") == 0
+    resumed = ["train", "--resume", "--output", str(folder), "--episodes", "5"]
+    assert main([*resumed, "--negatives", "hard"]) == 0  # an option of the loss that the run has
     config = json.loads((folder / "config.json").read_text())
     assert (config["labels"], config["loss"]["name"], config["loss"]["positives"]) == ("coarse", "triplet", "easy")
     assert (config["loss"]["negatives"], config["epochs"]) == ("hard", 2)

@@ -33,7 +33,7 @@ def test_seeds_make_groups_and_differences_are_paired(folders):
     assert figures.rows[0] == ["nmi", "60.0 ± 127.1", "75.0 ± 190.6"]
     assert [row[0] for row in figures.rows] == ["nmi", "seconds", "peak"]
     assert figures.rows[2][1] == "500 MiB"
-    assert differences.rows[0] == ["nmi", "15.0 ± 63.5"]  # 0.1 and 0.2
+    assert differences.rows[0] == ["nmi", "+15.0 ± 63.5"]  # 0.1 and 0.2
 
 
 @pytest.mark.parametrize("suffix", [".html", ".md", ".json"])

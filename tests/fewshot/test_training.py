@@ -354,3 +354,12 @@ def test_an_unusable_device_is_named(images, config):
 
 def _no_augmentation(config):
     return config.augmentation.model_copy(update={"rotation_deg": 0.0, "shift": 0.0, "zoom": 0.0})
+
+
+def test_magnet_sees_its_images_whatever_the_number_of_clusters(images, config):
+    """Of two classes with a cluster each a batch has two clusters, however many were asked for."""
+    loss = make_loss("magnet", warm_epochs=0, clusters_per_class=1, num_clusters=6, samples_per_cluster=4)
+    two = images.with_classes([0, 1])
+    trainer = Trainer(config.model_copy(update={"loss": loss}), two)
+    seen = sum(len(trainer.next_batch()[0]) for _ in range(trainer.objective.num_batches(0)))
+    assert len(two) - 8 < seen <= len(two)

@@ -162,3 +162,39 @@ def test_numbers_that_are_negated_when_they_are_read(backend, device_for):
 
     for got, expected in zip(losses(negated), losses(negated.clone())):
         torch.testing.assert_close(got, expected)
+
+
+WATCHED = {
+    "scores": lambda x: scores(x, Y, backend="cpu"),
+    "contrast": lambda x: contrast(x, Y, LABELS, scale=2.0, backend="cpu")[1],
+    "nearest": lambda x: nearest(x, Y, LABELS, LABELS[:5], relation="different", backend="cpu")[0],
+    "margin_softmax": lambda x: margin_softmax_loss(x, Y, LABELS, reduction="none", backend="cpu"),
+    "magnet": lambda x: magnet_loss(x, LABELS % 4, torch.tensor([0, 0, 1, 1]), reduction="none", backend="cpu"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("op", WATCHED)
+def test_a_traced_graph_computes_what_was_traced(op, device_for):
+    device_for(op, "cpu")
+    other = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    traced = torch.jit.trace(WATCHED[op], X, check_trace=False)
+    torch.testing.assert_close(traced(other), WATCHED[op](other))
+
+
+@pytest.mark.parametrize("op", [op for op in WATCHED if op != "nearest"])  # which has no gradient
+def test_batched_gradients(op, device_for):
+    device_for(op, "cpu")
+    expected = torch.autograd.functional.jacobian(WATCHED[op], X)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(WATCHED[op], X, vectorize=True), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_value_that_is_not_a_number_is_alone_in_the_gradient(backend, dtype, device_for):
+    device_for("scores", backend)
+    x, y = X.to(dtype), Y.to(dtype).requires_grad_()
+    x[1, 3] = torch.nan
+    (grad,) = torch.autograd.grad(scores(x, y, similarity="dot", backend=backend).sum(), y)
+    assert grad.isnan().all(0).tolist() == [False, False, False, True]
+    assert not grad[:, :3].isnan().any()

@@ -1,6 +1,5 @@
 """The commands that train many networks, a study each. Called again, a command goes on where it stopped."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from ..config import Judging, Loss, Magnet, TrainConfig
 from ..errors import UserError
 from ..evaluation import VINYALS
 from ..jobs import available_cores
-from ..options import ConfigFlags, LossFlags, LossOptions
+from ..options import ConfigFlags, LossFlags, LossOptions, as_file_name
 from ..plan import suite_table
 from ..presets import preset
 from ..studies import parity
@@ -62,7 +61,7 @@ class _StudyOptions:
         return Judging(episodes=self.episodes)
 
     def folder(self, command: str) -> Path:
-        return self.output or Path("runs") / f"{command}-{re.sub('[/:]+', '-', self.config.dataset)}"
+        return self.output or Path("runs") / f"{command}-{as_file_name(self.config.dataset)}"
 
     def run(self, command: str, studies: Sequence[Study]) -> int:
         return _run(studies, self.folder(command), f"{command} on {self.config.dataset}", self.workers, self.dry_run)
@@ -167,6 +166,8 @@ class ParityCommand(_StudyOptions):
             raise UserError(f"seeds: expected a single one, got {list(self.seeds)}")
         if self.config.backend != TrainConfig().backend:
             raise UserError(f"backend: it is --backends that are compared, got {self.config.backend}")
+        if self.loss.loss is None and self.loss != LossOptions():
+            raise UserError("loss: which one are these options for? Without --loss every loss is compared as it is")
         config = self.loss.apply(self.base()).model_copy(update={"seed": self.seeds[0]})
         losses: dict[str, Loss] = parity.LOSSES if self.loss.loss is None else {config.loss.name: config.loss}
         backends = self.backends or ("reference", *of_all(config.device, losses.values()))
@@ -213,7 +214,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """The documented subset of the papers' protocols on Omniglot and CIFAR-FS; about 40 minutes on two cores."""
+    """A documented subset of the papers' protocols on Omniglot and CIFAR-FS; 45 minutes on two cores."""
 
     output: Path | None = None
     """Folder of the runs and the report; by default runs/reproduce, or runs/parity."""

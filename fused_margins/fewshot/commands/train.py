@@ -9,9 +9,10 @@ import tyro
 
 from ..config import Judging, TrainConfig
 from ..datasets import Task
+from ..errors import UserError
 from ..evaluation import check_judging
 from ..interrupts import stop_on_interrupt
-from ..options import ConfigFlags, JudgingFlags, LossFlags, LossOptions
+from ..options import ConfigFlags, JudgingFlags, LossFlags, LossOptions, as_file_name
 from ..plan import estimate, plan_table
 from ..report import write_run_report
 from ..runs import Run
@@ -39,13 +40,19 @@ class Train:
     judging: JudgingFlags = field(default_factory=Judging)
     config: ConfigFlags = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        if self.resume and self.dry_run:
+            raise UserError("dry_run: it describes a training that has not begun; leave out --resume")
+
     def settings(self) -> TrainConfig:
         return self.loss.apply(self.config)
 
     def folder(self) -> Path:
+        if self.output is not None:
+            return self.output
         config = self.settings()
-        name = self.preset or f"{config.dataset.replace('/', '-')}-{config.loss.name}"
-        return self.output or Path("runs") / f"{name}-seed{config.seed}"
+        name = self.preset or f"{as_file_name(config.dataset)}-{config.loss.name}"
+        return Path("runs") / f"{name}-seed{config.seed}"
 
     def main(self) -> int:
         config, folder = self.settings(), self.folder()

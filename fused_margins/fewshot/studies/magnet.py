@@ -27,7 +27,7 @@ COLUMNS = {"Recall@1": "recall@1", "MAP@R": "map@r", "NMI": "nmi", "modes": "mod
 def magnet_study(
     config: TrainConfig, seeds: Sequence[int], judging: Judging, magnet: Magnet | None = None, name: str = "magnet"
 ) -> Study:
-    """Magnet, softmax and triplet from the same settings; an epoch shows each of them as many images as there are."""
+    """Magnet, softmax and triplet from the same settings; an epoch shows each about as many images as there are."""
     check_hierarchy(config)
     magnet = magnet or Magnet()
     methods: dict[str, Loss] = {
@@ -63,7 +63,7 @@ def magnet_study(
         f"Magnet on {config.dataset}, {config.backbone.title}",
         f"Trained for {config.epochs} epochs on coarse labels: the kNC error is of these, with "
         f"{magnet.clusters_per_class} clusters a class; all else is judged on the fine labels, which no training saw. "
-        "The methods see equally many images; magnet's batches are smaller, so that it makes more steps.",
+        "An epoch shows each method about as many images as there are, in batches of its own size.",
         trials,
         COLUMNS,
         baseline="softmax",

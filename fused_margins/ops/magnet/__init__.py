@@ -16,7 +16,7 @@ Returns a scalar, or (B,) for "none"; float32 (float64 for float64).
 
 Edge rules
     A batch of one class, and an empty batch, have loss 0 and no gradient. At its floor sigma^2 has no gradient. Where
-    sigma^2 is not finite, the loss and its gradients are NaN.
+    sigma^2 is not finite, the loss of several classes and its gradients are NaN.
 
 Raises ValueError and TypeError for shapes, dtypes, devices and unknown names before any kernel runs; on a CPU,
 IndexError for a cluster out of range and ValueError for one without members.
