@@ -125,18 +125,20 @@ class Search {
   // False, and nothing done, where lengths are extreme.
   bool compare_pairs(const Group& g, T* memory, const T** pointers) const {
     const int64_t *rows = groups_.row_order.get() + g.first_row, *columns = groups_.column_order.get() + g.first_column;
-    const bool mirror = itself_;
+    const bool mirror = itself_, cosine = a_.similarity == Similarity::cosine;
     T *u = memory, *row_factor = u + g.rows * g.columns, *column_factor = row_factor + g.rows;
     T* copies = column_factor + g.columns;
     const T **left = pointers, **right = pointers + g.rows;
     bool in_range = true;
+    const auto check = [&](T factor) {
+      in_range = in_range && (factor == 0 || (factor > T(1e-12) && factor < T(1e12)));
+      return factor;
+    };
     const auto gather = [&](const Rows<T>& side, const int64_t* names, int64_t count, const T** to, T* factors) {
       for (int64_t r = 0; r < count; ++r) {
         to[r] = side.row_of(names[r], copies);
         if (to[r] == copies) copies += width_;
-        if (a_.similarity != Similarity::cosine) continue;
-        factors[r] = side.inverse_length(to[r]);
-        in_range = in_range && (factors[r] == 0 || (factors[r] > T(1e-12) && factors[r] < T(1e12)));
+        if (cosine && !mirror) factors[r] = check(side.inverse_length(to[r]));
       }
     };
     gather(x_, rows, g.rows, left, row_factor);
@@ -146,6 +148,14 @@ class Search {
       gather(y_, columns, g.columns, right, column_factor);
     if (!in_range) return false;
     if (g.rows && g.columns) all_pairs(left, g.rows, right, g.columns, width_, euclidean_, mirror, u, g.columns);
+    if (cosine && mirror) {  // each row's product with itself is among them: nobody need read the rows once more
+      for (int64_t r = 0; r < g.rows; ++r) {
+        const double squared = double(u[r * g.columns + r]);
+        const bool exact = squared > 1e-24 && squared < 1e37;
+        row_factor[r] = check(exact ? T(1 / std::sqrt(squared)) : x_.inverse_length(left[r]));
+      }
+      if (!in_range) return false;
+    }
     for (int64_t r = 0; r < g.rows; ++r) {
       const Best<T> best = this->best(rows[r]);
       best.clear();
@@ -154,7 +164,7 @@ class Search {
       T* of_row = u + r * g.columns;
       if (euclidean_)
         for (int64_t j = 0; j < g.columns; ++j) of_row[j] = -of_row[j];
-      else if (a_.similarity == Similarity::cosine)
+      else if (cosine)
         for (int64_t j = 0; j < g.columns; ++j) of_row[j] *= row_factor[r] * column_factor[j];
       for (int64_t j = 0; j < g.columns; ++j)
         if (of_row[j] > best.worst() && columns[j] != self && (of_row[j] < below || !a_.below))
