@@ -20,28 +20,14 @@ def contrast(
     similarity: str,
     relation: str,
     ignore_index: int,
+    any_scale: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """positive (B,), negative_lse (B,): plain PyTorch, any device, differentiable to any order."""
-    checks.positive("scale", scale)
-    return with_any_scale(
-        x, y, scale, bias, target, row_labels, column_labels, self_index, similarity, relation, ignore_index
-    )
+    """positive (B,), negative_lse (B,): plain PyTorch, any device, differentiable to any order.
 
-
-def with_any_scale(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    row_labels: Tensor | None,
-    column_labels: Tensor | None,
-    self_index: Tensor | None,
-    similarity: str,
-    relation: str,
-    ignore_index: int,
-) -> tuple[Tensor, Tensor]:
-    """`contrast` where a scale that is not positive makes its row NaN on a CPU, too."""
+    A scale that is not positive is an error where it can be read, and NaN for its row elsewhere or if `any_scale`.
+    """
+    if not any_scale:
+        checks.positive("scale", scale)
     rows, columns = x.shape[0], y.shape[0]
     target = check_index(target, columns, ignore_index, "target")
     row_labels = target if row_labels is None else row_labels

@@ -22,7 +22,7 @@ def magnet(
     own = (x - take_rows(means, clusters)).square().sum(1)  # (B,) squared distances
     variance = (own.sum() / max(rows - 1, 1)).clamp(min=variance_floor)
     # Without a finite variance the scale is not positive, and neither the loss nor a gradient is a number.
-    _, negative_lse = contrast_reference.with_any_scale(
+    _, negative_lse = contrast_reference.contrast(
         x,
         means,
         0.5 / variance,
@@ -34,6 +34,7 @@ def magnet(
         "negative_squared_euclidean",
         "different",
         -1,
+        any_scale=True,
     )
     # No cluster of another class: negative_lse is -inf and the hinge is closed.
     loss = F.relu(alpha + own / (2 * variance) + negative_lse)
