@@ -10,13 +10,14 @@ namespace FM_ISA {
 template <class T>
 class Scratch {
  public:
+  Scratch() = default;
   Scratch(int threads, int64_t count) : stride_(round_up(count, 64 / int64_t(sizeof(T)))), data_(threads * stride_) {}
 
   // (count,): of the calling thread.
   T* mine() const { return data_.get() + thread_index() * stride_; }
 
  private:
-  int64_t stride_;
+  int64_t stride_ = 0;
   Buffer<T> data_;
 };
 

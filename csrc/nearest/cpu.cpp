@@ -11,57 +11,18 @@
 
 #include "../common/checks.h"
 #include "../common/labels.h"
-#include "../common/pairs.h"
 #include "../common/rows.h"
 #include "../common/scratch.h"
-#include "groups.h"
+#include "small_groups.h"
 #include "tiles.h"
 
 namespace fused_margins {
 namespace FM_ISA {
 namespace {
 
-constexpr int64_t SMALL = 256;         // rows and columns of a group that is compared pair by pair
 constexpr int64_t CHUNK = 2048;        // columns whose panels are made together
 constexpr int64_t HALF_CHUNK = 512;    // the same where products serve both rows: within a chunk's own rows they do not
 constexpr int64_t MIRRORED = 1 << 21;  // values that serving both rows of a product may take, of all threads
-
-template <class T>
-constexpr T none = -std::numeric_limits<T>::infinity();
-
-// The k best of one row, best first; equal values in the order of insertion.
-template <class T>
-struct Best {
-  T* value;
-  int64_t* index;
-  int64_t k;
-
-  T worst() const { return value[k - 1]; }
-  void clear() const {
-    std::fill(value, value + k, none<T>);
-    std::fill(index, index + k, int64_t(-1));
-  }
-  void insert(T v, int64_t j) const {
-    if (!(v > worst())) return;
-    int64_t at = k - 1;
-    for (; at > 0 && v > value[at - 1]; --at) {
-      value[at] = value[at - 1];
-      index[at] = index[at - 1];
-    }
-    value[at] = v;
-    index[at] = j;
-  }
-  // Wherever j stands among the columns that are there already.
-  void insert_unordered(T v, int64_t j) const {
-    int64_t at = k;
-    while (at > 0 && (v > value[at - 1] || (v == value[at - 1] && j < index[at - 1]))) --at;
-    if (at == k) return;
-    std::copy_backward(value + at, value + k - 1, value + k);
-    std::copy_backward(index + at, index + k - 1, index + k);
-    value[at] = v;
-    index[at] = j;
-  }
-};
 
 template <class Tiles>
 class Search {
@@ -70,6 +31,7 @@ class Search {
 
   explicit Search(const NearestForward& args)
       : a_(args),
+        answers_{args},
         groups_(args),
         centre_(centre_of<T>(args.y, args.similarity)),
         x_(args.x, args.similarity, centre_.get()),
@@ -81,99 +43,32 @@ class Search {
 
   void run() {
     double work = 0;
-    int64_t most_rows = 0, most_columns = 0;
     std::vector<const Group*> small, large;
     for (const Group& g : groups_.list) {
-      const bool is_small = a_.relation == Relation::same && g.rows <= SMALL && g.columns <= SMALL;
-      (is_small ? small : large).push_back(&g);
+      (a_.relation == Relation::same && SmallGroups<T>::suit(g) ? small : large).push_back(&g);
       work += double(g.rows) * double(g.columns) * double(width_);
-      if (is_small) most_rows = std::max(most_rows, g.rows), most_columns = std::max(most_columns, g.columns);
     }
     const int threads = thread_count(work);
-    const bool copies = !x_.readable() || !y_.readable();
-    const int64_t pair_values =
-        most_rows * most_columns + most_rows + most_columns + (copies ? (most_rows + most_columns) * width_ : 0);
-    Scratch<T> pairs(threads, pair_values);
-    Scratch<const T*> pointers(threads, most_rows + most_columns);
-    // False: lengths so far from 1 that products of rows as they are might leave the range.
-    Buffer<uint8_t> in_range(int64_t(small.size()));
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(dynamic, 16)
-      for (int64_t g = 0; g < int64_t(small.size()); ++g)
-        in_range[g] = compare_pairs(*small[size_t(g)], pairs.mine(), pointers.mine());
+    if (!small.empty()) {
+      const SmallGroups<T> pairs(a_, groups_, small, x_, y_, itself_, threads);
+      Buffer<uint8_t> in_range(int64_t(small.size()));
+      std::fill(in_range.get(), in_range.get() + small.size(), uint8_t(1));
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+      for (int64_t b = 0; b < pairs.batches(); ++b) pairs.search(b, in_range.get());
+      for (size_t g = 0; g < small.size(); ++g)
+        if (!in_range[int64_t(g)]) large.push_back(small[g]);
     }
-    for (size_t g = 0; g < small.size(); ++g)
-      if (!in_range[int64_t(g)]) large.push_back(small[g]);
     if (!large.empty()) through_tiles(large, threads);
   }
 
  private:
   const NearestForward& a_;
+  const Answers<T> answers_;
   Groups groups_;
   Buffer<T> centre_;
   Rows<T> x_, y_;
   bool euclidean_, itself_;
   int64_t width_;
-
-  Best<T> best(int64_t row) const { return {static_cast<T*>(a_.best) + row * a_.k, a_.index + row * a_.k, a_.k}; }
-  T below(int64_t row) const { return a_.below ? static_cast<const T*>(a_.below)[row] : -none<T>; }
-  int64_t self(int64_t row) const { return a_.self_index ? a_.self_index[row] : -1; }
-
-  // -- Small groups --
-
-  // False, and nothing done, where lengths are extreme.
-  bool compare_pairs(const Group& g, T* memory, const T** pointers) const {
-    const int64_t *rows = groups_.row_order.get() + g.first_row, *columns = groups_.column_order.get() + g.first_column;
-    const bool mirror = itself_, cosine = a_.similarity == Similarity::cosine;
-    T *u = memory, *row_factor = u + g.rows * g.columns, *column_factor = row_factor + g.rows;
-    T* copies = column_factor + g.columns;
-    const T **left = pointers, **right = pointers + g.rows;
-    bool in_range = true;
-    const auto check = [&](T factor) {
-      in_range = in_range && (factor == 0 || (factor > T(1e-12) && factor < T(1e12)));
-      return factor;
-    };
-    const auto gather = [&](const Rows<T>& side, const int64_t* names, int64_t count, const T** to, T* factors) {
-      for (int64_t r = 0; r < count; ++r) {
-        to[r] = side.row_of(names[r], copies);
-        if (to[r] == copies) copies += width_;
-        if (cosine && !mirror) factors[r] = check(side.inverse_length(to[r]));
-      }
-    };
-    gather(x_, rows, g.rows, left, row_factor);
-    if (mirror)
-      right = left, column_factor = row_factor;
-    else
-      gather(y_, columns, g.columns, right, column_factor);
-    if (!in_range) return false;
-    if (g.rows && g.columns) all_pairs(left, g.rows, right, g.columns, width_, euclidean_, mirror, u, g.columns);
-    if (cosine && mirror) {  // each row's product with itself is among them: nobody need read the rows once more
-      for (int64_t r = 0; r < g.rows; ++r) {
-        const double squared = double(u[r * g.columns + r]);
-        const bool exact = squared > 1e-24 && squared < 1e37;
-        row_factor[r] = check(exact ? T(1 / std::sqrt(squared)) : x_.inverse_length(left[r]));
-      }
-      if (!in_range) return false;
-    }
-    for (int64_t r = 0; r < g.rows; ++r) {
-      const Best<T> best = this->best(rows[r]);
-      best.clear();
-      const T below = this->below(rows[r]);
-      const int64_t self = this->self(rows[r]);
-      T* of_row = u + r * g.columns;
-      if (euclidean_)
-        for (int64_t j = 0; j < g.columns; ++j) of_row[j] = -of_row[j];
-      else if (cosine)
-        for (int64_t j = 0; j < g.columns; ++j) of_row[j] *= row_factor[r] * column_factor[j];
-      for (int64_t j = 0; j < g.columns; ++j)
-        if (of_row[j] > best.worst() && columns[j] != self && (of_row[j] < below || !a_.below))
-          best.insert(of_row[j], columns[j]);
-    }
-    return true;
-  }
-
-  // -- Large groups --
 
   // The best of a chunk's columns as rows, among the rows that each thread has seen.
   class Mirrored {
@@ -232,7 +127,7 @@ class Search {
       for (const Group* g : groups) {
         const int64_t* rows = groups_.row_order.get() + g->first_row;
 #pragma omp for schedule(static)
-        for (int64_t r = 0; r < g->rows; ++r) best(rows[r]).clear();
+        for (int64_t r = 0; r < g->rows; ++r) answers_.best(rows[r]).clear();
         for (int64_t first = 0; first < g->columns; first += chunk) {
           const int64_t* columns = groups_.column_order.get() + g->first_column + first;
           const int64_t count = std::min(chunk, g->columns - first);
@@ -267,7 +162,7 @@ class Search {
                 for (int64_t r = 0; r < ROWS; r += wide) transpose_panel(u + r * wide, wide, wide, turned + r * wide);
               for (int64_t r = 0; r < height; ++r) {
                 const int64_t row = rows[row0 + r];
-                const Best<T> best = this->best(row);
+                const Best<T> best = answers_.best(row);
                 if (may_improve(best, row_factor[row], u + r * wide, factors.get() + c, longest[c / wide]))
                   select(best, row, row_factor[row], ids.rows[row], columns + c, n, u + r * wide, labels.get() + c,
                          factors.get() + c, pair);
@@ -284,7 +179,7 @@ class Search {
           }
           if (halves) {
 #pragma omp for schedule(static)
-            for (int64_t j = 0; j < count; ++j) mirrored.move(j, best(columns[j]));
+            for (int64_t j = 0; j < count; ++j) mirrored.move(j, answers_.best(columns[j]));
           }
         }
       }
@@ -313,7 +208,7 @@ class Search {
   // Offers the admitted ones of n columns to the row's best; u (n,) holds products, and is overwritten.
   void select(const Best<T>& best, int64_t row, T row_factor, int32_t label, const int64_t* columns, int64_t n, T* u,
               const int32_t* ids, const T* squared, T* pair) const {
-    const T below = this->below(row), worst = best.worst();
+    const T below = answers_.below(row), worst = best.worst();
     T slack = 0;  // bound on the error of the expanded distances: rounding of the sums over width_, and of the centring
     if (euclidean_) {
       const T unit = std::numeric_limits<T>::epsilon() * T(8 + width_);
@@ -334,7 +229,7 @@ class Search {
       top = value > top ? value : top;
     }
     if (!(top + slack > worst)) return;
-    const int64_t self = this->self(row);
+    const int64_t self = answers_.self(row);
     for (int64_t j = 0; j < n; ++j) {
       if (!(u[j] + slack > best.worst()) || u[j] == none<T> || columns[j] == self) continue;
       T value = u[j];
