@@ -13,6 +13,7 @@ from .ops.labels import check_index
 from .ops.magnet.op import apply as magnet
 from .ops.margin_softmax.op import apply as margin_softmax
 from .ops.nearest import nearest
+from .ops.nearest.op import search
 from .ops.scores import scores
 from .ops.similarity import less_by_rounding, pair_similarity, similarity_sum, take_rows
 from .reductions import REDUCTIONS, reduce_loss, softplus
@@ -269,11 +270,15 @@ def mine_positives(
     tensor([ 2,  2,  0, -1])
     """
     checks.choice("strategy", strategy, POSITIVE_STRATEGIES)
-    sides = search_sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
+    checks.similarity(similarity)
+    x, y, row_labels, column_labels, self_column = search_sides(
+        embeddings, labels, reference_embeddings, reference_labels, self_index
+    )
     if strategy == "hard":
-        return farthest(*sides, similarity, backend)
-    value, index = nearest(*sides[:4], self_index=sides[4], similarity=similarity, relation="same", backend=backend)
-    return value[:, 0], index[:, 0]
+        return farthest(x, y, row_labels, column_labels, self_column, similarity, backend)
+    x, y = checks.in_one_dtype(x, y)
+    value, index = search(x, y, row_labels, column_labels, self_column, None, similarity, "same", 1, backend)
+    return value.squeeze(1), index.squeeze(1)
 
 
 def mine_negatives(

@@ -77,7 +77,9 @@ def matrix(t: Tensor) -> object:
 
 def int64(t: Tensor | None) -> Tensor | None:
     """Labels as the kernels read them: contiguous int64."""
-    return None if t is None else t.to(torch.int64).contiguous()
+    if t is None or (t.dtype == torch.int64 and t.is_contiguous()):
+        return t
+    return t.to(torch.int64).contiguous()
 
 
 def pointer(t: Tensor | None) -> int:

@@ -26,10 +26,11 @@ def forward(
     # One vector of labels stays one: of a batch against itself the kernel takes half the products.
     labels = [rows, rows if column_labels is row_labels else int64(column_labels), int64(self_index)]
     below = None if below is None else below.contiguous()
+    of_x = matrix(x)
     call(
         module.nearest_forward,
-        matrix(x),
-        matrix(y),
+        of_x,
+        of_x if y is x else matrix(y),
         *map(pointer, labels),
         pointer(below),
         similarity,

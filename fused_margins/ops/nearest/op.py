@@ -52,15 +52,33 @@ def nearest(
     checks.whole("k", k)
     if k < 1:
         raise ValueError(f"k: expected at least 1, got {k}")
-    x, y = (t.detach() for t in checks.matrices(x, y))
+    x, y = checks.matrices(x, y)
     rows, columns = x.shape[0], y.shape[0]
     checks.labels("row_labels", row_labels, rows, x)
     checks.labels("column_labels", column_labels, columns, x)
     checks.labels("self_index", self_index, rows, x, optional=True)
     below = checks.vector("below", below, rows, x)
-    below = None if below is None else below.detach()
+    return search(x, y, row_labels, column_labels, self_index, below, similarity, relation, k, backend)
 
-    problem = registry.Problem("nearest", x.device.type, x.dtype, rows, columns, x.shape[1], relation)
+
+def search(
+    x: Tensor,
+    y: Tensor,
+    row_labels: Tensor,
+    column_labels: Tensor,
+    self_index: Tensor | None,
+    below: Tensor | None,
+    similarity: str,
+    relation: str,
+    k: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """`nearest` of arguments that have been checked."""
+    itself = y is x
+    x = x.detach()
+    y = x if itself else y.detach()
+    below = None if below is None else below.detach()
+    problem = registry.Problem("nearest", x.device.type, x.dtype, x.shape[0], y.shape[0], x.shape[1], relation)
     chosen = registry.resolve(backend, problem)
     if backend == "auto" and chosen == "triton" and k > crossovers.NEIGHBOURS:
         chosen = "reference"
