@@ -64,7 +64,7 @@ ScoresInputs scores_inputs(const Matrix& x, const Matrix& y, Address scale, bool
 
 MarginSoftmaxInputs margin_softmax_inputs(const Matrix& x, const Matrix& y, Address scale, bool scale_per_row,
                                           Address margin, bool margin_per_row, Address target,
-                                          const std::string& similarity, int64_t ignore_index,
+                                          const std::string& similarity, const Angle& angle, int64_t ignore_index,
                                           const std::string& reduction, bool with_mean, int64_t kept_blocks) {
   return {x,
           y,
@@ -72,6 +72,7 @@ MarginSoftmaxInputs margin_softmax_inputs(const Matrix& x, const Matrix& y, Addr
           scale_per_row,
           in(margin),
           margin_per_row,
+          angle,
           ints(target),
           parse_similarity(similarity),
           ignore_index,
@@ -126,27 +127,30 @@ PYBIND11_MODULE(_C, m) {
       },
       Release());
 
+  py::class_<Angle>(m, "Angle").def(py::init<double, double, double, double, double, double, double, bool>());
+
   m.def(
       "margin_softmax_forward",
       [](const Matrix& x, const Matrix& y, Address scale, bool scale_per_row, Address margin, bool margin_per_row,
-         Address target, const std::string& similarity, int64_t ignore_index, const std::string& reduction,
-         bool with_mean, int64_t kept_blocks, Address loss, Address saved) {
-        margin_softmax_forward({margin_softmax_inputs(x, y, scale, scale_per_row, margin, margin_per_row, target,
-                                                      similarity, ignore_index, reduction, with_mean, kept_blocks),
-                                out(loss), out(saved)});
+         Address target, const std::string& similarity, const Angle& angle, int64_t ignore_index,
+         const std::string& reduction, bool with_mean, int64_t kept_blocks, Address loss, Address saved) {
+        margin_softmax_forward(
+            {margin_softmax_inputs(x, y, scale, scale_per_row, margin, margin_per_row, target, similarity, angle,
+                                   ignore_index, reduction, with_mean, kept_blocks),
+             out(loss), out(saved)});
       },
       Release());
 
   m.def(
       "margin_softmax_backward",
       [](Address grad_loss, const Matrix& x, const Matrix& y, Address scale, bool scale_per_row, Address margin,
-         bool margin_per_row, Address target, const std::string& similarity, int64_t ignore_index,
+         bool margin_per_row, Address target, const std::string& similarity, const Angle& angle, int64_t ignore_index,
          const std::string& reduction, bool with_mean, int64_t kept_blocks, Address saved, Address grad_x,
          Address grad_y, Address grad_scale, Address grad_margin) {
-        margin_softmax_backward({margin_softmax_inputs(x, y, scale, scale_per_row, margin, margin_per_row, target,
-                                                       similarity, ignore_index, reduction, with_mean, kept_blocks),
-                                 in(grad_loss), in(saved), out(grad_x), out(grad_y), out(grad_scale),
-                                 out(grad_margin)});
+        margin_softmax_backward(
+            {margin_softmax_inputs(x, y, scale, scale_per_row, margin, margin_per_row, target, similarity, angle,
+                                   ignore_index, reduction, with_mean, kept_blocks),
+             in(grad_loss), in(saved), out(grad_x), out(grad_y), out(grad_scale), out(grad_margin)});
       },
       Release());
 

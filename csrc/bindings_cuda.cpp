@@ -31,7 +31,7 @@ int* counters(Address a) {
 
 cuda::MarginSoftmaxInputs margin_softmax_inputs(const Matrix& x, const Matrix& y, Address scale, bool scale_per_row,
                                                 Address margin, bool margin_per_row, Address target,
-                                                const std::string& similarity, int64_t ignore_index,
+                                                const std::string& similarity, const Angle& angle, int64_t ignore_index,
                                                 const std::string& reduction) {
   return {x,
           y,
@@ -39,6 +39,7 @@ cuda::MarginSoftmaxInputs margin_softmax_inputs(const Matrix& x, const Matrix& y
           scale_per_row,
           in(margin),
           margin_per_row,
+          angle,
           ints(target),
           parse_similarity(similarity),
           ignore_index,
@@ -58,6 +59,9 @@ PYBIND11_MODULE(_CUDA, m) {
       .def(py::init([](Address data, int64_t rows, int64_t width, int64_t row_stride, int64_t column_stride,
                        int dtype) { return Matrix{in(data), rows, width, row_stride, column_stride, DType(dtype)}; }));
 
+  py::class_<Angle>(m, "Angle", py::module_local())
+      .def(py::init<double, double, double, double, double, double, double, bool>());
+
   m.def("margin_softmax_saved_size", &cuda::margin_softmax_saved_size);
   m.def("margin_softmax_tickets", &cuda::margin_softmax_tickets);
   m.def("margin_softmax_forward_grid", &cuda::margin_softmax_forward_grid);
@@ -68,21 +72,21 @@ PYBIND11_MODULE(_CUDA, m) {
 
   m.def("margin_softmax_forward",
         [](const Matrix& x, const Matrix& y, Address scale, bool scale_per_row, Address margin, bool margin_per_row,
-           Address target, const std::string& similarity, int64_t ignore_index, const std::string& reduction,
-           Address loss, Address saved, Address tickets, Address stream) {
+           Address target, const std::string& similarity, const Angle& angle, int64_t ignore_index,
+           const std::string& reduction, Address loss, Address saved, Address tickets, Address stream) {
           cuda::margin_softmax_forward({margin_softmax_inputs(x, y, scale, scale_per_row, margin, margin_per_row,
-                                                              target, similarity, ignore_index, reduction),
+                                                              target, similarity, angle, ignore_index, reduction),
                                         out(loss), out(saved), counters(tickets)},
                                        out(stream));
         });
 
   m.def("margin_softmax_backward",
         [](Address grad_loss, const Matrix& x, const Matrix& y, Address scale, bool scale_per_row, Address margin,
-           bool margin_per_row, Address target, const std::string& similarity, int64_t ignore_index,
+           bool margin_per_row, Address target, const std::string& similarity, const Angle& angle, int64_t ignore_index,
            const std::string& reduction, Address saved, Address grad_x, Address grad_y, Address grad_scale,
            Address grad_margin, Address scratch, Address tickets, Address stream) {
           cuda::margin_softmax_backward({margin_softmax_inputs(x, y, scale, scale_per_row, margin, margin_per_row,
-                                                               target, similarity, ignore_index, reduction),
+                                                               target, similarity, angle, ignore_index, reduction),
                                          in(grad_loss), in(saved), out(grad_x), out(grad_y), out(grad_scale),
                                          out(grad_margin), out(scratch), counters(tickets)},
                                         out(stream));

@@ -108,11 +108,15 @@ def margin_softmax_loss(
     class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
     scale = row_scale(scale, embeddings)
     options = (similarity, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient)
-    if margin_type == "additive" and label_smoothing == 0 and class_weight is None:
+    angle = margin if margin_type == "angular" else angular_margin_rad
+    if not isinstance(angle, Tensor) and angular_multiplier == 1 and label_smoothing == 0 and class_weight is None:
         check_options(margin, *options)
-        of_row = row_margin("margin", margin, labels, weight)
+        of_row = row_margin("margin", 0.0 if margin_type == "angular" else margin, labels, weight)
         of_row = checks.row_factor("margin", of_row, embeddings, positive=False)
-        return margin_softmax(embeddings, weight, labels, scale, of_row, similarity, ignore_index, reduction, backend)
+        of_angle = (float(angle), beyond_pi, margin_gradient == "straight_through")
+        return margin_softmax(
+            embeddings, weight, labels, scale, of_row, of_angle, similarity, ignore_index, reduction, backend
+        )
 
     psi = margin_function(margin, labels, weight, *options)
     u, negative_lse = contrast(

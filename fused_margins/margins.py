@@ -65,10 +65,11 @@ def check_options(
         raise ValueError(
             f"angular_margin_rad, angular_multiplier: expected with margin_type 'combined' alone, got {margin_type!r}"
         )
-    angle = margin if margin_type == "angular" else angular_margin_rad
-    if not isinstance(angle, Tensor) and abs(angle) > math.pi and margin_type != "additive":
-        name = "margin" if margin_type == "angular" else "angular_margin_rad"
-        raise ValueError(f"{name}: expected radians within [-pi, pi], got {angle}")
+    name, angle = ("margin", margin) if margin_type == "angular" else ("angular_margin_rad", angular_margin_rad)
+    if not isinstance(angle, Tensor):
+        checks.number(name, angle, "a number or a tensor")
+        if not abs(angle) <= math.pi:
+            raise ValueError(f"{name}: expected radians within [-pi, pi], got {angle}")
 
 
 def margin_function(

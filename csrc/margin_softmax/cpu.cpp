@@ -28,14 +28,33 @@ struct Problem {
   T scale(int64_t i) const { return static_cast<const T*>(in.scale)[in.scale_per_row ? i : 0]; }
   T margin(int64_t i) const { return static_cast<const T*>(in.margin)[in.margin_per_row ? i : 0]; }
   bool ignored(int64_t i) const { return in.target[i] == in.ignore_index; }
+  // The similarity with the own class, less its margins.
+  T reduced(int64_t i) const {
+    const Angle& a = in.angle;
+    const T u = positive[i];
+    const T turned =
+        beyond(u) ? T(a.slope) * u + T(a.bend) * sine(u) + T(a.rest) : T(a.cosine) * u - T(a.sine) * sine(u);
+    return turned - margin(i);
+  }
+  // Its derivative; that of the sine is 0, not infinite, at the poles.
+  T slope(int64_t i) const {
+    const Angle& a = in.angle;
+    const T u = positive[i], s = sine(u), of_sine = s > sine(T(1)) ? -u / s : T(0);
+    if (a.straight_through) return 1;
+    return beyond(u) ? T(a.slope) + T(a.bend) * of_sine : T(a.cosine) - T(a.sine) * of_sine;
+  }
   // log of the odds against the own class; -infinity where no other class is there.
-  T gap(int64_t i) const { return lse[i] - scale(i) * (positive[i] - margin(i)); }
+  T gap(int64_t i) const { return lse[i] - scale(i) * reduced(i); }
   // What the sum of the losses is divided by.
   T divisor() const {
     int64_t counted = 0;
     for (int64_t i = 0; i < rows; ++i) counted += !ignored(i);
     return in.reduction == Reduction::mean && counted ? T(counted) : T(1);
   }
+
+ private:
+  bool beyond(T u) const { return T(in.angle.side) * u > T(in.angle.bound); }
+  static T sine(T u) { return std::sqrt(std::max((1 - u) * (1 + u), std::numeric_limits<T>::min())); }
 };
 
 template <class T>
@@ -66,7 +85,7 @@ void backward(const MarginSoftmaxBackward& args) {
   for (int64_t i = 0; i < p.rows; ++i) {
     const T odds = std::exp(-std::abs(p.gap(i))), share = (p.gap(i) < 0 ? odds : T(1)) / (1 + odds);  // sigmoid
     g[i] = p.ignored(i) ? T(0) : grad[per_row ? i : 0] / divisor * share;
-    h[i] = -p.scale(i) * g[i];
+    h[i] = -p.scale(i) * g[i] * p.slope(i);
   }
   fused_margins::contrast_backward({p.contrast(), false, h.get(), g.get(), p.lse, p.mean, p.kept, in.kept_blocks,
                                     args.grad_x, args.grad_y, args.grad_scale, nullptr});
@@ -82,8 +101,8 @@ void backward(const MarginSoftmaxBackward& args) {
     if (!one_each) o[0] = T(sum);
   };
   reduce(args.grad_scale, in.scale_per_row, true,
-         [&](int64_t i) { return p.ignored(i) ? T(0) : -g[i] * (p.positive[i] - p.margin(i)); });
-  reduce(args.grad_margin, in.margin_per_row, false, [&](int64_t i) { return -h[i]; });
+         [&](int64_t i) { return p.ignored(i) ? T(0) : -g[i] * p.reduced(i); });
+  reduce(args.grad_margin, in.margin_per_row, false, [&](int64_t i) { return p.scale(i) * g[i]; });
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "../common/isa.h"
 #include "../common/matrix.h"
+#include "angle.h"
 
 namespace fused_margins {
 
@@ -12,6 +13,7 @@ struct MarginSoftmaxInputs {
   bool scale_per_row;
   const void* margin;  // T, (rows,) or one value
   bool margin_per_row;
+  Angle angle;
   const int64_t* target;  // (rows,)
   Similarity similarity;
   int64_t ignore_index;

@@ -102,7 +102,8 @@ struct RowLosses {
       const T others = largest[r] + log(warp_sum(sum[r]));  // -infinity where there is no other class
       const T unknown = ignored[r] ? -infinity<T>() : not_a_number<T>();
       lse[r] = valid[r] ? others : unknown;
-      gap[r] = valid[r] ? others - scale[r] * (own[r] - margin[r]) : unknown;
+      T derivative;
+      gap[r] = valid[r] ? others - scale[r] * (turned(in.angle, own[r], derivative) - margin[r]) : unknown;
     }
   }
 };

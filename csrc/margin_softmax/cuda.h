@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../common/matrix.h"
+#include "angle.h"
 
 namespace fused_margins {
 namespace cuda {
@@ -14,6 +15,7 @@ struct MarginSoftmaxInputs {
   bool scale_per_row;
   const void* margin;  // T, (rows,) or one value
   bool margin_per_row;
+  Angle angle;
   const int64_t* target;  // (rows,)
   Similarity similarity;
   int64_t ignore_index;

@@ -32,6 +32,18 @@ __device__ T margin_of(const MarginSoftmaxInputs& in, int64_t row) {
   return static_cast<const T*>(in.margin)[in.margin_per_row ? row : 0];
 }
 
+// u after the margin on its angle, and the derivative of that; the one of the sine is 0, not infinite, at the poles.
+template <class T>
+__device__ T turned(const Angle& a, T u, T& derivative) {
+  constexpr T least = sizeof(T) == 8 ? T(2.2250738585072014e-308) : T(1.17549435e-38);
+  const T squared = (1 - u) * (1 + u), s = sqrt(squared > least ? squared : least);
+  const T of_sine = squared > least ? -u / s : T(0);
+  const bool beyond = T(a.side) * u > T(a.bound);
+  derivative = beyond ? T(a.slope) + T(a.bend) * of_sine : T(a.cosine) - T(a.sine) * of_sine;
+  if (a.straight_through) derivative = 1;
+  return beyond ? T(a.slope) * u + T(a.bend) * s + T(a.rest) : T(a.cosine) * u - T(a.sine) * s;
+}
+
 template <class T>
 __device__ T softplus(T gap) {
   return (gap > 0 ? gap : gap < 0 ? T(0) : gap) + log1p(exp(-fabs(gap)));

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ _FAILURE_FILE = Path(__file__).parents[1] / "native_build_failure.txt"
 DIRECT = ("cpu", "cuda", "triton")  # backends whose kernels may be called around torch's dispatcher: see `direct`
 _PLAIN = (Tensor, torch.nn.Parameter)
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # of autograd's batched gradients, which no stack shows
+_func_transform = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_tracing = torch._C._get_tracing_state
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
 module: ModuleType | None
@@ -58,15 +61,16 @@ def direct(*tensors: Tensor | None) -> bool:
     forward-mode derivatives, tracing, batched gradients, modes, subclasses of tensors and tensors that are negated when
     they are read (imaginary parts of conjugates) need them; nothing else does.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and forward_ad._current_level < 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and all(t is None or (type(t) in _PLAIN and not t.is_neg() and not _is_batched(t)) for t in tensors)
-    )
+    if (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or _func_transform() is not None
+        or _dispatch_modes()
+        or _function_modes()
+        or _tracing() is not None
+    ):
+        return False
+    return all(t is None or (type(t) in _PLAIN and not t.is_neg() and not _is_batched(t)) for t in tensors)
 
 
 def matrix(t: Tensor) -> object:
@@ -75,6 +79,12 @@ def matrix(t: Tensor) -> object:
     return module.Matrix(t.data_ptr(), *t.shape, *t.stride(), _DTYPES[t.dtype])
 
 
+@overload
+def int64(t: Tensor) -> Tensor: ...
+@overload
+def int64(t: None) -> None: ...
+@overload
+def int64(t: Tensor | None) -> Tensor | None: ...
 def int64(t: Tensor | None) -> Tensor | None:
     """Labels as the kernels read them: contiguous int64."""
     if t is None or (t.dtype == torch.int64 and t.is_contiguous()):

@@ -172,8 +172,10 @@ void margin_softmax(const Problem& p) {
   for (Similarity similarity : similarities)
     for (Reduction reduction : reductions) {
       const int64_t kept_blocks = kept_of(columns, int(reduction));
-      const MarginSoftmaxInputs in{p.x_matrix, p.y_matrix, p.scale.get(), true, p.margin.get(), true, p.target.data(),
-                                   similarity, -1,         reduction,     true, kept_blocks};
+      const Angle angle{0.8, -0.6, 1, 0.8, 1, 0, 0.2, false};
+      const MarginSoftmaxInputs in{p.x_matrix, p.y_matrix, p.scale.get(),   true,       p.margin.get(),
+                                   true,       angle,      p.target.data(), similarity, -1,
+                                   reduction,  true,       kept_blocks};
       const Block loss = p.out(reduction == Reduction::none ? rows : 1),
                   saved = p.out(contrast_kept_size(rows, columns, kept_blocks) + contrast_mean_size(rows, width) +
                                 2 * rows);

@@ -22,7 +22,10 @@ def valid(op: str) -> Inputs:
     labels = {"row_labels": torch.arange(B), "column_labels": torch.arange(N), "self_index": torch.arange(B)}
     if op == "nearest":
         return inputs | labels | {"below": torch.zeros(B)}
-    inputs |= {"target": torch.arange(B), "scale": torch.ones(B), "bias": torch.zeros(N)}
+    inputs |= {"target": torch.arange(B), "scale": torch.ones(B)}
+    if op == "margin_softmax":
+        return inputs
+    inputs["bias"] = torch.zeros(N)
     return inputs | (labels if op == "contrast" else {"margin": torch.zeros(B)})
 
 
@@ -128,6 +131,21 @@ BEFORE_ANY_KERNEL = [
     ),
     pytest.param(
         "contrast", {"target": None}, TypeError, "target: expected an integer tensor", id="contrast-target-none"
+    ),
+    *(
+        pytest.param("margin_softmax", options, error, message, id=f"margin_softmax-angle-{n}")
+        for n, (options, error, message) in enumerate(
+            (
+                ({"angle_rad": torch.ones(())}, TypeError, "angle_rad: expected a number, got Tensor"),
+                ({"angle_rad": 3.2}, ValueError, r"angle_rad: expected radians within \[-pi, pi\], got 3.2"),
+                (
+                    {"angle_rad": 0.5, "similarity": "dot"},
+                    ValueError,
+                    "similarity: expected 'cosine' with an angle_rad",
+                ),
+                ({"beyond_pi": "never"}, ValueError, "beyond_pi: expected one of 'standard', 'continuous', 'easy'"),
+            )
+        )
     ),
     pytest.param("nearest", {"k": 0}, ValueError, "k: expected at least 1, got 0", id="nearest-k"),
 ]

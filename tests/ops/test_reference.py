@@ -93,11 +93,23 @@ def scores(inputs: Inputs) -> dict[str, Tensor]:
     return {"scores": z}
 
 
+def turned(u: float, angle: float, beyond_pi: str) -> float:
+    """A cosine after a margin on its angle."""
+    theta = math.acos(max(-1.0, min(1.0, u)))
+    if angle > 0 and beyond_pi == "easy":
+        return math.cos(theta + angle) if u > 0 else u
+    if theta + angle > math.pi:
+        return u - angle * math.sin(angle) if beyond_pi == "standard" else -2 - math.cos(theta + angle)
+    return math.cos(theta + angle) if theta + angle >= 0 else u + 1 - math.cos(angle)
+
+
 def margin_softmax(inputs: Inputs) -> dict[str, Tensor]:
     target, ignored = inputs["target"].tolist(), inputs.get("ignore_index", -1)
     both = contrast(inputs)
     losses = []
     for i, (u, negative_lse) in enumerate(zip(both["positive"].tolist(), both["negative_lse"].tolist())):
+        if "angle_rad" in inputs:
+            u = turned(u, inputs["angle_rad"], inputs.get("beyond_pi", "standard"))
         z = of_row(inputs["scale"], i) * (u - of_row(inputs["margin"], i))
         gap = negative_lse - z
         losses.append(0.0 if target[i] == ignored else max(gap, 0.0) + math.log1p(math.exp(-abs(gap))))

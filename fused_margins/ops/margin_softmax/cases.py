@@ -1,11 +1,13 @@
 """Cases, error terms and costs of `margin_softmax`; see `fused_margins.ops.cases`."""
 
+import math
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
+from ...margins import apply_margin
 from ..cases import Case, Inputs, Shape, largest, reach
 from ..similarity import SIMILARITIES, accumulation_dtype, similarity_matrix
 from .op import margin_softmax
@@ -86,6 +88,21 @@ CASES = (
         lambda g: _classifier(g, scale=1 + 20 * _numbers(g), margin=_numbers(g) - 0.5),
         "a scale and a margin for each row",
     ),
+    *(
+        Case(
+            f"angle{angle:+g}-{beyond}",
+            partial(_classifier, angle_rad=angle, beyond_pi=beyond, margin=0.1),
+            "a margin on the angle, with both its pieces, and one on the similarity",
+        )
+        for angle, beyond in ((0.5, "standard"), (2.0, "standard"), (2.0, "continuous"), (0.5, "easy"), (-0.7, "easy"))
+    ),
+    Case(
+        "angle-straight-through",
+        partial(_some_ignored, angle_rad=0.5, straight_through=True, reduction="sum"),
+        "its derivative taken as 1",
+        smooth=False,
+    ),
+    Case("angle-poles", lambda g: _at_poles(g, 8.0) | {"angle_rad": 0.5}, "no gradient is infinite", smooth=False),
     Case("some-ignored", _some_ignored, "ignored rows count for nothing"),
     Case("none-mean-ignored", partial(_some_ignored, reduction="none"), "ignored rows have loss 0"),
     Case(
@@ -149,10 +166,15 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float 
     own = (target[:, None] == torch.arange(y.shape[0], device=x.device)) & counted  # (B, N)
     u, u_largest, (factor_x, factor_y) = similarity_matrix(x, y, similarity), *reach(x, y, similarity)
     share = 1 / max(1, int(counted.sum())) if reduction == "mean" else 1.0
-    q = (scale * (u - margin * own)).softmax(1) * counted if y.shape[0] else u
-    weights = share * scale * (q + own * (1 - q))  # |dL/du| at most
-    logit = 1 + largest(scale) * (u_largest + largest(margin))
-    of_scale = share * (q * (u.abs() + margin.abs()) + own * (u.abs() + margin.abs())).sum(1)
+    angle, beyond_pi = inputs.get("angle_rad", 0.0), inputs.get("beyond_pi", "standard")
+    turned = torch.where(own, apply_margin(u, angle, "angular", beyond_pi=beyond_pi), u)
+    sine = (1 - u.square()).clamp(min=torch.finfo(torch.float64).eps).sqrt()
+    slope = own * (abs(math.cos(angle)) + abs(math.sin(angle)) / sine if angle else 1.0)  # |psi'| at most
+    bend = own * (abs(math.sin(angle)) / sine**3 if angle else 0.0)  # |psi''|: an error of u moves psi'
+    q = (scale * (turned - margin * own)).softmax(1) * counted if y.shape[0] else u
+    weights = share * scale * (q + (1 - q) * (slope + bend * u_largest))  # |dL/du| at most
+    logit = 1 + largest(scale) * (u_largest * max(1.0, largest(slope)) + largest(margin))
+    of_scale = share * (q * (u.abs() + margin.abs()) + own * (turned.abs() + margin.abs())).sum(1)
     of_margin = share * (scale * own).sum(1)
     per_row = {n: torch.as_tensor(inputs[n]).dim() == 1 for n in ("scale", "margin")}
     eps = torch.finfo(accumulation_dtype(dtype)).eps

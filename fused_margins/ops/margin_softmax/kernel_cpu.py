@@ -1,12 +1,21 @@
 """`margin_softmax` in C++ on a CPU (csrc/margin_softmax/cpu.cpp): the tensors' memory, handed over."""
 
+import functools
+
 import torch
 from torch import Tensor
 
 from ..kept import describe, empty, saved_size
-from ..native import call, matrix, module
+from ..native import call, int64, matrix, module, pointer
+from .angle import pieces
 
 __all__ = ["backward", "describe", "forward"]
+
+
+@functools.lru_cache(maxsize=256)
+def _angle(angle_rad: float, beyond_pi: str, straight_through: bool) -> object:
+    assert module is not None
+    return module.Angle(*pieces(angle_rad, beyond_pi), straight_through)
 
 
 def forward(
@@ -16,6 +25,9 @@ def forward(
     margin: Tensor,
     target: Tensor,
     similarity: str,
+    angle_rad: float,
+    beyond_pi: str,
+    straight_through: bool,
     ignore_index: int,
     reduction: str,
     with_mean: bool,
@@ -24,9 +36,9 @@ def forward(
     """loss, a scalar or (B,), and what the backward needs; the accumulation dtype."""
     assert module is not None
     rows, width = x.shape
-    loss = scale.new_empty((rows,) if reduction == "none" else ())
+    loss = torch.empty((rows,) if reduction == "none" else (), dtype=scale.dtype)
     saved = empty(saved_size(rows, y.shape[0], width, with_mean, kept_blocks), scale.dtype)
-    scale, margin, target = scale.contiguous(), margin.contiguous(), target.to(torch.int64).contiguous()
+    scale, margin, target = scale.contiguous(), margin.contiguous(), int64(target)
     call(
         module.margin_softmax_forward,
         matrix(x),
@@ -37,6 +49,7 @@ def forward(
         margin.dim(),
         target.data_ptr(),
         similarity,
+        _angle(angle_rad, beyond_pi, straight_through),
         ignore_index,
         reduction,
         with_mean,
@@ -56,16 +69,19 @@ def backward(
     target: Tensor,
     saved: Tensor,
     similarity: str,
+    angle_rad: float,
+    beyond_pi: str,
+    straight_through: bool,
     ignore_index: int,
     reduction: str,
     with_mean: bool,
     kept_blocks: int,
     needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, y, scale and margin; empty where not needed."""
+) -> list[Tensor | None]:
+    """Gradients of x, y, scale and margin, of those that are needed."""
     assert module is not None
-    grads = tuple(torch.empty(t.shape if need else 0, dtype=t.dtype) for t, need in zip((x, y, scale, margin), needs))
-    scale, margin, target = scale.contiguous(), margin.contiguous(), target.to(torch.int64).contiguous()
+    grads = [torch.empty(t.shape, dtype=t.dtype) if need else None for t, need in zip((x, y, scale, margin), needs)]
+    scale, margin, target = scale.contiguous(), margin.contiguous(), int64(target)
     grad_loss, saved = grad_loss.contiguous(), saved.contiguous()
     call(
         module.margin_softmax_backward,
@@ -78,11 +94,12 @@ def backward(
         margin.dim(),
         target.data_ptr(),
         similarity,
+        _angle(angle_rad, beyond_pi, straight_through),
         ignore_index,
         reduction,
         with_mean,
         kept_blocks,
         saved.data_ptr(),
-        *(g.data_ptr() if need else 0 for g, need in zip(grads, needs)),
+        *map(pointer, grads),
     )
-    return grads  # type: ignore[return-value]
+    return grads

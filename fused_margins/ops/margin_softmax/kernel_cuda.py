@@ -6,6 +6,12 @@ from torch import Tensor
 from .. import native
 from ..cuda_launch import launch, matrix, tickets
 from ..kept import saved_size
+from .angle import pieces
+
+
+def _angle(angle_rad: float, beyond_pi: str, straight_through: bool) -> object:
+    assert native.cuda_module is not None
+    return native.cuda_module.Angle(*pieces(angle_rad, beyond_pi), straight_through)
 
 
 def forward(
@@ -15,6 +21,9 @@ def forward(
     margin: Tensor,
     target: Tensor,
     similarity: str,
+    angle_rad: float,
+    beyond_pi: str,
+    straight_through: bool,
     ignore_index: int,
     reduction: str,
     with_mean: bool,
@@ -40,6 +49,7 @@ def forward(
         margin.dim(),
         target.data_ptr(),
         similarity,
+        _angle(angle_rad, beyond_pi, straight_through),
         ignore_index,
         reduction,
         loss.data_ptr(),
@@ -58,6 +68,9 @@ def backward(
     target: Tensor,
     saved: Tensor,
     similarity: str,
+    angle_rad: float,
+    beyond_pi: str,
+    straight_through: bool,
     ignore_index: int,
     reduction: str,
     with_mean: bool,
@@ -87,6 +100,7 @@ def backward(
         margin.dim(),
         target.data_ptr(),
         similarity,
+        _angle(angle_rad, beyond_pi, straight_through),
         ignore_index,
         reduction,
         saved.data_ptr(),

@@ -1,5 +1,6 @@
 """`margin_softmax` in Triton: `contrast` over classes, and the losses of all rows in one small kernel."""
 
+import functools
 from typing import Any
 
 import torch
@@ -13,22 +14,45 @@ from ..contrast import kernel_triton as contrast
 from ..gpu import cdiv
 from ..similarity import accumulation_dtype
 from ..triton_tiles import numbers, places, softplus
+from .angle import pieces
 
+TINY = tl.constexpr(2.0**-126)
 MEAN, SUM, NONE = (tl.constexpr(REDUCTIONS.index(name)) for name in ("mean", "sum", "none"))
 
 
 @triton.jit
-def _difference(positive, negative_lse, scale, margin, i, scale_stride, margin_stride):
-    """negative_lse - scale (u - margin), what the loss is the softplus of; -inf where the row has no loss."""
+def _reduced(positive, margin, angle, i, margin_stride, ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr):
+    """Similarity with the own class less its margins, and its derivative; of a sine 0, not infinite, at the poles.
+
+    angle (7,): `fused_margins.ops.margin_softmax.angle.Pieces`.
+    """
+    u = tl.load(positive + i)
+    derivative = u * 0.0 + 1.0
+    turned = u
+    if ANGULAR:
+        squared = (1 - u) * (1 + u)
+        s = tl.sqrt(tl.maximum(squared, TINY))
+        of_sine = tl.where(squared > TINY, -u / s, 0.0)
+        beyond = tl.load(angle + 2) * u > tl.load(angle + 3)
+        along = tl.where(beyond, tl.load(angle + 4), tl.load(angle))
+        across = tl.where(beyond, tl.load(angle + 5), -tl.load(angle + 1))
+        turned = along * u + across * s + tl.where(beyond, tl.load(angle + 6), 0.0)
+        if not STRAIGHT:
+            derivative = along + across * of_sine
+    return turned - tl.load(margin + i * margin_stride), derivative
+
+
+@triton.jit
+def _difference(negative_lse, scale, reduced, i, scale_stride):
+    """negative_lse - scale (psi(u) - margin), what the loss is the softplus of; -inf where the row has no loss."""
     lse = tl.load(negative_lse + i)
-    z = tl.load(scale + i * scale_stride) * (tl.load(positive + i) - tl.load(margin + i * margin_stride))
-    return tl.where(lse == float("-inf"), float("-inf"), lse - z)
+    return tl.where(lse == float("-inf"), float("-inf"), lse - tl.load(scale + i * scale_stride) * reduced)
 
 
 @triton.jit
 def _losses(
-    positive, negative_lse, scale, margin, target, loss, counted, rows, scale_stride, margin_stride, ignore_index,
-    BLOCK: tl.constexpr, REDUCTION: tl.constexpr, DTYPE: tl.constexpr,
+    positive, negative_lse, scale, margin, angle, target, loss, counted, rows, scale_stride, margin_stride,
+    ignore_index, BLOCK: tl.constexpr, REDUCTION: tl.constexpr, ANGULAR: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The losses, or their sum or mean, by one program in a fixed order; and how many rows count."""
     total = tl.zeros((BLOCK,), DTYPE)
@@ -36,7 +60,8 @@ def _losses(
     for block in range(tl.cdiv(rows, BLOCK)):
         at, i = places(block, BLOCK, rows)
         inside = at < rows
-        value, _ = softplus(_difference(positive, negative_lse, scale, margin, i, scale_stride, margin_stride))
+        reduced, _ = _reduced(positive, margin, angle, i, margin_stride, ANGULAR, False)
+        value, _ = softplus(_difference(negative_lse, scale, reduced, i, scale_stride))
         if REDUCTION == NONE:
             tl.store(loss + at, value, mask=inside)
         total += tl.where(inside, value, 0.0)
@@ -51,13 +76,15 @@ def _losses(
 
 @triton.jit
 def _derivatives(
-    positive, negative_lse, scale, margin, counted, grad_loss, grad_positive, grad_negative_lse, grad_scale,
+    positive, negative_lse, scale, margin, angle, counted, grad_loss, grad_positive, grad_negative_lse, grad_scale,
     grad_margin, rows, scale_stride, margin_stride, BLOCK: tl.constexpr, REDUCTION: tl.constexpr,
+    ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr,
 ):  # fmt: skip
     """Of the loss, with respect to what each row contributes to it."""
     at, i = places(tl.program_id(0), BLOCK, rows)
     inside = at < rows
-    _, p = softplus(_difference(positive, negative_lse, scale, margin, i, scale_stride, margin_stride))
+    reduced, derivative = _reduced(positive, margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
+    _, p = softplus(_difference(negative_lse, scale, reduced, i, scale_stride))
     if REDUCTION == NONE:
         g = tl.load(grad_loss + i)
     else:
@@ -66,11 +93,17 @@ def _derivatives(
             g = g / tl.load(counted)
     p = tl.where(tl.load(negative_lse + i) == float("-inf"), 0.0, p)
     s = tl.load(scale + i * scale_stride)
-    above = tl.load(positive + i) - tl.load(margin + i * margin_stride)
     tl.store(grad_negative_lse + at, g * p, mask=inside)
-    tl.store(grad_positive + at, -g * p * s, mask=inside)
-    tl.store(grad_scale + at, -g * p * above, mask=inside)
+    tl.store(grad_positive + at, -g * p * s * derivative, mask=inside)
+    tl.store(grad_scale + at, -g * p * reduced, mask=inside)
     tl.store(grad_margin + at, g * p * s, mask=inside)
+
+
+@functools.lru_cache(maxsize=256)
+def _angle(angle_rad: float, beyond_pi: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Its numbers on the device; once there, no call waits for them."""
+    with torch.inference_mode(False):
+        return torch.tensor(pieces(angle_rad, beyond_pi), dtype=dtype, device=device)
 
 
 def _parts(saved: Tensor, rows: int, columns: int, width: int, kept_blocks: int) -> tuple[Tensor, ...]:
@@ -90,6 +123,9 @@ def forward(
     margin: Tensor,
     target: Tensor,
     similarity: str,
+    angle_rad: float,
+    beyond_pi: str,
+    straight_through: bool,
     ignore_index: int,
     reduction: str,
     with_mean: bool,
@@ -110,8 +146,9 @@ def forward(
     with gpu.on(x):
         gpu.launch(
             _losses, (1,),
-            *parts[:2], scale, margin, target, loss, counted, rows, int(scale.dim() > 0), int(margin.dim() > 0),
-            ignore_index, BLOCK=1024, REDUCTION=REDUCTIONS.index(reduction), DTYPE=numbers(x.dtype), num_warps=8,
+            *parts[:2], scale, margin, _angle(angle_rad, beyond_pi, dtype, x.device), target, loss, counted, rows,
+            int(scale.dim() > 0), int(margin.dim() > 0), ignore_index, BLOCK=1024,
+            REDUCTION=REDUCTIONS.index(reduction), ANGULAR=angle_rad != 0, DTYPE=numbers(x.dtype), num_warps=8,
         )  # fmt: skip
     return loss, saved
 
@@ -125,6 +162,9 @@ def backward(
     target: Tensor,
     saved: Tensor,
     similarity: str,
+    angle_rad: float,
+    beyond_pi: str,
+    straight_through: bool,
     ignore_index: int,
     reduction: str,
     with_mean: bool,
@@ -140,8 +180,9 @@ def backward(
         with gpu.on(x):
             gpu.launch(
                 _derivatives, (cdiv(rows, 256),),
-                positive, negative_lse, scale, margin, counted, grad_loss, *of_rows, rows, int(scale.dim() > 0),
-                int(margin.dim() > 0), BLOCK=256, REDUCTION=REDUCTIONS.index(reduction), num_warps=4,
+                positive, negative_lse, scale, margin, _angle(angle_rad, beyond_pi, saved.dtype, x.device), counted,
+                grad_loss, *of_rows, rows, int(scale.dim() > 0), int(margin.dim() > 0), BLOCK=256,
+                REDUCTION=REDUCTIONS.index(reduction), ANGULAR=angle_rad != 0, STRAIGHT=straight_through, num_warps=4,
             )  # fmt: skip
     of_positive, of_lse, of_scale, of_margin = of_rows
     grad_x, grad_y, grad_scale, _ = contrast.backward(
