@@ -23,7 +23,7 @@ pytestmark = [
 EXAMPLES = {
     "contrast": ("cosine-same", "scale-0d", "itself", "strided", "bias", "no-rows"),
     "magnet": ("batch-mean", "batch-none", "strided", "int32", "no-rows"),
-    "margin_softmax": ("cosine-mean", "dot-none", "scale-0d", "scale-rows", "strided", "no-rows"),
+    "margin_softmax": ("cosine-mean", "dot-none", "scale-0d", "scale-rows", "angle+2-continuous", "strided", "no-rows"),
     "nearest": ("cosine-same", "itself-any", "below-cosine", "strided", "no-columns"),
     "scores": ("logits", "learnable-dot", "strided", "no-rows"),
 }
