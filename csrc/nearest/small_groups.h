@@ -173,7 +173,8 @@ class SmallGroups {
     bool ordinary = itself_;
     if (itself_) {  // each row's product with itself is in u: nobody need read the row once more
       for_each(v, [&](int64_t, const Group& group, const int64_t*, const int64_t*, int64_t lane, int64_t) {
-        for (int64_t r = 0; r < round_up(group.rows, BLOCK); ++r) v.row_factor[lane + r] = v.u[r * v.stride + lane + r];
+        for (int64_t r = 0; r < round_up(group.rows, BLOCK); ++r)
+          v.row_factor[lane + r] = r < group.rows ? v.u[r * v.stride + lane + r] : T(1);
       });
       int extremes = 0;
 #pragma omp simd reduction(+ : extremes)
