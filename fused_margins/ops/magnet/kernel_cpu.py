@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..native import call, matrix, module
+from ..native import call, int64, matrix, module
 from ..similarity import accumulation_dtype
 
 
@@ -21,7 +21,7 @@ def forward(
     dtype = accumulation_dtype(x.dtype)
     loss = torch.empty((rows,) if reduction == "none" else (), dtype=dtype)
     saved = torch.empty(saved_size(rows, num_clusters, width), dtype=dtype)
-    clusters, cluster_labels = (t.to(torch.int64).contiguous() for t in (clusters, cluster_labels))
+    clusters, cluster_labels = int64(clusters), int64(cluster_labels)
     call(
         module.magnet_forward,
         matrix(x),
@@ -50,7 +50,7 @@ def backward(
     """Gradient of x."""
     assert module is not None
     grad_x = torch.empty(x.shape, dtype=x.dtype)
-    clusters, cluster_labels = (t.to(torch.int64).contiguous() for t in (clusters, cluster_labels))
+    clusters, cluster_labels = int64(clusters), int64(cluster_labels)
     grad_loss, saved = grad_loss.contiguous(), saved.contiguous()
     call(
         module.magnet_backward,
