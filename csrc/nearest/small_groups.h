@@ -95,7 +95,7 @@ class SmallGroups {
     const Batch& batch;
     int64_t stride;  // lanes, a multiple of a vector's
     T *u, *limit, *row_factor, *column_factor, *copies;
-    const T **left, **right, **soon;  // rows and columns where they lie, columns of the group that comes next
+    const T **left, **right, **soon;  // rows and columns where they lie, columns that will be wanted soon
     Int *self, *depth;                // of a lane: the line that is the row itself or -1, and how many lines it has
   };
 
@@ -148,10 +148,11 @@ class SmallGroups {
         v.depth[lane + r] = Int(group.columns);
         v.limit[lane + r] = answers_.below(row);
       }
-      // A line of the next group's columns comes into the cache with every one of this group's that is read.
-      const Group* next = y_.readable() && g + 1 < int64_t(list_.size()) ? list_[size_t(g) + 1] : nullptr;
-      const int64_t soon = next ? next->columns / BLOCK * BLOCK : 0;
-      for (int64_t j = 0; j < soon; ++j) v.soon[j] = y_.row_of(groups_.column_order[next->first_column + j], nullptr);
+      // A line of the columns after the next ones comes into the cache with every line of this group's.
+      const Group* later = y_.readable() && g + 2 < int64_t(list_.size()) ? list_[size_t(g) + 2] : nullptr;
+      const int64_t soon = later ? round_up(later->columns, BLOCK) : 0;
+      for (int64_t j = 0; j < soon; ++j)
+        v.soon[j] = y_.row_of(groups_.column_order[later->first_column + std::min(j, later->columns - 1)], nullptr);
       if (group.columns)
         all_pairs(right, group.columns, left, group.rows, width_, distances, itself_, v.u + lane, v.stride, true,
                   v.soon, soon);
