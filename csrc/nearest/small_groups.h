@@ -171,31 +171,28 @@ class SmallGroups {
 
   // Factors of rows and columns.
   void measure(const View& v, uint8_t* in_range) const {
-    bool ordinary = itself_;
+    const auto usual = [](T factor) { return factor > T(1e-12) && factor < T(1e12); };
     if (itself_) {  // each row's product with itself is in u: nobody need read the row once more
       for_each(v, [&](int64_t, const Group& group, const int64_t*, const int64_t*, int64_t lane, int64_t) {
         for (int64_t r = 0; r < round_up(group.rows, BLOCK); ++r)
           v.row_factor[lane + r] = r < group.rows ? v.u[r * v.stride + lane + r] : T(1);
       });
-      int extremes = 0;
-#pragma omp simd reduction(+ : extremes)
-      for (int64_t r = 0; r < v.batch.rows; ++r)
-        extremes += v.row_factor[r] > T(1e-24) && v.row_factor[r] < T(1e24) ? 0 : 1;
-      ordinary = extremes == 0;
 #pragma omp simd
       for (int64_t r = 0; r < v.batch.rows; ++r) v.row_factor[r] = T(1 / std::sqrt(double(v.row_factor[r])));
+      int unusual = 0;
+#pragma omp simd reduction(+ : unusual)
+      for (int64_t r = 0; r < v.batch.rows; ++r) unusual += usual(v.row_factor[r]) ? 0 : 1;
+      if (unusual == 0) return;
     }
-    if (ordinary) return;
     for_each(v, [&](int64_t g, const Group& group, const int64_t*, const int64_t*, int64_t lane, int64_t column) {
       bool all = true;
-      const auto factor = [&](const Rows<T>& side, const T* row) {
-        const T value = side.inverse_length(row);
-        all = all && (value == 0 || (value > T(1e-12) && value < T(1e12)));
-        return value;
+      const auto set = [&](T& factor, const Rows<T>& side, const T* row) {
+        if (itself_ && usual(factor)) return;  // whatever other rows are in the batch
+        factor = side.inverse_length(row);
+        all = all && (factor == 0 || usual(factor));
       };
-      for (int64_t r = 0; r < group.rows; ++r) v.row_factor[lane + r] = factor(x_, v.left[lane + r]);
-      for (int64_t j = 0; j < group.columns && !itself_; ++j)
-        v.column_factor[column + j] = factor(y_, v.right[column + j]);
+      for (int64_t r = 0; r < group.rows; ++r) set(v.row_factor[lane + r], x_, v.left[lane + r]);
+      for (int64_t j = 0; j < group.columns && !itself_; ++j) set(v.column_factor[column + j], y_, v.right[column + j]);
       in_range[g] = all;
     });
   }
