@@ -1,4 +1,4 @@
-"""The losses and miners as functions. Each is a few lines over the vectors that one of the three ops returns."""
+"""The losses and miners as functions. Each is a few lines over what one of the ops returns."""
 
 from typing import Any
 
@@ -108,9 +108,9 @@ def margin_softmax_loss(
     class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
     scale = row_scale(scale, embeddings)
     options = (similarity, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient)
+    check_options(margin, *options)
     angle = margin if margin_type == "angular" else angular_margin_rad
     if not isinstance(angle, Tensor) and angular_multiplier == 1 and label_smoothing == 0 and class_weight is None:
-        check_options(margin, *options)
         of_row = row_margin("margin", 0.0 if margin_type == "angular" else margin, labels, weight)
         of_row = checks.row_factor("margin", of_row, embeddings, positive=False)
         of_angle = (float(angle), beyond_pi, margin_gradient == "straight_through")

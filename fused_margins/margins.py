@@ -58,18 +58,20 @@ def check_options(
     checks.choice("margin_gradient", gradient, MARGIN_GRADIENTS)
     if margin_type != "additive" and similarity != "cosine":
         raise ValueError(f"similarity: expected 'cosine' for margin_type {margin_type!r}, got {similarity!r}")
+    checks.number("angular_multiplier", angular_multiplier)
     if not angular_multiplier > 0:
         raise ValueError(f"angular_multiplier: expected a positive number, got {angular_multiplier}")
+    for name, value in (("margin", margin), ("angular_margin_rad", angular_margin_rad)):
+        if isinstance(value, Tensor):
+            continue
+        checks.number(name, value, "a number or a tensor")
+        if (name != "margin" or margin_type == "angular") and not abs(value) <= math.pi:
+            raise ValueError(f"{name}: expected radians within [-pi, pi], got {value}")
     angular = angular_multiplier != 1 or isinstance(angular_margin_rad, Tensor) or angular_margin_rad != 0
     if angular and margin_type != "combined":
         raise ValueError(
             f"angular_margin_rad, angular_multiplier: expected with margin_type 'combined' alone, got {margin_type!r}"
         )
-    name, angle = ("margin", margin) if margin_type == "angular" else ("angular_margin_rad", angular_margin_rad)
-    if not isinstance(angle, Tensor):
-        checks.number(name, angle, "a number or a tensor")
-        if not abs(angle) <= math.pi:
-            raise ValueError(f"{name}: expected radians within [-pi, pi], got {angle}")
 
 
 def margin_function(

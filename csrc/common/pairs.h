@@ -84,8 +84,8 @@ void all_pairs(const T* const* rows, int64_t row_count, const T* const* columns,
         for (int64_t n = 0; n < N; ++n) last_columns[n] = columns[j + n < column_count ? j + n : column_count - 1];
         right = last_columns;
       }
-      block(left, right, width, out, soon < soon_end ? soon : right);
-      soon += N;
+      block(left, right, width, out, soon < soon_end ? soon : right);  // right: what is being read comes for nothing
+      if (soon < soon_end) soon += N;
       T *here = u + i * stride + j, *there = u + j * stride + i;
       const bool turned = mirror && j >= i + M;  // blocks on the diagonal hold both halves
       if (padded || (i + M <= row_count && j + N <= column_count)) {

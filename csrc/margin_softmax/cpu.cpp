@@ -28,13 +28,12 @@ struct Problem {
   T scale(int64_t i) const { return static_cast<const T*>(in.scale)[in.scale_per_row ? i : 0]; }
   T margin(int64_t i) const { return static_cast<const T*>(in.margin)[in.margin_per_row ? i : 0]; }
   bool ignored(int64_t i) const { return in.target[i] == in.ignore_index; }
-  // The similarity with the own class, less its margins.
+  // psi(u) - margin of the own class.
   T reduced(int64_t i) const {
     const Angle& a = in.angle;
     const T u = positive[i];
-    const T turned =
-        beyond(u) ? T(a.slope) * u + T(a.bend) * sine(u) + T(a.rest) : T(a.cosine) * u - T(a.sine) * sine(u);
-    return turned - margin(i);
+    const T psi = beyond(u) ? T(a.slope) * u + T(a.bend) * sine(u) + T(a.rest) : T(a.cosine) * u - T(a.sine) * sine(u);
+    return psi - margin(i);
   }
   // Its derivative; that of the sine is 0, not infinite, at the poles.
   T slope(int64_t i) const {

@@ -103,7 +103,7 @@ struct RowLosses {
       const T unknown = ignored[r] ? -infinity<T>() : not_a_number<T>();
       lse[r] = valid[r] ? others : unknown;
       T derivative;
-      gap[r] = valid[r] ? others - scale[r] * (turned(in.angle, own[r], derivative) - margin[r]) : unknown;
+      gap[r] = valid[r] ? others - scale[r] * (psi_of(in.angle, own[r], derivative) - margin[r]) : unknown;
     }
   }
 };

@@ -92,10 +92,10 @@ __global__ void __launch_bounds__(THREADS, 2) margin_softmax_weights_kernel(Marg
   const T of_row = there ? gradient.of_row(row) : T(0), scale = there ? scale_of<T>(in, row) : T(1);
   const T lse = there ? saved.lse[row] : T(0), length = there && fold ? saved.inverse_x[row] : T(1);
   const int64_t target = there ? in.target[row] : -1;
-  // Of the own class: what its similarity becomes with the margin on its angle, and how fast.
+  // Of the own class, with the margin on its angle.
   const T own = target >= 0 && target < columns ? saved.similarities[row * columns + target] : T(0);
   T slope;
-  const T own_turned = turned(in.angle, own, slope);
+  const T own_psi = psi_of(in.angle, own, slope);
   T along = 0;
   for (int64_t first = 0; first < columns; first += CHUNK) {
     T similarities[AHEAD], lengths[AHEAD];
@@ -147,8 +147,7 @@ __global__ void __launch_bounds__(THREADS, 2) margin_softmax_weights_kernel(Marg
   if (lane == 0 && there) {
     scratch.along_rows[row] = along;
     if (grad_scale)
-      scale_terms[row] =
-          of_row == 0 ? T(0) : along / scale + of_row * (slope * own - own_turned + margin_of<T>(in, row));
+      scale_terms[row] = of_row == 0 ? T(0) : along / scale + of_row * (slope * own - own_psi + margin_of<T>(in, row));
     if (grad_margin && in.margin_per_row) grad_margin[row] = of_row == 0 ? T(0) : of_row * scale;
   }
   if (grad_margin && !in.margin_per_row && blockIdx.x == 0) {

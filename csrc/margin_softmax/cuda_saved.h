@@ -32,9 +32,9 @@ __device__ T margin_of(const MarginSoftmaxInputs& in, int64_t row) {
   return static_cast<const T*>(in.margin)[in.margin_per_row ? row : 0];
 }
 
-// u after the margin on its angle, and the derivative of that; the one of the sine is 0, not infinite, at the poles.
+// psi(u), with a margin on the angle of u, and its derivative; that of the sine is 0, not infinite, at the poles.
 template <class T>
-__device__ T turned(const Angle& a, T u, T& derivative) {
+__device__ T psi_of(const Angle& a, T u, T& derivative) {
   constexpr T least = sizeof(T) == 8 ? T(2.2250738585072014e-308) : T(1.17549435e-38);
   const T squared = (1 - u) * (1 + u), s = sqrt(squared > least ? squared : least);
   const T of_sine = squared > least ? -u / s : T(0);

@@ -230,6 +230,8 @@ def test_one_class_has_no_loss():
         ({"scale": torch.ones(B)}, ValueError, "scale: expected a number, a 0-d tensor or shape"),
         ({"margin": torch.ones(C + 1)}, ValueError, "margin: expected a number"),
         ({"margin": 4.0, "margin_type": "angular"}, ValueError, "margin: expected radians"),
+        ({"margin_type": "combined", "angular_multiplier": "2"}, TypeError, "angular_multiplier: expected a number"),
+        ({"margin_type": "combined", "angular_multiplier": torch.ones(2)}, TypeError, "angular_multiplier: expected a"),
         ({"margin": float("nan"), "margin_type": "angular"}, ValueError, "margin: expected radians"),
         ({"margin": "0.5", "margin_type": "angular"}, TypeError, "margin: expected a number or a tensor, got str"),
         ({"margin_type": "combined", "angular_margin_rad": None}, TypeError, "angular_margin_rad: expected a number"),

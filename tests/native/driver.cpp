@@ -172,7 +172,10 @@ void margin_softmax(const Problem& p) {
   for (Similarity similarity : similarities)
     for (Reduction reduction : reductions) {
       const int64_t kept_blocks = kept_of(columns, int(reduction));
-      const Angle angle{0.8, -0.6, 1, 0.8, 1, 0, 0.2, false};
+      const Angle angles[] = {{1, 0, 0, 0, 1, 0, 0, false},  // none; below 0; beyond pi
+                              {0.8, -0.6, 1, 0.8, 1, 0, 0.2, false},
+                              {0.8, 0.6, -1, 0.8, -0.8, 0.6, -2, true}};
+      const Angle& angle = angles[int(reduction)];
       const MarginSoftmaxInputs in{p.x_matrix, p.y_matrix, p.scale.get(),   true,       p.margin.get(),
                                    true,       angle,      p.target.data(), similarity, -1,
                                    reduction,  true,       kept_blocks};

@@ -143,6 +143,7 @@ BEFORE_ANY_KERNEL = [
                     ValueError,
                     "similarity: expected 'cosine' with an angle_rad",
                 ),
+                ({"straight_through": "no"}, TypeError, "straight_through: expected True or False, got 'no'"),
                 ({"beyond_pi": "never"}, ValueError, "beyond_pi: expected one of 'standard', 'continuous', 'easy'"),
             )
         )

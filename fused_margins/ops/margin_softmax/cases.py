@@ -51,6 +51,15 @@ def _strided(g: Generator) -> Inputs:
     return inputs | {"x": inputs["x"][::2, ::2], "y": inputs["y"][:, ::2], "target": inputs["target"][::2]}
 
 
+def _along_classes(g: Generator, **options: Any) -> Inputs:
+    """Rows near their class, and near its opposite: angles next to 0 and pi, where psi has its other piece."""
+    inputs = _classifier(g, **options)
+    x, own = inputs["x"], inputs["y"][inputs["target"]]
+    x[::3] = own[::3] + 0.3 * x[::3]
+    x[1::3] = -own[1::3] + 0.3 * x[1::3]
+    return inputs
+
+
 def _certain(g: Generator) -> Inputs:
     """Every row on its class, all classes orthogonal."""
     eye = torch.eye(13, dtype=torch.float64)
@@ -91,14 +100,14 @@ CASES = (
     *(
         Case(
             f"angle{angle:+g}-{beyond}",
-            partial(_classifier, angle_rad=angle, beyond_pi=beyond, margin=0.1),
+            partial(_along_classes, angle_rad=angle, beyond_pi=beyond, margin=0.1),
             "a margin on the angle, with both its pieces, and one on the similarity",
         )
         for angle, beyond in ((0.5, "standard"), (2.0, "standard"), (2.0, "continuous"), (0.5, "easy"), (-0.7, "easy"))
     ),
     Case(
         "angle-straight-through",
-        partial(_some_ignored, angle_rad=0.5, straight_through=True, reduction="sum"),
+        partial(_along_classes, angle_rad=0.5, straight_through=True, reduction="sum"),
         "its derivative taken as 1",
         smooth=False,
     ),
@@ -168,9 +177,10 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float 
     share = 1 / max(1, int(counted.sum())) if reduction == "mean" else 1.0
     angle, beyond_pi = inputs.get("angle_rad", 0.0), inputs.get("beyond_pi", "standard")
     turned = torch.where(own, apply_margin(u, angle, "angular", beyond_pi=beyond_pi), u)
-    sine = (1 - u.square()).clamp(min=torch.finfo(torch.float64).eps).sqrt()
-    slope = own * (abs(math.cos(angle)) + abs(math.sin(angle)) / sine if angle else 1.0)  # |psi'| at most
-    bend = own * (abs(math.sin(angle)) / sine**3 if angle else 0.0)  # |psi''|: an error of u moves psi'
+    inverse_sine = (1 - u.square()).clamp(min=0).rsqrt()
+    inverse_sine = torch.where(inverse_sine > 1e6, 0.0, inverse_sine)  # at the poles the derivative of the sine is 0
+    slope = own * (abs(math.cos(angle)) + abs(math.sin(angle)) * inverse_sine if angle else 1.0)  # |psi'| at most
+    bend = own * abs(math.sin(angle)) * inverse_sine**3  # |psi''|: an error of u moves psi'
     q = (scale * (turned - margin * own)).softmax(1) * counted if y.shape[0] else u
     weights = share * scale * (q + (1 - q) * (slope + bend * u_largest))  # |dL/du| at most
     logit = 1 + largest(scale) * (u_largest * max(1.0, largest(slope)) + largest(margin))

@@ -16,19 +16,19 @@ from ..similarity import accumulation_dtype
 from ..triton_tiles import numbers, places, softplus
 from .angle import pieces
 
-TINY = tl.constexpr(2.0**-126)
+TINY = tl.constexpr(2.0**-126)  # of float64, too: it only keeps a root and a quotient finite
 MEAN, SUM, NONE = (tl.constexpr(REDUCTIONS.index(name)) for name in ("mean", "sum", "none"))
 
 
 @triton.jit
 def _reduced(positive, margin, angle, i, margin_stride, ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr):
-    """Similarity with the own class less its margins, and its derivative; of a sine 0, not infinite, at the poles.
+    """psi(u) - margin of the own class, and its derivative; that of a sine is 0, not infinite, at the poles.
 
     angle (7,): `fused_margins.ops.margin_softmax.angle.Pieces`.
     """
     u = tl.load(positive + i)
     derivative = u * 0.0 + 1.0
-    turned = u
+    psi = u
     if ANGULAR:
         squared = (1 - u) * (1 + u)
         s = tl.sqrt(tl.maximum(squared, TINY))
@@ -36,10 +36,10 @@ def _reduced(positive, margin, angle, i, margin_stride, ANGULAR: tl.constexpr, S
         beyond = tl.load(angle + 2) * u > tl.load(angle + 3)
         along = tl.where(beyond, tl.load(angle + 4), tl.load(angle))
         across = tl.where(beyond, tl.load(angle + 5), -tl.load(angle + 1))
-        turned = along * u + across * s + tl.where(beyond, tl.load(angle + 6), 0.0)
+        psi = along * u + across * s + tl.where(beyond, tl.load(angle + 6), 0.0)
         if not STRAIGHT:
             derivative = along + across * of_sine
-    return turned - tl.load(margin + i * margin_stride), derivative
+    return psi - tl.load(margin + i * margin_stride), derivative
 
 
 @triton.jit
@@ -99,9 +99,10 @@ def _derivatives(
     tl.store(grad_margin + at, g * p * s, mask=inside)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=4096)
 def _angle(angle_rad: float, beyond_pi: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Its numbers on the device; once there, no call waits for them."""
+    """Its numbers on the device, where they stay, as captured graphs read them; as arguments of a kernel they would be
+    of 32 bits."""
     with torch.inference_mode(False):
         return torch.tensor(pieces(angle_rad, beyond_pi), dtype=dtype, device=device)
 
@@ -143,10 +144,11 @@ def forward(
     inputs = (x, y, scale, None, target, None, None, None)
     contrast.forward_into(tuple(parts), inputs, (similarity, "different", ignore_index), kept_blocks)
     loss = torch.empty((rows,) if reduction == "none" else (), dtype=dtype, device=x.device)
+    angle = _angle(angle_rad, beyond_pi, dtype, x.device) if angle_rad else margin  # not read
     with gpu.on(x):
         gpu.launch(
             _losses, (1,),
-            *parts[:2], scale, margin, _angle(angle_rad, beyond_pi, dtype, x.device), target, loss, counted, rows,
+            *parts[:2], scale, margin, angle, target, loss, counted, rows,
             int(scale.dim() > 0), int(margin.dim() > 0), ignore_index, BLOCK=1024,
             REDUCTION=REDUCTIONS.index(reduction), ANGULAR=angle_rad != 0, DTYPE=numbers(x.dtype), num_warps=8,
         )  # fmt: skip
@@ -175,12 +177,13 @@ def backward(
     (rows, width), columns = x.shape, y.shape[0]
     positive, negative_lse, mean, weights, counted = _parts(saved.contiguous(), rows, columns, width, kept_blocks)
     scale, margin, grad_loss = scale.contiguous(), margin.contiguous(), grad_loss.contiguous()
+    angle = _angle(angle_rad, beyond_pi, saved.dtype, x.device) if angle_rad else margin  # not read
     of_rows = torch.empty(4, rows, dtype=saved.dtype, device=x.device)
     if rows:
         with gpu.on(x):
             gpu.launch(
                 _derivatives, (cdiv(rows, 256),),
-                positive, negative_lse, scale, margin, _angle(angle_rad, beyond_pi, saved.dtype, x.device), counted,
+                positive, negative_lse, scale, margin, angle, counted,
                 grad_loss, *of_rows, rows, int(scale.dim() > 0), int(margin.dim() > 0), BLOCK=256,
                 REDUCTION=REDUCTIONS.index(reduction), ANGULAR=angle_rad != 0, STRAIGHT=straight_through, num_warps=4,
             )  # fmt: skip

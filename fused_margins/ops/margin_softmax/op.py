@@ -158,12 +158,12 @@ def margin_softmax(
     checks.similarity(similarity)
     checks.whole("ignore_index", ignore_index)
     checks.choice("reduction", reduction, REDUCTIONS)
-    check_angle(angle_rad, beyond_pi, similarity)
+    check_angle(angle_rad, beyond_pi, straight_through, similarity)
     x, y = checks.matrices(x, y)
     checks.labels("target", target, x.shape[0], x)
     scale = checks.row_factor("scale", scale, x, positive=True)
     margin = checks.row_factor("margin", margin, x, positive=False)
-    angle = (float(angle_rad), beyond_pi, bool(straight_through))
+    angle = (float(angle_rad), beyond_pi, straight_through)
     return apply(x, y, target, scale, margin, angle, similarity, ignore_index, reduction, backend)
 
 
