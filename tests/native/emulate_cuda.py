@@ -8,6 +8,7 @@ import subprocess
 import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -76,8 +77,9 @@ def on_cpu(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mo
     monkeypatch.setattr(cuda_launch, "_of_graphs", {})
     for module in (magnet_cuda, margin_softmax_cuda, nearest_cuda):
         monkeypatch.setattr(module, "launch", lambda kernel, device, *args: kernel(*args, 0))
-    row = registry.Backend("cuda", crossovers.cuda_refuses, lambda problem: "on a CPU")
-    monkeypatch.setattr(registry, "BACKENDS", [row if b.name == "cuda" else b for b in registry.BACKENDS])
+    here = {"refuses": crossovers.cuda_refuses, "describe": lambda problem: "on a CPU", "slower": lambda problem: None}
+    backends = [replace(b, **here) if b.name == "cuda" else b for b in registry.BACKENDS]
+    monkeypatch.setattr(registry, "BACKENDS", backends)
     yield emulated
     assert not any(counters.any() for held in cuda_launch._of_stream.values() for counters in held)
 

@@ -179,7 +179,7 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float 
     turned = torch.where(own, apply_margin(u, angle, "angular", beyond_pi=beyond_pi), u)
     inverse_sine = (1 - u.square()).clamp(min=0).rsqrt()
     inverse_sine = torch.where(inverse_sine > 1e6, 0.0, inverse_sine)  # at the poles the derivative of the sine is 0
-    slope = own * (abs(math.cos(angle)) + abs(math.sin(angle)) * inverse_sine if angle else 1.0)  # |psi'| at most
+    slope = own * (1 + abs(math.sin(angle)) * inverse_sine)  # |psi'| at most
     bend = own * abs(math.sin(angle)) * inverse_sine**3  # |psi''|: an error of u moves psi'
     q = (scale * (turned - margin * own)).softmax(1) * counted if y.shape[0] else u
     weights = share * scale * (q + (1 - q) * (slope + bend * u_largest))  # |dL/du| at most
