@@ -36,7 +36,7 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor]:
 def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *inputs, backend = args
     grads = registry.kernel("margin_softmax", backend).backward(*inputs)
-    return tuple(inputs[0].new_empty(0) if g is None else g for g in grads)  # type: ignore[return-value]
+    return tuple(t.new_empty(0) if g is None else g for t, g in zip(inputs[1:5], grads))  # type: ignore[return-value]
 
 
 _library.impl("margin_softmax", _forward, "CompositeExplicitAutograd")
