@@ -8,6 +8,7 @@
 #include "common/checks.h"
 #include "common/workspace.h"
 #include "contrast/cpu.h"
+#include "draw/cpu.h"
 #include "kmeans/cpu.h"
 #include "magnet/cpu.h"
 #include "margin_softmax/cpu.h"
@@ -124,6 +125,15 @@ PYBIND11_MODULE(_C, m) {
                                            self_index, similarity, relation, ignore_index),
                            force_running_maximum, in(grad_positive), in(grad_negative_lse), in(negative_lse), in(mean),
                            in(kept), kept_blocks, out(grad_x), out(grad_y), out(grad_scale), out(grad_bias)});
+      },
+      Release());
+
+  m.def(
+      "draw",
+      [](const Matrix& x, const Matrix& y, Address row_labels, Address column_labels, Address self_index, uint32_t seed,
+         const std::string& relation, Address index) {
+        draw({x, y, ints(row_labels), ints(column_labels), ints(self_index), seed, parse_relation(relation),
+              reinterpret_cast<int64_t*>(index)});
       },
       Release());
 

@@ -22,11 +22,11 @@ def interpreted(*options: str) -> None:
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
 
 
-@pytest.mark.parametrize("op", ["contrast", "margin_softmax", "nearest", "scores"])
+@pytest.mark.parametrize("op", ["contrast", "draw", "margin_softmax", "nearest", "scores"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_interpreted_kernels_agree_with_the_definition(op, dtype):
     # Gradients where there are any: they come with the outputs.
-    function = "test_forward" if op == "nearest" else "test_gradients"
+    function = "test_forward" if op in ("draw", "nearest") else "test_gradients"
     interpreted("tests/ops/test_parity.py", "-k", f"{function}[{op}- and -triton-{dtype}")
 
 

@@ -148,6 +148,11 @@ def assignment(dtype: torch.dtype, similarity: str) -> None:
     registry.kernel("nearest", "triton").forward(x, x, labels, labels, None, None, similarity, "any", 1)
 
 
+def draw(dtype: torch.dtype, similarity: str) -> None:
+    x, labels = torch.zeros(1024, 512, dtype=dtype), torch.zeros(1024, dtype=torch.int64)
+    registry.kernel("draw", "triton").forward(x, x, labels, labels, torch.tensor(0), labels, "different")
+
+
 EVERYTHING = [
     (op, dtype, similarity) for op in (contrast, scores, nearest) for dtype in DTYPES for similarity in SIMILARITIES
 ]
@@ -161,6 +166,7 @@ SPECIAL = [
         (semihard, "cosine"),
         (semihard, "negative_squared_euclidean"),
         (assignment, "negative_squared_euclidean"),
+        (draw, "cosine"),
     )
     for dtype in (torch.float32, torch.bfloat16)
 ]

@@ -117,6 +117,36 @@ inline T exponential(T x) {
   return x < E::least ? T(0) : x > E::most ? std::numeric_limits<T>::infinity() : result;
 }
 
+// What log x is made of: x = 2^e m with m in [sqrt 1/2, sqrt 2), and log m = 2 artanh r, r = (m - 1) / (m + 1), a
+// series in r^2 < 0.0295. `root` has the bits of sqrt 1/2.
+template <class T>
+struct Logarithm;
+template <>
+struct Logarithm<float> {
+  static constexpr int32_t root = 0x3f3504f3;
+  static constexpr int terms = 5;
+};
+template <>
+struct Logarithm<double> {
+  static constexpr int64_t root = 0x3fe6a09e667f3bcd;
+  static constexpr int terms = 11;
+};
+
+// log x of a positive normal number, to a few units in the last place of the larger of it and 1; no branch.
+template <class T>
+inline T logarithm(T x) {
+  using I = typename VectorOf<T>::Int;
+  using L = Logarithm<T>;
+  using E = Exponential<T>;
+  const I above = bits<I>(x) - L::root;
+  const I fraction = (above & ((I(1) << E::mantissa) - 1)) + L::root;
+  const T m = bits<T>(fraction), r = (m - 1) / (m + 1), square = r * r;
+  T series = 0;
+#pragma GCC unroll 16
+  for (int n = L::terms; n > 0; --n) series = series * square + T(1) / T(2 * n - 1);
+  return T(above >> E::mantissa) * T(0.69314718055994530942) + 2 * r * series;
+}
+
 inline float from_bfloat16(uint16_t value) {
   return bits<float>(uint32_t(value) << 16);
 }

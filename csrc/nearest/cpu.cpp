@@ -11,10 +11,10 @@
 
 #include "../common/checks.h"
 #include "../common/labels.h"
+#include "../common/panels.h"
 #include "../common/rows.h"
 #include "../common/scratch.h"
 #include "small_groups.h"
-#include "tiles.h"
 
 namespace fused_margins {
 namespace FM_ISA {

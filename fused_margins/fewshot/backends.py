@@ -13,7 +13,7 @@ SOFTMAX: Call = ("margin_softmax", "different")
 POSITIVES: Call = ("nearest", "same")
 NEGATIVES: Call = ("nearest", "different")
 ALL_NEGATIVES: Call = ("contrast", "different")
-DISTANCES: Call = ("scores", "different")
+DRAWS: Call = ("draw", "different")
 MAGNET: Call = ("magnet", "different")
 SIZES = (128, 256, 64)  # rows, columns and width of a usual problem
 
@@ -33,7 +33,7 @@ def calls_of(loss: config.Loss) -> tuple[Call, ...]:
     if loss.negatives in ("hard", "semihard"):
         calls.append(NEGATIVES)
     elif loss.negatives in ("all", "distance-weighted"):
-        calls.append(ALL_NEGATIVES if loss.negatives == "all" else DISTANCES)
+        calls.append(ALL_NEGATIVES if loss.negatives == "all" else DRAWS)
     return tuple(calls)
 
 

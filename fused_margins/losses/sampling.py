@@ -5,12 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..functional import cluster_distances
+from ..ops.draw import draw
 from ..ops.labels import IGNORED, check_index
-from ..ops.similarity import accumulation_dtype, admitted
-
-NEAREST_DISTANCE, FARTHEST_DISTANCE = 0.5, 1.4
-ENTRIES_AT_ONCE = 1 << 22  # distances are taken in blocks of rows that hold about this many
 
 
 class _Runs(NamedTuple):
@@ -161,33 +157,10 @@ def distance_weighted_negatives(
     >>> distance_weighted_negatives(x[:1], torch.tensor([0]), x, torch.tensor([0, 1, 0]))
     tensor([1])
     """
-    rows, columns, width = embeddings.shape[0], reference_embeddings.shape[0], embeddings.shape[1]
-    if columns == 0:
-        return torch.full_like(labels, -1, dtype=torch.int64)
-    embeddings, reference_embeddings = embeddings.detach(), reference_embeddings.detach()
-    step = max(1, ENTRIES_AT_ONCE // columns)
-    drawn = []
-    for i in range(0, max(1, rows), step):
-        squared = cluster_distances(embeddings[i : i + step], reference_embeddings, backend=backend)
-        squared = squared.to(accumulation_dtype(squared.dtype))
-        own = None if self_index is None else self_index[i : i + step]
-        negative = admitted(labels[i : i + step], reference_labels, "different", own)
-        log_weight = _log_weight(squared.clamp(min=0).sqrt(), width)
-        near = negative & (log_weight > -torch.inf)
-        any_near = near.any(1, keepdim=True)
-        log_weight = torch.where(any_near, log_weight, 0.0)
-        drawable = torch.where(any_near, near, negative)
-        noise = -_exponential(log_weight.shape, log_weight.device, generator).log()  # Gumbel
-        choice = torch.where(drawable, log_weight + noise, -torch.inf).argmax(1)
-        drawn.append(torch.where(drawable.any(1), choice, -1))
-    return torch.cat(drawn)
-
-
-def _log_weight(distance: Tensor, width: int) -> Tensor:
-    """-log q(d), d clamped below; -inf from the cut-off on, where a negative has no loss and its weight explodes."""
-    d = distance.clamp(NEAREST_DISTANCE, FARTHEST_DISTANCE)
-    log_weight = (2 - width) * d.log() - (width - 3) / 2 * torch.log1p(-d.square() / 4)
-    return torch.where(distance < FARTHEST_DISTANCE, log_weight, -torch.inf)
+    source = labels.device if generator is None else generator.device
+    seed = torch.randint(1 << 32, (), generator=generator, device=source).to(labels.device)
+    sides = (embeddings, reference_embeddings, labels, reference_labels)
+    return draw(*sides, seed, self_index=self_index, backend=backend)
 
 
 def _below(count: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -200,8 +173,3 @@ def _uniform(shape: torch.Size, device: torch.device, generator: torch.Generator
     """float32 in [0, 1); a generator draws on its own device, so that a CPU generator serves any."""
     source = device if generator is None else generator.device
     return torch.rand(shape, generator=generator, device=source).to(device)
-
-
-def _exponential(shape: torch.Size, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """Exp(1) variates, never 0: the uniform ones are multiples of 2^-24, and half of that stands for 0."""
-    return -torch.log1p(-_uniform(shape, device, generator).clamp(min=2.0**-25))

@@ -113,6 +113,18 @@ def labels(argument: str, value: Tensor | None, size: int, x: Tensor, *, optiona
         raise ValueError(f"{argument}: expected device {x.device}, got {value.device}")
 
 
+def seed(argument: str, value: Tensor, x: Tensor) -> None:
+    """A 0-d integer tensor on the device of x."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a 0-d integer tensor, got {type(value).__name__}")
+    if value.dtype not in INTEGER:
+        raise TypeError(f"{argument}: expected an integer dtype, got {value.dtype}")
+    if value.dim() != 0:
+        raise ValueError(f"{argument}: expected a 0-d tensor, got shape {tuple(value.shape)}")
+    if value.device != x.device:
+        raise ValueError(f"{argument}: expected device {x.device}, got {value.device}")
+
+
 def vector(argument: str, value: Tensor | None, size: int, x: Tensor) -> Tensor | None:
     """A floating vector of `size` in the accumulation dtype of x, or None."""
     if value is None:

@@ -12,7 +12,7 @@ BACKENDS = ("reference", "cpu")
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, device_for) -> str:
-    device_for("nearest", request.param)  # or skip, with the reason
+    device_for("draw", request.param)  # or skip, with the reason
     return request.param
 
 
@@ -91,11 +91,17 @@ def test_distance_weighted_draw_without_near_negatives(backend):
     assert torch.equal(distance_weighted_negatives(x, labels, x[:0], labels[:0]), torch.full((6,), -1))
 
 
-def test_distance_weighted_draw_in_blocks(monkeypatch, backend):
+def test_a_generator_draws_the_same_on_every_backend(backend):
     x = F.normalize(torch.randn(50, 8, generator=torch.Generator().manual_seed(2)))
     labels = torch.arange(50) % 7
-    whole = distance_weighted_negatives(x, labels, x, labels, torch.Generator().manual_seed(5), backend)
-    monkeypatch.setattr("fused_margins.losses.sampling.ENTRIES_AT_ONCE", 120)  # two rows at a time
-    blocks = distance_weighted_negatives(x, labels, x, labels, torch.Generator().manual_seed(5), backend)
-    assert torch.equal(whole, blocks)
-    assert (labels[whole] != labels).all()
+
+    def drawn(seed: int, backend: str) -> Tensor:
+        return distance_weighted_negatives(x, labels, x, labels, torch.Generator().manual_seed(seed), backend)
+
+    assert torch.equal(drawn(5, backend), drawn(5, "reference"))
+    assert not torch.equal(drawn(5, backend), drawn(6, backend))
+    assert (labels[drawn(5, backend)] != labels).all()
+    torch.manual_seed(5)
+    first = distance_weighted_negatives(x, labels, x, labels, backend=backend)
+    torch.manual_seed(5)
+    assert torch.equal(distance_weighted_negatives(x, labels, x, labels, backend=backend), first)

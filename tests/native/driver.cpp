@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../../csrc/contrast/cpu.h"
+#include "../../csrc/draw/cpu.h"
 #include "../../csrc/kmeans/cpu.h"
 #include "../../csrc/magnet/cpu.h"
 #include "../../csrc/margin_softmax/cpu.h"
@@ -209,6 +210,16 @@ void nearest(const Problem& p) {
       }
 }
 
+void draw(const Problem& p) {
+  std::vector<int64_t> index(static_cast<size_t>(p.s.rows));
+  for (Relation relation : relations)
+    for (const int64_t* self : {p.self.data(), static_cast<const int64_t*>(nullptr)}) {
+      fused_margins::draw(
+          Draw{p.x_matrix, p.y_matrix, p.row_labels.data(), p.column_labels.data(), self, 7, relation, index.data()});
+      ++calls;
+    }
+}
+
 void scores(const Problem& p) {
   const auto [rows, columns, width] = p.s;
   for (Similarity similarity : similarities) {
@@ -263,6 +274,7 @@ void every_kernel(const Problem& p) {
   contrast(p);
   margin_softmax(p);
   nearest(p);
+  draw(p);
   scores(p);
   magnet(p);
   kmeans(p);

@@ -10,6 +10,7 @@ BACKENDS = [b.name for b in registry.BACKENDS]
 NAMES = {
     "magnet": "batch-mean",
     "contrast": "scale-rows",
+    "draw": "different",
     "margin_softmax": "scale-rows",
     "nearest": "cosine-same",
     "scores": "learnable-cosine",

@@ -14,7 +14,7 @@ from fused_margins.ops.labels import INVALID, check_members, checked
 
 BACKENDS = [b.name for b in registry.BACKENDS]
 B, N, D = 6, 9, 4
-ALL = ("contrast", "nearest", "scores")
+ALL = ("contrast", "draw", "nearest", "scores")
 
 
 def valid(op: str) -> Inputs:
@@ -22,6 +22,8 @@ def valid(op: str) -> Inputs:
     labels = {"row_labels": torch.arange(B), "column_labels": torch.arange(N), "self_index": torch.arange(B)}
     if op == "nearest":
         return inputs | labels | {"below": torch.zeros(B)}
+    if op == "draw":
+        return inputs | labels | {"seed": torch.tensor(3)}
     inputs |= {"target": torch.arange(B), "scale": torch.ones(B)}
     if op == "margin_softmax":
         return inputs
@@ -30,12 +32,12 @@ def valid(op: str) -> Inputs:
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.empty(*shape, dtype=dtype, device="meta")
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 INTEGER_ARGUMENTS = [
     *(("contrast", n) for n in ("target", "row_labels", "column_labels", "self_index")),
-    *(("nearest", n) for n in ("row_labels", "column_labels", "self_index")),
+    *((op, n) for op in ("draw", "nearest") for n in ("row_labels", "column_labels", "self_index")),
     ("scores", "target"),
 ]
 VECTORS = [("contrast", "bias"), ("nearest", "below"), ("scores", "bias")]
@@ -72,6 +74,7 @@ BEFORE_ANY_KERNEL = [
             ("similarity", "type", None, ValueError, "similarity: .*, got None"),
             ("backend", "unknown", "gpu", ValueError, "backend: expected one of 'auto', .*'reference', got 'gpu'"),
         ]
+        if (op, argument) != ("draw", "similarity")  # which has none
     ),
     *(
         pytest.param(op, {argument: value}, error, f"{argument}: {message}", id=f"{op}-{argument}-{what}")
@@ -123,11 +126,21 @@ BEFORE_ANY_KERNEL = [
         pytest.param(
             op, {"relation": "equal"}, ValueError, "relation: .*'different', 'same', 'any', got 'equal'", id=op
         )
-        for op in ("contrast", "nearest")
+        for op in ("contrast", "draw", "nearest")
     ),
     *(
-        pytest.param("nearest", {n: None}, TypeError, f"{n}: expected an integer tensor", id=f"nearest-{n}-none")
+        pytest.param(op, {n: None}, TypeError, f"{n}: expected an integer tensor", id=f"{op}-{n}-none")
+        for op in ("draw", "nearest")
         for n in ("row_labels", "column_labels")
+    ),
+    *(
+        pytest.param("draw", {"seed": value}, error, f"seed: expected {message}", id=f"draw-seed-{message}")
+        for value, error, message in (
+            (3, TypeError, "a 0-d integer tensor, got int"),
+            (torch.tensor(0.5), TypeError, "an integer dtype, got torch.float32"),
+            (torch.tensor([3]), ValueError, r"a 0-d tensor, got shape \(1,\)"),
+            (meta(dtype=torch.int64), ValueError, "device cpu, got meta"),
+        )
     ),
     pytest.param(
         "contrast", {"target": None}, TypeError, "target: expected an integer tensor", id="contrast-target-none"
@@ -237,7 +250,7 @@ def test_checked_holds_within_its_context_only():
         assert labels._raise_everywhere
 
 
-@pytest.mark.parametrize("op", ["contrast", "scores", "nearest"])
+@pytest.mark.parametrize("op", ALL)
 def test_tensors_without_data(op):
     both = {"x": meta(B, D), "y": meta(N, D)}
     with pytest.raises(TypeError, match="x: expected a tensor with data, got one on the meta device"):

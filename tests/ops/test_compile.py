@@ -22,6 +22,7 @@ pytestmark = [
 
 EXAMPLES = {
     "contrast": ("cosine-same", "scale-0d", "itself", "strided", "bias", "no-rows"),
+    "draw": ("different", "itself", "strided", "no-columns"),
     "magnet": ("batch-mean", "batch-none", "strided", "int32", "no-rows"),
     "margin_softmax": ("cosine-mean", "dot-none", "scale-0d", "scale-rows", "angle+2-continuous", "strided", "no-rows"),
     "nearest": ("cosine-same", "itself-any", "below-cosine", "strided", "no-columns"),
@@ -55,6 +56,7 @@ def recorders(device_for) -> Iterator[SimpleNamespace]:
     watched = {op: Recorder(registry.kernel(op, "cpu")) for op in registry.OPS if device_for(op, "cpu")}
     with (
         registry.substitute("contrast", "cpu", watched["contrast"]),
+        registry.substitute("draw", "cpu", watched["draw"]),
         registry.substitute("magnet", "cpu", watched["magnet"]),
         registry.substitute("margin_softmax", "cpu", watched["margin_softmax"]),
         registry.substitute("nearest", "cpu", watched["nearest"]),

@@ -29,6 +29,9 @@ def large(op: str, dtype: torch.dtype, similarity: str, columns: int = 2311) -> 
     if op == "nearest":
         labels = {"row_labels": target % 2, "column_labels": torch.arange(columns) % 2}
         return cases.convert(inputs | labels | {"k": 3}, dtype)
+    if op == "draw":
+        labels = {"row_labels": target % 2, "column_labels": torch.arange(columns) % 2, "seed": torch.tensor(3)}
+        return cases.convert({"x": x, "y": y} | labels, dtype)
     if op == "margin_softmax":
         return cases.convert(inputs | {"target": target, "scale": torch.tensor(4.0).double(), "margin": -0.1}, dtype)
     inputs |= {

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 OUTPUTS = {
     ("contrast", "forward"): ("positive", "negative_lse"),
     ("contrast", "backward"): ("grad_x", "grad_y", "grad_scale", "grad_bias"),
+    ("draw", "forward"): ("index",),
     ("magnet", "forward"): ("loss",),
     ("magnet", "backward"): ("grad_x",),
     ("margin_softmax", "forward"): ("loss",),
@@ -92,11 +93,20 @@ def test_a_wrong_output_is_seen(op, function, output, wrong):
     assert output in {line.split(":")[0] for line in lines}  # and what is made from it, if anything
 
 
-@pytest.mark.parametrize("case", ["cosine-same", "ties-dot-any", "k-5"])
+CHOICES = [
+    ("nearest", "cosine-same"),
+    ("nearest", "ties-dot-any"),
+    ("nearest", "k-5"),
+    ("draw", "any"),
+    ("draw", "far"),
+]
+
+
+@pytest.mark.parametrize(("op", "case"), CHOICES)
 @pytest.mark.parametrize("wrong", [first_column_everywhere, off_by_one, last_row_unwritten])
-def test_a_wrong_choice_is_seen(case, wrong):
-    assert disagreements("nearest", case) == []
-    lines = disagreements("nearest", case, "forward", "index", wrong)
+def test_a_wrong_choice_is_seen(op, case, wrong):
+    assert disagreements(op, case) == []
+    lines = disagreements(op, case, "forward", "index", wrong)
     assert [line.split(":")[0] for line in lines] == ["index"]
 
 

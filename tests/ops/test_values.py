@@ -8,6 +8,7 @@ import fused_margins
 from fused_margins.functional import magnet_loss, margin_softmax_loss, mine_negatives, mine_positives
 from fused_margins.ops import registry
 from fused_margins.ops.contrast import contrast
+from fused_margins.ops.draw import draw
 from fused_margins.ops.nearest import nearest
 from fused_margins.ops.scores import scores
 
@@ -168,6 +169,7 @@ WATCHED = {
     "scores": lambda x: scores(x, Y, backend="cpu"),
     "contrast": lambda x: contrast(x, Y, LABELS, scale=2.0, backend="cpu")[1],
     "nearest": lambda x: nearest(x, Y, LABELS, LABELS[:5], relation="different", backend="cpu")[0],
+    "draw": lambda x: draw(x, Y, LABELS, LABELS[:5], torch.tensor(3), backend="cpu"),
     "margin_softmax": lambda x: margin_softmax_loss(x, Y, LABELS, reduction="none", backend="cpu"),
     "magnet": lambda x: magnet_loss(x, LABELS % 4, torch.tensor([0, 0, 1, 1]), reduction="none", backend="cpu"),
 }
@@ -182,7 +184,7 @@ def test_a_traced_graph_computes_what_was_traced(op, device_for):
     torch.testing.assert_close(traced(other), WATCHED[op](other))
 
 
-@pytest.mark.parametrize("op", [op for op in WATCHED if op != "nearest"])  # which has no gradient
+@pytest.mark.parametrize("op", [op for op in WATCHED if op not in ("draw", "nearest")])  # which have no gradient
 def test_batched_gradients(op, device_for):
     device_for(op, "cpu")
     expected = torch.autograd.functional.jacobian(WATCHED[op], X)

@@ -1,11 +1,11 @@
-// The products that large groups are searched by: a task's rows with panels of columns. VectorTiles has them for any
-// numbers; Bf16Tiles, with the same members, for bfloat16, where distances are not asked for.
+// The products that a search goes through: a task's rows with panels of columns. VectorTiles has them for any numbers;
+// Bf16Tiles, with the same members, for bfloat16, where distances are not asked for.
 #pragma once
 
-#include "../common/rows.h"
-#include "../common/transpose.h"
+#include "rows.h"
+#include "transpose.h"
 #ifdef __AVX512BF16__
-#include "../common/bf16_rows.h"
+#include "bf16_rows.h"
 #endif
 
 namespace fused_margins {

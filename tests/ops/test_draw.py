@@ -1,0 +1,88 @@
+"""Random numbers of `draw`: published values, independence, and what depends on how they are made."""
+
+import pytest
+import torch
+
+from fused_margins.ops import registry
+from fused_margins.ops.draw import draw, reference
+
+BACKENDS = [b.name for b in registry.BACKENDS if registry._HAS_KERNEL["draw", b.name]]
+# Of the known answers in the authors' Random123: counter, key, both words.
+KNOWN = [
+    ((0, 0), 0, (0xFF1DAE59, 0x6CD10DF2)),
+    ((0xFFFFFFFF, 0xFFFFFFFF), 0xFFFFFFFF, (0x2C3F628B, 0xAB4FD7AD)),
+    ((0x243F6A88, 0x85A308D3), 0x13198A2E, (0xDD7CE038, 0xF62A4C12)),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
+def test_philox_has_its_published_values(counter, key, words):
+    got = reference.philox(*(torch.tensor(n) for n in (*counter, key)))
+    assert tuple(map(int, got)) == words
+
+
+def test_exponential_variates():
+    e = reference.exponentials(0, 400, 501, torch.tensor(1), torch.float64)
+    n = e.numel()
+    assert abs(float(e.mean()) - 1) < 4 / n**0.5
+    assert abs(float(e.square().mean()) - 2) < 4 * 20**0.5 / n**0.5  # E^2 has variance 20
+    for neighbours in ((e[:, 1:], e[:, :-1]), (e[1:], e[:-1])):
+        a, b = (t - 1 for t in neighbours)
+        assert abs(float((a * b).mean())) < 4 / n**0.5
+    assert torch.equal(e[7:9], reference.exponentials(7, 2, 501, torch.tensor(1), torch.float64))
+    assert not torch.equal(e[:1], reference.exponentials(0, 1, 501, torch.tensor(2), torch.float64))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_column_can_be_drawn(backend, device_for):
+    """The largest random number leaves its column open, alone as it is: word 2^32 - 1 rounds to U = 1 in float32."""
+    device = device_for("draw", backend)
+    rows = 1 << 15
+    x, labels = torch.ones(rows, 2, device=device), torch.zeros(rows, dtype=torch.int64, device=device)
+    index = draw(x, x[:1], labels, labels[:1], torch.tensor(0, device=device), relation="any", backend=backend)
+    assert not index.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_weights_draw_evenly(backend, device_for):
+    device = device_for("draw", backend)
+    rows, columns = 4096, 100
+    x = torch.ones(rows, 3, device=device)
+    y = torch.ones(columns, 3, device=device)
+    y[50:] = -1  # beyond the cut-off, as long as anything is nearer
+    row_labels, column_labels = (torch.zeros(n, dtype=torch.int64, device=device) for n in (rows, columns))
+    for seed, of_y in ((1, y), (2, -y)):
+        index = draw(
+            x, of_y, row_labels, column_labels, torch.tensor(seed, device=device), relation="any", backend=backend
+        )
+        near = index if seed == 1 else index - 50
+        counts = torch.bincount(near, minlength=50).cpu()
+        assert len(counts) == 50
+        expected = rows / 50
+        # Chi squared with 49 degrees of freedom: 4 standard deviations above its mean.
+        assert float(((counts - expected) ** 2 / expected).sum()) < 49 + 4 * 98**0.5
+    away = draw(
+        x, -torch.ones_like(y), row_labels, column_labels, torch.tensor(3, device=device), relation="any",
+        backend=backend,
+    )  # fmt: skip
+    counts = torch.bincount(away, minlength=columns).cpu()
+    assert float(((counts - rows / columns) ** 2 / (rows / columns)).sum()) < 99 + 4 * 198**0.5
+
+
+def test_a_reference_in_blocks_draws_the_same(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(50, 8, generator=g), torch.arange(50) % 7
+    whole = draw(x, x, labels, labels, torch.tensor(9), backend="reference")
+    monkeypatch.setattr(reference, "ENTRIES_AT_ONCE", 120)  # two rows at a time
+    assert torch.equal(draw(x, x, labels, labels, torch.tensor(9), backend="reference"), whole)
+
+
+@pytest.mark.parametrize("seed", [torch.tensor(7, dtype=torch.uint8), torch.tensor(7 + 2**40), torch.tensor(7)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_lowest_bits_of_a_seed_count(seed, backend, device_for):
+    device = device_for("draw", backend)
+    x, labels = torch.eye(9, device=device), torch.arange(9, device=device)
+    got = draw(x, x, labels, labels, seed.to(device), backend=backend)
+    assert torch.equal(
+        got.cpu(), draw(*(t.cpu() for t in (x, x, labels, labels)), torch.tensor(7), backend="reference")
+    )
