@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fused_margins.ops import cases
-from fused_margins.ops.similarity import accumulation_dtype, admitted, pair_similarity, similarity_matrix
+from fused_margins.ops.draw.reference import log_weight
+from fused_margins.ops.similarity import accumulation_dtype, admitted, pair_similarity, similarity_matrix, unit_rows
 
 from .workload import Contestant, Inputs, Judge, Outputs, Step
 
@@ -21,6 +22,7 @@ PEER_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1,
 LOSS_ROUNDINGS = 64
 # Of a choice, in roundings of the largest similarity that the lengths allow: it compares two, each computed in a few.
 CHOICE_ROUNDINGS = 16
+DRAW_DEVIATIONS = 6
 ENTRIES_AT_ONCE = 1 << 26  # of a float64 matrix: half a GiB, and a few times that with what it is made of
 
 
@@ -137,6 +139,45 @@ def _chosen(x: Tensor, y: Tensor, p: Inputs, index: Tensor) -> Tensor:
     if p["self_index"] is not None:
         allowed = allowed & (index != p["self_index"])
     return pair_similarity(x, y[index], p["similarity"]).masked_fill(~allowed, -torch.inf)
+
+
+def judge_draw(problem: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Judge]:
+    """For "index" (B,), drawn by `fused_margins.ops.draw`'s weights: every column open to its row, and the sum of the
+    drawn log weights within DRAW_DEVIATIONS standard deviations of its mean, both of which the weights tell.
+
+    `problem` gives x, y, row_labels and column_labels of the inputs; every row has a column within the cut-off.
+    """
+
+    def judge_for(inputs: Inputs) -> Judge:
+        p = problem(inputs)
+        x, y = (unit_rows(p[side].double()) for side in "xy")
+        step = max(1, ENTRIES_AT_ONCE // max(1, len(y)))
+
+        def log_weights(start: int) -> Tensor:
+            rows = slice(start, start + step)
+            mask = admitted(p["row_labels"][rows], p["column_labels"], "different", None)
+            return log_weight(2 - 2 * x[rows] @ y.T, x.shape[1]).masked_fill_(~mask, -torch.inf)
+
+        def judge(contestant: Contestant, outputs: Outputs) -> list[str]:
+            index, deviation, variance = outputs["index"], 0.0, 0.0
+            if tuple(index.shape) != (len(x),) or not bool(((index >= 0) & (index < len(y))).all()):
+                return ["index: expected a column for every row"]
+            for start in range(0, len(x), step):
+                weight = log_weights(start)
+                drawn = weight.gather(1, index[start : start + step, None])[:, 0]
+                if not bool(drawn.isfinite().all()):
+                    return [f"index: {int((~drawn.isfinite()).sum())} columns that are not open to their row"]
+                probability, finite = weight.softmax(1), weight.masked_fill(weight == -torch.inf, 0.0)
+                mean = (probability * finite).sum(1)
+                deviation += float((drawn - mean).sum())
+                variance += float((probability * (finite - mean[:, None]).square()).sum())
+            if abs(deviation) > DRAW_DEVIATIONS * variance**0.5:
+                return [f"index: log weights {deviation / variance**0.5:.1f} standard deviations from their mean"]
+            return []
+
+        return judge
+
+    return judge_for
 
 
 class _Truths:

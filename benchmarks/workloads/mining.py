@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from fused_margins.functional import mine_negatives, mine_positives
 from fused_margins.losses import EasyPositiveTripletLoss
+from fused_margins.losses.sampling import distance_weighted_negatives
 from fused_margins.ops.registry import Problem
 
-from ..gate import judge_choice, judge_loss
+from ..gate import judge_choice, judge_draw, judge_loss
 from ..workload import (
     Contestant,
     Inputs,
@@ -63,6 +64,19 @@ ON_GPU = (torch.float32, torch.bfloat16)
 POSITIVE_SIZES = (*(_size(*shape, "cpu") for shape in SHAPES), _size(8192, 512, 4, "cuda", dtypes=ON_GPU))
 NEGATIVE_SIZES = (_size(8192, 512, 4, "cpu"), _size(32768, 512, 4, "cuda", dtypes=ON_GPU))
 TRIPLET_SIZES = tuple(_size(*shape, "cpu", "cuda") for shape in SHAPES[:2])
+
+
+def _near(size: Size) -> Size:
+    """Cosines near 0.2, within the cut-off, as they are while a network learns."""
+
+    def make(dtype: torch.dtype, g: Generator) -> Inputs:
+        inputs = size.make(dtype, g)
+        return inputs | {"embeddings": inputs["embeddings"] + 0.5}
+
+    return replace(size, make=make)
+
+
+DRAW_SIZES = (*(_near(_size(*shape, "cpu")) for shape in SHAPES[:3]), _near(_size(8192, 512, 4, "cuda", dtypes=ON_GPU)))
 
 
 def _problem(relation: str) -> Callable[[Inputs], Problem]:
@@ -181,6 +195,43 @@ def _metric_learning_triplet(inputs: Inputs) -> Step:
     return _triplet(lambda embeddings, labels: loss(embeddings, labels, miner(embeddings, labels)), inputs)
 
 
+def eager_draw(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """Every row has a negative within the cut-off here; without one multinomial would raise."""
+    squared, width = 2 - 2 * _cosines(embeddings), embeddings.shape[1]
+    near = squared.clamp(0.25, 1.96)
+    log_weight = (2 - width) / 2 * near.log() - (width - 3) / 2 * torch.log1p(-near / 4)
+    closed = (squared >= 1.96) | (labels[:, None] == labels)
+    return torch.multinomial(log_weight.masked_fill(closed, -torch.inf).softmax(1), 1)[:, 0]
+
+
+def _draw(function: Callable[..., Tensor], inputs: Inputs) -> Step:
+    return lambda: {"index": function(**inputs)}
+
+
+def _our_draw(inputs: Inputs, backend: str) -> Step:
+    def function(embeddings: Tensor, labels: Tensor) -> Tensor:
+        return distance_weighted_negatives(embeddings, labels, embeddings, labels, backend=backend)
+
+    return _draw(function, inputs)
+
+
+def _metric_learning_draw(inputs: Inputs) -> Step:
+    from pytorch_metric_learning import miners
+
+    miner, labels = miners.DistanceWeightedMiner(), inputs["labels"]
+
+    def step() -> Outputs:
+        anchor, _, negative = miner(inputs["embeddings"], labels)
+        return {"index": torch.full_like(labels, -1).scatter(0, anchor, negative)}
+
+    return step
+
+
+def _draw_too_slow(inputs: Inputs, backend: str) -> str | None:
+    too_many = backend == "reference" and len(inputs["labels"]) > 4096
+    return "seconds a call: it makes B x N random numbers in 64 bits" if too_many else None
+
+
 USUAL = (
     Contestant("eager", lambda inputs: _choice(eager_positives, inputs)),
     Contestant("torch.compile", lambda inputs: _choice(compiled(eager_positives), inputs), note="of the eager code"),
@@ -249,6 +300,30 @@ WORKLOADS = (
             ),
         ),
         judge_choice(_search_negatives),
+    ),
+    Workload(
+        "draw",
+        "Distance-weighted negatives within a batch, one an anchor, no gradient",
+        "B x D x samples a class",
+        DRAW_SIZES,
+        (torch.float32,),
+        (
+            Contestant("eager", lambda inputs: _draw(eager_draw, inputs), note="softmax and torch.multinomial"),
+            Contestant("torch.compile", lambda inputs: _draw(compiled(eager_draw), inputs), "of the eager code"),
+            Contestant(
+                "PML DistanceWeightedMiner",
+                _metric_learning_draw,
+                note="pytorch-metric-learning; it draws a random positive with each negative, and as many of both for "
+                "an anchor as its class has samples",
+                refuses=lambda inputs: (
+                    unless_installed("pytorch_metric_learning")(inputs)
+                    if inputs["embeddings"].dtype == torch.float32
+                    else "it compares distances in the dtype of the embeddings"
+                ),
+            ),
+            *ours(_our_draw, lambda inputs: _problem("different")(inputs)._replace(op="draw"), _draw_too_slow),
+        ),
+        judge_draw(_search_negatives),
     ),
     Workload(
         "easy_positive_triplet",

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gate import judge_choice
+from benchmarks.gate import judge_choice, judge_draw
 from benchmarks.workload import Contestant
 from benchmarks.workloads import WORKLOADS, clusters, margin_softmax
+from fused_margins.losses.sampling import random_negatives
 from fused_margins.ops import registry
+from fused_margins.ops.draw import draw
 
 from .samples import faults, smallest_row, tampered, workload
 
@@ -124,6 +126,24 @@ def test_choices_are_judged_some_rows_at_a_time(
         assert judge(peer, {"index": ranked[:, 1]}) != []
         (line,) = judge(peer, {"index": ranked[:, -1]})
         assert line.startswith("index: off by inf") == (not mask.all())
+
+
+def test_draws_are_judged_by_their_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = torch.randn(600, 16, generator=torch.Generator().manual_seed(0)) + 1.5, torch.arange(600) % 5
+    problem = {"x": x, "y": x, "row_labels": labels, "column_labels": labels}
+    peer, seed = Contestant("peer", lambda inputs: dict), torch.tensor(1)
+    drawn = draw(x, x, labels, labels, seed)
+    evenly = random_negatives(labels, labels, None, torch.Generator().manual_seed(0))
+    for entries in (1000, 10**6):
+        monkeypatch.setattr("benchmarks.gate.ENTRIES_AT_ONCE", entries)
+        judge = judge_draw(lambda inputs: inputs)(problem)
+        assert judge(peer, {"index": drawn}) == []
+        (line,) = judge(peer, {"index": evenly})
+        assert line.endswith("standard deviations from their mean")
+        (line,) = judge(peer, {"index": draw(x, x, labels, labels, seed, relation="same")})
+        assert line == "index: 600 columns that are not open to their row"
+        for index in (drawn[:-1], drawn - 1000):
+            assert judge(peer, {"index": index}) == ["index: expected a column for every row"]
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.35])
