@@ -227,6 +227,14 @@ def _metric_learning_draw(inputs: Inputs) -> Step:
     return step
 
 
+def _metric_learning_cannot_draw(inputs: Inputs) -> str | None:
+    if inputs["embeddings"].dtype != torch.float32:
+        return "it compares distances in the dtype of the embeddings"
+    if len(inputs["labels"]) > 4096:
+        return "minutes a call: it copies the B x N weights for every class"
+    return unless_installed("pytorch_metric_learning")(inputs)
+
+
 def _draw_too_slow(inputs: Inputs, backend: str) -> str | None:
     too_many = backend == "reference" and len(inputs["labels"]) > 4096
     return "seconds a call: it makes B x N random numbers in 64 bits" if too_many else None
@@ -315,11 +323,7 @@ WORKLOADS = (
                 _metric_learning_draw,
                 note="pytorch-metric-learning; it draws a random positive with each negative, and as many of both for "
                 "an anchor as its class has samples",
-                refuses=lambda inputs: (
-                    unless_installed("pytorch_metric_learning")(inputs)
-                    if inputs["embeddings"].dtype == torch.float32
-                    else "it compares distances in the dtype of the embeddings"
-                ),
+                refuses=_metric_learning_cannot_draw,
             ),
             *ours(_our_draw, lambda inputs: _problem("different")(inputs)._replace(op="draw"), _draw_too_slow),
         ),

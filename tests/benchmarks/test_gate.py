@@ -141,7 +141,7 @@ def test_draws_are_judged_by_their_distribution(monkeypatch: pytest.MonkeyPatch)
         (line,) = judge(peer, {"index": evenly})
         assert line.endswith("standard deviations from their mean")
         (line,) = judge(peer, {"index": draw(x, x, labels, labels, seed, relation="same")})
-        assert line == "index: 600 columns that are not open to their row"
+        assert line.endswith(" columns that are not open to their row")
         for index in (drawn[:-1], drawn - 1000):
             assert judge(peer, {"index": index}) == ["index: expected a column for every row"]
 
