@@ -7,7 +7,7 @@ from ..labels import IGNORED, INVALID, check_index
 from ..similarity import accumulation_dtype, admitted, unit_rows
 
 NEAREST_SQUARED, FARTHEST_SQUARED = 0.25, 1.96  # distances of 0.5, below which weights are equal, and 1.4
-ENTRIES_AT_ONCE = 1 << 22  # rows are taken in blocks that hold about this many pairs
+ENTRIES_AT_ONCE = 1 << 18  # rows are taken in blocks of about this many pairs, whose words stay in a CPU's cache
 WORD = 0xFFFFFFFF  # the 32 bits of one
 
 
