@@ -142,8 +142,9 @@ def _chosen(x: Tensor, y: Tensor, p: Inputs, index: Tensor) -> Tensor:
 
 
 def judge_draw(problem: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Judge]:
-    """For "index" (B,), drawn by `fused_margins.ops.draw`'s weights: every column open to its row, and the sum of the
-    drawn log weights within DRAW_DEVIATIONS standard deviations of its mean, both of which the weights tell.
+    """For "index" (B,), drawn by `fused_margins.ops.draw`'s weights: every column open to its row; the sums over rows
+    of the drawn log weight's deviation from its mean, and of the square of that, within DRAW_DEVIATIONS standard
+    deviations of what they should be, all of which the weights tell.
 
     `problem` gives x, y, row_labels and column_labels of the inputs; every row has a column within the cut-off.
     """
@@ -159,7 +160,8 @@ def judge_draw(problem: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Judge]
             return log_weight(2 - 2 * x[rows] @ y.T, x.shape[1]).masked_fill_(~mask, -torch.inf)
 
         def judge(contestant: Contestant, outputs: Outputs) -> list[str]:
-            index, deviation, variance = outputs["index"], 0.0, 0.0
+            index = outputs["index"]
+            off, variance = x.new_zeros(2), x.new_zeros(2)  # of both sums: what they are too large by, their variances
             if tuple(index.shape) != (len(x),) or not bool(((index >= 0) & (index < len(y))).all()):
                 return ["index: expected a column for every row"]
             for start in range(0, len(x), step):
@@ -169,11 +171,15 @@ def judge_draw(problem: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Judge]
                     return [f"index: {int((~drawn.isfinite()).sum())} columns that are not open to their row"]
                 probability, finite = weight.softmax(1), weight.masked_fill(weight == -torch.inf, 0.0)
                 mean = (probability * finite).sum(1)
-                deviation += float((drawn - mean).sum())
-                variance += float((probability * (finite - mean[:, None]).square()).sum())
-            if abs(deviation) > DRAW_DEVIATIONS * variance**0.5:
-                return [f"index: log weights {deviation / variance**0.5:.1f} standard deviations from their mean"]
-            return []
+                powers = [(probability * (finite - mean[:, None]) ** n).sum(1) for n in (2, 4)]
+                off += torch.stack([(drawn - mean).sum(), ((drawn - mean).square() - powers[0]).sum()])
+                variance += torch.stack([powers[0].sum(), (powers[1] - powers[0].square()).sum()])
+            allowed = DRAW_DEVIATIONS * variance.clamp(min=0).sqrt() + 1e-9 * len(x)  # and rounding
+            return [
+                f"index: the {what} of log weights is off by {float(o):.3g}, granted {float(a):.3g}"
+                for what, o, a in zip(("mean", "variance"), off, allowed)
+                if not abs(o) <= a
+            ]
 
         return judge
 

@@ -51,9 +51,20 @@ struct Rows {
 
   // 1 / |values|; 0 where that would overflow.
   T inverse_length(const T* values) const {
-    const double squared = sum_of_squares(values, width()), length = std::sqrt(squared);
+    const double squared = sum_of_squares(values, width());
+    const double length =
+        sizeof(T) == 8 && !(squared > 1e-290 && squared < 1e300) ? length_beyond_range(values) : std::sqrt(squared);
     const bool zero = length < 1 / double(std::numeric_limits<T>::max());
     return std::isnan(squared) ? T(squared) : zero ? T(0) : T(1 / length);
+  }
+
+  // |values| where their squares overflow or vanish: relative to the largest.
+  double length_beyond_range(const T* values) const {
+    double largest = 0, sum = 0;
+    for (int64_t d = 0; d < width(); ++d) largest = std::max(largest, std::abs(double(values[d])));
+    if (largest == 0 || std::isinf(largest)) return largest;
+    for (int64_t d = 0; d < width(); ++d) sum += (double(values[d]) / largest) * (double(values[d]) / largest);
+    return largest * std::sqrt(sum);
   }
 
   bool readable() const {

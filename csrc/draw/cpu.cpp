@@ -1,9 +1,9 @@
 // draw on a CPU: each row keeps the largest number seen while cosines are hot; no (rows, columns) buffer.
 //
-// Tasks of rows go through panels of columns, a chunk of which all threads share. A column wins a row if its E is below
-// a bound, which follows from the largest cosine of the panel and the row's best number; as U < E, logarithms are taken
-// only of panels with a U below it. Columns come in ascending order, so of equal numbers the lowest wins, and nothing
-// depends on the number of threads.
+// Tasks of rows go through panels of columns, a chunk of which all threads share. A column can win a row only if its E
+// is below a bound, which follows from the largest cosine of the panel and the row's best number; as U < E, logarithms
+// are taken only of panels with a U below it. Columns come in ascending order, so of equal numbers the lowest wins, and
+// nothing depends on the number of threads.
 #include "cpu.h"
 
 #include "../common/checks.h"
@@ -33,7 +33,7 @@ class Draws {
         of_distance_(T(2 - args.x.width) / 2),
         of_chord_(T(3 - args.x.width) / 2),
         // What rounding may make of the difference of two numbers, and a little more.
-        slack_(T(0.01) + 8 * std::numeric_limits<T>::epsilon() * T(args.x.width)) {}
+        slack_(T(0.01) + 32 * std::numeric_limits<T>::epsilon() * T(args.x.width)) {}
 
   void run() {
     const int64_t rows = a_.x.rows, columns = a_.y.rows;
@@ -109,12 +109,13 @@ class Draws {
 
   // Of each row what E, and so U, has to be below for a column of at most this cosine to be better than the best.
   void limit(int64_t rows, const T* top, const T* best, T* bound) const {
-    // The weight grows with the cosine, but on a line, where it is greatest in between.
-    const bool line = a_.x.width < 2;
+    // The weight grows with the cosine: log w falls with d^2 up to (4 D - 8) / (2 D - 5), which is beyond the cut-off,
+    // and on a line no distance lies between those of one weight and the cut-off.
 #pragma omp simd
     for (int64_t r = 0; r < rows; ++r) {
-      const T squared = 2 - 2 * top[r], at = line ? T(4) / 3 : within_range(squared), before = best[r];
-      const T by_weight = exponential(log_weight(at) - before + slack_), evenly = -before / T(BEYOND);
+      const T squared = 2 - 2 * top[r], before = best[r];
+      const T by_weight = exponential(log_weight(within_range(squared)) - before + slack_);
+      const T evenly = -before / T(BEYOND);
       const T of_others = top[r] > none ? evenly : T(0);
       bound[r] = squared < T(FARTHEST_SQUARED) ? by_weight : of_others;
     }
@@ -137,10 +138,10 @@ class Draws {
     T variate[WIDE], log_variate[WIDE], by_weight[WIDE], largest = none;
 #pragma omp simd
     for (int64_t j = 0; j < WIDE; ++j) {
-      // 1 - U has lost the digits of a small U, of which the series makes up.
+      // 1 - U has lost the digits of a small U in float, of which the series makes up; in double it is exact.
       const T value = uniform[j], direct = -logarithm(1 - value);
       const T series = value * (1 + value * (T(0.5) + value * (T(1) / 3 + value * T(0.25))));
-      variate[j] = value < T(0x1p-6) ? series : direct;
+      variate[j] = sizeof(T) == 4 && value < T(0x1p-6) ? series : direct;
     }
 #pragma omp simd
     for (int64_t j = 0; j < WIDE; ++j) log_variate[j] = logarithm(variate[j]);

@@ -1,6 +1,7 @@
 // Random numbers of counters: Philox 2x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011).
 #pragma once
 
+#include "../common/isa.h"
 #include "../common/simd.h"
 
 #ifdef FM_X86
@@ -10,14 +11,14 @@
 namespace fused_margins {
 namespace FM_ISA {
 
-typedef uint64_t Counters __attribute__((vector_size(FM_VECTOR_BYTES), aligned(8), may_alias));
+typedef uint64_t Counters __attribute__((vector_size(FM_VECTOR_BYTES), aligned(4), may_alias));
 constexpr int64_t WORDS = FM_VECTOR_BYTES / 4;  // made at a time
 
 // The low halves of the lanes times Philox's multiplier.
 inline Counters philox_products(Counters a) {
   constexpr int64_t multiplier = 0xD256D193;
 #if defined(__AVX512F__)
-  return (Counters)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(multiplier));
+  return (Counters)_mm512_maskz_mul_epu32(0xff, (__m512i)a, _mm512_set1_epi64(multiplier));  // gcc warns of the other
 #elif defined(__AVX2__)
   return (Counters)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(multiplier));
 #elif defined(__SSE2__)

@@ -124,9 +124,8 @@ class EasyPositiveLoss(nn.Module):
             return self._mine_negatives(pairs, positives.similarity)
         if self.negatives == "random":
             return random_negatives(*pairs[2:], self.generator)
-        x, y = (t if self.normalize else unit_rows(t.to(accumulation_dtype(t.dtype))) for t in pairs[:2])
         return distance_weighted_negatives(
-            x, pairs.labels, y, pairs.reference_labels, self.generator, self.backend, pairs.self_index
+            pairs.x, pairs.labels, pairs.y, pairs.reference_labels, self.generator, self.backend, pairs.self_index
         )
 
     def _mine_negatives(self, sides: Sides, below: Tensor | None) -> Tensor:

@@ -136,15 +136,14 @@ def distance_weighted_negatives(
         P(j) proportional to 1 / q(max(d_ij, 0.5)) where d_ij < 1.4
         log q(d) = (D - 2) log d + (D - 3)/2 log(1 - d^2 / 4)
 
-    q is the density of distances between random points of the unit sphere in D dimensions. The draw is the arg-max of
-    log P plus Gumbel noise, row by row: no weight is ever exponentiated, so none underflows. A row whose negatives all
-    lie beyond 1.4 draws uniformly among them.
+    d is the distance of directions, q its density between random points of the unit sphere in D dimensions. A row whose
+    negatives all lie beyond 1.4 draws uniformly among them. See `fused_margins.ops.draw` for how it draws.
 
     Args:
-        embeddings: (B, D) of unit length. labels: (B,) integers.
-        reference_embeddings, reference_labels: (N, D) of unit length, and (N,).
-        generator: draws the numbers; None for torch's global one.
-        backend: of the distances.
+        embeddings: (B, D) of any length: their directions count. labels: (B,) integers.
+        reference_embeddings, reference_labels: (N, D) and (N,).
+        generator: draws a seed, of which all numbers follow; None for torch's global one.
+        backend: "auto", or the name of one; see `fused_margins.explain`.
         self_index: (B,) the reference that is the anchor and is never drawn, -1 for none; None for none anywhere.
 
     Returns:

@@ -85,6 +85,12 @@ def _kind(t: Tensor) -> str:
     return "a nested one" if t.is_nested else f"layout {t.layout}"
 
 
+def _dense(argument: str, value: Tensor) -> None:
+    without_memory = not torch.compiler.is_compiling() and value._is_zerotensor()
+    if value.layout != torch.strided or value.is_nested or without_memory:
+        raise TypeError(f"{argument}: expected a dense tensor, got {_kind(value)}")
+
+
 def whole(argument: str, value: object) -> None:
     """An integer of Python's or NumPy's, of 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer | torch.SymInt):
@@ -99,12 +105,7 @@ def labels(argument: str, value: Tensor | None, size: int, x: Tensor, *, optiona
         return
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected an integer tensor of shape ({size},), got {type(value).__name__}")
-    if (
-        value.layout != torch.strided
-        or value.is_nested
-        or (not torch.compiler.is_compiling() and value._is_zerotensor())
-    ):
-        raise TypeError(f"{argument}: expected a dense tensor, got {_kind(value)}")
+    _dense(argument, value)
     if value.dtype not in INTEGER:
         raise TypeError(f"{argument}: expected an integer dtype, got {value.dtype}")
     if tuple(value.shape) != (size,):
@@ -117,6 +118,7 @@ def seed(argument: str, value: Tensor, x: Tensor) -> None:
     """A 0-d integer tensor on the device of x."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a 0-d integer tensor, got {type(value).__name__}")
+    _dense(argument, value)
     if value.dtype not in INTEGER:
         raise TypeError(f"{argument}: expected an integer dtype, got {value.dtype}")
     if value.dim() != 0:

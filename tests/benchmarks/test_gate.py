@@ -13,6 +13,8 @@ from benchmarks.workloads import WORKLOADS, clusters, margin_softmax
 from fused_margins.losses.sampling import random_negatives
 from fused_margins.ops import registry
 from fused_margins.ops.draw import draw
+from fused_margins.ops.draw.reference import log_weight
+from fused_margins.ops.similarity import unit_rows
 
 from .samples import faults, smallest_row, tampered, workload
 
@@ -134,12 +136,17 @@ def test_draws_are_judged_by_their_distribution(monkeypatch: pytest.MonkeyPatch)
     peer, seed = Contestant("peer", lambda inputs: dict), torch.tensor(1)
     drawn = draw(x, x, labels, labels, seed)
     evenly = random_negatives(labels, labels, None, torch.Generator().manual_seed(0))
+    unit = unit_rows(x.double())
+    weight = log_weight(2 - 2 * unit @ unit.T, 16).masked_fill(labels[:, None] == labels, -torch.inf)
+    mean = (weight.softmax(1) * weight.nan_to_num(neginf=0.0)).sum(1, keepdim=True)
+    always_near_the_mean = (weight - mean).abs().argmin(1)
     for entries in (1000, 10**6):
         monkeypatch.setattr("benchmarks.gate.ENTRIES_AT_ONCE", entries)
         judge = judge_draw(lambda inputs: inputs)(problem)
         assert judge(peer, {"index": drawn}) == []
-        (line,) = judge(peer, {"index": evenly})
-        assert line.endswith("standard deviations from their mean")
+        assert judge(peer, {"index": evenly})[0].startswith("index: the mean of log weights is off by ")
+        (line,) = judge(peer, {"index": always_near_the_mean})
+        assert line.startswith("index: the variance of log weights is off by -")
         (line,) = judge(peer, {"index": draw(x, x, labels, labels, seed, relation="same")})
         assert line.endswith(" columns that are not open to their row")
         for index in (drawn[:-1], drawn - 1000):

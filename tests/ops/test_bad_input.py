@@ -139,6 +139,8 @@ BEFORE_ANY_KERNEL = [
             (3, TypeError, "a 0-d integer tensor, got int"),
             (torch.tensor(0.5), TypeError, "an integer dtype, got torch.float32"),
             (torch.tensor([3]), ValueError, r"a 0-d tensor, got shape \(1,\)"),
+            (torch.tensor(3).to_sparse(), TypeError, "a dense tensor, got layout"),
+            (torch._efficientzerotensor((), dtype=torch.int64), TypeError, "a dense tensor, got zeros without memory"),
             (meta(dtype=torch.int64), ValueError, "device cpu, got meta"),
         )
     ),

@@ -13,6 +13,8 @@ KNOWN = [
     ((0xFFFFFFFF, 0xFFFFFFFF), 0xFFFFFFFF, (0x2C3F628B, 0xAB4FD7AD)),
     ((0x243F6A88, 0x85A308D3), 0x13198A2E, (0xDD7CE038, 0xF62A4C12)),
 ]
+ALMOST_ONE = (50, 49, 2512)  # row, column and seed of a word of 2^32 - 128 or more
+SMALL_U = (13, 708)  # row and seed of a U that is a little below 2^-6 in column 0
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
@@ -35,12 +37,41 @@ def test_exponential_variates():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_column_can_be_drawn(backend, device_for):
-    """The largest random number leaves its column open, alone as it is: word 2^32 - 1 rounds to U = 1 in float32."""
+    """A word that rounds to U = 1 in float32 leaves its column open, alone as it is."""
     device = device_for("draw", backend)
-    rows = 1 << 15
-    x, labels = torch.ones(rows, 2, device=device), torch.zeros(rows, dtype=torch.int64, device=device)
-    index = draw(x, x[:1], labels, labels[:1], torch.tensor(0, device=device), relation="any", backend=backend)
-    assert not index.any()
+    row, column, seed = ALMOST_ONE
+    word, _ = reference.philox(*(torch.tensor(n) for n in ALMOST_ONE))
+    assert float(word.float() * 2.0**-32) == 1.0
+    assert 16 < float(reference.exponentials(row, 1, column + 1, torch.tensor(seed), torch.float32)[0, column]) < 17
+    x = torch.ones(row + 1, 2, device=device)
+    labels = torch.arange(column + 1, device=device)  # that column alone is of the rows' class
+    of_rows = torch.full((row + 1,), column, device=device)
+    index = draw(
+        x, x[: column + 1], of_rows, labels, torch.tensor(seed, device=device), relation="same", backend=backend
+    )
+    assert (index == column).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_of_float64_are_those_of_float64(backend, device_for):
+    """Of two columns the second is ahead by 3e-9, more than a short series for E would lose."""
+    device = device_for("draw", backend)
+    row, seed = SMALL_U
+    e = reference.exponentials(row, 1, 2, torch.tensor(seed), torch.float64)[0]
+    assert 0.9 < float(e[0]) * 2**6 < 1
+    wanted = float(reference.log_weight(torch.ones((), dtype=torch.float64), 8) - e[0].log() + e[1].log()) + 3e-9
+    near, far = 0.25, 1.96
+    for _ in range(100):  # the squared distance of that weight
+        squared = (near + far) / 2
+        ahead = float(reference.log_weight(torch.tensor(squared, dtype=torch.float64), 8)) > wanted
+        near, far = (squared, far) if ahead else (near, squared)
+    cosines = torch.tensor([0.5, 1 - near / 2], dtype=torch.float64)
+    x, y = torch.zeros(row + 1, 8).double(), torch.zeros(2, 8).double()
+    x[:, 0], y[:, 0], y[:, 1] = 1, cosines, (1 - cosines.square()).sqrt()
+    labels = torch.zeros(row + 1).long()
+    seed = torch.tensor(seed)
+    tensors = (t.to(device) for t in (x, y, labels, labels.new_zeros(2), seed))
+    assert int(draw(*tensors, relation="any", backend=backend)[row]) == 1
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

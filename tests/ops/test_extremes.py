@@ -76,6 +76,22 @@ def test_cosines_of_vectors_of_any_length(length, device_for):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("length", [1e-300, 1e-160, 1e160, 1e300])
+def test_cosines_of_float64_vectors_of_any_length(length, backend, device_for):
+    """Squares of these lengths leave float64's range, too."""
+    device_for("scores", backend)
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 9, generator=g, dtype=torch.float64) for n in (5, 7))
+    long = (x * length).requires_grad_()
+    u = scores(long, y, backend=backend)
+    expected = scores(x.requires_grad_(), y, backend="reference")
+    torch.testing.assert_close(u, expected, rtol=0, atol=1e-14)
+    weights = torch.randn(5, 7, generator=g, dtype=torch.float64)
+    (grad,) = torch.autograd.grad(u, long, weights)
+    torch.testing.assert_close(grad * length, torch.autograd.grad(expected, x, weights)[0], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_vectors_of_subnormal_numbers_count_as_zero(backend, device_for):
     device_for("scores", backend)
     x = torch.full((2, 4), 1e-41, requires_grad=True)

@@ -12,7 +12,8 @@ columns all lie beyond 1.4 draws one of them, each as likely as the other. A dra
     log w(d_ij) - log E_ij     E_ij = -log(1 - U_ij)     U_ij = (word_ij + 1/2) / 2^32, at most 1 - 2^-24
 
 in which no weight is ever exponentiated, so that none underflows. word_ij is the first of those that Philox 2x32-10
-makes of the counter (i, j) and the key `seed`: every backend draws the same column, whatever its tiles and threads.
+makes of the counter (i, j) and the key `seed`: every backend draws the same column, whatever its tiles and threads, but
+for numbers that are equal within rounding.
 
 Args
     x, y: (B, D) and (N, D), float64, float32, bfloat16 or float16, equal; any strides; one device.

@@ -148,6 +148,6 @@ def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
 
 
 def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
-    """Of two numbers that are compared: four roundings of the cosine, which a weight of the nearest distance makes
-    16 D times as large, and of logarithms."""
+    """Of two numbers that are compared: four roundings of the cosine, which the weight makes up to 4 D times as large,
+    and of logarithms."""
     return (32 * inputs["x"].shape[1] + 64) * torch.finfo(accumulation_dtype(dtype)).eps

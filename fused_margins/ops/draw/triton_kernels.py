@@ -28,10 +28,13 @@ def _exponentials(i, tile, key, BN: tl.constexpr, DTYPE: tl.constexpr):
     j = tile * BN + tl.arange(0, BN)
     word = _philox(i.to(tl.uint32)[:, None], j.to(tl.uint32)[None, :], key)
     uniform = (word.to(DTYPE) + 0.5) * 2.3283064365386963e-10
-    uniform = tl.minimum(uniform, 0.999999940395355)
+    uniform = tl.minimum(uniform, 0.999999940395355224609375)
+    direct = -tl.log(1 - uniform)
+    if tl.float64 == DTYPE:
+        return direct
     # 1 - U has lost the digits of a small U, of which the series makes up.
     series = uniform * (1 + uniform * (0.5 + uniform * (1 / 3 + uniform * 0.25)))
-    return tl.where(uniform < 0.015625, series, -tl.log(1 - uniform))
+    return tl.where(uniform < 0.015625, series, direct)
 
 
 @triton.jit
