@@ -41,10 +41,11 @@ def _assert_same_bits(first, second):
 
 @pytest.mark.parametrize("name", LossName.__args__)
 def test_every_loss_separates_the_classes(images, config, name):
-    trainer = Trainer(config.model_copy(update={"loss": _loss(name), "epochs": 12}), images)
+    epochs = 40 if name == "margin" else 12  # after 12, whether margin has begun to separate them depends on the seed
+    trainer = Trainer(config.model_copy(update={"loss": _loss(name), "epochs": epochs}), images)
     before = discriminability(trainer.embed(images), images.labels)
     assert trainer.train()
-    assert [row["epoch"] for row in trainer.history] == list(range(12))
+    assert [row["epoch"] for row in trainer.history] == list(range(epochs))
     assert discriminability(trainer.embed(images), images.labels) > 1.5 * before
 
 
