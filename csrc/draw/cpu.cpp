@@ -20,6 +20,7 @@ constexpr int64_t CHUNK = 2048;         // columns whose panels are made togethe
 constexpr double WORK_OF_A_PAIR = 100;  // in multiply-adds, besides its product
 constexpr double NEAREST_SQUARED = 0.25, FARTHEST_SQUARED = 1.96;
 constexpr double BEYOND = 0x1p100;  // brings variates below every logarithm of a weight
+constexpr double LEAST = 0x1p-33;   // U: of the word 0
 
 template <class Tiles>
 class Draws {
@@ -71,7 +72,7 @@ class Draws {
               top[r] = admitted(row0 + r, ids.rows[row0 + r], column, n, ids.columns.get() + column, u + r * WIDE);
             limit(height, top, best.get() + row0, bound);
             for (int64_t r = 0; r < height; ++r)
-              if (bound[r] > T(0x1p-33)) offer(row0 + r, column, bound[r], u + r * WIDE, best[row0 + r]);
+              if (bound[r] > T(LEAST)) offer(row0 + r, column, bound[r], u + r * WIDE, best[row0 + r]);
           }
         }
       }

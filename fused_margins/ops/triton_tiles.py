@@ -144,6 +144,18 @@ def similarities(
 
 
 @triton.jit
+def open_to_rows(u, i, label, self_index, at_columns, j, columns, column_labels, RELATION: tl.constexpr):
+    """(BM, BN): the columns of a tile that each row may choose, whose similarities u are numbers."""
+    mask = (at_columns < columns)[None, :] & (u == u)
+    if RELATION != ANY:
+        same = label[:, None] == tl.load(column_labels + j)[None, :]
+        mask = mask & (same != (RELATION == DIFFERENT))
+    if self_index is not None:
+        mask = mask & (tl.load(self_index + i)[:, None] != at_columns[None, :])
+    return mask
+
+
+@triton.jit
 def vectors(a, i, start, width, row, column, BK: tl.constexpr, DTYPE: tl.constexpr):
     """Entries start ... start + BK of the vectors i (BLOCK,) of a: (BLOCK, BK), 0 beyond the width."""
     k = start + tl.arange(0, BK)[None, :]

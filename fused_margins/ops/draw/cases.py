@@ -61,13 +61,12 @@ def _with_itself(inputs: Inputs) -> Inputs:
 
 
 def _far(g: Generator) -> Inputs:
-    """Every second row looks away from all columns, the others from half of them."""
-    inputs = _points(g)
+    """Every second row looks away from half of the columns, and stands at a right angle to the others."""
+    inputs = _points(g, width=18, relation="any")
+    y = 1 + torch.randn(53, 18, generator=g, dtype=torch.float64) / 50
+    y[::2, ::2] *= -1
     inputs["x"][::2] = -1
-    inputs["y"][:] = 1 + inputs["y"] / 50
-    inputs["y"][::2] *= -1
-    inputs["y"][:, :] = torch.where((torch.arange(53) % 4 == 0)[:, None], inputs["y"], inputs["y"].abs())
-    return inputs
+    return inputs | {"y": y}
 
 
 def _not_a_number(g: Generator) -> Inputs:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..triton_tiles import ANY, DIFFERENT, IGNORED, INVALID, factors, index_status, places, similarities
+from ..triton_tiles import IGNORED, INVALID, factors, index_status, open_to_rows, places, similarities
 
 # Squared distances below which weights are equal, and from which on there is none.
 NEAREST_SQUARED, FARTHEST_SQUARED = tl.constexpr(0.25), tl.constexpr(1.96)
@@ -62,12 +62,7 @@ def search(
             x, y, block, tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
             BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
-        mask = (at_columns < columns)[None, :] & (u == u)
-        if RELATION != ANY:
-            same = label[:, None] == tl.load(column_labels + j)[None, :]
-            mask = mask & (same != (RELATION == DIFFERENT))
-        if self_index is not None:
-            mask = mask & (tl.load(self_index + i)[:, None] != at_columns[None, :])
+        mask = open_to_rows(u, i, label, self_index, at_columns, j, columns, column_labels, RELATION)
         squared = 2 - 2 * u
         near = tl.minimum(tl.maximum(squared, NEAREST_SQUARED), FARTHEST_SQUARED)
         weight = of_distance * tl.log(near) + of_chord * tl.log(1 - 0.25 * near)

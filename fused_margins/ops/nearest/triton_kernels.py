@@ -14,6 +14,7 @@ from ..triton_tiles import (
     factors,
     index_status,
     load,
+    open_to_rows,
     pair_similarities,
     places,
     products,
@@ -46,12 +47,7 @@ def search(
             x, y, block, tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
             BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
-        mask = (at_columns < columns)[None, :] & (u == u)
-        if RELATION != ANY:
-            same = label[:, None] == tl.load(column_labels + j)[None, :]
-            mask = mask & (same != (RELATION == DIFFERENT))
-        if self_index is not None:
-            mask = mask & (tl.load(self_index + i)[:, None] != at_columns[None, :])
+        mask = open_to_rows(u, i, label, self_index, at_columns, j, columns, column_labels, RELATION)
         if below is not None:
             mask = mask & (u < tl.load(below + i)[:, None])
         u = tl.where(mask, u, float("-inf"))
