@@ -1,6 +1,6 @@
 """Contrast each row's positive column with the log-sum-exp over the columns that its label admits.
 
-Symbols: B rows x_i, N columns y_j, both of width D; u_ij their similarity (see `fused_margins.ops.similarity`).
+Symbols: B rows x_i, N columns y_j, both of width D; u_ij their similarity (see `fused_margins.core.similarity`).
 
     positive_i     = u_{i, target_i}
     negative_lse_i = logsumexp over the admitted j of  scale_i u_ij + bias_j
@@ -16,7 +16,7 @@ Args
     scale: a positive number, 0-d tensor or (B,) tensor. bias: (N,) or None.
     relation: "different" admits column_label_j != row_label_i, "same" equality, "any" all.
     self_index: (B,) the column that is the row itself, never admitted; -1 for none.
-    backend: "auto", or the name of one in `fused_margins.ops.registry`.
+    backend: "auto", or the name of one in `fused_margins.backends.registry`.
 
 Returns positive (B,) and negative_lse (B,), float32 (float64 for float64).
 

@@ -1,6 +1,6 @@
 """The k most similar columns that each row's label admits.
 
-Symbols: B rows x_i, N columns y_j, both of width D; u_ij their similarity (see `fused_margins.ops.similarity`).
+Symbols: B rows x_i, N columns y_j, both of width D; u_ij their similarity (see `fused_margins.core.similarity`).
 
     index_i = arg top-k over the admitted j of  u_ij          similarity_i = u_{i, index_i}
 
@@ -14,7 +14,7 @@ Args
     k: how many, at least 1.
     self_index: (B,) the column that is the row itself, never admitted; -1 for none.
     below: (B,) or None; admits only u_ij < below_i.
-    backend: "auto", or the name of one in `fused_margins.ops.registry`.
+    backend: "auto", or the name of one in `fused_margins.backends.registry`.
 
 Returns similarity (B, k), float32 (float64 for float64), most similar first, and index (B, k) int64. Where fewer than k
 are

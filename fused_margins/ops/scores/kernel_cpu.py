@@ -1,76 +1,74 @@
 """`scores` in C++ on a CPU (csrc/scores/cpu.cpp): the tensors' memory, handed over."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
-from ..native import call, int64, matrix, module, pointer
+from ...backends.cpu import call, int64, matrix, module, pointer, vector
+from ...core.checks import constant
+from ...core.similarity import accumulation_dtype
+
+if TYPE_CHECKING:
+    from ...backends.registry import Problem
+    from .op import Scores
 
 
-def forward(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    margin: Tensor,
-    target: Tensor | None,
-    similarity: str,
-    ignore_index: int,
-) -> Tensor:
-    """(B, N) in the dtype of x."""
-    assert module is not None
-    scores = torch.empty(x.shape[0], y.shape[0], dtype=x.dtype)
-    scale, margin = scale.contiguous(), margin.contiguous()
-    bias, target = None if bias is None else bias.contiguous(), int64(target)
-    call(
-        module.scores_forward,
-        matrix(x),
-        matrix(y),
+def can_run(problem: Problem) -> str | None:
+    """Every call."""
+    return None
+
+
+def saved_size(a: Scores, plan: Any) -> int:
+    """Its backward needs the inputs alone."""
+    return 0
+
+
+def _inputs(a: Scores) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The arguments that both directions have in common, and the tensors whose memory they are."""
+    dtype, device = accumulation_dtype(a.x.dtype), a.x.device
+    scale = vector(a.scale) if isinstance(a.scale, Tensor) else constant(a.scale, dtype, device)
+    margin = vector(a.margin) if isinstance(a.margin, Tensor) else constant(a.margin, dtype, device)
+    target, bias = int64(a.target), vector(a.bias)
+    arguments = (
+        matrix(a.x),
+        matrix(a.y),
+        pointer(target),
         scale.data_ptr(),
-        scale.dim(),
+        scale.dim() > 0,
         pointer(bias),
         margin.data_ptr(),
-        margin.dim(),
-        pointer(target),
-        similarity,
-        ignore_index,
-        scores.data_ptr(),
+        margin.dim() > 0,
+        a.similarity,
+        a.ignore_index,
+        a.sign,
     )
-    return scores
+    return arguments, (target, scale, bias, margin)
+
+
+def forward(a: Scores, plan: Any) -> tuple[Tensor, Tensor]:
+    """(B, N) in the dtype of x, and nothing saved."""
+    assert module is not None
+    scores = torch.empty(a.x.shape[0], a.y.shape[0], dtype=a.x.dtype)
+    arguments, alive = _inputs(a)
+    call(module.scores_forward, *arguments, scores.data_ptr())
+    del alive
+    return scores, torch.empty(0, dtype=accumulation_dtype(a.x.dtype))
 
 
 def backward(
-    grad_scores: Tensor,
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    margin: Tensor,
-    target: Tensor | None,
-    similarity: str,
-    ignore_index: int,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, y, scale, bias and margin; empty where not needed."""
+    grads: Sequence[Tensor | None], a: Scores, saved: Tensor, plan: Any, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of x, y, scale, bias and margin, of those that are needed."""
     assert module is not None
-    needs = [need and not (i == 3 and bias is None) for i, need in enumerate(needs)]
-    shapes = (x, y, scale, scale if bias is None else bias, margin)
-    grads = [torch.empty(t.shape if need else 0, dtype=t.dtype) for t, need in zip(shapes, needs)]
-    outputs = [g.data_ptr() if need else 0 for g, need in zip(grads, needs)]
-    grad_scores, scale, margin = grad_scores.contiguous(), scale.contiguous(), margin.contiguous()
-    bias, target = None if bias is None else bias.contiguous(), int64(target)
-    call(
-        module.scores_backward,
-        grad_scores.data_ptr(),
-        matrix(x),
-        matrix(y),
-        scale.data_ptr(),
-        scale.dim(),
-        pointer(bias),
-        margin.data_ptr(),
-        margin.dim(),
-        pointer(target),
-        similarity,
-        ignore_index,
-        *outputs,
-    )
-    return grads[0], grads[1], grads[2], grads[3], grads[4]
+    gradients = [
+        torch.empty(t.shape, dtype=t.dtype) if need and isinstance(t, Tensor) else None
+        for t, need in zip((a.x, a.y, a.scale, a.bias, a.margin), needs)
+    ]
+    arguments, alive = _inputs(a)
+    call(module.scores_backward, pointer(grads[0]), *arguments, *map(pointer, gradients))
+    del alive
+    return gradients
