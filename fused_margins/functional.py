@@ -28,6 +28,10 @@ __all__ = [
 _OF_CLASSES = {"x": "embeddings", "y": "weight", "target": "labels"}
 
 
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
 def _row_scale(scale: float | Tensor, embeddings: Tensor) -> float | Tensor:
     """A number, 0-d or (B, 1) scale as the ops take it: a number, or 0-d or (B,) in the accumulation dtype."""
     if isinstance(scale, Tensor) and tuple(scale.shape) == (embeddings.shape[0], 1):
@@ -103,20 +107,13 @@ def margin_softmax_loss(
     >>> margin_softmax_loss(embeddings, weight, labels, scale=4.0, margin=-0.5)
     tensor(0.0049)
     """
-    reduced = checks.choice("reduction", reduction, Reduction)
-    measure = checks.choice("similarity", similarity, Similarity)
-    ignore_index = checks.integer("ignore_index", ignore_index)
-    if not 0 <= checks.number("label_smoothing", label_smoothing) <= 1:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-    embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
-    checks.labels("labels", labels, embeddings.shape[0], embeddings)
-    labels = labels.long()  # ignore_index need not fit a narrower dtype
-    class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
-    scale = _row_scale(scale, embeddings)
+    if any(map(_is_tensor, (scale, margin, angular_margin_rad))):
+        embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
+        checks.labels("labels", labels, embeddings.shape[0], embeddings)
     own = check_margin(
         labels,
         weight,
-        measure,
+        similarity,
         margin=margin,
         margin_type=margin_type,
         angular_margin_rad=angular_margin_rad,
@@ -124,21 +121,27 @@ def margin_softmax_loss(
         beyond_pi=beyond_pi,
         margin_gradient=margin_gradient,
     )
-    call = Contrast(
-        embeddings, weight, labels, scale=scale, similarity=measure, relation=Relation.DIFFERENT, ignore_index=ignore_index
-    )
+    scale = _row_scale(scale, embeddings)
     # An angle that is a number goes with the op; what else there is, is row code on its two vectors.
     if own.is_a_number and label_smoothing == 0 and class_weight is None:
-        call = call._replace(
-            margin=own.margin,
-            epilogue=Epilogue.MARGIN_SOFTMAX,
-            angle_rad=own.angle_rad,
-            beyond_pi=own.beyond_pi,
-            straight_through=own.straight_through,
-            reduction=reduced,
-        )
-        return contrast.run(call, backend, _OF_CLASSES)
+        options = (own.angle_rad, own.beyond_pi, own.straight_through, reduction)
+        call = Contrast(
+            embeddings, weight, labels, None, None, None, scale, None, own.margin, similarity, Relation.DIFFERENT,
+            ignore_index, Epilogue.MARGIN_SOFTMAX, *options,
+        )  # fmt: skip
+        return contrast.run(call, backend, _OF_CLASSES, valid=False)
 
+    reduced = checks.choice("reduction", reduction, Reduction)
+    if not 0 <= checks.number("label_smoothing", label_smoothing) <= 1:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+    measure, relation = checks.choice("similarity", similarity, Similarity), Relation.DIFFERENT
+    call = Contrast(
+        embeddings, weight, labels, scale=scale, similarity=measure, relation=relation, ignore_index=ignore_index
+    )
+    call = contrast.checked(call, _OF_CLASSES)
+    embeddings, weight, scale = call.x, call.y, call.scale
+    labels = labels.long()  # ignore_index need not fit a narrower dtype
+    class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
     u, negative_lse = contrast.run(call, backend, _OF_CLASSES)
     z = scale * own.psi(u)
     loss = softplus(negative_lse - z)

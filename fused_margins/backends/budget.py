@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from ..core import checks
+from . import epoch
 
 VARIABLE = "FUSED_MARGINS_MEMORY_BUDGET"
 
@@ -42,6 +43,7 @@ def set_memory_budget(num_bytes: int) -> None:
     if num_bytes >= 2**63:
         raise ValueError(f"num_bytes: expected less than 2^63, got {num_bytes}")
     _memory_budget_bytes = int(num_bytes)
+    epoch.begin()
     for release in _on_change:
         release()
 
@@ -56,10 +58,12 @@ def within_memory_budget(num_bytes: int) -> Iterator[None]:
     """Another budget in this context; what waits for the next call stays."""
     global _memory_budget_bytes
     before, _memory_budget_bytes = _memory_budget_bytes, num_bytes
+    epoch.begin()
     try:
         yield
     finally:
         _memory_budget_bytes = before
+        epoch.begin()
 
 
 def reused_bytes() -> int:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from ..core import checks
-from . import cpu, cuda
+from . import cpu, cuda, epoch
 from .budget import memory_budget, reused_bytes, set_memory_budget, within_memory_budget
 from .triton import launch as triton
 
@@ -127,9 +127,11 @@ def substitute(op: str, backend: str, replacement: Any) -> Iterator[None]:
     """Run `replacement` in place of a kernel module within this context: for experiments, and to test the tests."""
     before = _substitutes.get((op, backend))
     _substitutes[op, backend] = replacement
+    epoch.begin()
     try:
         yield
     finally:
+        epoch.begin()
         if before is None:
             del _substitutes[op, backend]
         else:

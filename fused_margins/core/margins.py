@@ -73,7 +73,7 @@ class Margin(NamedTuple):
 def check_margin(
     labels: Tensor,
     weight: Tensor,
-    similarity: Similarity,
+    similarity: str | Similarity,
     *,
     margin: float | Tensor,
     margin_type: str,
@@ -86,10 +86,9 @@ def check_margin(
     kind = checks.choice("margin_type", margin_type, MarginType)
     continuation = checks.choice("beyond_pi", beyond_pi, BeyondPi)
     checks.one_of("margin_gradient", margin_gradient, MARGIN_GRADIENTS)
-    if kind != MarginType.ADDITIVE and similarity != Similarity.COSINE:
-        raise ValueError(
-            f"similarity: expected 'cosine' for margin_type {margin_type!r}, got {similarity.name.lower()!r}"
-        )
+    measure = checks.choice("similarity", similarity, Similarity)
+    if kind != MarginType.ADDITIVE and measure != Similarity.COSINE:
+        raise ValueError(f"similarity: expected 'cosine' for margin_type {margin_type!r}, got {measure.name.lower()!r}")
     multiplier = checks.number("angular_multiplier", angular_multiplier)
     if not multiplier > 0:
         raise ValueError(f"angular_multiplier: expected a positive number, got {angular_multiplier}")

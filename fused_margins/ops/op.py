@@ -9,6 +9,7 @@ but for the implementation that is registered with the dispatcher, which anybody
 """
 
 import inspect
+import operator
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..backends import registry
+from ..backends import epoch, registry
 from ..core import checks
 from ..core.similarity import accumulation_dtype
 from .fields import Embeddings, Field, Output, RowFactor
@@ -73,6 +74,8 @@ class Op:
         self.others = [(i, n, f) for i, (n, f) in enumerate(self.fields.items()) if not isinstance(f, Embeddings)]
         self.factors = [i for i, f in enumerate(kinds) if isinstance(f, RowFactor)]
         self.no_needs = (False,) * len(self.differentiable)
+        self._routes: dict[Any, Route] = {}
+        self._getters: dict[Any, Callable[[Any], Any]] = {}
         self.registered: Any = None
         self.registered_backward: Any = None
         self.through_dispatcher: Any = None
@@ -82,7 +85,7 @@ class Op:
 
     def __call__(self, *args: Any, backend: str = "auto", names: Mapping[str, str] = NO_NAMES, **kwargs: Any) -> Any:
         """The given outputs of a call, or the only one of them. names: what the caller calls fields, for errors."""
-        return self.run(self.checked(self.arguments(*args, **kwargs), names), backend, names)
+        return self.run(self.arguments(*args, **kwargs), backend, names, valid=False)
 
     def checked(self, a: Any, names: Mapping[str, str] = NO_NAMES, autocast: bool = True) -> Any:
         """The arguments as the kernels take them; raises for shapes, dtypes, devices and options, in the caller's names."""
@@ -134,43 +137,79 @@ class Op:
             raise TypeError(f"{self.name} has no option {', '.join(sorted(unknown))}")
         return self.arguments(**values)
 
-    def run(self, a: Any, backend: str, names: Mapping[str, str] = NO_NAMES) -> Any:
-        """The given outputs of a valid call, or the only one. Errors about values speak of fields by the caller's names."""
-        if not names or torch.compiler.is_compiling():
-            return self._run(a, backend)
+    def run(self, a: Any, backend: str, names: Mapping[str, str] = NO_NAMES, valid: bool = True) -> Any:
+        """The given outputs of a call, or the only one; of arguments that are valid, or are checked first.
+
+        A call like one before (the same dtypes, sizes, devices and options) is not checked and routed again. Errors
+        about values speak of fields by the caller's names.
+        """
+        if torch.compiler.is_compiling():
+            return self._run(a if valid else self.checked(a, names), backend)
         try:
-            return self._run(a, backend)
+            key = self._key(a, backend)
+            route = None if key is None else self._routes.get(key)
+            if route is not None:
+                return route(a)
+            checked = a if valid else self.checked(a, names)
+            return self._run(checked, backend, key if all(map(operator.is_, a[: self.num_tensors], checked)) else None)
         except (IndexError, ValueError) as error:
             name, _, text = str(error).partition(": ")
             if name not in names:
                 raise
             raise type(error)(f"{names[name]}: {text}") from None
 
-    def _run(self, a: Any, backend: str) -> Any:
+    def _key(self, a: Any, backend: str) -> Any:
+        """All that checks and routing look at; None where this call cannot be like another, or something watches it."""
+        if is_watched() or _is_any_autocast_enabled():
+            return None
+        kinds = tuple([value.__class__ for value in a])
+        for value, kind in zip(a[: self.num_tensors], kinds):
+            if kind in _PLAIN:
+                if value.is_neg() or _is_batched(value) or value._is_zerotensor():
+                    return None
+            elif value is not None and kind is not float:
+                return None
+        getter = self._getters.get(kinds)
+        if getter is None:
+            getter = self._getters[kinds] = self._getter(kinds)
+        key = (kinds, backend, torch.is_grad_enabled(), epoch.now, getter(a))
+        try:
+            hash(key)
+        except TypeError:
+            return None
+        return key
+
+    def _getter(self, kinds: Sequence[type]) -> Callable[[Any], Any]:
+        """What of arguments of these types decides: of tensors what describes them, of others they themselves."""
+        wanted = []
+        for name, kind in zip(self.fields, kinds):
+            described = ("dtype", "shape", "device", "requires_grad", "layout", "is_nested") if kind in _PLAIN else ()
+            wanted += [f"{name}.{of_tensor}" for of_tensor in described] or [name]
+        return operator.attrgetter(*wanted)
+
+    def _run(self, a: Any, backend: str, key: Any = None) -> Any:
+        """The outputs of a valid call; key: remember what is found out for calls like it."""
         backend = registry.resolve(backend, self.problem(a))
-        tensors = a[: self.num_tensors]
         if backend == "reference" or self._has_tangent(a):  # forward-mode derivatives, too, are the reference's
             return _only(self._by_reference(a))
-        around = can_bypass_dispatcher(tensors)
-        if torch.is_grad_enabled() and self.differentiable:
-            variables = [a[i] for i in self.differentiable]
-            needs = tuple([isinstance(t, Tensor) and t.requires_grad for t in variables])
-            if True in needs:
-                if around:
-                    return _AroundDispatcher.apply(self, backend, needs, a, *variables)
-                # Dynamo refuses a Function that is handed one tensor twice (a batch against itself, labels as targets
-                # and as row labels).
-                flat = [t.view_as(t) if i and isinstance(t, Tensor) else t for i, t in enumerate(self.flat(a))]
-                return self._given(a, self.through_dispatcher.apply(*flat, needs, backend))
-        if around:
-            kernel = registry.kernel(self.name, backend)
-            if not self.differentiable:
-                return _only(kernel.forward(a, None))
-            return _only(kernel.forward(a, plan_of(kernel, a, self.no_needs))[:-1])
+        needs = self.no_needs
+        if torch.is_grad_enabled():
+            needs = tuple([isinstance(a[i], Tensor) and a[i].requires_grad for i in self.differentiable])
+        if not torch.compiler.is_compiling() and can_bypass_dispatcher(a[: self.num_tensors]):
+            route = Route(self, a, backend, needs)
+            if key is not None:
+                if len(self._routes) >= MOST_ROUTES:
+                    self._routes.clear()
+                self._routes[key] = route
+            return route(a)
         flat = self.flat(a)
-        if not self.differentiable:
-            flat = [t.detach() if isinstance(t, Tensor) else t for t in flat]
-        return self._given(a, self.registered(*flat, self.no_needs, backend))
+        if True in needs:
+            # Dynamo refuses a Function that is handed one tensor twice (a batch against itself, labels as targets and
+            # as row labels).
+            flat = [t.view_as(t) if i and isinstance(t, Tensor) else t for i, t in enumerate(flat)]
+            return self._given(a, self.through_dispatcher.apply(*flat, needs, backend))
+        flat = [t.detach() if isinstance(t, Tensor) else t for t in flat]
+        return self._given(a, self.registered(*flat, needs, backend))
 
     def _by_reference(self, a: Any) -> Any:
         with torch.autocast(a[0].device.type, enabled=False), torch.set_grad_enabled(
@@ -284,39 +323,74 @@ class Op:
         return of_grads, [next(results) if i in places else None for i in self.differentiable]
 
 
+class Route:
+    """Where a call goes, and all that is the same in every call like it: no tensor, and no address."""
+
+    def __init__(self, op: Op, a: Any, backend: str, needs: tuple[bool, ...]) -> None:
+        self.op, self.backend, self.needs = op, backend, needs
+        self.kernel = registry.kernel(op.name, backend)
+        self.plan = plan_of(self.kernel, a, needs) if op.differentiable else None
+        self.tensors = [i for i, value in enumerate(a) if isinstance(value, Tensor)]
+        self.rest = [None if isinstance(value, Tensor) else value for value in a]
+        self.given = [out.given(a) for out in op.results.values()]
+        self.wants_gradients = True in needs
+
+    def __call__(self, a: Any) -> Any:
+        """The given outputs, or the only one."""
+        a = self.with_rest([a[i] for i in self.tensors])
+        if self.wants_gradients:
+            return _apply(self, a, *[a[i] for i in self.op.differentiable])
+        outputs = self.kernel.forward(a, self.plan)
+        return _only(outputs[:-1] if self.op.differentiable else outputs)
+
+    def with_rest(self, tensors: Sequence[Tensor]) -> Any:
+        """The arguments, from their tensors."""
+        values = self.rest.copy()
+        for i, t in zip(self.tensors, tensors):
+            values[i] = t
+        return self.op.arguments._make(values)
+
+
 def plan_of(kernel: Any, a: Any, needs: tuple[bool, ...]) -> Any:
     """What a kernel module's forward will save; `needs` themselves where it has no choice."""
     plan = getattr(kernel, "plan", None)
     return needs if plan is None else plan(a, needs)
 
 
+MOST_ROUTES = 256  # of an op, that are remembered
 _PLAIN = (Tensor, torch.nn.Parameter)
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # of autograd's batched gradients, which no stack shows
 _func_transform = torch._C._functorch.peek_interpreter_stack
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _tracing = torch._C._get_tracing_state
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+
+
+def is_watched() -> bool:
+    """Whether compilation, torch.func, forward-mode derivatives, modes or tracing see every call of torch."""
+    return (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or _func_transform() is not None
+        or _dispatch_modes() > 0
+        or _function_modes() > 0
+        or _tracing() is not None
+    )
 
 
 def can_bypass_dispatcher(tensors: Sequence[Any]) -> bool:
     """Whether nothing watches these tensors but autograd, so that a kernel may be called around torch's dispatcher.
 
-    The dispatcher and a Function that torch.func understands cost as much as a small problem. Compilation, torch.func,
-    forward-mode derivatives, tracing, batched gradients, modes, subclasses of tensors and tensors that are negated when
-    they are read (imaginary parts of conjugates) need them; nothing else does.
+    The dispatcher and a Function that torch.func understands cost as much as a small problem. Whatever `is_watched`
+    names needs them, and so do batched gradients, subclasses of tensors, zeros without memory, and tensors that are
+    negated when they are read (imaginary parts of conjugates); nothing else does.
     """
-    if (
-        torch.compiler.is_compiling()
-        or forward_ad._current_level >= 0
-        or _func_transform() is not None
-        or _dispatch_modes()
-        or _function_modes()
-        or _tracing() is not None
-    ):
+    if is_watched():
         return False
     for t in tensors:
         if t is None or type(t) is float:
             continue
-        if type(t) not in _PLAIN or t.is_neg() or _is_batched(t):
+        if type(t) not in _PLAIN or t.is_neg() or _is_batched(t) or t._is_zerotensor():
             return False
     return True
 
@@ -325,32 +399,30 @@ class _AroundDispatcher(torch.autograd.Function):
     """A kernel module's forward and backward, called at once: a third of the cost of a small call."""
 
     @staticmethod
-    def forward(ctx, op, backend, needs, a, *variables):  # type: ignore[no-untyped-def]
-        kernel = registry.kernel(op.name, backend)
-        plan = plan_of(kernel, a, needs)
-        *outputs, saved = kernel.forward(a, plan)
-        ctx.op, ctx.backend, ctx.saved_for, ctx.plan = op, backend, needs, plan
-        # Tensors go through autograd, which may move their memory until the backward; the rest stays here.
-        ctx.rest = [None if isinstance(t, Tensor) else t for t in a]
-        ctx.given = [t is not None for t in outputs]
+    def forward(ctx, route, a, *variables):  # type: ignore[no-untyped-def]
+        *outputs, saved = route.kernel.forward(a, route.plan)
+        ctx.route = route
+        # Tensors go through autograd, which may move their memory until the backward.
+        ctx.save_for_backward(*[a[i] for i in route.tensors], saved)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*[t if isinstance(t, Tensor) else None for t in a[: op.num_tensors]], saved)
         return _only(outputs)
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        op = ctx.op
-        nothing = (None, None, None, None)
+        route = ctx.route
         *tensors, saved = ctx.saved_tensors
-        a = op.arguments._make([r if t is None else t for t, r in zip(tensors, ctx.rest)] + ctx.rest[len(tensors) :])
+        a = route.with_rest(tensors)
         given = iter(grads)
-        grads = op.complete(a, [next(given) if is_given else None for is_given in ctx.given])
-        needs = ctx.needs_input_grad[4:]
+        grads = route.op.complete(a, [next(given) if is_given else None for is_given in route.given])
+        needs = ctx.needs_input_grad[2:]
         # Second derivatives are wanted where a graph is being made of this backward.
         if torch.is_grad_enabled() or not can_bypass_dispatcher((*grads, *tensors, saved)):
-            return nothing + op.gradients(a, grads, saved, ctx.saved_for, needs, ctx.backend)
-        kernel = registry.kernel(op.name, ctx.backend)
-        return nothing + tuple(kernel.backward(grads, a, saved, ctx.plan, needs))
+            return None, None, *route.op.gradients(a, grads, saved, route.needs, needs, route.backend)
+        return None, None, *route.kernel.backward(grads, a, saved, route.plan, needs)
+
+
+# torch's own `apply` looks for the transforms that `is_watched` has looked for.
+_apply = super(torch.autograd.Function, _AroundDispatcher).apply
 
 
 def _define(op: Op) -> None:
