@@ -1,8 +1,8 @@
 // Random numbers of counters: Philox 2x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011).
 #pragma once
 
-#include "../common/isa.h"
-#include "../common/simd.h"
+#include "../cpu/isa.h"
+#include "../cpu/simd.h"
 
 #ifdef FM_X86
 #include <immintrin.h>

@@ -1,4 +1,4 @@
-// draw on a CPU: each row keeps the largest number seen while cosines are hot; no (rows, columns) buffer.
+// sample on a CPU: each row keeps the largest number seen while cosines are hot; no (rows, columns) buffer.
 //
 // Tasks of rows go through panels of columns, a chunk of which all threads share. A column can win a row only if its E
 // is below a bound, which follows from the largest cosine of the panel and the row's best number; as U < E, logarithms
@@ -6,10 +6,10 @@
 // nothing depends on the number of threads.
 #include "cpu.h"
 
-#include "../common/checks.h"
-#include "../common/labels.h"
-#include "../common/panels.h"
-#include "../common/scratch.h"
+#include "../cpu/checks.h"
+#include "../cpu/labels.h"
+#include "../cpu/panels.h"
+#include "../cpu/scratch.h"
 #include "philox.h"
 
 namespace fused_margins {
@@ -23,11 +23,11 @@ constexpr double BEYOND = 0x1p100;  // brings variates below every logarithm of 
 constexpr double LEAST = 0x1p-33;   // U: of the word 0
 
 template <class Tiles>
-class Draws {
+class Sampler {
  public:
   using T = typename Tiles::Value;
 
-  explicit Draws(const Draw& args)
+  explicit Sampler(const Sample& args)
       : a_(args),
         x_(args.x, Similarity::cosine, nullptr),
         y_(args.y, Similarity::cosine, nullptr),
@@ -69,7 +69,7 @@ class Draws {
             const int64_t column = first + c, n = std::min(WIDE, count - c);
             tiles.products(prepared, height, c / WIDE, n, u);
             for (int64_t r = 0; r < height; ++r)
-              top[r] = admitted(row0 + r, ids.rows[row0 + r], column, n, ids.columns.get() + column, u + r * WIDE);
+              top[r] = admitted(row0 + r, ids, column, n, u + r * WIDE);
             limit(height, top, best.get() + row0, bound);
             for (int64_t r = 0; r < height; ++r)
               if (bound[r] > T(LEAST)) offer(row0 + r, column, bound[r], u + r * WIDE, best[row0 + r]);
@@ -83,7 +83,7 @@ class Draws {
   static constexpr int64_t WIDE = Tiles::WIDE;
   static_assert(WIDE % WORDS == 0, "panels are whole vectors of words");
   static constexpr T none = -std::numeric_limits<T>::infinity();
-  const Draw& a_;
+  const Sample& a_;
   Rows<T> x_, y_;
   T of_distance_, of_chord_, slack_;
 
@@ -96,9 +96,10 @@ class Draws {
   }
 
   // Of n cosines u the ones that the row may not use become -infinity, as do those behind; returns the largest.
-  T admitted(int64_t row, int32_t label, int64_t column, int64_t n, const int32_t* labels, T* u) const {
+  T admitted(int64_t row, const LabelIds& ids, int64_t column, int64_t n, T* u) const {
     std::fill(u + n, u + WIDE, none);
-    admit(u, n, labels, label, a_.relation, a_.self_index ? a_.self_index[row] - column : -1);
+    admit(u, n, ids.columns.get() + column, ids.rows[row], a_.relation,
+          a_.self_index ? a_.self_index[row] - column : -1, ids.all_admitted);
     T top = none;
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < WIDE; ++j) {
@@ -162,12 +163,12 @@ class Draws {
 
 }  // namespace
 
-void draw(const Draw& args) {
+void sample(const Sample& args) {
   if (args.self_index) check_index("self_index", args.self_index, args.x.rows, args.y.rows, -1);
 #ifdef __AVX512BF16__
-  Draws<Bf16Tiles>(args).run();
+  Sampler<Bf16Tiles>(args).run();
 #else
-  args.x.dtype == DType::float64 ? Draws<VectorTiles<double>>(args).run() : Draws<VectorTiles<float>>(args).run();
+  args.x.dtype == DType::float64 ? Sampler<VectorTiles<double>>(args).run() : Sampler<VectorTiles<float>>(args).run();
 #endif
 }
 

@@ -8,7 +8,7 @@
 
 #include <type_traits>
 
-#include "cuda.h"
+#include "device.h"
 
 namespace fused_margins {
 namespace cuda {

@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "matrix.h"
+#include "../matrix.h"
 
 namespace fused_margins {
 namespace cuda {
@@ -198,16 +198,16 @@ void dispatch(DType dtype, const F& f) {
   throw std::invalid_argument("dtype: unknown code " + std::to_string(int(dtype)));
 }
 
-// Blocks of THREADS threads, one dimension; none where there is nothing to do.
+// Blocks of THREADS threads, one dimension, on the stream of the arguments; none where there is nothing to do.
 template <class Arguments>
-void launch(const char* name, void (*kernel)(Arguments), int64_t blocks, void* stream, const Arguments& arguments) {
+void launch(const char* name, void (*kernel)(Arguments), int64_t blocks, const Arguments& arguments) {
   if (blocks <= 0) return;
   if (blocks > std::numeric_limits<int>::max())
     throw std::invalid_argument(std::string(name) + ": a grid of " + std::to_string(blocks) + " blocks is too large");
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(blocks));
   config.blockDim = dim3(THREADS);
-  config.stream = static_cast<cudaStream_t>(stream);
+  config.stream = static_cast<cudaStream_t>(arguments.stream);
   const cudaError_t launched = cudaLaunchKernelEx(&config, kernel, arguments);
   const cudaError_t last = cudaGetLastError();  // and forget it
   const cudaError_t error = launched == cudaSuccess ? last : launched;

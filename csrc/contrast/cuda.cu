@@ -1,4 +1,4 @@
-// margin_softmax on an NVIDIA GPU, for few columns: one launch forward, two backward (cuda_backward.h).
+// contrast with the epilogue of margin softmax on an NVIDIA GPU, for few columns: one launch forward, two backward (cuda_backward.h).
 //
 // Forward: blocks of 16 rows x 16 columns of similarities; of a block of rows the one that ends last makes the losses,
 // and of these the last one the sum. Every sum runs in one order; no sum is made by atomics.
@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "../common/cuda_tile.h"
+#include "../cuda/tile.h"
 #include "cuda_backward.h"
 #include "cuda_saved.h"
 
@@ -35,7 +35,7 @@ template <class T>
 struct RowLosses {
   static constexpr int ROWS = TILE / WARPS, AHEAD = 8;  // rows of a warp; loads of a lane and row
   static constexpr int CHUNK = AHEAD * WARP;            // columns
-  const MarginSoftmaxInputs& in;
+  const ContrastInputs& in;
   int64_t first;
   int64_t target[ROWS];
   bool ignored[ROWS], valid[ROWS];
@@ -45,12 +45,12 @@ struct RowLosses {
   __device__ int64_t row(int r) const { return first + r * WARPS; }
 
   // Reads what needs no other block.
-  __device__ RowLosses(const MarginSoftmaxInputs& inputs, int64_t first_row) : in(inputs), first(first_row) {
+  __device__ RowLosses(const ContrastInputs& inputs, int64_t first_row) : in(inputs), first(first_row) {
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       const bool there = row(r) < in.x.rows;
       target[r] = there ? in.target[row(r)] : -1;
-      ignored[r] = there && target[r] == in.ignore_index;
+      ignored[r] = there && !has_positive(in, target[r]);
       valid[r] = there && !ignored[r] && target[r] >= 0 && target[r] < in.y.rows;
       scale[r] = there ? scale_of<T>(in, row(r)) : T(0);
       margin[r] = there ? margin_of<T>(in, row(r)) : T(0);
@@ -102,22 +102,21 @@ struct RowLosses {
       const T others = largest[r] + log(warp_sum(sum[r]));  // -infinity where there is no other class
       const T unknown = ignored[r] ? -infinity<T>() : not_a_number<T>();
       lse[r] = valid[r] ? others : unknown;
-      T derivative;
-      gap[r] = valid[r] ? others - scale[r] * (psi_of(in.angle, own[r], derivative) - margin[r]) : unknown;
+      gap[r] = valid[r] ? others - scale[r] * (in.psi.value(own[r]) - margin[r]) : unknown;
     }
   }
 };
 
 template <class E, bool DISTANCES, bool WHOLE>
 __global__ void __launch_bounds__(THREADS, WHOLE && sizeof(E) < 8 ? 2 : 1)
-    margin_softmax_forward_kernel(MarginSoftmaxForward args) {
+    contrast_forward_kernel(ContrastForward args) {
   using P = Pairs<E, DISTANCES, WHOLE>;
   using T = typename P::T;
   using Panel = typename P::Panel;
   __shared__ __align__(32) unsigned char buffer[P::SHARED];  // two panels; then the warps' sums
   __shared__ T factors[2 * TILE], inverses[2 * TILE], squares[2 * TILE * Panel::PARTS];
 
-  const MarginSoftmaxInputs& in = args.in;
+  const ContrastInputs& in = args.in;
   const int64_t rows = in.x.rows, columns = in.y.rows, width = in.x.width;
   const Saved<T> saved(args.saved, rows, columns);
   const int row_blocks = int(ceiling_divide(rows, TILE));
@@ -210,7 +209,7 @@ __global__ void __launch_bounds__(THREADS, WHOLE && sizeof(E) < 8 ? 2 : 1)
   T sum = 0, counted = 0;
   for (int64_t row = thread; row < rows; row += THREADS) {
     sum += softplus(__ldcg(saved.gap + row));
-    counted += in.target[row] != in.ignore_index;
+    counted += has_positive(in, in.target[row]);
   }
   sum = block_sum(sum);
   counted = block_sum(counted);
@@ -223,7 +222,7 @@ __global__ void __launch_bounds__(THREADS, WHOLE && sizeof(E) < 8 ? 2 : 1)
 
 // Calls f with a value of the element type, whether similarities are distances and whether loads are whole vectors.
 template <class F>
-void specialise(const MarginSoftmaxInputs& in, const F& f) {
+void specialise(const ContrastInputs& in, const F& f) {
   dispatch(in.x.dtype, [&](auto zero) {
     using E = decltype(zero);
     const bool whole = only_whole_vectors<E>(in.x) && only_whole_vectors<E>(in.y);
@@ -235,41 +234,41 @@ void specialise(const MarginSoftmaxInputs& in, const F& f) {
 
 }  // namespace
 
-int64_t margin_softmax_tickets(int64_t rows) {
+int64_t contrast_tickets(int64_t rows) {
   return ceiling_divide(rows, TILE) + 1;
 }
 
-int64_t margin_softmax_forward_grid(int64_t rows, int64_t columns) {
+int64_t contrast_forward_grid(int64_t rows, int64_t columns) {
   return ceiling_divide(rows, TILE) * std::max<int64_t>(1, ceiling_divide(columns, TILE));
 }
 
-int64_t margin_softmax_backward_grid(int64_t rows, int64_t columns, int64_t width, bool grad_x, bool grad_y) {
+int64_t contrast_backward_grid(int64_t rows, int64_t columns, int64_t width, bool grad_x, bool grad_y) {
   const int64_t width_blocks = ceiling_divide(width, PRODUCT_WIDTH);
   return ((grad_x ? ceiling_divide(rows, PRODUCT_ROWS) : 0) + (grad_y ? ceiling_divide(columns, PRODUCT_ROWS) : 0)) *
          width_blocks;
 }
 
-int64_t margin_softmax_scratch_size(int64_t rows, int64_t columns) {
+int64_t contrast_scratch_size(int64_t rows, int64_t columns) {
   const int64_t blocks = ceiling_divide(rows, WEIGHT_ROWS);
   return rows * padded_columns(columns) + columns * padded_rows(rows) + 2 * rows + blocks * columns;
 }
 
-void margin_softmax_forward(const MarginSoftmaxForward& args, void* stream) {
-  const int64_t blocks = margin_softmax_forward_grid(args.in.x.rows, args.in.y.rows);
+void contrast_forward(const ContrastForward& args) {
+  const int64_t blocks = contrast_forward_grid(args.in.x.rows, args.in.y.rows);
   specialise(args.in, [&](auto zero, auto distances, auto whole) {
-    launch("margin_softmax_forward", margin_softmax_forward_kernel<decltype(zero), distances.value, whole.value>,
-           blocks, stream, args);
+    launch("contrast_forward", contrast_forward_kernel<decltype(zero), distances.value, whole.value>, blocks,
+           args);
   });
 }
 
-void margin_softmax_backward(const MarginSoftmaxBackward& args, void* stream) {
-  const int64_t blocks = margin_softmax_backward_grid(args.in.x.rows, args.in.y.rows, args.in.x.width,
+void contrast_backward(const ContrastBackward& args) {
+  const int64_t blocks = contrast_backward_grid(args.in.x.rows, args.in.y.rows, args.in.x.width,
                                                       args.grad_x != nullptr, args.grad_y != nullptr);
   specialise(args.in, [&](auto zero, auto distances, auto whole) {
     using E = decltype(zero);
-    launch("margin_softmax_weights", margin_softmax_weights_kernel<E, distances.value>,
-           ceiling_divide(args.in.x.rows, WEIGHT_ROWS), stream, args);
-    launch("margin_softmax_products", margin_softmax_products_kernel<E, distances.value, whole.value>, blocks, stream,
+    launch("contrast_weights", contrast_weights_kernel<E, distances.value>,
+           ceiling_divide(args.in.x.rows, WEIGHT_ROWS), args);
+    launch("contrast_products", contrast_products_kernel<E, distances.value, whole.value>, blocks,
            args);
   });
 }

@@ -1,8 +1,8 @@
-// The backward of margin_softmax on an NVIDIA GPU, from what the forward saved, in two launches: the weights dL/du with
+// The backward of contrast on an NVIDIA GPU, from what the forward saved, in two launches: the weights dL/du with
 // their sums and the gradients of scale and margin; then the gradients of x and y, products with them.
 #pragma once
 
-#include "../common/cuda_tile.h"
+#include "../cuda/tile.h"
 #include "cuda_saved.h"
 
 namespace fused_margins {
@@ -28,7 +28,7 @@ struct BackwardScratch {
   int64_t rows, columns;
   T *weights, *transposed, *along_rows, *along_columns, *scale_terms;
 
-  __device__ explicit BackwardScratch(const MarginSoftmaxBackward& args)
+  __device__ explicit BackwardScratch(const ContrastBackward& args)
       : rows(args.in.x.rows),
         columns(args.in.y.rows),
         weights(static_cast<T*>(args.scratch)),
@@ -41,12 +41,12 @@ struct BackwardScratch {
 // dL/dnegative_lse of rows, from what the forward saved.
 template <class T>
 struct RowGradient {
-  const MarginSoftmaxInputs& in;
+  const ContrastInputs& in;
   const Saved<T>& saved;
   const T* grad_loss;
   T share;  // of one loss in the reduction
 
-  __device__ RowGradient(const MarginSoftmaxBackward& args, const Saved<T>& from)
+  __device__ RowGradient(const ContrastBackward& args, const Saved<T>& from)
       : in(args.in),
         saved(from),
         grad_loss(static_cast<const T*>(args.grad_loss)),
@@ -70,13 +70,13 @@ constexpr bool LENGTHS_IN_WEIGHTS = std::is_same_v<E, __half>;
 
 // A block: WEIGHT_ROWS rows, all columns.
 template <class E, bool DISTANCES>
-__global__ void __launch_bounds__(THREADS, 2) margin_softmax_weights_kernel(MarginSoftmaxBackward args) {
+__global__ void __launch_bounds__(THREADS, 2) contrast_weights_kernel(ContrastBackward args) {
   using T = Accumulator<E>;
   constexpr int AHEAD = 8, CHUNK = AHEAD * WARP;  // loads of a lane in flight; columns
   static_assert(CHUNK == THREADS, "a thread for each column of a chunk");
   __shared__ T block_weights[WEIGHT_ROWS][CHUNK], block_terms[WEIGHT_ROWS][CHUNK];
 
-  const MarginSoftmaxInputs& in = args.in;
+  const ContrastInputs& in = args.in;
   const int64_t rows = in.x.rows, columns = in.y.rows, pitch = padded_columns(columns), tall = padded_rows(rows);
   const int thread = int(threadIdx.x), lane = thread % WARP, warp = thread / WARP;
   const int64_t row = int64_t(blockIdx.x) * WEIGHT_ROWS + warp;
@@ -94,8 +94,7 @@ __global__ void __launch_bounds__(THREADS, 2) margin_softmax_weights_kernel(Marg
   const int64_t target = there ? in.target[row] : -1;
   // Of the own class, with the margin on its angle.
   const T own = target >= 0 && target < columns ? saved.similarities[row * columns + target] : T(0);
-  T slope;
-  const T own_psi = psi_of(in.angle, own, slope);
+  const T own_psi = in.psi.value(own), slope = in.psi.derivative(own);
   T along = 0;
   for (int64_t first = 0; first < columns; first += CHUNK) {
     T similarities[AHEAD], lengths[AHEAD];
@@ -218,7 +217,7 @@ constexpr int product_blocks = !WHOLE || sizeof(E) == 8                     ? 1
 // A block: PRODUCT_ROWS rows x PRODUCT_WIDTH components of the gradient of x, or, the later ones, of y.
 template <class E, bool DISTANCES, bool WHOLE>
 __global__ void __launch_bounds__(THREADS, product_blocks<E, DISTANCES, WHOLE>)
-    margin_softmax_products_kernel(MarginSoftmaxBackward args) {
+    contrast_products_kernel(ContrastBackward args) {
   using T = Accumulator<E>;
   using Product = BackwardProduct<E, DISTANCES, WHOLE>;
   static_assert(Product::WIDTH == PRODUCT_WIDTH, "the grid is made for it");
@@ -227,7 +226,7 @@ __global__ void __launch_bounds__(THREADS, product_blocks<E, DISTANCES, WHOLE>)
   // Parts and sums over the others of dL/du times u; inverse lengths of the tile's rows.
   __shared__ T parts[PARTS][PRODUCT_ROWS], along[PRODUCT_ROWS], lengths[PRODUCT_ROWS];
 
-  const MarginSoftmaxInputs& in = args.in;
+  const ContrastInputs& in = args.in;
   const int64_t width = in.x.width;
   const int thread = int(threadIdx.x);
   const int width_blocks = int(ceiling_divide(width, PRODUCT_WIDTH));

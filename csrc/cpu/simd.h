@@ -8,7 +8,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "matrix.h"
+#include "../matrix.h"
 
 #ifndef FM_ISA
 #error "compile with -DFM_ISA=<namespace of the instruction set>"
