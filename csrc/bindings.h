@@ -1,6 +1,6 @@
 // How both Python modules bind a kernel: its struct of arguments is the only list of them. A Python function takes its
-// fields in order, those of nested structs one after another: addresses (0: null), numbers and enums as Python's
-// numbers, matrices and psi as objects.
+// fields in order, those of nested structs one after another: tensors for their memory (None: null), or for a matrix of
+// any strides; numbers and enums as Python's numbers; psi, and addresses where there is no tensor, as objects.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -25,16 +25,48 @@ constexpr bool is_object = std::is_same_v<T, Matrix> || std::is_same_v<T, Psi>;
 template <class T>
 constexpr bool is_field = is_object<T> || std::is_scalar_v<T>;
 
+// torch's dtypes in the order of DType, as Python handed them over; this header knows no torch.
+inline PyObject* torch_dtypes[4];
+
+inline PyObject* own(PyObject* object) {
+  if (!object) throw py::error_already_set();
+  return object;
+}
+inline void* address_of(PyObject* tensor) {
+  static PyObject* const name = PyUnicode_InternFromString("data_ptr");
+  const py::object address = py::reinterpret_steal<py::object>(own(PyObject_CallMethodNoArgs(tensor, name)));
+  return PyLong_AsVoidPtr(address.ptr());
+}
+// A tensor of two axes as it lies.
+inline Matrix matrix_of(PyObject* tensor) {
+  static PyObject *const shape = PyUnicode_InternFromString("shape"), *const stride = PyUnicode_InternFromString("stride"),
+                         *const dtype = PyUnicode_InternFromString("dtype");
+  const auto sizes = py::reinterpret_steal<py::object>(own(PyObject_GetAttr(tensor, shape)));
+  const auto strides = py::reinterpret_steal<py::object>(own(PyObject_CallMethodNoArgs(tensor, stride)));
+  const auto type = py::reinterpret_steal<py::object>(own(PyObject_GetAttr(tensor, dtype)));
+  if (!PyTuple_Check(sizes.ptr()) || PyTuple_GET_SIZE(sizes.ptr()) != 2) throw py::type_error("expected a matrix");
+  const auto number = [](const py::object& tuple, int axis) {
+    return int64_t(PyLong_AsLongLong(PyTuple_GET_ITEM(tuple.ptr(), axis)));
+  };
+  for (int i = 0; i < 4; ++i)
+    if (type.ptr() == torch_dtypes[i])
+      return {address_of(tensor), number(sizes, 0), number(sizes, 1), number(strides, 0), number(strides, 1), DType(i)};
+  throw py::type_error("expected a tensor of float64, float32, bfloat16 or float16");
+}
+
 // One Python argument, which becomes whatever a field is.
 struct Argument {
   PyObject* object;
 
   template <class T, std::enable_if_t<is_field<T>, int> = 0>
   operator T() const {
-    if constexpr (is_object<T>) {
+    if constexpr (std::is_same_v<T, Matrix>) {
+      return py::isinstance<Matrix>(object) ? py::cast<const Matrix&>(py::handle(object)) : matrix_of(object);
+    } else if constexpr (is_object<T>) {
       return py::cast<const T&>(py::handle(object));
     } else if constexpr (std::is_pointer_v<T>) {
-      return static_cast<T>(checked(PyLong_AsVoidPtr(object)));
+      if (object == Py_None) return nullptr;
+      return static_cast<T>(PyLong_Check(object) ? checked(PyLong_AsVoidPtr(object)) : address_of(object));
     } else if constexpr (std::is_floating_point_v<T>) {
       return checked(PyFloat_AsDouble(object));
     } else {
@@ -98,6 +130,10 @@ void define(py::module_& m, const char* name, void (*kernel)(const Struct&)) {
 inline void define_objects(py::module_& m) {
   py::class_<Matrix>(m, "Matrix", py::module_local()).def(py::init(&make<Matrix>));
   py::class_<Psi>(m, "Psi", py::module_local()).def(py::init(&make<Psi>));
+  m.def("set_dtypes", [](const py::object& a, const py::object& b, const py::object& c, const py::object& d) {
+    int i = 0;
+    for (const py::object& dtype : {a, b, c, d}) torch_dtypes[i++] = py::object(dtype).release().ptr();
+  });
 }
 
 }  // namespace fused_margins

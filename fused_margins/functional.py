@@ -28,10 +28,6 @@ __all__ = [
 _OF_CLASSES = {"x": "embeddings", "y": "weight", "target": "labels"}
 
 
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
-
-
 def _row_scale(scale: float | Tensor, embeddings: Tensor) -> float | Tensor:
     """A number, 0-d or (B, 1) scale as the ops take it: a number, or 0-d or (B,) in the accumulation dtype."""
     if isinstance(scale, Tensor) and tuple(scale.shape) == (embeddings.shape[0], 1):
@@ -107,7 +103,7 @@ def margin_softmax_loss(
     >>> margin_softmax_loss(embeddings, weight, labels, scale=4.0, margin=-0.5)
     tensor(0.0049)
     """
-    if any(map(_is_tensor, (scale, margin, angular_margin_rad))):
+    if isinstance(margin, Tensor) or isinstance(scale, Tensor) or isinstance(angular_margin_rad, Tensor):
         embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
         checks.labels("labels", labels, embeddings.shape[0], embeddings)
     own = check_margin(

@@ -1,14 +1,15 @@
-"""C++ on a CPU: whether the module is there, why not, and tensors as the addresses that it takes."""
+"""C++ on a CPU: whether the module is there, why not, and tensors as it reads them."""
 
 import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, overload
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
 
+from ..core.checks import constant
 from . import budget
 
 # torch must be imported before: the extension then shares torch's OpenMP runtime, its threads and
@@ -17,14 +18,15 @@ from . import budget
 T = TypeVar("T")
 _FAILURE_FILE = Path(__file__).parents[1] / "native_build_failure.txt"
 REUSED_BYTES = 2**20  # less than that torch's allocator finds again by itself
-DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # in the order of the C++ enum
 
 module: ModuleType | None
 missing: str | None = None
 try:
     module = importlib.import_module("fused_margins._C")
+    module.set_dtypes(*DTYPES)
     budget.release_on_change(lambda: module.Workspace.keep_at_most(0) if module else None)
-except ImportError as error:
+except (ImportError, AttributeError) as error:  # AttributeError: it was built from other sources
     module = None
     missing = f"the native module did not load ({error})"
     if _FAILURE_FILE.exists():
@@ -60,15 +62,16 @@ def call(kernel: Callable[..., T], *args: object) -> T:
     return kernel(*args)
 
 
-def matrix(t: Tensor) -> Any:
-    """A (rows, width) tensor with any strides as a `_C.Matrix`; it borrows the memory of t."""
-    assert module is not None
-    return module.Matrix(t.data_ptr(), *t.shape, *t.stride(), DTYPES[t.dtype])
-
-
 def vector(t: Tensor | None) -> Tensor | None:
     """A vector as the kernels read it: contiguous."""
     return t if t is None or t.is_contiguous() else t.contiguous()
+
+
+def row_factor(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number or a tensor of rows as the kernels read it."""
+    if isinstance(value, Tensor):
+        return value if value.is_contiguous() else value.contiguous()
+    return constant(value, dtype, device)
 
 
 @overload
@@ -84,11 +87,6 @@ def int64(t: Tensor | None) -> Tensor | None:
     return t.to(torch.int64).contiguous()
 
 
-def pointer(t: Tensor | None) -> int:
-    """Its address; 0 for None."""
-    return 0 if t is None else t.data_ptr()
-
-
 def workspace(count: int, dtype: torch.dtype) -> Tensor:
     """Memory for what a forward saves; when the last tensor in it is gone, the next forward gets it."""
     assert module is not None
@@ -96,3 +94,8 @@ def workspace(count: int, dtype: torch.dtype) -> Tensor:
     if num_bytes < REUSED_BYTES:
         return torch.empty(count, dtype=dtype)
     return torch.frombuffer(module.Workspace(num_bytes, budget.reused_bytes()), dtype=dtype, count=count)
+
+
+def empty_like(t: Tensor) -> Tensor:
+    """Memory for a gradient: contiguous, whatever the strides of its input."""
+    return torch.empty_like(t) if t.is_contiguous() else torch.empty(t.shape, dtype=t.dtype)

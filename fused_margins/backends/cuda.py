@@ -3,7 +3,6 @@
 import importlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +13,11 @@ module: ModuleType | None
 missing: str | None
 try:
     module = importlib.import_module("fused_margins._CUDA")
+    module.set_dtypes(*DTYPES)
     missing = None if torch.cuda.is_available() else "no GPU is at hand"
     if missing:
         module = None
-except ImportError as error:
+except (ImportError, AttributeError) as error:  # AttributeError: it was built from other sources
     module = None
     missing = "built without CUDA" if isinstance(error, ModuleNotFoundError) else f"did not load ({error})"
 
@@ -56,12 +56,6 @@ def launch(kernel: Callable[..., None], device: torch.device, *args: object) -> 
     else:
         with torch.cuda.device(device):
             kernel(*args, stream(device))
-
-
-def matrix(t: Tensor) -> Any:
-    """A (rows, width) tensor with any strides as a `_CUDA.Matrix`; it borrows the memory of t."""
-    assert module is not None
-    return module.Matrix(t.data_ptr(), *t.shape, *t.stride(), DTYPES[t.dtype])
 
 
 def tickets(device: torch.device, count: int) -> Tensor:

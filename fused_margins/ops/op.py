@@ -147,7 +147,10 @@ class Op:
             return self._run(a if valid else self.checked(a, names), backend)
         try:
             key = self._key(a, backend)
-            route = None if key is None else self._routes.get(key)
+            try:
+                route = self._routes.get(key)
+            except TypeError:  # of a value without a hash, which is no option
+                key = route = None
             if route is not None:
                 return route(a)
             checked = a if valid else self.checked(a, names)
@@ -172,12 +175,7 @@ class Op:
         getter = self._getters.get(kinds)
         if getter is None:
             getter = self._getters[kinds] = self._getter(kinds)
-        key = (kinds, backend, torch.is_grad_enabled(), epoch.now, getter(a))
-        try:
-            hash(key)
-        except TypeError:
-            return None
-        return key
+        return kinds, backend, torch.is_grad_enabled(), epoch.now, getter(a)
 
     def _getter(self, kinds: Sequence[type]) -> Callable[[Any], Any]:
         """What of arguments of these types decides: of tensors what describes them, of others they themselves."""
@@ -266,12 +264,10 @@ class Op:
         """Gradients of all outputs of one given to some: contiguous, zeros for those that are undefined."""
         complete: list[Tensor | None] = []
         for grad, out in zip(grads, self.results.values()):
-            if not out.given(a):
-                complete.append(None)
-            elif grad is None:
-                complete.append(a[0].new_zeros(self.shape(a, out), dtype=out.dtype(a[0])))
+            if grad is not None:
+                complete.append(grad if grad.is_contiguous() else grad.contiguous())
             else:
-                complete.append(grad.contiguous())
+                complete.append(a[0].new_zeros(self.shape(a, out), dtype=out.dtype(a[0])) if out.given(a) else None)
         return complete
 
     def gradients(
@@ -332,16 +328,21 @@ class Route:
         self.plan = plan_of(self.kernel, a, needs) if op.differentiable else None
         self.tensors = [i for i, value in enumerate(a) if isinstance(value, Tensor)]
         self.rest = [None if isinstance(value, Tensor) else value for value in a]
-        self.given = [out.given(a) for out in op.results.values()]
-        self.wants_gradients = True in needs
+        self.given = [i for i, out in enumerate(op.results.values()) if out.given(a)]
+        self.variables = [i for i, need in zip(op.differentiable, needs) if need]  # that a gradient is wanted of
+        self.places = [op.differentiable.index(i) for i in self.variables]
 
     def __call__(self, a: Any) -> Any:
         """The given outputs, or the only one."""
         a = self.with_rest([a[i] for i in self.tensors])
-        if self.wants_gradients:
-            return _apply(self, a, *[a[i] for i in self.op.differentiable])
-        outputs = self.kernel.forward(a, self.plan)
-        return _only(outputs[:-1] if self.op.differentiable else outputs)
+        if self.variables:
+            return _apply(self, a, *[a[i] for i in self.variables])
+        return self.only(self.kernel.forward(a, self.plan))
+
+    def only(self, outputs: Sequence[Any]) -> Any:
+        """Those that are given; one alone as it is."""
+        given = self.given
+        return outputs[given[0]] if len(given) == 1 else tuple([outputs[i] for i in given])
 
     def with_rest(self, tensors: Sequence[Tensor]) -> Any:
         """The arguments, from their tensors."""
@@ -349,6 +350,22 @@ class Route:
         for i, t in zip(self.tensors, tensors):
             values[i] = t
         return self.op.arguments._make(values)
+
+    def gradients(self, a: Any, grads: Sequence[Tensor | None], saved: Tensor, wanted: Sequence[bool]) -> Any:
+        """Of the variables: wanted says which."""
+        needs = [False] * len(self.needs)
+        of_outputs: list[Tensor | None] = [None] * len(self.op.results)
+        for place, want in zip(self.places, wanted):
+            needs[place] = want
+        for i, grad in zip(self.given, grads):
+            of_outputs[i] = grad
+        of_outputs = self.op.complete(a, of_outputs)
+        # Second derivatives are wanted where a graph is being made of this backward.
+        if torch.is_grad_enabled() or not can_bypass_dispatcher(grads):
+            results = self.op.gradients(a, of_outputs, saved, self.needs, needs, self.backend)
+        else:
+            results = self.kernel.backward(of_outputs, a, saved, self.plan, needs)
+        return [results[place] for place in self.places]
 
 
 def plan_of(kernel: Any, a: Any, needs: tuple[bool, ...]) -> Any:
@@ -400,25 +417,19 @@ class _AroundDispatcher(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, route, a, *variables):  # type: ignore[no-untyped-def]
-        *outputs, saved = route.kernel.forward(a, route.plan)
+        outputs = route.kernel.forward(a, route.plan)
         ctx.route = route
         # Tensors go through autograd, which may move their memory until the backward.
-        ctx.save_for_backward(*[a[i] for i in route.tensors], saved)
+        ctx.save_for_backward(*[a[i] for i in route.tensors], outputs[-1])
         ctx.set_materialize_grads(False)
-        return _only(outputs)
+        return route.only(outputs)
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         route = ctx.route
         *tensors, saved = ctx.saved_tensors
         a = route.with_rest(tensors)
-        given = iter(grads)
-        grads = route.op.complete(a, [next(given) if is_given else None for is_given in route.given])
-        needs = ctx.needs_input_grad[2:]
-        # Second derivatives are wanted where a graph is being made of this backward.
-        if torch.is_grad_enabled() or not can_bypass_dispatcher((*grads, *tensors, saved)):
-            return None, None, *route.op.gradients(a, grads, saved, route.needs, needs, route.backend)
-        return None, None, *route.kernel.backward(grads, a, saved, route.plan, needs)
+        return None, None, *route.gradients(a, grads, saved, ctx.needs_input_grad[2:])
 
 
 # torch's own `apply` looks for the transforms that `is_watched` has looked for.

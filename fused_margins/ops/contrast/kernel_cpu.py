@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ...backends import budget
-from ...backends.cpu import call, int64, matrix, module, pointer, vector, workspace
-from ...core.checks import constant
-from ...core.enums import BeyondPi, Reduction
+from ...backends.cpu import call, empty_like, int64, module, row_factor, vector, workspace
+from ...core.enums import Reduction
 from ...core.margins import pieces
 from ...core.similarity import accumulation_dtype
 from .epilogues import Epilogue
@@ -26,10 +24,12 @@ force_running_maximum = False  # a test may ask for the path that no logit overf
 
 
 class Plan(NamedTuple):
-    """What a forward saves: whether the columns' average under each row's weights, and how many blocks of weights."""
+    """What a forward saves, and what C++ takes beside tensors."""
 
-    with_mean: bool
-    saved_blocks: int
+    with_mean: bool  # the columns' mean under each row's weights
+    saved_blocks: int  # blocks of columns whose weights are saved
+    saved_size: int
+    options: tuple[Any, ...]
 
 
 def can_run(problem: Problem) -> str | None:
@@ -42,7 +42,16 @@ def plan(a: Contrast, needs: Sequence[bool]) -> Plan:
     """The gradients of x and scale need the mean, that of columns the weights, of as many as the budget allows."""
     of_x, of_y, of_scale, of_bias, _ = needs
     blocks = _blocks(a.x.shape[0], a.y.shape[0], a.x.dtype) if of_y or of_bias else 0
-    return Plan(of_x or of_scale, blocks)
+    return _plan(a, of_x or of_scale, blocks)
+
+
+def _plan(a: Contrast, with_mean: bool, blocks: int) -> Plan:
+    assert module is not None
+    psi = module.Psi(*pieces(a.angle_rad, a.beyond_pi), a.straight_through)
+    epilogue = (a.epilogue, psi, a.reduction)
+    options = (a.similarity, a.relation, a.ignore_index, *epilogue, force_running_maximum, with_mean, blocks)
+    size = module.contrast_saved_size(a.x.shape[0], a.y.shape[0], a.x.shape[1], with_mean, blocks)
+    return Plan(with_mean, blocks, size, options)
 
 
 def _blocks(rows: int, columns: int, dtype: torch.dtype) -> int:
@@ -52,71 +61,39 @@ def _blocks(rows: int, columns: int, dtype: torch.dtype) -> int:
 
 def saved_size(a: Contrast, plan: Plan) -> int:
     """Values that a forward hands to its backward; see ``csrc/contrast/cpu.h``."""
-    assert module is not None
-    return module.contrast_saved_size(a.x.shape[0], a.y.shape[0], a.x.shape[1], *plan)
+    return plan.saved_size
 
 
 def recover_plan(a: Contrast, needs: Sequence[bool], size: int) -> Plan:
-    """The plan by which a forward saved so many values; one that saved another number where there is none."""
-    found = Plan(needs[0] or needs[2], 0)
-    while saved_size(a, found) < size:
-        larger = found._replace(saved_blocks=found.saved_blocks + 1)
-        if saved_size(a, larger) <= saved_size(a, found):
+    """The plan by which a forward saved so many values; one that saves another number where there is none."""
+    found = _plan(a, needs[0] or needs[2], 0)
+    while found.saved_size < size:
+        larger = _plan(a, found.with_mean, found.saved_blocks + 1)
+        if larger.saved_size <= found.saved_size:
             break
         found = larger
     return found
 
 
-@functools.lru_cache(maxsize=256)
-def _psi(angle_rad: float, beyond_pi: BeyondPi, straight_through: bool) -> Any:
-    assert module is not None
-    return module.Psi(*pieces(angle_rad, beyond_pi), straight_through)
-
-
-def _inputs(a: Contrast, dtype: torch.dtype) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The arguments that both directions have in common, and the tensors whose memory they are."""
-    device = a.x.device
-    scale = vector(a.scale) if isinstance(a.scale, Tensor) else constant(a.scale, dtype, device)
-    margin = vector(a.margin) if isinstance(a.margin, Tensor) else constant(a.margin, dtype, device)
-    tensors = (*map(int64, a[2:6]), scale, vector(a.bias), margin)
-    target, row_labels, column_labels, self_index, scale, bias, margin = tensors
-    arguments = (
-        matrix(a.x),
-        matrix(a.y),
-        target.data_ptr(),
-        pointer(row_labels),
-        pointer(column_labels),
-        pointer(self_index),
-        scale.data_ptr(),
-        scale.dim() > 0,
-        pointer(bias),
-        margin.data_ptr(),
-        margin.dim() > 0,
-        a.similarity,
-        a.relation,
-        a.ignore_index,
-        a.epilogue,
-        _psi(a.angle_rad, a.beyond_pi, a.straight_through),
-        a.reduction,
-        force_running_maximum,
-    )
-    return arguments, tensors
+def _arguments(a: Contrast, plan: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
+    """What both directions have in common."""
+    scale, margin = row_factor(a.scale, dtype, a.x.device), row_factor(a.margin, dtype, a.x.device)
+    labels = int64(a.target), int64(a.row_labels), int64(a.column_labels), int64(a.self_index)
+    factors = scale, scale.dim() > 0, vector(a.bias), margin, margin.dim() > 0
+    return a.x, a.y, *labels, *factors, *plan.options
 
 
 def forward(a: Contrast, plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
     """positive and negative_lse (B,), or the loss; and what the backward needs; the accumulation dtype throughout."""
     assert module is not None
     rows, dtype = a.x.shape[0], accumulation_dtype(a.x.dtype)
+    saved = workspace(plan.saved_size, dtype)
     positive = negative_lse = loss = None
     if a.epilogue == Epilogue.NONE:
-        positive, negative_lse = torch.empty(rows, dtype=dtype), torch.empty(rows, dtype=dtype)
+        positive, negative_lse = saved.new_empty(rows), saved.new_empty(rows)
     else:
-        loss = torch.empty((rows,) if a.reduction == Reduction.NONE else (), dtype=dtype)
-    saved = workspace(saved_size(a, plan), dtype)
-    arguments, alive = _inputs(a, dtype)
-    outputs = (pointer(positive), pointer(negative_lse), pointer(loss), saved.data_ptr())
-    call(module.contrast_forward, *arguments, *plan, *outputs)
-    del alive
+        loss = saved.new_empty((rows,) if a.reduction == Reduction.NONE else ())
+    call(module.contrast_forward, *_arguments(a, plan, dtype), positive, negative_lse, loss, saved)
     return positive, negative_lse, loss, saved
 
 
@@ -126,14 +103,8 @@ def backward(
     """Gradients of x, y, scale, bias and margin, of those that are needed."""
     assert module is not None
     variables = (a.x, a.y, a.scale, a.bias, a.margin)
-    gradients = [
-        torch.empty(t.shape, dtype=t.dtype) if need and isinstance(t, Tensor) else None
-        for t, need in zip(variables, needs)
-    ]
-    arguments, alive = _inputs(a, saved.dtype)
-    outputs = [pointer(t) for t in gradients]
-    call(module.contrast_backward, *map(pointer, grads), *arguments, *plan, saved.data_ptr(), *outputs)
-    del alive
+    gradients = [empty_like(t) if need and isinstance(t, Tensor) else None for t, need in zip(variables, needs)]
+    call(module.contrast_backward, *grads, *_arguments(a, plan, saved.dtype), saved, *gradients)
     return gradients
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...backends import cuda
-from ...backends.cpu import int64, pointer, vector
-from ...core.checks import constant
+from ...backends.cpu import int64, row_factor
 from ...core.enums import Reduction, Relation
 from ...core.margins import pieces
 from ...core.similarity import accumulation_dtype
@@ -49,27 +48,14 @@ def saved_size(a: Contrast, plan: Any) -> int:
     return cuda.module.contrast_saved_size(a.x.shape[0], a.y.shape[0])
 
 
-def _inputs(a: Contrast) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
-    """The arguments that both directions have in common, and the tensors whose memory they are."""
+def _arguments(a: Contrast) -> tuple[Any, ...]:
+    """What both directions have in common."""
     assert cuda.module is not None
     dtype, device = accumulation_dtype(a.x.dtype), a.x.device
-    scale = vector(a.scale) if isinstance(a.scale, Tensor) else constant(a.scale, dtype, device)
-    margin = vector(a.margin) if isinstance(a.margin, Tensor) else constant(a.margin, dtype, device)
-    target = int64(a.target)
-    arguments = (
-        cuda.matrix(a.x),
-        cuda.matrix(a.y),
-        target.data_ptr(),
-        scale.data_ptr(),
-        scale.dim() > 0,
-        margin.data_ptr(),
-        margin.dim() > 0,
-        a.similarity,
-        a.ignore_index,
-        cuda.module.Psi(*pieces(a.angle_rad, a.beyond_pi), a.straight_through),
-        a.reduction,
-    )
-    return arguments, (target, scale, margin)
+    scale, margin = row_factor(a.scale, dtype, device), row_factor(a.margin, dtype, device)
+    psi = cuda.module.Psi(*pieces(a.angle_rad, a.beyond_pi), a.straight_through)
+    factors = scale, scale.dim() > 0, margin, margin.dim() > 0
+    return a.x, a.y, int64(a.target), *factors, a.similarity, a.ignore_index, psi, a.reduction
 
 
 def forward(a: Contrast, plan: Any) -> tuple[None, None, Tensor, Tensor]:
@@ -80,10 +66,8 @@ def forward(a: Contrast, plan: Any) -> tuple[None, None, Tensor, Tensor]:
     saved = a.x.new_empty(saved_size(a, plan), dtype=dtype)
     if not rows:
         return None, None, loss.zero_(), saved
-    arguments, _alive = _inputs(a)
     counters = cuda.tickets(a.x.device, cuda.module.contrast_tickets(rows))
-    outputs = loss.data_ptr(), saved.data_ptr(), counters.data_ptr()
-    cuda.launch(cuda.module.contrast_forward, a.x.device, *arguments, *outputs)
+    cuda.launch(cuda.module.contrast_forward, a.x.device, *_arguments(a), loss, saved, counters)
     return None, None, loss, saved
 
 
@@ -99,9 +83,8 @@ def backward(
     if not a.x.shape[0]:
         return [None if t is None else t.zero_() for t in gradients]
     grad_x, grad_y, grad_scale, _, grad_margin = gradients
-    arguments, _alive = _inputs(a)
     scratch = saved.new_empty(cuda.module.contrast_scratch_size(a.x.shape[0], a.y.shape[0]))
     counters = cuda.tickets(a.x.device, 1) if grad_scale is not None and grad_scale.dim() == 0 else None
-    outputs = [pointer(t) for t in (saved, grad_x, grad_y, grad_scale, grad_margin, scratch, counters)]
-    cuda.launch(cuda.module.contrast_backward, a.x.device, pointer(grads[2]), *arguments, *outputs)
+    outputs = saved, grad_x, grad_y, grad_scale, grad_margin, scratch, counters
+    cuda.launch(cuda.module.contrast_backward, a.x.device, grads[2], *_arguments(a), *outputs)
     return gradients

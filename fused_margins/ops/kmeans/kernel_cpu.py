@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...backends.cpu import call, int64, matrix, module, pointer
+from ...backends.cpu import call, int64, module
 from ...core.similarity import accumulation_dtype
 from .reference import in_passes
 
@@ -45,12 +45,6 @@ def forward(a: KMeans, plan: Any) -> tuple[Tensor, Tensor, Tensor]:
     centroids = torch.empty(a.num_clusters, a.x.shape[1], dtype=dtype)
     assignments, squared = torch.empty(a.x.shape[0], dtype=torch.int64), torch.empty(a.x.shape[0], dtype=dtype)
     members, waiting = int64(a.members), a.waiting.contiguous()
-    call(
-        module.kmeans,
-        matrix(a.x),
-        len(a.sizes),
-        *map(pointer, (members, first_member, first_cluster, waiting)),
-        a.num_iterations,
-        *map(pointer, (centroids, assignments, squared)),
-    )
+    inputs = a.x, len(a.sizes), members, first_member, first_cluster, waiting, a.num_iterations
+    call(module.kmeans, *inputs, centroids, assignments, squared)
     return centroids, assignments, squared

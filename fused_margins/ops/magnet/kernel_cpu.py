@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...backends.cpu import call, int64, matrix, module, pointer
+from ...backends.cpu import call, empty_like, int64, module
 from ...core.enums import Reduction
 from ...core.similarity import accumulation_dtype
 
@@ -28,12 +28,10 @@ def saved_size(a: Magnet, plan: Any) -> int:
     return module.magnet_saved_size(a.x.shape[0], a.cluster_labels.shape[0], a.x.shape[1])
 
 
-def _inputs(a: Magnet) -> tuple[tuple[Any, ...], tuple[Tensor, Tensor]]:
-    """The arguments that both directions have in common, and the tensors whose memory they are."""
-    clusters, labels = int64(a.clusters), int64(a.cluster_labels)
-    sizes = matrix(a.x), labels.shape[0]
-    arguments = (*sizes, clusters.data_ptr(), labels.data_ptr(), a.alpha, a.variance_floor, a.reduction)
-    return arguments, (clusters, labels)
+def _arguments(a: Magnet) -> tuple[Any, ...]:
+    """What both directions have in common."""
+    labels = a.cluster_labels.shape[0], int64(a.clusters), int64(a.cluster_labels)
+    return a.x, *labels, a.alpha, a.variance_floor, a.reduction
 
 
 def forward(a: Magnet, plan: Any) -> tuple[Tensor, Tensor]:
@@ -42,9 +40,7 @@ def forward(a: Magnet, plan: Any) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(a.x.dtype)
     loss = torch.empty((a.x.shape[0],) if a.reduction == Reduction.NONE else (), dtype=dtype)
     saved = torch.empty(saved_size(a, plan), dtype=dtype)
-    arguments, alive = _inputs(a)
-    call(module.magnet_forward, *arguments, loss.data_ptr(), saved.data_ptr())
-    del alive
+    call(module.magnet_forward, *_arguments(a), loss, saved)
     return loss, saved
 
 
@@ -53,8 +49,6 @@ def backward(
 ) -> tuple[Tensor]:
     """Gradient of x."""
     assert module is not None
-    grad_x = torch.empty(a.x.shape, dtype=a.x.dtype)
-    arguments, alive = _inputs(a)
-    call(module.magnet_backward, pointer(grads[0]), *arguments, saved.data_ptr(), grad_x.data_ptr())
-    del alive
+    grad_x = empty_like(a.x)
+    call(module.magnet_backward, grads[0], *_arguments(a), saved, grad_x)
     return (grad_x,)

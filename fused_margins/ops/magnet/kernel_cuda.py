@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...backends import cuda
-from ...backends.cpu import int64, pointer
+from ...backends.cpu import int64
 from ...core.enums import Reduction
 from ...core.similarity import accumulation_dtype
 
@@ -30,12 +30,10 @@ def saved_size(a: Magnet, plan: Any) -> int:
     return cuda.module.magnet_saved_size(a.x.shape[0], a.cluster_labels.shape[0], a.x.shape[1])
 
 
-def _inputs(a: Magnet) -> tuple[tuple[Any, ...], tuple[Tensor, Tensor]]:
-    """The arguments that both directions have in common, and the tensors whose memory they are."""
-    clusters, labels = int64(a.clusters), int64(a.cluster_labels)
-    sizes = cuda.matrix(a.x), labels.shape[0]
-    arguments = (*sizes, clusters.data_ptr(), labels.data_ptr(), a.alpha, a.variance_floor, a.reduction)
-    return arguments, (clusters, labels)
+def _arguments(a: Magnet) -> tuple[Any, ...]:
+    """What both directions have in common."""
+    labels = a.cluster_labels.shape[0], int64(a.clusters), int64(a.cluster_labels)
+    return a.x, *labels, a.alpha, a.variance_floor, a.reduction
 
 
 def forward(a: Magnet, plan: Any) -> tuple[Tensor, Tensor]:
@@ -46,10 +44,8 @@ def forward(a: Magnet, plan: Any) -> tuple[Tensor, Tensor]:
     saved = a.x.new_empty(saved_size(a, plan), dtype=dtype)
     if not rows:
         return loss.zero_(), saved
-    arguments, _alive = _inputs(a)
     counters = cuda.tickets(a.x.device, 1)
-    outputs = loss.data_ptr(), saved.data_ptr(), counters.data_ptr()
-    cuda.launch(cuda.module.magnet_forward, a.x.device, *arguments, *outputs)
+    cuda.launch(cuda.module.magnet_forward, a.x.device, *_arguments(a), loss, saved, counters)
     return loss, saved
 
 
@@ -61,9 +57,8 @@ def backward(
     grad_x = a.x.new_empty(a.x.shape)
     if not grad_x.numel():
         return (grad_x,)
-    arguments, _alive = _inputs(a)
     scratch = saved.new_empty(cuda.module.magnet_scratch_size(a.x.shape[0], a.cluster_labels.shape[0], a.x.shape[1]))
     counters = cuda.tickets(a.x.device, 1)
-    outputs = saved.data_ptr(), grad_x.data_ptr(), scratch.data_ptr(), counters.data_ptr()
-    cuda.launch(cuda.module.magnet_backward, a.x.device, pointer(grads[0]), *arguments, *outputs)
+    outputs = saved, grad_x, scratch, counters
+    cuda.launch(cuda.module.magnet_backward, a.x.device, grads[0], *_arguments(a), *outputs)
     return (grad_x,)

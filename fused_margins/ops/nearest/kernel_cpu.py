@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...backends.cpu import call, int64, matrix, module, pointer, vector
+from ...backends.cpu import call, int64, module, vector
 from ...core.similarity import accumulation_dtype
 
 if TYPE_CHECKING:
@@ -29,20 +29,6 @@ def forward(a: Nearest, plan: Any) -> tuple[Tensor, Tensor]:
     # One vector of labels stays one: of a batch against itself the kernel takes half the products.
     columns = rows if a.column_labels is a.row_labels else int64(a.column_labels)
     own, below = int64(a.self_index), vector(a.below)
-    of_x = matrix(a.x)
-    call(
-        module.nearest,
-        of_x,
-        of_x if a.y is a.x else matrix(a.y),
-        rows.data_ptr(),
-        columns.data_ptr(),
-        pointer(own),
-        pointer(below),
-        a.similarity,
-        a.relation,
-        a.k,
-        a.largest,
-        best.data_ptr(),
-        index.data_ptr(),
-    )
+    options = a.similarity, a.relation, a.k, a.largest
+    call(module.nearest, a.x, a.y, rows, columns, own, below, *options, best, index)
     return best, index

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...backends import cuda
-from ...backends.cpu import int64, pointer, vector
+from ...backends.cpu import int64, vector
 from ...core.enums import Relation
 from ...core.similarity import accumulation_dtype
 
@@ -38,17 +38,6 @@ def forward(a: Nearest, plan: Any) -> tuple[Tensor, Tensor]:
     best = a.x.new_empty((a.x.shape[0], a.k), dtype=accumulation_dtype(a.x.dtype))
     index = a.x.new_empty((a.x.shape[0], a.k), dtype=torch.int64)
     labels, below = [int64(t) for t in (a.row_labels, a.column_labels, a.self_index)], vector(a.below)
-    cuda.launch(
-        cuda.module.nearest,
-        a.x.device,
-        cuda.matrix(a.x),
-        cuda.matrix(a.y),
-        *map(pointer, labels),
-        pointer(below),
-        a.similarity,
-        a.k,
-        a.largest,
-        best.data_ptr(),
-        index.data_ptr(),
-    )
+    options = a.similarity, a.k, a.largest
+    cuda.launch(cuda.module.nearest, a.x.device, a.x, a.y, *labels, below, *options, best, index)
     return best, index

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...backends.cpu import call, int64, matrix, module, pointer
+from ...backends.cpu import call, int64, module
 
 if TYPE_CHECKING:
     from ...backends.registry import Problem
@@ -24,8 +24,5 @@ def forward(a: Sample, plan: Any) -> tuple[Tensor]:
     assert module is not None
     index = torch.empty(a.x.shape[0], dtype=torch.int64)
     labels = [int64(t) for t in (a.row_labels, a.column_labels, a.self_index)]
-    of_x = matrix(a.x)
-    of_y = of_x if a.y is a.x else matrix(a.y)
-    seed = int(a.seed) & 0xFFFFFFFF
-    call(module.sample, of_x, of_y, *map(pointer, labels), seed, a.relation, index.data_ptr())
+    call(module.sample, a.x, a.y, *labels, int(a.seed) & 0xFFFFFFFF, a.relation, index)
     return (index,)
