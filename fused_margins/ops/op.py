@@ -205,9 +205,9 @@ class Op:
             # Dynamo refuses a Function that is handed one tensor twice (a batch against itself, labels as targets and
             # as row labels).
             flat = [t.view_as(t) if i and isinstance(t, Tensor) else t for i, t in enumerate(flat)]
-            return self._given(a, self.through_dispatcher.apply(*flat, needs, backend))
+            return self._given(a, self.through_dispatcher.apply(*flat, as_bits(needs), backend))
         flat = [t.detach() if isinstance(t, Tensor) else t for t in flat]
-        return self._given(a, self.registered(*flat, needs, backend))
+        return self._given(a, self.registered(*flat, as_bits(needs), backend))
 
     def _by_reference(self, a: Any) -> Any:
         with torch.autocast(a[0].device.type, enabled=False), torch.set_grad_enabled(
@@ -253,6 +253,13 @@ class Op:
         results = [results] if isinstance(results, Tensor) else results
         return _only([t if out.given(a) else None for t, out in zip(results, self.results.values())])
 
+    def from_bits(self, argument: str, bits: int) -> tuple[bool, ...]:
+        """Of each differentiable field whether its gradient is needed: what `as_bits` made a number of."""
+        count = len(self.differentiable)
+        if not 0 <= bits < 1 << count:
+            raise ValueError(f"{argument}: expected a bit for each of {count} gradients, got {bits}")
+        return tuple([bool(bits >> i & 1) for i in range(count)])
+
     def shape(self, a: Any, out: Output) -> tuple[int, ...]:
         """Of an output; (0,) of one that is not given."""
         if not out.given(a):
@@ -280,7 +287,7 @@ class Op:
         backend: str,
     ) -> tuple[Tensor | None, ...]:
         """Of the differentiable fields, by the registered backward."""
-        flat = (*grads, *self.flat(a), saved, list(saved_for), list(needs), backend)
+        flat = (*grads, *self.flat(a), saved, as_bits(saved_for), as_bits(needs), backend)
         # A compiled graph has no second derivatives.
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             results = self.differentiable_backward.apply(*flat)
@@ -368,6 +375,11 @@ class Route:
         return [results[place] for place in self.places]
 
 
+def as_bits(needs: Sequence[bool]) -> int:
+    """A number, since a traced graph holds no list of truth values."""
+    return sum(1 << i for i, need in enumerate(needs) if need)
+
+
 def plan_of(kernel: Any, a: Any, needs: tuple[bool, ...]) -> Any:
     """What a kernel module's forward will save; `needs` themselves where it has no choice."""
     plan = getattr(kernel, "plan", None)
@@ -443,7 +455,7 @@ def _define(op: Op) -> None:
     made = ", ".join(f"Tensor {name}" for name in results)
     has_backward = bool(op.differentiable)
     saved = ", Tensor saved" if has_backward else ""
-    _library.define(f"{op.name}({written}, bool[] needs, str backend) -> ({made}{saved})")
+    _library.define(f"{op.name}({written}, int needs, str backend) -> ({made}{saved})")
     _library.impl(op.name, lambda *flat: _forward(op, flat), "CompositeExplicitAutograd")
     torch.library.register_fake(f"fused_margins::{op.name}", lambda *flat: _fake_forward(op, flat), lib=_library)
     registered = getattr(torch.ops.fused_margins, op.name).default
@@ -454,9 +466,9 @@ def _define(op: Op) -> None:
     variables = [fields[i][0] for i in op.differentiable]
     incoming = ", ".join(f"Tensor? grad_{name}" for name in results)
     outgoing = ", ".join(f"Tensor grad_{name}" for name in variables)
-    name = f"{op.name}_backward"
+    called, name = op.name, f"{op.name}_backward"
     _library.define(
-        f"{name}({incoming}, {written}, Tensor saved, bool[] saved_for, bool[] needs, str backend) -> ({outgoing})"
+        f"{name}({incoming}, {written}, Tensor saved, int saved_for, int needs, str backend) -> ({outgoing})"
     )
     _library.impl(name, lambda *flat: _backward(op, flat), "CompositeExplicitAutograd")
     torch.library.register_fake(f"fused_margins::{name}", lambda *flat: _fake_backward(op, flat), lib=_library)
@@ -479,9 +491,11 @@ def _define(op: Op) -> None:
 
         @staticmethod
         def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+            op = registry.OPS[called]  # which Dynamo finds there, but not in a closure
             *tensors, saved = ctx.saved_tensors
             flat = [r if t is None else t for t, r in zip(tensors, ctx.rest)]
-            a, (saved_for, backend) = op.unflat(flat)
+            a, (bits, backend) = op.unflat(flat)
+            saved_for = op.from_bits("saved_for", bits)
             needs = [bool(ctx.needs_input_grad[i]) for i in places]
             gradients = op.gradients(a, op.complete(a, grads[:num_results]), saved, saved_for, needs, backend)
             return _scattered(gradients, places, len(flat))
@@ -502,7 +516,8 @@ def _define(op: Op) -> None:
         @staticmethod
         def backward(ctx, *grad_grads):  # type: ignore[no-untyped-def]
             flat = [r if t is None else t for t, r in zip(ctx.saved_tensors, ctx.rest)]
-            a, (_, _, needs, _) = op.unflat(flat[num_results:])
+            a, (_, _, bits, _) = op.unflat(flat[num_results:])
+            needs = op.from_bits("needs", bits)
             of_grads, of_variables = op.second_order(a, flat[:num_results], needs, grad_grads)
             at = [num_results + i for i in places]
             return _scattered((*of_grads, *of_variables), [*range(num_results), *at], len(flat))
@@ -519,13 +534,13 @@ def _define(op: Op) -> None:
 
 def _forward(op: Op, flat: Sequence[Any]) -> Any:
     """What the dispatcher calls: of anybody's arguments."""
-    a, (needs, backend) = op.unflat(flat)
+    a, (bits, backend) = op.unflat(flat)
+    needs = op.from_bits("needs", bits)
     a, kernel = _callable(op, a, backend)
-    _count("needs", needs, op)
     if not op.differentiable:
         outputs = kernel.forward(a, None)
         return _as_schema([a[0].new_empty(0) if t is None else t for t in outputs])
-    *outputs, saved = kernel.forward(a, plan_of(kernel, a, tuple(needs)))
+    *outputs, saved = kernel.forward(a, plan_of(kernel, a, needs))
     saved = saved if any(needs) else saved.new_empty(0)
     return (*[saved.new_empty(0) if t is None else t for t in outputs], saved)
 
@@ -533,18 +548,17 @@ def _forward(op: Op, flat: Sequence[Any]) -> Any:
 def _backward(op: Op, flat: Sequence[Any]) -> Any:
     """The same, of a backward; an empty tensor for each gradient that is not needed."""
     count = len(op.results)
-    a, (saved, saved_for, needs, backend) = op.unflat(flat[count:])
+    a, (saved, bits_of_saved, bits, backend) = op.unflat(flat[count:])
+    saved_for, needs = op.from_bits("saved_for", bits_of_saved), op.from_bits("needs", bits)
     a, kernel = _callable(op, a, backend)
-    _count("saved_for", saved_for, op)
-    _count("needs", needs, op)
     grads = op.complete(a, flat[:count])
     for grad, (name, out) in zip(grads, op.results.items()):
         if grad is not None:
             _expect(f"grad_{name}", grad, op.shape(a, out), out.dtype(a[0]), a[0])
     recover = getattr(kernel, "recover_plan", None)
-    plan = tuple(saved_for) if recover is None else recover(a, tuple(saved_for), saved.numel())
+    plan = saved_for if recover is None else recover(a, saved_for, saved.numel())
     _expect("saved", saved, (kernel.saved_size(a, plan),), accumulation_dtype(a[0].dtype), a[0])
-    gradients = kernel.backward(grads, a, saved.contiguous(), plan, tuple(needs))
+    gradients = kernel.backward(grads, a, saved.contiguous(), plan, needs)
     everywhere = zip(op.differentiable, gradients)
     return _as_schema([a[0].new_empty(0, dtype=_dtype(op, a, i)) if g is None else g for i, g in everywhere])
 
@@ -558,11 +572,6 @@ def _callable(op: Op, a: Any, backend: str) -> tuple[Any, Any]:
     return a, registry.kernel(op.name, chosen)
 
 
-def _count(argument: str, value: Sequence[bool], op: Op) -> None:
-    if len(value) != len(op.differentiable):
-        raise ValueError(f"{argument}: expected {len(op.differentiable)} values, got {len(value)}")
-
-
 def _expect(argument: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype, x: Tensor) -> None:
     if tuple(t.shape) != shape or t.dtype != dtype or t.device != x.device:
         raise ValueError(
@@ -572,18 +581,18 @@ def _expect(argument: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 
 def _fake_forward(op: Op, flat: Sequence[Any]) -> Any:
     """Tensors without data. How much is saved depends on the memory budget, and is known when it is done."""
-    a, (needs, _) = op.unflat(flat)
+    a, (bits, _) = op.unflat(flat)
     x = a[0]
     outputs = [x.new_empty(op.shape(a, out), dtype=out.dtype(x)) for out in op.results.values()]
     if not op.differentiable:
         return _as_schema(outputs)
-    size = torch.library.get_ctx().new_dynamic_size() if any(needs) else 0
+    size = torch.library.get_ctx().new_dynamic_size() if bits else 0
     return (*outputs, x.new_empty(size, dtype=accumulation_dtype(x.dtype)))
 
 
 def _fake_backward(op: Op, flat: Sequence[Any]) -> Any:
-    a, (_, _, needs, _) = op.unflat(flat[len(op.results) :])
-    gradients = []
+    a, (_, _, bits, _) = op.unflat(flat[len(op.results) :])
+    gradients, needs = [], op.from_bits("needs", bits)
     for i, need in zip(op.differentiable, needs):
         shape = a[i].shape if need and isinstance(a[i], Tensor) else (0,)
         gradients.append(a[0].new_empty(shape, dtype=_dtype(op, a, i)))
