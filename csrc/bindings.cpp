@@ -24,14 +24,14 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("contrast_saved_blocks", &contrast_saved_blocks);
   m.def("contrast_saved_size", &contrast_saved_size);
-  define(m, "contrast_forward", contrast_forward);
-  define(m, "contrast_backward", contrast_backward);
-  define(m, "nearest", nearest);
-  define(m, "scores_forward", scores_forward);
-  define(m, "scores_backward", scores_backward);
-  define(m, "sample", sample);
+  define<contrast_forward>(m, "contrast_forward");
+  define<contrast_backward>(m, "contrast_backward");
+  define<nearest>(m, "nearest");
+  define<scores_forward>(m, "scores_forward");
+  define<scores_backward>(m, "scores_backward");
+  define<sample>(m, "sample");
   m.def("magnet_saved_size", &magnet_saved_size);
-  define(m, "magnet_forward", magnet_forward);
-  define(m, "magnet_backward", magnet_backward);
-  define(m, "kmeans", kmeans);
+  define<magnet_forward>(m, "magnet_forward");
+  define<magnet_backward>(m, "magnet_backward");
+  define<kmeans>(m, "kmeans");
 }

@@ -105,31 +105,58 @@ constexpr size_t count_fields() {
 }
 
 template <class Struct, size_t... I>
-Struct convert(const py::args& arguments, std::index_sequence<I...>) {
-  return Struct{Argument{PyTuple_GET_ITEM(arguments.ptr(), Py_ssize_t(I))}...};
+Struct convert(PyObject* const* arguments, std::index_sequence<I...>) {
+  return Struct{Argument{arguments[I]}...};
 }
 template <class Struct>
-Struct make(const py::args& arguments) {
+Struct make(PyObject* const* arguments, Py_ssize_t given) {
   constexpr size_t count = count_fields<Struct>();
-  if (arguments.size() != count)
-    throw py::type_error("expected " + std::to_string(count) + " arguments, got " + std::to_string(arguments.size()));
+  if (size_t(given) != count)
+    throw py::type_error("expected " + std::to_string(count) + " arguments, got " + std::to_string(given));
   return convert<Struct>(arguments, std::make_index_sequence<count>());
 }
-
-// A function of the module that calls a kernel; Python's lock is given back meanwhile.
 template <class Struct>
-void define(py::module_& m, const char* name, void (*kernel)(const Struct&)) {
-  m.def(name, [kernel](const py::args& arguments) {
-    const Struct made = make<Struct>(arguments);
-    py::gil_scoped_release release;
+Struct make_of(const py::args& arguments) {
+  return make<Struct>(PySequence_Fast_ITEMS(arguments.ptr()), Py_ssize_t(arguments.size()));
+}
+
+// What Python calls: a kernel, without Python's lock. Not pybind11's own way, which takes as long as a small problem.
+template <auto kernel, class Struct>
+PyObject* called(PyObject*, PyObject* const* arguments, Py_ssize_t given) {
+  try {
+    const Struct made = make<Struct>(arguments, given);
+    const py::gil_scoped_release release;
     kernel(made);
-  });
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::type_error& error) {
+    PyErr_SetString(PyExc_TypeError, error.what());
+  } catch (const std::out_of_range& error) {
+    PyErr_SetString(PyExc_IndexError, error.what());
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return PyErr_Occurred() ? nullptr : Py_NewRef(Py_None);
+}
+template <class Struct>
+Struct struct_of(void (*)(const Struct&));  // of a kernel's argument
+
+template <auto kernel>
+void define(py::module_& m, const char* name) {
+  using Struct = decltype(struct_of(kernel));
+  static PyMethodDef method{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&called<kernel, Struct>)),
+                            METH_FASTCALL, nullptr};
+  m.add_object(name, py::reinterpret_steal<py::object>(own(PyCFunction_New(&method, nullptr))));
 }
 
 // The classes of the objects. Local to a module: both have them.
 inline void define_objects(py::module_& m) {
-  py::class_<Matrix>(m, "Matrix", py::module_local()).def(py::init(&make<Matrix>));
-  py::class_<Psi>(m, "Psi", py::module_local()).def(py::init(&make<Psi>));
+  py::class_<Matrix>(m, "Matrix", py::module_local()).def(py::init(&make_of<Matrix>));
+  py::class_<Psi>(m, "Psi", py::module_local()).def(py::init(&make_of<Psi>));
   m.def("set_dtypes", [](const py::object& a, const py::object& b, const py::object& c, const py::object& d) {
     int i = 0;
     for (const py::object& dtype : {a, b, c, d}) torch_dtypes[i++] = py::object(dtype).release().ptr();

@@ -106,24 +106,15 @@ def margin_softmax_loss(
     if isinstance(margin, Tensor) or isinstance(scale, Tensor) or isinstance(angular_margin_rad, Tensor):
         embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
         checks.labels("labels", labels, embeddings.shape[0], embeddings)
-    own = check_margin(
-        labels,
-        weight,
-        similarity,
-        margin=margin,
-        margin_type=margin_type,
-        angular_margin_rad=angular_margin_rad,
-        angular_multiplier=angular_multiplier,
-        beyond_pi=beyond_pi,
-        margin_gradient=margin_gradient,
-    )
+    options = (margin, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient)
+    own = check_margin(labels, weight, similarity, *options)
     scale = _row_scale(scale, embeddings)
     # An angle that is a number goes with the op; what else there is, is row code on its two vectors.
     if own.is_a_number and label_smoothing == 0 and class_weight is None:
-        options = (own.angle_rad, own.beyond_pi, own.straight_through, reduction)
+        of_loss = (own.angle_rad, own.beyond_pi, own.straight_through, reduction)
         call = Contrast(
             embeddings, weight, labels, None, None, None, scale, None, own.margin, similarity, Relation.DIFFERENT,
-            ignore_index, Epilogue.MARGIN_SOFTMAX, *options,
+            ignore_index, Epilogue.MARGIN_SOFTMAX, *of_loss,
         )  # fmt: skip
         return contrast.run(call, backend, _OF_CLASSES, valid=False)
 
@@ -210,17 +201,8 @@ def margin_logits(
         labels = torch.full((embeddings.shape[0],), ignore_index, device=embeddings.device)
     checks.labels("labels", labels, embeddings.shape[0], embeddings)
     labels = labels.long()  # ignore_index need not fit a narrower dtype
-    own = check_margin(
-        labels,
-        weight,
-        measure,
-        margin=margin,
-        margin_type=margin_type,
-        angular_margin_rad=angular_margin_rad,
-        angular_multiplier=angular_multiplier,
-        beyond_pi=beyond_pi,
-        margin_gradient=margin_gradient,
-    )
+    options = (margin, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient)
+    own = check_margin(labels, weight, measure, *options)
     call = Scores(embeddings, weight, scale=scale, similarity=measure, ignore_index=ignore_index)
     if plain:
         return scores.run(call, backend)

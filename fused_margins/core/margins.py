@@ -74,7 +74,6 @@ def check_margin(
     labels: Tensor,
     weight: Tensor,
     similarity: str | Similarity,
-    *,
     margin: float | Tensor,
     margin_type: str,
     angular_margin_rad: float | Tensor,
@@ -83,6 +82,31 @@ def check_margin(
     margin_gradient: str,
 ) -> Margin:
     """The options of a margin, each of a known kind and all together of a kind that exists."""
+    options = (similarity, margin, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient)
+    if isinstance(margin, Tensor) or isinstance(angular_margin_rad, Tensor):
+        checked = _check(*options)
+        of_row = row_margin("margin", margin, labels, weight)
+        if checked.type == MarginType.ANGULAR:
+            return checked._replace(angle_rad=of_row)
+        return checked._replace(margin=of_row, angle_rad=row_margin("angular_margin_rad", angular_margin_rad, labels, weight))
+    if torch.compiler.is_compiling():
+        return _check(*options)
+    try:
+        return _check_once(*options)
+    except TypeError:  # of a value without a hash: the check has a better word for it
+        return _check(*options)
+
+
+def _check(
+    similarity: str | Similarity,
+    margin: float | Tensor,
+    margin_type: str,
+    angular_margin_rad: float | Tensor,
+    angular_multiplier: float,
+    beyond_pi: str,
+    margin_gradient: str,
+) -> Margin:
+    """Of values that are not tensors all, of tensors that they may be there."""
     kind = checks.choice("margin_type", margin_type, MarginType)
     continuation = checks.choice("beyond_pi", beyond_pi, BeyondPi)
     checks.one_of("margin_gradient", margin_gradient, MARGIN_GRADIENTS)
@@ -92,10 +116,12 @@ def check_margin(
     multiplier = checks.number("angular_multiplier", angular_multiplier)
     if not multiplier > 0:
         raise ValueError(f"angular_multiplier: expected a positive number, got {angular_multiplier}")
-    for name, value in (("margin", margin), ("angular_margin_rad", angular_margin_rad)):
+    numbers = [margin, angular_margin_rad]
+    for i, name in enumerate(("margin", "angular_margin_rad")):
+        value = numbers[i]
         if isinstance(value, Tensor):
             continue
-        checks.number(name, value, "a number or a tensor")
+        numbers[i] = value = checks.number(name, value, "a number or a tensor")
         if (name != "margin" or kind == MarginType.ANGULAR) and not abs(value) <= math.pi:
             raise ValueError(f"{name}: expected radians within [-pi, pi], got {value}")
     angular = multiplier != 1 or isinstance(angular_margin_rad, Tensor) or angular_margin_rad != 0
@@ -103,10 +129,11 @@ def check_margin(
         raise ValueError(
             f"angular_margin_rad, angular_multiplier: expected with margin_type 'combined' alone, got {margin_type!r}"
         )
-    of_row = row_margin("margin", margin, labels, weight)
-    angle = of_row if kind == MarginType.ANGULAR else row_margin("angular_margin_rad", angular_margin_rad, labels, weight)
-    additive = 0.0 if kind == MarginType.ANGULAR else of_row
+    additive, angle = (0.0, numbers[0]) if kind == MarginType.ANGULAR else numbers
     return Margin(kind, additive, angle, multiplier, continuation, margin_gradient == "straight_through")
+
+
+_check_once = functools.lru_cache(maxsize=256, typed=True)(_check)
 
 
 def row_margin(argument: str, margin: float | Tensor, labels: Tensor, weight: Tensor) -> float | Tensor:
