@@ -111,9 +111,9 @@ def margin_softmax_loss(
     scale = _row_scale(scale, embeddings)
     # An angle that is a number goes with the op; what else there is, is row code on its two vectors.
     if own.is_a_number and label_smoothing == 0 and class_weight is None:
-        of_loss = (own.angle_rad, own.beyond_pi, own.straight_through, reduction)
+        of_loss = (own.angle_rad, own.beyond_pi, own.straight_through, checks.choice("reduction", reduction, Reduction))
         call = Contrast(
-            embeddings, weight, labels, None, None, None, scale, None, own.margin, similarity, Relation.DIFFERENT,
+            embeddings, weight, labels, None, None, None, scale, None, own.margin, own.similarity, Relation.DIFFERENT,
             ignore_index, Epilogue.MARGIN_SOFTMAX, *of_loss,
         )  # fmt: skip
         return contrast.run(call, backend, _OF_CLASSES, valid=False)

@@ -23,8 +23,8 @@ def choice(argument: str, value: object, options: type[O]) -> O:
     """The option of that name; an option is taken as it is."""
     if type(value) is options:
         return value
-    if isinstance(value, str) and value.islower() and value.upper() in options.__members__:
-        return options[value.upper()]
+    if type(value) is str and value.islower() and (found := options._member_map_.get(value.upper())) is not None:
+        return found
     raise ValueError(f"{argument}: expected one of {', '.join(map(repr, options.names()))}, got {value!r}")
 
 

@@ -53,6 +53,7 @@ class Margin(NamedTuple):
     multiplier: float
     beyond_pi: BeyondPi
     straight_through: bool
+    similarity: Similarity = Similarity.COSINE  # that it belongs to
 
     @property
     def is_a_number(self) -> bool:
@@ -130,7 +131,7 @@ def _check(
             f"angular_margin_rad, angular_multiplier: expected with margin_type 'combined' alone, got {margin_type!r}"
         )
     additive, angle = (0.0, numbers[0]) if kind == MarginType.ANGULAR else numbers
-    return Margin(kind, additive, angle, multiplier, continuation, margin_gradient == "straight_through")
+    return Margin(kind, additive, angle, multiplier, continuation, margin_gradient == "straight_through", measure)
 
 
 _check_once = functools.lru_cache(maxsize=256, typed=True)(_check)

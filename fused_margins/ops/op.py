@@ -75,7 +75,7 @@ class Op:
         self.factors = [i for i, f in enumerate(kinds) if isinstance(f, RowFactor)]
         self.no_needs = (False,) * len(self.differentiable)
         self._routes: dict[Any, Route] = {}
-        self._getters: dict[Any, Callable[[Any], Any]] = {}
+        self._describers: dict[Any, tuple[list[int] | None, Callable[[Any], Any]]] = {}
         self.registered: Any = None
         self.registered_backward: Any = None
         self.through_dispatcher: Any = None
@@ -166,24 +166,32 @@ class Op:
         if is_watched() or _is_any_autocast_enabled():
             return None
         kinds = tuple([value.__class__ for value in a])
-        for value, kind in zip(a[: self.num_tensors], kinds):
-            if kind in _PLAIN:
-                if value.is_neg() or _is_batched(value) or value._is_zerotensor():
-                    return None
-            elif value is not None and kind is not float:
+        found = self._describers.get(kinds)
+        if found is None:
+            found = self._describers[kinds] = self._describer(kinds)
+        tensors, describe = found
+        if tensors is None:
+            return None
+        for i in tensors:
+            t = a[i]
+            if t.is_neg() or _is_batched(t) or t._is_zerotensor():
                 return None
-        getter = self._getters.get(kinds)
-        if getter is None:
-            getter = self._getters[kinds] = self._getter(kinds)
-        return kinds, backend, torch.is_grad_enabled(), epoch.now, getter(a)
+        return kinds, backend, torch.is_grad_enabled(), epoch.now, describe(a)
 
-    def _getter(self, kinds: Sequence[type]) -> Callable[[Any], Any]:
-        """What of arguments of these types decides: of tensors what describes them, of others they themselves."""
-        wanted = []
-        for name, kind in zip(self.fields, kinds):
-            described = ("dtype", "shape", "device", "requires_grad", "layout", "is_nested") if kind in _PLAIN else ()
-            wanted += [f"{name}.{of_tensor}" for of_tensor in described] or [name]
-        return operator.attrgetter(*wanted)
+    def _describer(self, kinds: Sequence[type]) -> tuple[list[int] | None, Callable[[Any], Any]]:
+        """Of arguments of these types: which are tensors (None: some are of a subclass), and what gives all that decides,
+        which is what describes the tensors, and the others themselves."""
+        wanted, tensors = [], []
+        of_tensor = ("dtype", "shape", "device", "requires_grad", "layout", "is_nested")
+        for i, (name, kind) in enumerate(zip(self.fields, kinds)):
+            if kind in _PLAIN:
+                tensors.append(i)
+                wanted += [f"{name}.{attribute}" for attribute in of_tensor]
+            elif issubclass(kind, Tensor):
+                return None, operator.attrgetter(name)
+            elif kind is not type(None):
+                wanted.append(name)
+        return tensors, operator.attrgetter(*wanted)
 
     def _run(self, a: Any, backend: str, key: Any = None) -> Any:
         """The outputs of a valid call; key: remember what is found out for calls like it."""
@@ -194,7 +202,7 @@ class Op:
         if torch.is_grad_enabled():
             needs = tuple([isinstance(a[i], Tensor) and a[i].requires_grad for i in self.differentiable])
         if not torch.compiler.is_compiling() and can_bypass_dispatcher(a[: self.num_tensors]):
-            route = Route(self, a, backend, needs)
+            route = Route(self, a, backend, needs, as_given=key is not None and key[0] == tuple(map(type, a)))
             if key is not None:
                 if len(self._routes) >= MOST_ROUTES:
                     self._routes.clear()
@@ -329,7 +337,9 @@ class Op:
 class Route:
     """Where a call goes, and all that is the same in every call like it: no tensor, and no address."""
 
-    def __init__(self, op: Op, a: Any, backend: str, needs: tuple[bool, ...]) -> None:
+    def __init__(self, op: Op, a: Any, backend: str, needs: tuple[bool, ...], as_given: bool) -> None:
+        """as_given: callers have the options as they are here, so that their arguments may be passed on."""
+        self.as_given = as_given
         self.op, self.backend, self.needs = op, backend, needs
         self.kernel = registry.kernel(op.name, backend)
         self.plan = plan_of(self.kernel, a, needs) if op.differentiable else None
@@ -341,7 +351,8 @@ class Route:
 
     def __call__(self, a: Any) -> Any:
         """The given outputs, or the only one."""
-        a = self.with_rest([a[i] for i in self.tensors])
+        if not self.as_given:
+            a = self.with_rest([a[i] for i in self.tensors])
         if self.variables:
             return _apply(self, a, *[a[i] for i in self.variables])
         return self.only(self.kernel.forward(a, self.plan))
