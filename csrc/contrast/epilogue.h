@@ -71,11 +71,13 @@ class RowLoss {
     if (!out) return;
     T* o = static_cast<T*>(out);
     double sum = !one_each && add ? double(o[0]) : 0;
-    for (int64_t i = 0; i < p_.rows; ++i)
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      const T term = value(i);
       if (one_each)
-        o[i] = value(i) + (add ? o[i] : T(0));
+        o[i] = term + (add ? o[i] : T(0));
       else
-        sum += double(value(i));
+        sum += double(term);
+    }
     if (!one_each) o[0] = T(sum);
   }
 };
