@@ -1,5 +1,5 @@
-// What makes the loss of a row of its positive similarity u and of negative_lse: softplus(negative_lse - scale (psi(u) -
-// margin)), and the gradients that it hands to the rest.
+// What makes the loss of a row of its positive similarity u and of negative_lse: softplus(negative_lse - scale (psi(u)
+// - margin)), and the gradients that it hands to the rest.
 #pragma once
 
 #include "problem.h"
