@@ -144,46 +144,46 @@ void contrast(const Problem& p) {
   const auto [rows, columns, width] = p.s;
   for (Similarity similarity : similarities)
     for (Relation relation : relations)
-      for (Epilogue epilogue : epilogues)
-        for (int variant = 0; variant < 4; ++variant) {
-          const bool labelled = variant & 1, with_bias = variant & 2, has_loss = epilogue != Epilogue::none;
-          const Reduction reduction = reductions[variant % 3];
-          const Psi psis[] = {{1, 0, 0, 0, 1, 0, 0, false},  // none; below 0; beyond pi
-                              {0.8, -0.6, 1, 0.8, 1, 0, 0.2, false},
-                              {0.8, 0.6, -1, 0.8, -0.8, 0.6, -2, true}};
-          ContrastInputs in{p.x_matrix,
-                            p.y_matrix,
-                            p.target.data(),
-                            labelled ? p.row_labels.data() : nullptr,
-                            labelled ? p.column_labels.data() : nullptr,
-                            labelled ? p.self.data() : nullptr,
-                            p.scale.get(),
-                            true,
-                            with_bias ? p.bias.get() : nullptr,
-                            epilogue == Epilogue::margin_softmax ? p.margin.get() : nullptr,
-                            true,
-                            similarity,
-                            relation,
-                            -1,
-                            epilogue,
-                            psis[variant % 3],
-                            reduction,
-                            false,
-                            true,
-                            blocks_of(columns, variant)};
-          const int64_t losses = !has_loss ? 0 : reduction == Reduction::none ? rows : 1, vector = has_loss ? 0 : rows;
-          const Block positive = p.out(vector), lse = p.out(vector), loss = p.out(losses),
-                      saved = p.out(contrast_saved_size(rows, columns, width, true, in.saved_blocks));
-          contrast_forward({in, positive.get(), lse.get(), loss.get(), saved.get()});
-          const Block grad_x = p.like_x(rows * width), grad_y = p.like_x(columns * width), grad_scale = p.out(rows),
-                      grad_bias = p.out(columns), grad_margin = p.out(rows);
-          contrast_backward({p.of_rows.get(), p.of_rows_too.get(), loss.get(), in, saved.get(), grad_x.get(),
-                             grad_y.get(), grad_scale.get(), grad_bias.get(), grad_margin.get()});
-          in.force_running_maximum = true, in.with_mean = false;
-          const Block without = p.out(contrast_saved_size(rows, columns, width, false, in.saved_blocks));
-          contrast_forward({in, positive.get(), lse.get(), loss.get(), without.get()});
-          calls += 3;
-        }
+      for (int variant = 0; variant < 4; ++variant) {
+        const Epilogue epilogue = epilogues[(variant + int(relation)) % 3];
+        const bool labelled = variant & 1, with_bias = variant & 2, has_loss = epilogue != Epilogue::none;
+        const Reduction reduction = reductions[variant % 3];
+        const Psi psis[] = {{1, 0, 0, 0, 1, 0, 0, false},  // none; below 0; beyond pi
+                            {0.8, -0.6, 1, 0.8, 1, 0, 0.2, false},
+                            {0.8, 0.6, -1, 0.8, -0.8, 0.6, -2, true}};
+        ContrastInputs in{p.x_matrix,
+                          p.y_matrix,
+                          p.target.data(),
+                          labelled ? p.row_labels.data() : nullptr,
+                          labelled ? p.column_labels.data() : nullptr,
+                          labelled ? p.self.data() : nullptr,
+                          p.scale.get(),
+                          true,
+                          with_bias ? p.bias.get() : nullptr,
+                          epilogue == Epilogue::margin_softmax ? p.margin.get() : nullptr,
+                          true,
+                          similarity,
+                          relation,
+                          -1,
+                          epilogue,
+                          psis[variant % 3],
+                          reduction,
+                          false,
+                          true,
+                          blocks_of(columns, variant)};
+        const int64_t losses = !has_loss ? 0 : reduction == Reduction::none ? rows : 1, vector = has_loss ? 0 : rows;
+        const Block positive = p.out(vector), lse = p.out(vector), loss = p.out(losses),
+                    saved = p.out(contrast_saved_size(rows, columns, width, true, in.saved_blocks));
+        contrast_forward({in, positive.get(), lse.get(), loss.get(), saved.get()});
+        const Block grad_x = p.like_x(rows * width), grad_y = p.like_x(columns * width), grad_scale = p.out(rows),
+                    grad_bias = p.out(columns), grad_margin = p.out(rows);
+        contrast_backward({p.of_rows.get(), p.of_rows_too.get(), loss.get(), in, saved.get(), grad_x.get(),
+                           grad_y.get(), grad_scale.get(), grad_bias.get(), grad_margin.get()});
+        in.force_running_maximum = true, in.with_mean = false;
+        const Block without = p.out(contrast_saved_size(rows, columns, width, false, in.saved_blocks));
+        contrast_forward({in, positive.get(), lse.get(), loss.get(), without.get()});
+        calls += 3;
+      }
 }
 
 void search(const Problem& p) {
@@ -219,10 +219,12 @@ void sample(const Problem& p) {
 
 void scores(const Problem& p) {
   const auto [rows, columns, width] = p.s;
+  std::vector<int64_t> target = p.target;
+  std::replace(target.begin(), target.end(), ABSENT, int64_t(-1));
   for (Similarity similarity : similarities) {
     const ScoresInputs in{p.x_matrix,
                           p.y_matrix,
-                          p.target.data(),
+                          target.data(),
                           p.scale.get(),
                           true,
                           p.bias.get(),
