@@ -37,7 +37,9 @@ def pieces(angle_rad: float, beyond_pi: BeyondPi) -> Pieces:
         return Pieces(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
     if angle_rad < 0:  # below angle 0: a line of slope 1 that meets the cosine where it is 1
         return Pieces(cosine, sine, 1.0, cosine, 1.0, 0.0, 1 - cosine)
-    if beyond_pi == BeyondPi.EASY:  # u as it is where u <= 0: the bound is a number next to 0 that no processor takes for 0
+    if (
+        beyond_pi == BeyondPi.EASY
+    ):  # u as it is where u <= 0: the bound is a number next to 0 that no processor takes for 0
         return Pieces(cosine, sine, -1.0, -(2.0**-126), 1.0, 0.0, 0.0)
     if beyond_pi == BeyondPi.STANDARD:  # beyond angle pi: ArcFace's line
         return Pieces(cosine, sine, -1.0, cosine, 1.0, 0.0, -angle_rad * sine)
@@ -89,7 +91,9 @@ def check_margin(
         of_row = row_margin("margin", margin, labels, weight)
         if checked.type == MarginType.ANGULAR:
             return checked._replace(angle_rad=of_row)
-        return checked._replace(margin=of_row, angle_rad=row_margin("angular_margin_rad", angular_margin_rad, labels, weight))
+        return checked._replace(
+            margin=of_row, angle_rad=row_margin("angular_margin_rad", angular_margin_rad, labels, weight)
+        )
     if torch.compiler.is_compiling():
         return _check(*options)
     try:

@@ -4,8 +4,8 @@
                                  the autograd Function around torch's dispatcher and the one that torch.func and
                                  torch.compile understand, second derivatives and forward mode by the reference
 
-A call goes  __call__ (checks, once)  ->  run (which backend)  ->  kernel module.  Nothing below `__call__` checks again,
-but for the implementation that is registered with the dispatcher, which anybody may call.
+A call goes  __call__ (checks, once)  ->  run (which backend)  ->  kernel module.  Nothing below `__call__` checks
+again, but for the implementation that is registered with the dispatcher, which anybody may call.
 """
 
 import inspect
@@ -49,14 +49,16 @@ class Op:
         reference: Callable[[Any], Any],
         *,
         check: Callable[[Any], None] = lambda arguments: None,
-        aliases: Mapping[str, dict[str, Any]] = {},  # noqa: B006
+        aliases: Mapping[str, dict[str, Any]] = {},
     ) -> None:
         self.name, self.arguments, self.outputs = name, arguments, outputs
         self.reference, self._check_together = reference, check
-        self.package = inspect.getmodule(arguments).__package__  # type: ignore[union-attr]
+        self.package: str = arguments.__module__.rpartition(".")[0]
         self.__doc__ = arguments.__doc__
         self.fields = {n: _annotation(t, Field) for n, t in _hints(arguments).items()}
-        self.optional = {n for n, t in _hints(arguments).items() if type(None) in typing.get_args(typing.get_args(t)[0])}
+        self.optional = {
+            n for n, t in _hints(arguments).items() if type(None) in typing.get_args(typing.get_args(t)[0])
+        }
         self.results = {n: _annotation(t, Output) for n, t in _hints(outputs).items()}
         kinds = list(self.fields.values())
         self.num_tensors = sum(f.is_tensor for f in kinds)
@@ -88,7 +90,7 @@ class Op:
         return self.run(self.arguments(*args, **kwargs), backend, names, valid=False)
 
     def checked(self, a: Any, names: Mapping[str, str] = NO_NAMES, autocast: bool = True) -> Any:
-        """The arguments as the kernels take them; raises for shapes, dtypes, devices and options, in the caller's names."""
+        """The arguments as the kernels take them; errors about their shapes, dtypes, devices and values name them."""
         values = list(a)
         called = [names.get(n, n) for n in self.fields] if names else list(self.fields)
         first, second = self.matrices[0], self.matrices[-1]
@@ -179,8 +181,8 @@ class Op:
         return kinds, backend, torch.is_grad_enabled(), epoch.now, describe(a)
 
     def _describer(self, kinds: Sequence[type]) -> tuple[list[int] | None, Callable[[Any], Any]]:
-        """Of arguments of these types: which are tensors (None: some are of a subclass), and what gives all that decides,
-        which is what describes the tensors, and the others themselves."""
+        """Of arguments of these types: which are tensors (None: some are of a subclass), and what gives all that
+        decides, which is what describes the tensors, and the others themselves."""
         wanted, tensors = [], []
         of_tensor = ("dtype", "shape", "device", "requires_grad", "layout", "is_nested")
         for i, (name, kind) in enumerate(zip(self.fields, kinds)):
@@ -218,8 +220,9 @@ class Op:
         return self._given(a, self.registered(*flat, as_bits(needs), backend))
 
     def _by_reference(self, a: Any) -> Any:
-        with torch.autocast(a[0].device.type, enabled=False), torch.set_grad_enabled(
-            torch.is_grad_enabled() and bool(self.differentiable)
+        with (
+            torch.autocast(a[0].device.type, enabled=False),
+            torch.set_grad_enabled(torch.is_grad_enabled() and bool(self.differentiable)),
         ):
             return self.reference(a)
 
@@ -460,7 +463,7 @@ _apply = super(torch.autograd.Function, _AroundDispatcher).apply
 
 
 def _define(op: Op) -> None:
-    """Register an op and its backward with torch, and give it the Functions that torch.func and torch.compile understand."""
+    """Register an op and its backward with torch; make the Functions that torch.func and torch.compile understand."""
     fields, results = list(op.fields.items()), list(op.results)
     written = ", ".join(_schema(op, name, field) for name, field in fields)
     made = ", ".join(f"Tensor {name}" for name in results)
@@ -585,9 +588,8 @@ def _callable(op: Op, a: Any, backend: str) -> tuple[Any, Any]:
 
 def _expect(argument: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype, x: Tensor) -> None:
     if tuple(t.shape) != shape or t.dtype != dtype or t.device != x.device:
-        raise ValueError(
-            f"{argument}: expected shape {shape} of {dtype} on {x.device}, got {tuple(t.shape)} of {t.dtype} on {t.device}"
-        )
+        expected, got = f"{shape} of {dtype} on {x.device}", f"{tuple(t.shape)} of {t.dtype} on {t.device}"
+        raise ValueError(f"{argument}: expected shape {expected}, got {got}")
 
 
 def _fake_forward(op: Op, flat: Sequence[Any]) -> Any:
