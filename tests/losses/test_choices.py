@@ -7,8 +7,7 @@ from torch.nn import functional as F
 
 from fused_margins import CrossBatchMemory, EasyPositiveInfoNCELoss, EasyPositiveMarginLoss, EasyPositiveTripletLoss
 from fused_margins.functional import mine_positives
-from fused_margins.losses.easy_positive import NEGATIVES, POSITIVES
-from fused_margins.losses.sampling import all_positives, random_negatives
+from fused_margins.mining import NEGATIVES, POSITIVES, all_positives, random_negatives
 
 MARGIN, BETA, TEMPERATURE = 0.6, 1.1, 0.2
 BACKENDS = ("reference", "cpu")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fused_margins import EasyPositiveInfoNCELoss, EasyPositiveMarginLoss, EasyPositiveTripletLoss
-from fused_margins.losses.easy_positive import NEGATIVES, POSITIVES
+from fused_margins.mining import NEGATIVES, POSITIVES
 
 BACKENDS = ("reference", "cpu")
 SIMILARITIES = {

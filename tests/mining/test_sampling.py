@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fused_margins.losses.sampling import distance_weighted_negatives, random_positives
-from fused_margins.ops import registry
+from fused_margins.backends import registry
+from fused_margins.mining import distance_weighted_negatives, random_positives
 
-BACKENDS = [b.name for b in registry.BACKENDS if registry._HAS_KERNEL["draw", b.name]]
+BACKENDS = [b.name for b in registry.BACKENDS if registry.has_kernel("sample", b.name)]
 
 
 class Drawn(Protocol):
@@ -22,7 +22,7 @@ class Drawn(Protocol):
 @pytest.fixture
 def drawn(backend, device_for) -> Drawn:
     """Distance-weighted negatives of a backend, on its device and back."""
-    device = device_for("draw", backend)  # or skip, with the reason
+    device = device_for("sample", backend)  # or skip, with the reason
 
     def draw(*arguments):
         moved = (t.to(device) if isinstance(t, Tensor) else t for t in arguments)

@@ -10,7 +10,7 @@ import torch
 
 import fused_margins
 from fused_margins import functional
-from fused_margins.ops import registry
+from fused_margins.backends import registry
 
 MODULES = [getattr(fused_margins, name) for name in fused_margins.losses.__all__]
 LOSSES = [module for module in MODULES if module is not fused_margins.CrossBatchMemory]  # which wraps one of them
@@ -74,7 +74,7 @@ def test_memory_budget_is_explained_and_bounded(capsys):
     before = fused_margins.memory_budget()
     try:
         for budget, text in (
-            (2**30, "keeps 0.1 MiB for the backward: 3.00"),
+            (2**30, "saves 0.1 MiB for the backward: 3.00"),
             (0, "computes 100% of the softmax weights again: 4.00"),
         ):
             fused_margins.set_memory_budget(budget)

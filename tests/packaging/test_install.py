@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fused_margins
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = Path(fused_margins.__file__).parent
 
 
@@ -76,7 +76,7 @@ except RuntimeError as error:
     assert result.stderr.count("RuntimeWarning") == 1
     assert "without the C++ kernels: no C++ compiler found (looked for g++)" in result.stderr
     assert "* reference" in result.stdout
-    assert "backend 'cpu' cannot run this margin_softmax: no C++ compiler found" in result.stdout
+    assert "backend 'cpu' cannot run this contrast: no C++ compiler found" in result.stdout
 
 
 def test_a_declined_build_does_not_warn(tmp_path):
