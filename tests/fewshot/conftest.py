@@ -12,7 +12,7 @@ import torch
 from fused_margins.fewshot import report
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Augmentation, Backbone, TrainConfig
-from fused_margins.fewshot.datasets import ImageSet
+from fused_margins.fewshot.datasets import ImageSet, load, registry
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +38,14 @@ def pictures() -> None:
 def _no_pictures(request, monkeypatch):
     if "pictures" not in request.fixturenames:
         monkeypatch.setattr(report, "_draw", lambda run, trainer, task: {})
+
+
+@pytest.fixture
+def few_digits(monkeypatch) -> None:
+    """Every third image of the digits: enough where it is not the numbers that count."""
+    every = load("digits")
+    few = {split: images.subset(torch.arange(0, len(images), 3)) for split, images in every.items()}
+    monkeypatch.setattr(registry, "LOADERS", registry.LOADERS | {"digits": lambda *args: few})
 
 
 SMALL = ["--blocks", "2", "--channels", "4", "--embedding-size", "8", "--epochs", "2"]

@@ -69,6 +69,7 @@ def test_knc_has_as_many_clusters_as_were_asked_for(trained):
     assert len(set(errors.values())) == 3
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_the_number_of_threads_is_stored_and_used_again(tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr(torch, "set_num_threads", used.append)
@@ -79,6 +80,7 @@ def test_the_number_of_threads_is_stored_and_used_again(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "default" / "config.json").read_text())["threads"] == torch.get_num_threads()
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_classes_left_out_are_judged_as_novel(tmp_path):
     folder = tmp_path / "run"
     assert _train(folder, "--classes", "0", "1", "2", "3", "4") == 0
@@ -233,6 +235,7 @@ def test_control_c_stops_and_resume_completes_to_the_same_numbers(tmp_path, caps
 
 @needs_cpu_backend
 @pytest.mark.parametrize("loss", ["margin-softmax", "triplet", "magnet"])
+@pytest.mark.usefixtures("few_digits")
 def test_parity_compares_every_step_and_the_end(tmp_path, capsys, loss):
     options = [*SMALL, "--loss", loss, "--output", str(tmp_path), "--episodes", "5", "--workers", "1"]
     options += ["--warm-epochs", "1"] if loss == "magnet" else []
@@ -262,6 +265,7 @@ def test_parity_without_held_out_images_and_with_few_novel_classes(tmp_path):
     assert "At the end: novel_3way_1shot" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_parity_beyond_the_tolerance_exits_with_one(tmp_path, capsys):
     options = ["--steps", "3", "--tolerance", "1e-12", "--loss", "margin-softmax", "--episodes", "5", "--workers", "1"]
     assert main(["parity", *SMALL, "--output", str(tmp_path), *options]) == 1
@@ -275,6 +279,7 @@ def test_a_configuration_that_is_no_text_is_named(tmp_path, capsys):
         assert "config.json: not text" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_a_run_that_diverges_can_be_looked_at_and_resumed(tmp_path, capsys):
     folder = tmp_path / "run"
     wild = ["--learning-rate", "1e30", "--similarity", "dot", "--no-normalize"]
@@ -289,6 +294,7 @@ def test_parity_wants_a_step(capsys):
     assert "steps: expected at least 1, got 0" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_demo_in_miniature(tmp_path):
     options = ["--seeds", "0", "--epochs", "6", "--episodes", "5", "--workers", "1"]
     assert main(["demo", "--output", str(tmp_path), *options]) == 0
@@ -299,6 +305,7 @@ def test_demo_in_miniature(tmp_path):
     assert (tmp_path / "margins" / "margins.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_a_preset_is_where_other_options_go_on_from(tmp_path):
     folder = tmp_path / "run"
     assert _train(folder, "--preset", "easy-positive-digits", "--negatives", "hard") == 0
@@ -328,6 +335,7 @@ def test_a_dry_run_says_what_and_how_long_and_writes_nothing(tmp_path, capsys, c
         ),
     ],
 )
+@pytest.mark.usefixtures("few_digits")
 def test_studies_in_miniature(tmp_path, command, groups):
     assert (
         main([*command, *SMALL, "--epochs", "7", "--output", str(tmp_path), "--episodes", "5", "--workers", "1"]) == 0
@@ -338,6 +346,7 @@ def test_studies_in_miniature(tmp_path, command, groups):
     assert ("with 2 clusters a class" in text) == ("--clusters-per-class" in command)
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_compare_tabulates_runs(trained, tmp_path, capsys):
     assert _train(tmp_path / "0", "--margin", "0") == 0
     capsys.readouterr()
@@ -363,6 +372,7 @@ def test_data_lists_what_there_is_and_counts_a_set(tmp_path, capsys, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_a_resumed_run_is_judged_as_it_was_to_be(tmp_path):
     folder = tmp_path / "run"
     assert _train(folder, "--classes", "0", "1", "2", "3", "4", "--ways", "3") == 0

@@ -31,6 +31,7 @@ def _study(epochs=1, seeds=(0,), episodes=5):
     return margin_sweep_study(config, (-0.1, 0.0), seeds, Judging(episodes=episodes))
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_a_suite_reports_and_runs_once(tmp_path, monkeypatch):
     run_suite([_study()], tmp_path, "Title", workers=1)
     results = json.loads((tmp_path / "studies.json").read_text())
@@ -43,6 +44,7 @@ def test_a_suite_reports_and_runs_once(tmp_path, monkeypatch):
     run_suite([_study()], tmp_path, "Title", workers=1)
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_a_stricter_judgement_does_not_train_again(tmp_path, contents):
     run_suite([_study()], tmp_path, "Title", workers=1)
     folder = tmp_path / "margins" / "m-0-seed0"
@@ -53,6 +55,7 @@ def test_a_stricter_judgement_does_not_train_again(tmp_path, contents):
     assert before["report.json"] != after["report.json"]
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_other_settings_in_a_folder_are_refused(tmp_path):
     run_suite([_study()], tmp_path, "Title", workers=1)
     with pytest.raises(UserError, match="holds a run with other settings"):
