@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from fused_margins.ops.labels import INVALID, check_members, checked
 
 from fused_margins.ops import cases, labels, registry
 from fused_margins.ops.cases import Inputs
 from fused_margins.ops.contrast import contrast
 from fused_margins.ops.contrast import reference as contrast_reference
-from fused_margins.ops.labels import INVALID, check_members, checked
 
 BACKENDS = [b.name for b in registry.BACKENDS]
 B, N, D = 6, 9, 4

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from fused_margins.ops.labels import check_index, check_members
 from torch import Tensor
 
 from fused_margins.ops import cases, registry
 from fused_margins.ops.contrast import contrast
-from fused_margins.ops.labels import check_index, check_members
 from fused_margins.ops.nearest import nearest
 from fused_margins.ops.scores import scores
 

@@ -5,15 +5,15 @@ from itertools import product
 
 import pytest
 import torch
+from fused_margins.ops.kept import BLOCK, SPARE_ROWS, kept_size
+from fused_margins.ops.similarity import SIMILARITIES
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from fused_margins.ops import cases, native, registry
 from fused_margins.ops.cases import Inputs, OpCases
 from fused_margins.ops.contrast import contrast
-from fused_margins.ops.kept import BLOCK, SPARE_ROWS, kept_size
 from fused_margins.ops.scores import scores
-from fused_margins.ops.similarity import SIMILARITIES
 
 OPS = {name: op for name in registry.OPS if (op := cases.load(name)).DIFFERENTIABLE}
 BACKENDS = [b.name for b in registry.BACKENDS]
