@@ -1,6 +1,7 @@
 """Problems of every op, made of its cases and of its fields: no op is named here."""
 
 import functools
+import itertools
 from typing import Any
 
 import torch
@@ -78,10 +79,20 @@ def richest(op: str, backend: str = "reference") -> Case:
     return max(smooth, key=lambda c: len({id(t) for t in map(make(c).get, variables(op, make(c)))}))
 
 
-def choices(op: str) -> list[tuple[str, Option]]:
-    """Every option of every field that is a choice."""
+@functools.cache
+def options_in_pairs(op: str) -> list[dict[str, Option]]:
+    """Options of all choices of an op, so that every two options of two choices come together once."""
     fields = registry.OPS[op].fields  # type: ignore[attr-defined]
-    return [(n, option) for n, f in fields.items() if isinstance(f, Choice) for option in f.options]
+    options = {n: list(f.options) for n, f in fields.items() if isinstance(f, Choice)}
+    seen: set[tuple[Any, ...]] = set()
+    chosen = []
+    for values in itertools.product(*options.values()):
+        together = list(zip(options, values))
+        new = set(itertools.combinations(together, min(2, len(together)))) - seen
+        if new:
+            chosen.append(dict(together))
+            seen |= new
+    return chosen
 
 
 def small(op: str, rows: int = 5, columns: int = 4, width: int = 3, single: bool = False, **options: Any) -> Inputs:
