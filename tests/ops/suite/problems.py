@@ -4,8 +4,10 @@ import functools
 import itertools
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fused_margins.backends import registry
 from fused_margins.core.enums import Option
@@ -29,8 +31,11 @@ def make(case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu") ->
 
 
 def device_of(backend: str) -> str:
-    """Where a backend runs here; for one that is required and missing, where it would."""
-    return next((d for d in reversed(DEVICES) if ROWS[backend].why_not(d) is None), "cpu")
+    """Where a backend runs here; a required one that is missing fails."""
+    for device in reversed(DEVICES):
+        if ROWS[backend].why_not(device) is None:
+            return device
+    pytest.fail(f"backend {backend} runs nothing here: {ROWS[backend].why_not('cpu')}")
 
 
 def refusal(op: str, inputs: Inputs, backend: str) -> str | None:
@@ -39,20 +44,17 @@ def refusal(op: str, inputs: Inputs, backend: str) -> str | None:
     return registry.refusal(ROWS[backend], shell.problem(shell.checked(shell.arguments(**inputs))))
 
 
-def case(op: str, name: str) -> Case:
-    return next(c for c in OPS[op].CASES if c.name == name)
-
-
 @functools.cache
 def representatives(op: str, backend: str = "reference") -> list[Case]:
     """Small cases that together have every kind of value that the cases have in any field."""
     seen: set[tuple[Any, ...]] = set()
     chosen = []
+    is_here = any(ROWS[backend].why_not(device) is None for device in DEVICES)
     for c in OPS[op].CASES:
         inputs = make(c)
         if sum(t.numel() for t in inputs.values() if isinstance(t, Tensor)) > SMALL:
             continue
-        if backend != "reference" and refusal(op, make(c, device=device_of(backend)), backend):
+        if is_here and backend != "reference" and refusal(op, make(c, device=device_of(backend)), backend):
             continue
         kinds = {(name, *_kind(value)) for name, value in inputs.items()} | {("itself", inputs["x"] is inputs.get("y"))}
         kinds.add(("rows", min(inputs["x"].shape[0], 1)))
@@ -74,9 +76,15 @@ def variables(op: str, inputs: Inputs) -> list[str]:
 
 
 def richest(op: str, backend: str = "reference") -> Case:
-    """The case with the most tensors that have gradients, each of its own."""
+    """The case with the most tensors that have gradients, each of its own, and the most axes of them."""
+
+    def count(c: Case) -> tuple[int, int]:
+        inputs = make(c)
+        tensors = {id(inputs[n]): inputs[n] for n in variables(op, inputs)}
+        return len(tensors), sum(t.dim() for t in tensors.values())
+
     smooth = [c for c in representatives(op, backend) if c.smooth and make(c)["x"].shape[0] > 1]
-    return max(smooth, key=lambda c: len({id(t) for t in map(make(c).get, variables(op, make(c)))}))
+    return max(smooth, key=count)
 
 
 @functools.cache
@@ -96,8 +104,13 @@ def options_in_pairs(op: str) -> list[dict[str, Option]]:
 
 
 def small(op: str, rows: int = 5, columns: int = 4, width: int = 3, single: bool = False, **options: Any) -> Inputs:
-    """A problem in float64 with a value for every field that these options allow, row factors 0-d if `single`."""
+    """A problem in float64 with a value for every field that these options allow, row factors 0-d if `single`.
+
+    The first case of an op that has axes of its own.
+    """
     shell: Any = registry.OPS[op]
+    if not all(axis in ("rows", "columns", "width") for f in shell.fields.values() for axis in f.axes):
+        return make(OPS[op].CASES[0]) | options
     g = torch.Generator().manual_seed(1)
     sizes = {"rows": rows, "columns": columns, "width": width}
     inputs: Inputs = {}
@@ -122,3 +135,17 @@ def small(op: str, rows: int = 5, columns: int = 4, width: int = 3, single: bool
                 raise
         else:
             return inputs
+
+
+@functools.cache
+def checks_read_values(op: str) -> bool:
+    """Whether the checks of an op read what is in its tensors, so that no graph can hold them."""
+    shell: Any = registry.OPS[op]
+    inputs = make(OPS[op].CASES[0])
+    with FakeTensorMode() as mode:
+        inputs = {n: mode.from_tensor(v) if isinstance(v, Tensor) else v for n, v in inputs.items()}
+        try:
+            shell.checked(shell.arguments(**inputs))
+        except DataDependentOutputException:
+            return True
+    return False

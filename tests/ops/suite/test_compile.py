@@ -12,7 +12,17 @@ from fused_margins.core.indices import check_index, check_members
 from fused_margins.ops import cases
 from fused_margins.ops.cases import Inputs
 from fused_margins.ops.op import as_bits
-from tests.ops.suite.problems import DIFFERENTIABLE, OPS, device_of, make, pairs, representatives, richest, variables
+from tests.ops.suite.problems import (
+    DIFFERENTIABLE,
+    OPS,
+    checks_read_values,
+    device_of,
+    make,
+    pairs,
+    representatives,
+    richest,
+    variables,
+)
 
 # Of torch, by torch: Dynamo makes instances of the Functions that it traces, and Inductor uses TorchScript.
 pytestmark = [
@@ -20,6 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
 ]
 PAIRS = pairs()
+OF_GRAPHS = [(op, backend) for op, backend in PAIRS if not checks_read_values(op)]
 
 
 class Watched:
@@ -107,7 +118,7 @@ def itself_or_richest(op: str, backend: str) -> cases.Case:
 
 
 @pytest.mark.parametrize("which", [richest, itself_or_richest], ids=["richest", "itself"])
-@pytest.mark.parametrize(("op", "backend"), PAIRS)
+@pytest.mark.parametrize(("op", "backend"), OF_GRAPHS)
 def test_a_whole_graph(op, backend, which):
     """In one graph, forward and backward, with the kernel's own backward and not the reference's formulas."""
     torch.compiler.reset()
@@ -123,7 +134,7 @@ def test_a_whole_graph(op, backend, which):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(("op", "backend"), PAIRS)
+@pytest.mark.parametrize(("op", "backend"), OF_GRAPHS)
 def test_a_graph_of_any_size(op, backend):
     """Inductor's graph of dynamic sizes is compiled once for all batches."""
     torch.compiler.reset()
@@ -133,12 +144,21 @@ def test_a_graph_of_any_size(op, backend):
     with torch._dynamo.config.patch(error_on_recompile=True):
         for kept in (rows, rows - 5, rows - 8):
             fewer = [
-                t.detach()[:kept].clone().requires_grad_(t.requires_grad) if t.dim() and t.shape[0] == rows else t
+                t.detach()[slice(kept) if t.dim() and t.shape[0] == rows else ...].clone().requires_grad_(t.requires_grad)
                 for t in tensors
             ]
             for a, b in zip(values_and_gradients(compiled, fewer), values_and_gradients(function, fewer)):
                 torch.testing.assert_close(a, b)
                 assert a.isfinite().all()
+
+
+@pytest.mark.parametrize(("op", "backend"), [pair for pair in PAIRS if pair not in OF_GRAPHS])
+def test_what_no_graph_holds_still_runs_compiled(op, backend):
+    torch.compiler.reset()
+    function, tensors = call_of(op, OPS[op].CASES[0], device_of(backend), backend)
+    compiled = torch.compile(function, backend="aot_eager")
+    for a, b in zip(compiled(*tensors), function(*tensors)):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
