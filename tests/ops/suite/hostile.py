@@ -54,9 +54,9 @@ def bad_tensors(t: Tensor) -> Iterator[Any]:
         if info.min <= value <= info.max or value != value or abs(value) == float("inf"):
             yield torch.full_like(t, value)
             if t.numel() > 1:
-                last = t.detach().clone()
-                last.view(-1)[-1] = value
-                yield last
+                last = t.detach().reshape(-1).clone()
+                last[-1] = value
+                yield last.view(t.shape)
 
 
 def bad_values(value: Any) -> Iterator[Any]:
