@@ -11,7 +11,7 @@ from ..mining.negatives import NEGATIVES
 from ..mining.sides import Sides
 from ..ops.contrast.epilogues import Epilogue
 from ..ops.contrast.op import Contrast, contrast
-from .easy_positive import EasyPositiveLoss, Positives
+from .easy_positive import EasyPositiveLoss
 
 
 class EasyPositiveInfoNCELoss(EasyPositiveLoss):

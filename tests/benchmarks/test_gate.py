@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from fused_margins.losses.sampling import random_negatives
+from fused_margins.ops.draw import draw
+from fused_margins.ops.draw.reference import log_weight
+from fused_margins.ops.similarity import unit_rows
 
 from benchmarks.gate import judge_choice, judge_draw
 from benchmarks.workload import Contestant
 from benchmarks.workloads import WORKLOADS, clusters, margin_softmax
-from fused_margins.losses.sampling import random_negatives
 from fused_margins.ops import registry
-from fused_margins.ops.draw import draw
-from fused_margins.ops.draw.reference import log_weight
-from fused_margins.ops.similarity import unit_rows
 
 from .samples import faults, smallest_row, tampered, workload
 

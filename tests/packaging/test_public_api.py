@@ -1,16 +1,14 @@
 """What is exported, and that every public docstring says what a user needs to know."""
 
 import inspect
-import os
-import subprocess
-import sys
+import re
 
 import pytest
 import torch
 
 import fused_margins
 from fused_margins import functional
-from fused_margins.ops import registry
+from fused_margins.backends import budget, registry
 
 MODULES = [getattr(fused_margins, name) for name in fused_margins.losses.__all__]
 LOSSES = [module for module in MODULES if module is not fused_margins.CrossBatchMemory]  # which wraps one of them
@@ -60,21 +58,28 @@ def test_explain_names_every_backend_and_marks_one(capsys):
         fused_margins.explain("attention", rows=1, columns=1, width=1)
 
 
+@pytest.mark.parametrize(("name", "op"), [("margin_softmax", "contrast"), ("draw", "sample")])
+def test_explain_answers_to_names_of_before(capsys, name, op):
+    fused_margins.explain(name, rows=64, columns=32, width=16)
+    output = capsys.readouterr().out
+    assert output.count("\n") == len(registry.BACKENDS)
+    assert output.count("* ") == 1
+    assert registry.problem(name, rows=4, columns=3, width=2).op == op
+
+
 @pytest.mark.parametrize("text", ["-1", "plenty", "1e6"])
-def test_a_memory_budget_of_the_environment_is_bounded_too(text):
-    environment = os.environ | {"FUSED_MARGINS_MEMORY_BUDGET": text}
-    run = subprocess.run(
-        [sys.executable, "-c", "import fused_margins"], env=environment, capture_output=True, text=True
-    )
+def test_a_memory_budget_of_the_environment_is_bounded_too(monkeypatch, text):
+    monkeypatch.setenv("FUSED_MARGINS_MEMORY_BUDGET", text)
     message = f"FUSED_MARGINS_MEMORY_BUDGET: expected a whole number of bytes, at least 0, got {text!r}"
-    assert message in run.stderr
+    with pytest.raises(ValueError, match=re.escape(message)):
+        budget._from_environment()  # as an import does
 
 
 def test_memory_budget_is_explained_and_bounded(capsys):
     before = fused_margins.memory_budget()
     try:
         for budget, text in (
-            (2**30, "keeps 0.1 MiB for the backward: 3.00"),
+            (2**30, "saves 0.1 MiB for the backward: 3.00"),
             (0, "computes 100% of the softmax weights again: 4.00"),
         ):
             fused_margins.set_memory_budget(budget)
