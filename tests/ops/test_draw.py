@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from fused_margins.ops.draw import draw, reference
 
 from fused_margins.ops import registry
-from fused_margins.ops.draw import draw, reference
 
 BACKENDS = [b.name for b in registry.BACKENDS if registry._HAS_KERNEL["draw", b.name]]
 # Of the known answers in the authors' Random123: counter, key, both words.

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from fused_margins.ops.similarity import SIMILARITIES
 from torch.nn import functional as F
 
 from fused_margins.functional import margin_softmax_loss
@@ -11,7 +12,6 @@ from fused_margins.ops import cases, registry
 from fused_margins.ops.contrast import contrast
 from fused_margins.ops.nearest import nearest
 from fused_margins.ops.scores import scores
-from fused_margins.ops.similarity import SIMILARITIES
 
 BACKENDS = [b.name for b in registry.BACKENDS]
 EUCLIDEAN = "negative_squared_euclidean"

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
+from fused_margins.ops.draw import draw
+from fused_margins.ops.draw.reference import exponentials, log_weight
+from fused_margins.ops.similarity import unit_rows
 from torch import Tensor
 
 from fused_margins.ops import registry
 from fused_margins.ops.contrast import contrast
-from fused_margins.ops.draw import draw
-from fused_margins.ops.draw.reference import exponentials, log_weight
 from fused_margins.ops.margin_softmax import margin_softmax
 from fused_margins.ops.nearest import nearest
 from fused_margins.ops.scores import scores
-from fused_margins.ops.similarity import unit_rows
 
 SIDE = 46_400  # its square is more than 2^31
 PICKED = torch.tensor([0, 7, SIDE // 2, SIDE - 2, SIDE - 1])

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from fused_margins.ops.similarity import SIMILARITIES
 from torch import Generator, Tensor
 
 from fused_margins.ops import cases
 from fused_margins.ops.nearest import nearest
-from fused_margins.ops.similarity import SIMILARITIES
 
 SIZES = (1, 1, 2, 3, 4, 4, 5, 7, 8, 1, 15, 16, 17, 33, 60, 64, 65, 3, 130, 257)
 WIDTH = 19

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from fused_margins.ops.similarity import RELATIONS, SIMILARITIES
 
 from fused_margins.ops import native
 from fused_margins.ops.nearest import kernel_cpu, nearest
-from fused_margins.ops.similarity import RELATIONS, SIMILARITIES
 
 ROWS = 1700  # several chunks, the last of them ragged
 WIDTH = 6

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from fused_margins.ops.similarity import RELATIONS, SIMILARITIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,7 +13,6 @@ from fused_margins.ops import cases, registry
 from fused_margins.ops.cases import Inputs
 from fused_margins.ops.contrast import contrast
 from fused_margins.ops.nearest import nearest
-from fused_margins.ops.similarity import RELATIONS, SIMILARITIES
 
 BACKENDS = [b.name for b in registry.BACKENDS if b.name != "reference"]  # which the rule compares with itself
 INTEGERS = [torch.int64, torch.int32, torch.int16]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from fused_margins.ops.registry import Backend, Problem, explain, resolve
 
 import fused_margins
 from fused_margins.ops import native, registry
 from fused_margins.ops.contrast import contrast
-from fused_margins.ops.registry import Backend, Problem, explain, resolve
 
 
 def problem(op: str = "contrast", device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from fused_margins.ops.similarity import SIMILARITIES
 
 from fused_margins.functional import mine_negatives
-from fused_margins.ops.similarity import SIMILARITIES
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton", "reference"])

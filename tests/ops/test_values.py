@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from fused_margins.ops.draw import draw
 
 import fused_margins
 from fused_margins.functional import magnet_loss, margin_softmax_loss, mine_negatives, mine_positives
 from fused_margins.ops import registry
 from fused_margins.ops.contrast import contrast
-from fused_margins.ops.draw import draw
 from fused_margins.ops.nearest import nearest
 from fused_margins.ops.scores import scores
 

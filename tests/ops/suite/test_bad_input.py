@@ -126,9 +126,7 @@ def bad_values(op: str, name: str, field: Any, inputs: dict[str, Any]) -> list[B
             for v in ("unknown", field.options.names()[0].upper(), None)
         ]
     if isinstance(field, kinds.Integer):
-        found: list[Bad] = [
-            (f"{v}", v, TypeError, f"expected an integer, got {v!r}") for v in (None, 1.5, True, "1")
-        ]
+        found: list[Bad] = [(f"{v}", v, TypeError, f"expected an integer, got {v!r}") for v in (None, 1.5, True, "1")]
         found.append(("large", 2**64, ValueError, "expected an integer of 64 bits"))
         if field.low > -(2**63):
             found.append(("low", field.low - 1, ValueError, f"expected at least {field.low}, got {field.low - 1}"))

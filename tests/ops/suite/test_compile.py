@@ -144,7 +144,9 @@ def test_a_graph_of_any_size(op, backend):
     with torch._dynamo.config.patch(error_on_recompile=True):
         for kept in (rows, rows - 5, rows - 8):
             fewer = [
-                t.detach()[slice(kept) if t.dim() and t.shape[0] == rows else ...].clone().requires_grad_(t.requires_grad)
+                t.detach()[slice(kept) if t.dim() and t.shape[0] == rows else ...]
+                .clone()
+                .requires_grad_(t.requires_grad)
                 for t in tensors
             ]
             for a, b in zip(values_and_gradients(compiled, fewer), values_and_gradients(function, fewer)):
