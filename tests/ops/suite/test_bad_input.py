@@ -167,7 +167,7 @@ def test_every_field_says_what_it_takes(op: str, change: dict[str, Any], error: 
 
 @pytest.mark.parametrize("op", OPS)
 def test_what_is_no_field(op):
-    with pytest.raises(ValueError, match="^backend: expected one of 'auto', .*'reference', got 'gpu'"):
+    with pytest.raises(ValueError, match=r"^backend: expected one of 'auto', .*'reference', got 'gpu'"):
         OPS[op].run(problem(op), "gpu")
     with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
         OPS[op].run(problem(op) | {"colour": 3}, "auto")
