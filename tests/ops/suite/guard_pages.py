@@ -1,6 +1,6 @@
 """A program: all cases with every input beside a page that may not be touched, so that a stray read ends it.
 
-``python -m tests.ops.guard_pages after`` (or ``before``) runs the cases; ``stray`` reads one byte too far, on purpose.
+``python -m tests.ops.suite.guard_pages after`` (or ``before``) runs the cases; ``stray`` reads one byte too far, on purpose.
 """
 
 import ctypes
@@ -10,7 +10,9 @@ import sys
 import torch
 from torch import Tensor
 
-from fused_margins.ops import cases, registry
+import fused_margins.functional  # noqa: F401  # every op registers itself
+from fused_margins.backends import registry
+from fused_margins.ops import cases
 
 PAGE = mmap.PAGESIZE
 PROT_NONE = 0

@@ -1,12 +1,16 @@
-"""Random numbers of `draw`: published values, independence, and what depends on how they are made."""
+"""Random numbers of `sample`: published values, independence, and what depends on how they are made."""
 
 import pytest
 import torch
-from fused_margins.ops.draw import draw, reference
 
-from fused_margins.ops import registry
+from fused_margins.core.similarity import unit_rows
+from fused_margins.ops import cases
+from fused_margins.ops.sample import reference, sample
+from tests.conftest import backends
 
-BACKENDS = [b.name for b in registry.BACKENDS if registry._HAS_KERNEL["draw", b.name]]
+OP = cases.load("sample")
+on_every_backend = pytest.mark.parametrize("backend", backends("sample"))
+on_every_kernel = pytest.mark.parametrize("backend", backends("sample", reference=False))
 # Of the known answers in the authors' Random123: counter, key, both words.
 KNOWN = [
     ((0, 0), 0, (0xFF1DAE59, 0x6CD10DF2)),
@@ -35,10 +39,10 @@ def test_exponential_variates():
     assert not torch.equal(e[:1], reference.exponentials(0, 1, 501, torch.tensor(2), torch.float64))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_every_column_can_be_drawn(backend, device_for):
+@on_every_backend
+def test_every_column_can_be_chosen(backend, device_for):
     """A word that rounds to U = 1 in float32 leaves its column open, alone as it is."""
-    device = device_for("draw", backend)
+    device = device_for("sample", backend)
     row, column, seed = ALMOST_ONE
     word, _ = reference.philox(*(torch.tensor(n) for n in ALMOST_ONE))
     assert float(word.float() * 2.0**-32) == 1.0
@@ -46,16 +50,16 @@ def test_every_column_can_be_drawn(backend, device_for):
     x = torch.ones(row + 1, 2, device=device)
     labels = torch.arange(column + 1, device=device)  # that column alone is of the rows' class
     of_rows = torch.full((row + 1,), column, device=device)
-    index = draw(
+    index = sample(
         x, x[: column + 1], of_rows, labels, torch.tensor(seed, device=device), relation="same", backend=backend
     )
     assert (index == column).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@on_every_backend
 def test_numbers_of_float64_are_those_of_float64(backend, device_for):
     """Of two columns the second is ahead by 3e-9, more than a short series for E would lose."""
-    device = device_for("draw", backend)
+    device = device_for("sample", backend)
     row, seed = SMALL_U
     e = reference.exponentials(row, 1, 2, torch.tensor(seed), torch.float64)[0]
     assert 0.9 < float(e[0]) * 2**6 < 1
@@ -71,19 +75,19 @@ def test_numbers_of_float64_are_those_of_float64(backend, device_for):
     labels = torch.zeros(row + 1).long()
     seed = torch.tensor(seed)
     tensors = (t.to(device) for t in (x, y, labels, labels.new_zeros(2), seed))
-    assert int(draw(*tensors, relation="any", backend=backend)[row]) == 1
+    assert int(sample(*tensors, relation="any", backend=backend)[row]) == 1
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@on_every_backend
 def test_equal_weights_draw_evenly(backend, device_for):
-    device = device_for("draw", backend)
+    device = device_for("sample", backend)
     rows, columns = 4096, 100
     x = torch.ones(rows, 3, device=device)
     y = torch.ones(columns, 3, device=device)
     y[50:] = -1  # beyond the cut-off, as long as anything is nearer
     row_labels, column_labels = (torch.zeros(n, dtype=torch.int64, device=device) for n in (rows, columns))
     for seed, of_y in ((1, y), (2, -y)):
-        index = draw(
+        index = sample(
             x, of_y, row_labels, column_labels, torch.tensor(seed, device=device), relation="any", backend=backend
         )
         near = index if seed == 1 else index - 50
@@ -92,7 +96,7 @@ def test_equal_weights_draw_evenly(backend, device_for):
         expected = rows / 50
         # Chi squared with 49 degrees of freedom: 4 standard deviations above its mean.
         assert float(((counts - expected) ** 2 / expected).sum()) < 49 + 4 * 98**0.5
-    away = draw(
+    away = sample(
         x, -torch.ones_like(y), row_labels, column_labels, torch.tensor(3, device=device), relation="any",
         backend=backend,
     )  # fmt: skip
@@ -103,17 +107,51 @@ def test_equal_weights_draw_evenly(backend, device_for):
 def test_a_reference_in_blocks_draws_the_same(monkeypatch):
     g = torch.Generator().manual_seed(0)
     x, labels = torch.randn(50, 8, generator=g), torch.arange(50) % 7
-    whole = draw(x, x, labels, labels, torch.tensor(9), backend="reference")
+    whole = sample(x, x, labels, labels, torch.tensor(9), backend="reference")
     monkeypatch.setattr(reference, "ENTRIES_AT_ONCE", 120)  # two rows at a time
-    assert torch.equal(draw(x, x, labels, labels, torch.tensor(9), backend="reference"), whole)
+    assert torch.equal(sample(x, x, labels, labels, torch.tensor(9), backend="reference"), whole)
 
 
 @pytest.mark.parametrize("seed", [torch.tensor(7, dtype=torch.uint8), torch.tensor(7 + 2**40), torch.tensor(7)])
-@pytest.mark.parametrize("backend", BACKENDS)
+@on_every_backend
 def test_the_lowest_bits_of_a_seed_count(seed, backend, device_for):
-    device = device_for("draw", backend)
+    device = device_for("sample", backend)
     x, labels = torch.eye(9, device=device), torch.arange(9, device=device)
-    got = draw(x, x, labels, labels, seed.to(device), backend=backend)
+    got = sample(x, x, labels, labels, seed.to(device), backend=backend)
     assert torch.equal(
-        got.cpu(), draw(*(t.cpu() for t in (x, x, labels, labels)), torch.tensor(7), backend="reference")
+        got.cpu(), sample(*(t.cpu() for t in (x, x, labels, labels)), torch.tensor(7), backend="reference")
     )
+
+
+@on_every_backend
+@pytest.mark.parametrize("value", [9, -2, 2**40, -(2**63)])
+def test_an_own_column_out_of_range_raises_before_anything_is_read(value, backend, device_for):
+    if device_for("sample", backend) != "cpu":
+        return
+    own = torch.tensor([0, 1, -1, 3, value, 9])  # the first bad row is named, -1 is none
+    tensors = torch.randn(6, 4), torch.randn(9, 4), torch.arange(6), torch.arange(9), torch.tensor(3)
+    with pytest.raises(IndexError) as raised:
+        sample(*tensors, self_index=own, backend=backend)
+    assert str(raised.value) == f"self_index: expected values in [0, 9) or -1 (ignored), got {value} in row 4"
+
+
+@on_every_kernel
+def test_half_precision_whose_squares_overflow(backend, device_for):
+    """|x|^2 of 512 numbers near 300 is 4.6e7, far above float16's 65504."""
+    inputs = OP.CASES[0].make(torch.Generator().manual_seed(0))
+    inputs |= {n: 300 + 10 * torch.randn(inputs[n].shape[0], 512).double() for n in ("x", "y")}
+    assert cases.disagreements(OP, inputs, backend, torch.float16, device=device_for("sample", backend)) == []
+
+
+@on_every_kernel
+def test_more_similarities_than_32_bits_count(backend, device_for):
+    """The first rows, the last ones and some between are those of a small problem."""
+    device, side = device_for("sample", backend), 46_400  # its square is more than 2^31
+    x = torch.randn(side, 2, generator=torch.Generator().manual_seed(0)).to(device)
+    labels, seed = torch.arange(side, device=device), torch.tensor(11, device=device)
+    index = sample(x, x, labels, labels, seed, backend=backend)
+    for i in (0, 7, side // 2, side - 2, side - 1):
+        weight = reference.log_weight(2 - 2 * unit_rows(x.double()) @ unit_rows(x[i].double()), 2)
+        number = weight - reference.exponentials(i, 1, side, seed, torch.float64)[0].log()
+        number[i] = -torch.inf
+        torch.testing.assert_close(number[index[i]], number.max(), rtol=0, atol=1e-4)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fused_margins.backends.triton import launch
+from fused_margins.backends.triton import launch as triton
 
 
 class Kernel:
@@ -27,8 +27,8 @@ class Kernel:
 
 @pytest.fixture
 def kernel(monkeypatch):
-    monkeypatch.setattr(launch, "interpreted", False)
-    monkeypatch.setattr(launch, "_compiled", {})
+    monkeypatch.setattr(triton, "interpreted", False)
+    monkeypatch.setattr(triton, "_compiled", {})
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 1234, raising=False)
     return Kernel()
@@ -36,13 +36,13 @@ def kernel(monkeypatch):
 
 def test_a_second_launch_runs_what_the_first_compiled(kernel):
     a, b = torch.zeros(4), torch.zeros(4, dtype=torch.bfloat16)
-    launch.launch(kernel, (3,), a, None, 32, BLOCK=64, num_warps=4)
-    launch.launch(kernel, (5, 2), a, None, 48, BLOCK=64, num_warps=4)
+    triton.launch(kernel, (3,), a, None, 32, BLOCK=64, num_warps=4)
+    triton.launch(kernel, (5, 2), a, None, 48, BLOCK=64, num_warps=4)
     assert kernel.compiled == 1
     assert kernel.runs == [
         (5, 2, 1, 1234, "function", "metadata", None, None, None, a.data_ptr(), None, 48, 64),
     ]
-    launch.launch(kernel, (1,), a, b, 32, BLOCK=64, num_warps=4)
+    triton.launch(kernel, (1,), a, b, 32, BLOCK=64, num_warps=4)
     assert kernel.compiled == 2  # there was none
 
 
@@ -60,7 +60,7 @@ def test_a_second_launch_runs_what_the_first_compiled(kernel):
 )
 def test_integers_that_are_compiled_alike(kernel, first, second, again):
     for size in (first, second):
-        launch.launch(kernel, (1,), torch.zeros(4), None, size, BLOCK=64)
+        triton.launch(kernel, (1,), torch.zeros(4), None, size, BLOCK=64)
     assert kernel.compiled == 1 + again
 
 
@@ -69,7 +69,7 @@ def test_what_else_is_compiled_anew(kernel):
     t = torch.zeros(64)
 
     def launches(a, **options):
-        launch.launch(kernel, (1,), a, None, 32, **({"BLOCK": 64} | options))
+        triton.launch(kernel, (1,), a, None, 32, **({"BLOCK": 64} | options))
         return kernel.compiled
 
     assert launches(t) == 1
@@ -78,9 +78,9 @@ def test_what_else_is_compiled_anew(kernel):
     assert launches(t.half()) == 3
     assert launches(t, BLOCK=128) == 4
     half = torch.zeros(64, 64, dtype=torch.float16)
-    assert launches(launch.tma_descriptor(half, 16, 64)) == 5
-    assert launches(launch.tma_descriptor(half, 32, 64)) == 6
-    assert launches(launch.tma_descriptor(half[1:], 32, 64)) == 6
+    assert launches(triton.tma_descriptor(half, 16, 64)) == 5
+    assert launches(triton.tma_descriptor(half, 32, 64)) == 6
+    assert launches(triton.tma_descriptor(half[1:], 32, 64)) == 6
 
 
 @pytest.mark.parametrize(
@@ -97,15 +97,15 @@ def test_what_else_is_compiled_anew(kernel):
         (torch.zeros(4, 0, dtype=torch.float16), False),
     ],
 )
-def test_what_the_copy_engine_can_fetch(monkeypatch, t, fits):
-    monkeypatch.setattr(launch, "capability", lambda device: 9)
-    assert launch.can_use_tma(t) is fits
-    assert launch.can_use_tma(torch.zeros(4, 8, dtype=torch.float16), t) is fits
-    monkeypatch.setattr(launch, "interpreted", False)
-    monkeypatch.setattr(launch, "capability", lambda device: 8)
-    assert not launch.can_use_tma(t)
+def test_what_descriptors_can_fetch(monkeypatch, t, fits):
+    monkeypatch.setattr(triton, "capability", lambda device: 9)
+    assert triton.can_use_tma(t) is fits
+    assert triton.can_use_tma(torch.zeros(4, 8, dtype=torch.float16), t) is fits
+    monkeypatch.setattr(triton, "interpreted", False)
+    monkeypatch.setattr(triton, "capability", lambda device: 8)
+    assert not triton.can_use_tma(t)
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 4), (1, 4), (4, 4), (5, 4), (2**40, 3)])
 def test_division_rounded_up(a, b):
-    assert launch.cdiv(a, b) == -(-a // b) == (a + b - 1) // b
+    assert triton.cdiv(a, b) == -(-a // b) == (a + b - 1) // b
