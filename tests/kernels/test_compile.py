@@ -19,14 +19,22 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
-from fused_margins.ops import gpu, registry  # noqa: E402
+from fused_margins.backends import registry  # noqa: E402
+from fused_margins.backends.triton import launch  # noqa: E402
+from fused_margins.core.enums import Relation, Similarity  # noqa: E402
+from fused_margins.core.similarity import accumulation_dtype  # noqa: E402
+from fused_margins.ops.contrast.epilogues import Epilogue  # noqa: E402
+from fused_margins.ops.contrast.op import Contrast  # noqa: E402
+from fused_margins.ops.nearest.op import Nearest  # noqa: E402
+from fused_margins.ops.sample.op import Sample  # noqa: E402
+from fused_margins.ops.scores.op import Scores  # noqa: E402
 
-pytestmark = pytest.mark.skipif(gpu.interpreted, reason="interpreted kernels are not compiled")
 # Shared memory that a block may have, in bytes.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 MATRIX_UNIT = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]  # float16 has bfloat16's tiles
-SIMILARITIES = ["cosine", "dot", "negative_squared_euclidean"]
+COSINE, DOT, EUCLIDEAN = Similarity
+ROWS, COLUMNS, WIDTH = 1024, 2048, 512
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TYPES = {
     torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64",
@@ -40,7 +48,7 @@ Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     """What the code launches, in place of launching it."""
     caught: list[Launch] = []
-    monkeypatch.setattr(gpu, "launch", lambda kernel, grid, *args, **options: caught.append((kernel, args, options)))
+    monkeypatch.setattr(launch, "launch", lambda kernel, grid, *args, **options: caught.append((kernel, args, options)))
     return caught
 
 
@@ -93,93 +101,152 @@ def assert_compiles(
         if program.metadata.shared > SHARED[arch]:
             faults.append(f"{name}: more than {SHARED[arch]} bytes of shared memory")
         narrow = any(isinstance(a, torch.Tensor) and a.dtype in (torch.bfloat16, torch.float16) for a in args)
-        multiplies = options.get("SIMILARITY") != SIMILARITIES.index("negative_squared_euclidean")
+        multiplies = options.get("SIMILARITY") != EUCLIDEAN
         if narrow and multiplies and options.get("BM", 0) >= 64 and MATRIX_UNIT[arch] not in program.asm["ptx"]:
             faults.append(f"{name}: no {MATRIX_UNIT[arch]}")
     assert not faults, "\n".join(faults)
 
 
-def contrast(dtype: torch.dtype, similarity: str, of_scale: bool = True, labelled: bool = False) -> None:
+def labels(count: int) -> torch.Tensor:
+    return torch.zeros(count, dtype=torch.int64)
+
+
+def numbers(count: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(count, dtype=accumulation_dtype(dtype))
+
+
+def contrast(
+    dtype: torch.dtype, similarity: Similarity, of_scale: bool = True, saved_blocks: int = 0, **options: Any
+) -> None:
     kernel = registry.kernel("contrast", "triton")
-    x, y = torch.zeros(1024, 512, dtype=dtype), torch.zeros(2048, 512, dtype=dtype)
-    accumulation = torch.float64 if dtype == torch.float64 else torch.float32
-    scale, target = torch.tensor(30.0, dtype=accumulation), torch.zeros(1024, dtype=torch.int64)
-    others = torch.zeros(2048, dtype=accumulation), target, torch.zeros(2048, dtype=torch.int64), target
-    bias, row_labels, column_labels, own = others if labelled else (None,) * 4
-    arguments = (x, y, scale, bias, target, row_labels, column_labels, own)
-    positive, lse, mean, kept = kernel.forward(*arguments, similarity, "different", -1, True, 0)
-    kernel.backward(
-        positive, lse, *arguments, lse, mean, kept, similarity, "different", -1, 0, [True, True, of_scale, labelled]
-    )
+    x, y = torch.zeros(ROWS, WIDTH, dtype=dtype), torch.zeros(COLUMNS, WIDTH, dtype=dtype)
+    scale = torch.tensor(30.0, dtype=accumulation_dtype(dtype))
+    a = Contrast(x, y, labels(ROWS), scale=scale, similarity=similarity, **options)
+    *outputs, saved = kernel.forward(a, saved_blocks)
+    kernel.backward(outputs, a, saved, saved_blocks, [True, True, of_scale, a.bias is not None, False])
 
 
-def plain_contrast(dtype: torch.dtype, similarity: str) -> None:
-    """Of a scale without gradient: the margin softmax."""
-    contrast(dtype, similarity, of_scale=False)
+def saved_contrast(dtype: torch.dtype, similarity: Similarity) -> None:
+    """Some blocks of similarities are saved, the others made again."""
+    contrast(dtype, similarity, saved_blocks=4)
 
 
-def labelled_contrast(dtype: torch.dtype, similarity: str) -> None:
-    contrast(dtype, similarity, labelled=True)
+def margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
+    """Of a scale without gradient."""
+    angle = 0.5 if similarity == COSINE else 0.0
+    contrast(dtype, similarity, of_scale=False, epilogue=Epilogue.MARGIN_SOFTMAX, angle_rad=angle)
 
 
-def scores(dtype: torch.dtype, similarity: str) -> None:
+def labelled_contrast(dtype: torch.dtype, similarity: Similarity) -> None:
+    of_rows, of_columns = labels(ROWS), labels(COLUMNS)
+    options = {"row_labels": of_rows, "column_labels": of_columns, "self_index": of_rows}
+    contrast(dtype, similarity, bias=numbers(COLUMNS, dtype), **options)
+
+
+def info_nce(dtype: torch.dtype, similarity: Similarity) -> None:
+    """A batch against others, with labels of both."""
+    of_rows, of_columns = labels(ROWS), labels(COLUMNS)
+    options = {"row_labels": of_rows, "column_labels": of_columns, "self_index": of_rows}
+    contrast(dtype, similarity, of_scale=False, epilogue=Epilogue.INFO_NCE, **options)
+
+
+def any_contrast(dtype: torch.dtype, similarity: Similarity) -> None:
+    """Every column but those that no relation admits."""
+    contrast(dtype, similarity, column_labels=labels(COLUMNS), relation=Relation.ANY)
+
+
+def scores(dtype: torch.dtype, similarity: Similarity, sign: int = 1) -> None:
     kernel = registry.kernel("scores", "triton")
-    x, y = torch.zeros(1024, 512, dtype=dtype), torch.zeros(2048, 512, dtype=dtype)
-    accumulation = torch.float64 if dtype == torch.float64 else torch.float32
-    one, target = torch.tensor(1.0, dtype=accumulation), torch.zeros(1024, dtype=torch.int64)
-    out = kernel.forward(x, y, one, None, one, target, similarity, -1)
-    kernel.backward(out, x, y, one, None, one, target, similarity, -1, [True, True, True, False, True])
+    x, y = torch.zeros(ROWS, WIDTH, dtype=dtype), torch.zeros(COLUMNS, WIDTH, dtype=dtype)
+    one = torch.tensor(1.0, dtype=accumulation_dtype(dtype))
+    a = Scores(x, y, labels(ROWS), scale=one, margin=one, similarity=similarity, sign=sign)
+    out, saved = kernel.forward(a, None)
+    kernel.backward([out], a, saved, None, [True, True, True, False, True])
 
 
-def nearest(dtype: torch.dtype, similarity: str, k: int = 1) -> None:
-    x, labels = torch.zeros(1024, 512, dtype=dtype), torch.zeros(1024, dtype=torch.int64)
-    registry.kernel("nearest", "triton").forward(x, x, labels, labels, labels, None, similarity, "different", k)
+def distances(dtype: torch.dtype, similarity: Similarity) -> None:
+    scores(dtype, similarity, sign=-1)
 
 
-def semihard(dtype: torch.dtype, similarity: str) -> None:
-    x, labels = torch.zeros(1024, 512, dtype=dtype), torch.zeros(1024, dtype=torch.int64)
-    below = torch.zeros(1024, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    registry.kernel("nearest", "triton").forward(x, x, labels, labels, labels, below, similarity, "different", 1)
+def nearest(
+    dtype: torch.dtype,
+    similarity: Similarity,
+    k: int = 1,
+    relation: Relation = Relation.DIFFERENT,
+    width: int = WIDTH,
+    itself: bool = True,
+    **options: Any,
+) -> None:
+    x, of_rows = torch.zeros(ROWS, width, dtype=dtype), labels(ROWS)
+    own = of_rows if itself else None
+    options |= {"self_index": own, "similarity": similarity, "relation": relation, "k": k}
+    registry.kernel("nearest", "triton").forward(Nearest(x, x, of_rows, of_rows, **options), None)
 
 
-def assignment(dtype: torch.dtype, similarity: str) -> None:
+def semihard(dtype: torch.dtype, similarity: Similarity) -> None:
+    nearest(dtype, similarity, below=numbers(ROWS, dtype))
+
+
+def least_similar(dtype: torch.dtype, similarity: Similarity) -> None:
+    """Hard positives."""
+    nearest(dtype, similarity, relation=Relation.SAME, largest=False)
+
+
+def assignment(dtype: torch.dtype, similarity: Similarity) -> None:
     """Of k-means: narrow vectors, every column open."""
-    x, labels = torch.zeros(1024, 128, dtype=dtype), torch.zeros(1024, dtype=torch.int64)
-    registry.kernel("nearest", "triton").forward(x, x, labels, labels, None, None, similarity, "any", 1)
+    nearest(dtype, similarity, relation=Relation.ANY, width=128, itself=False)
 
 
-def draw(dtype: torch.dtype, similarity: str) -> None:
-    x, labels = torch.zeros(1024, 512, dtype=dtype), torch.zeros(1024, dtype=torch.int64)
-    registry.kernel("draw", "triton").forward(x, x, labels, labels, torch.tensor(0), labels, "different")
+def sample(dtype: torch.dtype, similarity: Similarity) -> None:
+    x, of_rows = torch.zeros(ROWS, WIDTH, dtype=dtype), labels(ROWS)
+    a = Sample(x, x, of_rows, of_rows, torch.tensor(0), of_rows)
+    registry.kernel("sample", "triton").forward(a, None)
 
 
 EVERYTHING = [
-    (op, dtype, similarity) for op in (contrast, scores, nearest) for dtype in DTYPES for similarity in SIMILARITIES
+    (op, dtype, similarity) for op in (contrast, scores, nearest) for dtype in DTYPES for similarity in Similarity
 ]
 # What is compiled otherwise in special cases, in the dtypes that count.
 SPECIAL = [
     (op, dtype, similarity)
     for op, similarity in (
-        (plain_contrast, "cosine"),
-        (plain_contrast, "dot"),
-        (labelled_contrast, "cosine"),
-        (semihard, "cosine"),
-        (semihard, "negative_squared_euclidean"),
-        (assignment, "negative_squared_euclidean"),
-        (draw, "cosine"),
+        (margin_softmax, COSINE),
+        (margin_softmax, DOT),
+        (labelled_contrast, COSINE),
+        (info_nce, COSINE),
+        (any_contrast, COSINE),
+        (semihard, COSINE),
+        (semihard, EUCLIDEAN),
+        (least_similar, COSINE),
+        (least_similar, EUCLIDEAN),
+        (distances, EUCLIDEAN),
+        (assignment, EUCLIDEAN),
+        (sample, COSINE),
     )
     for dtype in (torch.float32, torch.bfloat16)
-]
+] + [(saved_contrast, torch.float32, COSINE)]
 
 
-@pytest.mark.parametrize("arch", SHARED)
+def variants(arch: int) -> list[tuple[Any, torch.dtype, Similarity]]:
+    """All on Hopper, on which they are tuned. A dot product is a cosine with less to hold, and in float64 no
+    architecture has a matrix unit of its own: elsewhere these say nothing new."""
+    if arch == 90:
+        return EVERYTHING + SPECIAL
+    wide = [v for v in EVERYTHING if v[1] != torch.float64 and v[2] != DOT]
+    return wide + [v for v in SPECIAL if v[1] == torch.bfloat16 and v[0] in (labelled_contrast, assignment, sample)]
+
+
 @pytest.mark.parametrize(
-    ("op", "dtype", "similarity"),
-    [pytest.param(*p, id=f"{p[0].__name__}-{p[2]}-{TYPES[p[1]]}") for p in EVERYTHING + SPECIAL],
+    ("op", "dtype", "similarity", "arch"),
+    [
+        pytest.param(op, dtype, similarity, arch, id=f"{op.__name__}-{similarity.name.lower()}-{TYPES[dtype]}-{arch}")
+        for arch in SHARED
+        for op, dtype, similarity in variants(arch)
+    ],
 )
 def test_compiles(
     op: Callable[..., None],
-    similarity: str,
+    similarity: Similarity,
     dtype: torch.dtype,
     arch: int,
     launches: list[Launch],
@@ -187,20 +254,20 @@ def test_compiles(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    monkeypatch.setattr(gpu, "capability", lambda device: arch // 10)
+    monkeypatch.setattr(launch, "capability", lambda device: arch // 10)
     op(dtype, similarity)
     assert_compiles(launches, arch, tmp_path, record_property)
 
 
-@pytest.mark.parametrize("k", [5, 128])
-def test_compiles_for_several_neighbours(k, launches, tmp_path):
-    nearest(torch.bfloat16, "cosine", k)
+@pytest.mark.parametrize(("k", "largest"), [(5, True), (128, True), (5, False)])
+def test_compiles_for_several_neighbours(k, largest, launches, tmp_path):
+    nearest(torch.bfloat16, COSINE, k, largest=largest)
     assert_compiles(launches, 90, tmp_path)
 
 
 def test_a_spill_is_seen(launches, tmp_path):
     """A tile far larger than the registers."""
-    nearest(torch.float32, "negative_squared_euclidean")
+    nearest(torch.float32, EUCLIDEAN)
     search = next(
         (kernel, args, options | {"BM": 128, "num_warps": 4}) for kernel, args, options in launches if "BM" in options
     )
