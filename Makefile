@@ -69,7 +69,7 @@ aarch64:
 	for op in $$(ls csrc/*/cpu.cpp); do \
 	  $(AARCH64) -std=c++17 -O2 -Wall -Wextra -Werror -Wno-psabi -fopenmp -DFM_ISA=baseline -c $$op -o build/aarch64/$$(basename $$(dirname $$op)).o || exit 1; \
 	done
-	$(AARCH64) -std=c++17 -O2 -Wall -Wextra -Werror -Wno-psabi -fopenmp -static csrc/common/isa.cpp tests/native/driver.cpp build/aarch64/*.o -o build/aarch64/driver
+	$(AARCH64) -std=c++17 -O2 -Wall -Wextra -Werror -Wno-psabi -fopenmp -static csrc/cpu/isa.cpp tests/native/driver.cpp build/aarch64/*.o -o build/aarch64/driver
 	if command -v qemu-aarch64 > /dev/null; then qemu-aarch64 build/aarch64/driver few; fi
 
 # The CUDA kernels thread by thread on a CPU, every case of their ops; needs nvcc. Some minutes.

@@ -43,7 +43,7 @@ BF16_ISAS = {}
 if "v4" in ISAS:
     BF16_ISAS["v4_bf16"] = [*ISAS["v4"], "-mavx512bf16"]
     BF16_ISAS["amx"] = [*BF16_ISAS["v4_bf16"], "-mamx-tile", "-mamx-bf16"]
-BF16_OPS = ("contrast", "draw", "nearest", "scores")
+BF16_OPS = ("contrast", "nearest", "sample", "scores")
 ARCHS = ("80", "90", "100")  # of NVIDIA GPUs; later ones compile the last one's PTX
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Werror", "all-warnings"]
 CUDA = "fused_margins._CUDA"
@@ -175,7 +175,7 @@ class NinjaBuild(build_ext):
                     name = f"{source.parent.name}_{isa}.o"
                     flags = [*FLAGS, *isa_flags, *has_bf16, *openmp, f"-DFM_ISA={isa}", *own_flags]
                     objects += n.build(name, "compile", str(source), variables={"flags": flags})
-            for source in (ROOT / "csrc/common/isa.cpp", ROOT / "csrc/bindings.cpp"):
+            for source in (ROOT / "csrc/cpu/isa.cpp", ROOT / "csrc/bindings.cpp"):
                 objects += n.build(
                     f"{source.stem}.o",
                     "compile",

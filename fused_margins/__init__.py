@@ -7,13 +7,12 @@ here and functions in `fused_margins.functional`.
 import warnings as _warnings
 from importlib.metadata import version as _version
 
-from . import functional, losses
-from .clusters import MagnetBatch, MagnetIndex
-from .kmeans import kmeans_per_class
+from . import clusters, functional, kmeans, losses, margins
+from .backends import cpu as _cpu
+from .backends.registry import explain, memory_budget, set_memory_budget
+from .clustering import MagnetBatch, MagnetIndex, kmeans_per_class
+from .core.indices import checked
 from .losses import *  # noqa: F403
-from .ops import native as _native
-from .ops.labels import checked
-from .ops.registry import explain, memory_budget, set_memory_budget
 
 __version__ = _version("fused-margins")
 
@@ -30,9 +29,9 @@ __all__ = [
     "set_memory_budget",
 ]
 
-if _native.module is None and _native.missing and "FUSED_MARGINS_BUILD=none" not in _native.missing:
+if _cpu.module is None and _cpu.missing and "FUSED_MARGINS_BUILD=none" not in _cpu.missing:
     _warnings.warn(
-        f"fused-margins runs on its PyTorch reference, without the C++ kernels: {_native.missing}. "
+        f"fused-margins runs on its PyTorch reference, without the C++ kernels: {_cpu.missing}. "
         "Install what is missing and reinstall fused-margins.",
         RuntimeWarning,
         stacklevel=2,

@@ -1,22 +1,20 @@
 """The losses and miners as functions. Each is a few lines over what one of the ops returns."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .farthest import farthest
-from .margins import MARGIN_TYPES, check_options, margin_function, row_margin, row_scale
-from .ops import checks
-from .ops.contrast import contrast
-from .ops.labels import check_index
-from .ops.magnet.op import apply as magnet
-from .ops.margin_softmax.op import apply as margin_softmax
-from .ops.nearest import nearest
-from .ops.nearest.op import search
-from .ops.scores import scores
-from .ops.similarity import less_by_rounding, pair_similarity, similarity_sum, take_rows
-from .reductions import REDUCTIONS, reduce_loss, softplus
+from .core import checks
+from .core.enums import MarginType, Reduction, Relation, Similarity
+from .core.indices import check_index
+from .core.margins import check_margin
+from .core.reductions import reduce_loss, softplus
+from .core.similarity import pair_similarity, similarity_sum, take_rows
+from .mining.negatives import mine_negatives
+from .mining.positives import mine_positives
+from .ops.contrast.epilogues import Epilogue
+from .ops.contrast.op import Contrast, contrast
+from .ops.magnet.op import magnet
+from .ops.scores.op import Scores, scores
 
 __all__ = [
     "cluster_distances",
@@ -27,11 +25,20 @@ __all__ = [
     "mine_positives",
 ]
 
-POSITIVE_STRATEGIES = ("easy", "hard")
-STRATEGIES = ("hard", "semihard")
+_OF_CLASSES = {"x": "embeddings", "y": "weight", "target": "labels"}
 
 
-@checks.target_is_called("labels")
+def _row_scale(scale: float | Tensor, embeddings: Tensor) -> float | Tensor:
+    """A number, 0-d or (B, 1) scale as the ops take it: a number, or 0-d or (B,) in the accumulation dtype."""
+    if isinstance(scale, Tensor) and tuple(scale.shape) == (embeddings.shape[0], 1):
+        scale = scale[:, 0]
+    elif isinstance(scale, Tensor) and scale.dim() != 0:
+        raise ValueError(
+            f"scale: expected a number, a 0-d tensor or shape ({embeddings.shape[0]}, 1), got {tuple(scale.shape)}"
+        )
+    return checks.row_factor("scale", scale, embeddings, positive=True)
+
+
 def margin_softmax_loss(
     embeddings: Tensor,
     weight: Tensor,
@@ -96,39 +103,34 @@ def margin_softmax_loss(
     >>> margin_softmax_loss(embeddings, weight, labels, scale=4.0, margin=-0.5)
     tensor(0.0049)
     """
-    checks.choice("reduction", reduction, REDUCTIONS)
-    checks.choice("margin_type", margin_type, MARGIN_TYPES)
-    checks.whole("ignore_index", ignore_index)
-    checks.number("label_smoothing", label_smoothing)
-    if not 0 <= label_smoothing <= 1:
+    if isinstance(margin, Tensor) or isinstance(scale, Tensor) or isinstance(angular_margin_rad, Tensor):
+        embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
+        checks.labels("labels", labels, embeddings.shape[0], embeddings)
+    options = (margin, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient)
+    own = check_margin(labels, weight, similarity, *options)
+    scale = _row_scale(scale, embeddings)
+    # An angle that is a number goes with the op; what else there is, is row code on its two vectors.
+    if own.is_a_number and label_smoothing == 0 and class_weight is None:
+        of_loss = (own.angle_rad, own.beyond_pi, own.straight_through, reduction)
+        call = Contrast(
+            embeddings, weight, labels, None, None, None, scale, None, own.margin, similarity, Relation.DIFFERENT,
+            ignore_index, Epilogue.MARGIN_SOFTMAX, *of_loss,
+        )  # fmt: skip
+        return contrast.run(call, backend, _OF_CLASSES, valid=False)
+
+    reduced = checks.choice("reduction", reduction, Reduction)
+    if not 0 <= checks.number("label_smoothing", label_smoothing) <= 1:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-    embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
-    checks.labels("labels", labels, embeddings.shape[0], embeddings)
+    measure, relation = checks.choice("similarity", similarity, Similarity), Relation.DIFFERENT
+    call = Contrast(
+        embeddings, weight, labels, scale=scale, similarity=measure, relation=relation, ignore_index=ignore_index
+    )
+    call = contrast.checked(call, _OF_CLASSES)
+    embeddings, weight, scale = call.x, call.y, call.scale
     labels = labels.long()  # ignore_index need not fit a narrower dtype
     class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
-    scale = row_scale(scale, embeddings)
-    options = (similarity, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient)
-    check_options(margin, *options)
-    angle = margin if margin_type == "angular" else angular_margin_rad
-    if not isinstance(angle, Tensor) and angular_multiplier == 1 and label_smoothing == 0 and class_weight is None:
-        of_row = row_margin("margin", 0.0 if margin_type == "angular" else margin, labels, weight)
-        of_row = checks.row_factor("margin", of_row, embeddings, positive=False)
-        of_angle = (float(angle), beyond_pi, margin_gradient == "straight_through")
-        return margin_softmax(
-            embeddings, weight, labels, scale, of_row, of_angle, similarity, ignore_index, reduction, backend
-        )
-
-    psi = margin_function(margin, labels, weight, *options)
-    u, negative_lse = contrast(
-        embeddings,
-        weight,
-        labels,
-        scale=scale,
-        similarity=similarity,
-        ignore_index=ignore_index,
-        backend=backend,
-    )
-    z = scale * psi(u)
+    u, negative_lse = contrast.run(call, backend, _OF_CLASSES)
+    z = scale * own.psi(u)
     loss = softplus(negative_lse - z)
     counted = (labels != ignore_index).to(loss.dtype)
     row_weight = counted
@@ -138,16 +140,15 @@ def margin_softmax_loss(
     if label_smoothing > 0:
         # sum_j w_j (lse - z_j): all classes' logits at once, from one vector, the weighted sum of the class directions.
         each = class_weight if class_weight is not None else loss.new_ones(weight.shape[0])
-        own = row_weight if class_weight is not None else 1.0
+        of_own = row_weight if class_weight is not None else 1.0
         lse = torch.logaddexp(negative_lse, z)
         with torch.autocast(embeddings.device.type, enabled=False):
-            everyone = scale * similarity_sum(embeddings, weight, each, similarity) + own * (z - scale * u)
+            everyone = scale * similarity_sum(embeddings, weight, each, measure) + of_own * (z - scale * u)
         spread = torch.where(counted > 0, lse * each.sum() - everyone, 0.0)
         loss = (1 - label_smoothing) * loss + label_smoothing / max(weight.shape[0], 1) * spread
-    return reduce_loss(loss, row_weight, reduction)
+    return reduce_loss(loss, row_weight, reduced)
 
 
-@checks.target_is_called("labels")
 def margin_logits(
     embeddings: Tensor,
     weight: Tensor,
@@ -191,160 +192,27 @@ def margin_logits(
     tensor([[5., 0.],
             [0., 5.]])
     """
-    checks.choice("margin_type", margin_type, MARGIN_TYPES)
-    checks.whole("ignore_index", ignore_index)
+    measure = checks.choice("similarity", similarity, Similarity)
+    ignore_index = checks.integer("ignore_index", ignore_index)
     embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
-    scale = row_scale(scale, embeddings)
-    options: dict[str, Any] = {"similarity": similarity, "scale": scale, "backend": backend}
+    scale = _row_scale(scale, embeddings)
     plain = labels is None
     if labels is None:
         labels = torch.full((embeddings.shape[0],), ignore_index, device=embeddings.device)
     checks.labels("labels", labels, embeddings.shape[0], embeddings)
     labels = labels.long()  # ignore_index need not fit a narrower dtype
-    psi = margin_function(
-        margin,
-        labels,
-        weight,
-        similarity,
-        margin_type,
-        angular_margin_rad,
-        angular_multiplier,
-        beyond_pi,
-        margin_gradient,
-    )
+    options = (margin, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient)
+    own = check_margin(labels, weight, measure, *options)
+    call = Scores(embeddings, weight, scale=scale, similarity=measure, ignore_index=ignore_index)
     if plain:
-        return scores(embeddings, weight, **options)
+        return scores.run(call, backend)
     # What psi takes away from the own class: constant for additive margins, else a function of its similarity.
-    if margin_type == "additive":
-        taken: float | Tensor = row_margin("margin", margin, labels, weight)
-    else:
-        own = take_rows(weight, check_index(labels, weight.shape[0], ignore_index, "labels"))
-        u = pair_similarity(embeddings, own, similarity)
-        taken = u - psi(u)
-    return scores(embeddings, weight, target=labels, margin=taken, ignore_index=ignore_index, **options)
-
-
-def mine_positives(
-    embeddings: Tensor,
-    labels: Tensor,
-    *,
-    strategy: str = "easy",
-    similarity: str = "cosine",
-    reference_embeddings: Tensor | None = None,
-    reference_labels: Tensor | None = None,
-    self_index: Tensor | None = None,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """Each anchor's easy positive, the most similar other sample of its class, or its hard one, the least similar.
-
-        index_i = argmax (easy) or argmin (hard) over j != i with label_j = label_i of  u_ij
-
-    The hard one needs no B x N matrix either, but for squared distances a copy of both sides, one entry wider; among
-    similarities that agree to a few roundings it may be either.
-
-    Args:
-        embeddings: (B, D) anchors. labels: (B,) integers.
-        strategy: "easy" or "hard".
-        similarity: "cosine", "dot" or "negative_squared_euclidean".
-        reference_embeddings, reference_labels: (N, D) and (N,): search these instead of the batch, a memory bank or a
-            gathered batch.
-        self_index: (B,) the reference that *is* the anchor and is never its positive, -1 for none. Within the batch it
-            is 0 .. B-1; with references it is none unless given.
-        backend: "auto", or the name of one.
-
-    Returns:
-        similarity (B,), float32 (float64 for float64), and index (B,) int64; -inf and -1 for an anchor alone in its
-        class.
-
-    Raises:
-        ValueError, TypeError: shapes, dtypes, devices, unknown names. IndexError: a self index out of range.
-
-    Gradients: none; gather the positives by their index and differentiate their similarity.
-
-    Source: Levi et al., Rethinking preventing class-collapsing in metric learning with margin-based losses,
-        2020, easy positive sampling; Hermans et al., In defense of the triplet loss for person re-identification,
-        2017, the hardest positive of "batch hard".
-
-    >>> import torch
-    >>> from fused_margins.functional import mine_positives
-    >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.0, 2.0]])
-    >>> mine_positives(embeddings, torch.tensor([0, 0, 0, 1]))
-    (tensor([0.8000, 0.8000, 0.6000,   -inf]), tensor([ 1,  0,  1, -1]))
-    >>> mine_positives(embeddings, torch.tensor([0, 0, 0, 1]), strategy="hard")[1]
-    tensor([ 2,  2,  0, -1])
-    """
-    checks.choice("strategy", strategy, POSITIVE_STRATEGIES)
-    checks.similarity(similarity)
-    x, y, row_labels, column_labels, self_column = search_sides(
-        embeddings, labels, reference_embeddings, reference_labels, self_index
-    )
-    if strategy == "hard":
-        return farthest(x, y, row_labels, column_labels, self_column, similarity, backend)
-    x, y = checks.in_one_dtype(x, y)
-    value, index = search(x, y, row_labels, column_labels, self_column, None, similarity, "same", 1, backend)
-    return value.squeeze(1), index.squeeze(1)
-
-
-def mine_negatives(
-    embeddings: Tensor,
-    labels: Tensor,
-    *,
-    strategy: str = "hard",
-    positive_similarity: Tensor | None = None,
-    similarity: str = "cosine",
-    reference_embeddings: Tensor | None = None,
-    reference_labels: Tensor | None = None,
-    self_index: Tensor | None = None,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """Each anchor's hardest negative, or the hardest that is less similar than its positive.
-
-        index_i = argmax over j with label_j != label_i (and, semi-hard, u_ij < u_positive(i)) of  u_ij
-
-    Less similar by more than rounding, (D + 8) eps of the lengths of anchor and positive (of a dot product's bound, if
-    given): a copy of the positive with another label is none of them.
-
-    Args:
-        embeddings: (B, D) anchors. labels: (B,) integers.
-        strategy: "hard" or "semihard".
-        positive_similarity: (B,) the bound of "semihard"; None mines the easy positives for it.
-        similarity, reference_embeddings, reference_labels, self_index, backend: as for `mine_positives`.
-
-    Returns:
-        similarity (B,), float32 (float64 for float64), and index (B,) int64; -inf and -1 where no negative is admitted.
-
-    Raises:
-        ValueError, TypeError: shapes, dtypes, devices, unknown names. IndexError: a self index out of range.
-
-    Gradients: none; gather the negatives by their index and differentiate their similarity.
-
-    Source: Schroff et al., FaceNet: A unified embedding for face recognition and clustering, 2015, semi-hard
-        negatives of section 3.2.
-
-    >>> import torch
-    >>> from fused_margins.functional import mine_negatives
-    >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.9, 0.1], [0.0, 1.0]])
-    >>> mine_negatives(embeddings, torch.tensor([0, 0, 1, 1]), strategy="semihard")[1]
-    tensor([ 3,  3, -1,  0])
-    """
-    checks.choice("strategy", strategy, STRATEGIES)
-    x, y, row_labels, column_labels, self_column = search_sides(
-        embeddings, labels, reference_embeddings, reference_labels, self_index
-    )
-    options: dict[str, Any] = {"self_index": self_column, "similarity": similarity, "backend": backend}
-    below = None
-    size = 1.0 if similarity == "cosine" else None
-    positive_similarity = checks.vector("positive_similarity", positive_similarity, embeddings.shape[0], embeddings)
-    if strategy == "semihard":
-        if positive_similarity is None:
-            mined, index = nearest(x, y, row_labels, column_labels, relation="same", **options)
-            positive_similarity = mined[:, 0]
-            if similarity == "dot":
-                pair = x.detach(), take_rows(y.detach(), index[:, 0])
-                size = pair[0].to(mined.dtype).norm(dim=1) * pair[1].to(mined.dtype).norm(dim=1)
-        below = less_by_rounding(positive_similarity.detach(), x.shape[1], size)
-    value, index = nearest(x, y, row_labels, column_labels, relation="different", below=below, **options)
-    return value[:, 0], index[:, 0]
+    taken = own.margin
+    if own.type != MarginType.ADDITIVE:
+        of_class = take_rows(weight, check_index(labels, weight.shape[0], ignore_index, "labels"))
+        u = pair_similarity(embeddings, of_class, measure)
+        taken = u - own.psi(u)
+    return scores.run(call._replace(target=labels, margin=taken), backend, _OF_CLASSES)
 
 
 def magnet_loss(
@@ -389,7 +257,8 @@ def magnet_loss(
     >>> magnet_loss(embeddings, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1]), alpha=40.0)
     tensor(5.0000)
     """
-    return magnet(embeddings, clusters, cluster_labels, alpha, variance_floor, reduction, backend, "embeddings")
+    options = {"alpha": alpha, "variance_floor": variance_floor, "reduction": reduction, "backend": backend}
+    return magnet(embeddings, clusters, cluster_labels, names={"x": "embeddings"}, **options)
 
 
 def cluster_distances(embeddings: Tensor, centroids: Tensor, *, backend: str = "auto") -> Tensor:
@@ -417,26 +286,6 @@ def cluster_distances(embeddings: Tensor, centroids: Tensor, *, backend: str = "
     tensor([[ 0.],
             [25.]])
     """
-    checks.matrices(embeddings, centroids, ("embeddings", "centroids"))
-    return 0 - scores(embeddings, centroids, similarity="negative_squared_euclidean", backend=backend)
-
-
-def search_sides(
-    embeddings: Tensor,
-    labels: Tensor,
-    reference_embeddings: Tensor | None,
-    reference_labels: Tensor | None,
-    self_index: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Both sides of a search, and which column is the row itself; checked."""
-    if (reference_embeddings is None) != (reference_labels is None):
-        raise ValueError("reference_embeddings and reference_labels: expected both or neither")
-    y = embeddings if reference_embeddings is None else reference_embeddings
-    column_labels = labels if reference_labels is None else reference_labels
-    checks.matrices(embeddings, y, ("embeddings", "reference_embeddings"))
-    checks.labels("labels", labels, embeddings.shape[0], embeddings)
-    checks.labels("reference_labels", reference_labels, y.shape[0], embeddings, optional=True)
-    checks.labels("self_index", self_index, embeddings.shape[0], embeddings, optional=True)
-    if reference_embeddings is None and self_index is None:
-        self_index = torch.arange(embeddings.shape[0], device=embeddings.device)
-    return embeddings, y, labels, column_labels, self_index
+    names = {"x": "embeddings", "y": "centroids"}
+    measure = Similarity.NEGATIVE_SQUARED_EUCLIDEAN
+    return scores(embeddings, centroids, similarity=measure, sign=-1, backend=backend, names=names)

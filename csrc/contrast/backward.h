@@ -1,8 +1,8 @@
 // The backward of contrast: the gradient of y, a product of the weights with x, scaled by row; a second one makes
-// weights that were not kept. Columns are independent of each other, so no thread waits for another.
+// weights that were not saved. Columns are independent of each other, so no thread waits for another.
 #pragma once
 
-#include "problem.h"
+#include "epilogue.h"
 
 namespace fused_margins {
 namespace FM_ISA {
@@ -39,19 +39,25 @@ class Backward {
   explicit Backward(const ContrastBackward& args)
       : args_(args),
         p_(args.in),
-        maximum_(args.force_running_maximum || p_.needs_maximum()),
+        epilogue_(args.in.epilogue != Epilogue::none),
+        maximum_(args.in.force_running_maximum || p_.needs_maximum()),
         relative_(maximum_),
-        recompute_(args.kept_blocks < ceil_div(p_.columns, BLOCK)),
+        recompute_(args.in.saved_blocks < contrast_num_blocks(p_.columns)),
         columns_wanted_(args.grad_y || args.grad_bias),
         threads_(thread_count(double(p_.rows) * double(p_.columns) * double(p_.width) * (recompute_ ? 2 : 1))),
         group_(Products::group(p_.columns, threads_)),
-        side_(p_, const_cast<void*>(args.kept)),
+        side_(p_, const_cast<void*>(args.saved)),
+        loss_(p_, side_.saved),
+        of_loss_(epilogue_ ? 2 * p_.rows : 0),
+        g_(epilogue_ ? of_loss_.get() : static_cast<const T*>(args.grad_negative_lse)),
+        h_(epilogue_ ? of_loss_.get() + p_.rows : static_cast<const T*>(args.grad_positive)),
         anchors_(args.in.target, args.grad_y ? p_.rows : 0, args.in.ignore_index),
         row_factor_(side_.stride),
         bias_factor_(side_.stride),
         scratch_(threads_, scratch_size()) {
     if (columns_wanted_ && recompute_) side_.products.allocate_logits();
     if (args.grad_y) side_.products.allocate_gradient();
+    if (epilogue_) loss_.backward(static_cast<const T*>(args.grad_loss), of_loss_.get(), of_loss_.get() + p_.rows);
   }
 
   void run() {
@@ -59,10 +65,10 @@ class Backward {
     // or unshifted, and then factors may be near the smallest number of T, as exp(-lse) is at a large scale. They are
     // lifted for the product, to 2^-60: weights of float32 are below 2^125. By 2^100 at most, whose inverse float32
     // still holds. Where that leaves some row far below the largest, the weights are made relative after all.
-    const auto of_row = [&](int64_t i) { return relative_ ? double(g(i)) : g(i) * std::exp(-double(lse(i))); };
+    const auto of_row = [&](int64_t i) { return relative_ ? double(g_[i]) : g_[i] * std::exp(-double(lse(i))); };
     double largest = 0, smallest = std::numeric_limits<double>::infinity();
     for (int64_t i = 0; i < p_.rows; ++i)
-      if (counts(i) && g(i) != 0) {
+      if (counts(i) && g_[i] != 0) {
         const double factor = std::abs(of_row(i) * p_.scale(i));
         largest = std::max(largest, factor);
         smallest = std::min(smallest, factor);
@@ -86,17 +92,22 @@ class Backward {
       for (int64_t i = 0; i < (args_.grad_x ? p_.rows : 0); ++i) row(i);
     }
     if (args_.grad_scale) grad_scale();
+    if (epilogue_) loss_.backward_of_logit(g_, args_.grad_scale, args_.grad_margin);
   }
 
  private:
   const ContrastBackward& args_;
   Problem<T> p_;
+  bool epilogue_;
   bool maximum_;   // weights come shifted
   bool relative_;  // and are made relative to negative_lse
   bool recompute_, columns_wanted_;
   int threads_;
   int64_t group_;  // columns of a task
   Side side_;
+  RowLoss<T> loss_;
+  Buffer<T> of_loss_;    // with an epilogue: g and h
+  const T *g_, *h_;      // gradients of negative_lse and of positive
   Anchors anchors_;
   Buffer<T> row_factor_, bias_factor_;
   double lift_ = 1;     // a power of two
@@ -114,14 +125,12 @@ class Backward {
   T* rows_scratch() const {
     return scratch_.mine() + scratch_size() - std::max(side_.products.scratch_size(), 3 * p_.width);
   }
-  T lse(int64_t i) const { return static_cast<const T*>(args_.negative_lse)[i]; }
-  bool counts(int64_t i) const { return !p_.ignored(i) && lse(i) != none<T>; }
-  T g(int64_t i) const { return static_cast<const T*>(args_.grad_negative_lse)[i]; }
-  T h(int64_t i) const { return static_cast<const T*>(args_.grad_positive)[i]; }
-  // Columns summed under the weights of a row, what makes it their average, and the average similarity.
-  const T* sum_of_columns(int64_t i) const { return static_cast<const T*>(args_.mean) + i * round_up(p_.width, 16); }
-  T inverse_sum(int64_t i) const { return sum_of_columns(round_up(p_.rows, 4))[i]; }
-  T mean_similarity(int64_t i) const { return sum_of_columns(round_up(p_.rows, 4))[p_.rows + i]; }
+  T lse(int64_t i) const { return side_.saved.negative_lse[i]; }
+  bool counts(int64_t i) const {
+    return (epilogue_ ? p_.has_positive(i) : !p_.ignored(i)) && lse(i) != none<T>;
+  }
+  // Columns summed under the weights of a row.
+  const T* sum_of_columns(int64_t i) const { return side_.saved.mean + i * round_up(p_.width, 16); }
 
   // In parallel: x as the products take it, for logits that are made again and for the gradient of y.
   void prepare() {
@@ -133,12 +142,12 @@ class Backward {
     if (args_.grad_y) side_.products.prepare_gradient(row_factor_.get(), values);
   }
 
-  // The weights of a group of columns, as kept or made again, or relative to negative_lse.
+  // The weights of a group of columns, as saved or made again, or relative to negative_lse.
   const T* weights(int64_t first, int64_t count, T* columns, T* own) const {
     const int64_t block = first / BLOCK;
-    const T *shift = side_.kept.shifts(block), *w = own;
-    if (block < args_.kept_blocks)
-      w = side_.kept.weights(block) + first % BLOCK * side_.stride;
+    const T *shift = side_.saved.shifts(block), *w = own;
+    if (block < args_.in.saved_blocks)
+      w = side_.saved.weights(block) + first % BLOCK * side_.stride;
     else
       for (int64_t panel = 0; panel < side_.panels(); ++panel)
         side_.make(first, count, columns, panel, false, maximum_ ? shift : nullptr, own, nullptr, nullptr);
@@ -166,7 +175,7 @@ class Backward {
     const int64_t count = std::min(group_, p_.columns - first);
     T *prepared = scratch_.mine(), *own = prepared + columns_size(), *gradient = own + group_ * side_.stride;
     T *rest = gradient + group_ * gradient_stride(), *row = rows_scratch(), *other = row + p_.width;
-    if (first / BLOCK >= args_.kept_blocks)
+    if (first / BLOCK >= args_.in.saved_blocks)
       side_.products.prepare_columns(first, 0, count, count, false, prepared, row);
     const T* w = weights(first, count, prepared, own);
     if (args_.grad_bias)
@@ -185,13 +194,13 @@ class Backward {
         anchors_.for_each(first + j, [&](int64_t i) {  // of the rows as they are: exact where they are near
           load_row(args_.in.x, i, row);
           load_row(args_.in.y, first + j, other);
-          for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h(i) * (row[d] - other[d]);
+          for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h_[i] * (row[d] - other[d]);
         });
       } else {
         anchors_.for_each(first + j, [&](int64_t i) {
-          add_scaled(sum, h(i) * side_.kept.x_factor[i], side_.x.row_of(i, row), p_.width);
+          add_scaled(sum, h_[i] * side_.saved.x_factor[i], side_.x.row_of(i, row), p_.width);
         });
-        chain(side_.kept.y_factor[first + j], side_.y.row_of(first + j, row), sum);
+        chain(side_.saved.y_factor[first + j], side_.y.row_of(first + j, row), sum);
       }
       store(args_.grad_y, args_.in.y.dtype, (first + j) * p_.width, sum, p_.width);
     }
@@ -200,10 +209,10 @@ class Backward {
   // Gradient of one row, from the average that the forward saved.
   void row(int64_t i) {
     T *sum = rows_scratch(), *x = sum + p_.width, *y = x + p_.width;
-    const bool positive = !p_.ignored(i);
-    const T weight = counts(i) ? g(i) * p_.scale(i) : T(0);
+    const bool positive = p_.has_positive(i);
+    const T weight = counts(i) ? g_[i] * p_.scale(i) : T(0);
     if (counts(i)) {
-      scale(sum, inverse_sum(i), sum_of_columns(i), p_.width);  // first: a small weight times a small inverse is 0
+      scale(sum, side_.saved.inverse_sum[i], sum_of_columns(i), p_.width);  // first: a small weight times a small inverse is 0
       scale(sum, weight, sum, p_.width);
     } else {
       std::fill(sum, sum + p_.width, T(0));
@@ -214,12 +223,12 @@ class Backward {
       if (positive) {
         load_row(args_.in.x, i, x);
         load_row(args_.in.y, args_.in.target[i], y);
-        for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h(i) * (y[d] - x[d]);
+        for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h_[i] * (y[d] - x[d]);
       }
     } else {
       const int64_t j = args_.in.target[i];
-      if (positive) add_scaled(sum, h(i) * side_.kept.y_factor[j], side_.y.row_of(j, y), p_.width);
-      chain(side_.kept.x_factor[i], side_.x.row_of(i, x), sum);
+      if (positive) add_scaled(sum, h_[i] * side_.saved.y_factor[j], side_.y.row_of(j, y), p_.width);
+      chain(side_.saved.x_factor[i], side_.x.row_of(i, x), sum);
     }
     store(args_.grad_x, args_.in.x.dtype, i * p_.width, sum, p_.width);
   }
@@ -235,7 +244,7 @@ class Backward {
     T* out = static_cast<T*>(args_.grad_scale);
     double sum = 0;
     for (int64_t i = 0; i < p_.rows; ++i) {
-      const T value = counts(i) ? g(i) * mean_similarity(i) : T(0);
+      const T value = counts(i) ? g_[i] * side_.saved.mean_similarity[i] : T(0);
       p_.in.scale_per_row ? out[i] = value : sum += double(value);
     }
     if (!p_.in.scale_per_row) out[0] = T(sum);

@@ -3,7 +3,7 @@
 // |logit| <= scale keeps every sum within range (cosine without bias); elsewhere each block of columns has its own.
 #pragma once
 
-#include "problem.h"
+#include "epilogue.h"
 
 namespace fused_margins {
 namespace FM_ISA {
@@ -37,14 +37,14 @@ void forward(const ContrastForward& args) {
   using Side = Weights<Products>;
   using T = typename Products::Value;
   const Problem<T> p(args.in);
-  T *positive = static_cast<T*>(args.positive), *lse = static_cast<T*>(args.negative_lse);
-  T* mean = static_cast<T*>(args.mean);
   constexpr int64_t PIECE = 4 * TILE_ROWS;  // columns that a task prepares
   constexpr int64_t ROW_TASK = Products::ROW_TASK;
-  const bool maximum = args.force_running_maximum || p.needs_maximum(), average = mean && p.width > 0;
+  const bool maximum = args.in.force_running_maximum || p.needs_maximum(), average = args.in.with_mean && p.width > 0;
   const int threads = thread_count(double(p.rows) * double(p.columns) * double(p.width) * (average ? 2 : 1));
-  Side side(p, args.kept);
+  Side side(p, args.saved);
   Products& products = side.products;
+  const Saved<T>& saved = side.saved;
+  T *positive = saved.positive, *lse = saved.negative_lse, *mean = saved.mean, *along = saved.mean_similarity;
   const int64_t panels = side.panels(), padded = round_up(p.width, 16);
   // Enough blocks at a time to occupy the threads; few, so that what one phase leaves in the caches serves the next.
   const int64_t chunk = std::min(side.blocks(), threads == 1 ? 1 : std::max<int64_t>(1, ceil_div(4 * threads, panels)));
@@ -52,21 +52,19 @@ void forward(const ContrastForward& args) {
   const int64_t block_size = products.block_size(std::min(BLOCK, p.columns));
   Buffer<T> columns(chunk * block_size), own(chunk * (BLOCK + SPARE) * side.stride);
   Buffer<typename Side::Sums> sums(chunk * panels);
-  T* inverse_sum = mean ? mean + round_up(p.rows, 4) * padded : nullptr;
-  T* along = mean ? inverse_sum + p.rows : nullptr;
   Buffer<std::pair<T, T>> factors(chunk * p.rows);
   Buffer<LogSum<T>> total(p.rows);
   Scratch<T> scratch(threads, std::max({products.scratch_size(), ROW_TASK * Side::WIDE, 2 * p.width}));
   std::fill(total.get(), total.get() + p.rows, LogSum<T>{0, 0});
-  if (!p.rows) std::fill_n(static_cast<T*>(args.kept), contrast_kept_size(0, p.columns, args.kept_blocks), T(0));
-  std::fill(side.kept.x_factor + p.rows, side.kept.y_factor, T(0));
-  std::fill(side.kept.y_factor + p.columns, side.kept.all_shifts, T(0));
+  if (!p.rows) std::fill_n(saved.x_factor, contrast_weights_size(0, p.columns, args.in.saved_blocks), T(0));
+  std::fill(saved.x_factor + p.rows, saved.y_factor, T(0));
+  std::fill(saved.y_factor + p.columns, saved.all_shifts, T(0));
   products.allocate_logits();
   if (average) products.allocate_average(chunk);
   if (mean) std::fill(along, along + p.rows, T(0));
   const auto weights = [&](int64_t first, int64_t block) {
-    return block < args.kept_blocks ? side.kept.weights(block)
-                                    : own.get() + (block - first) * (BLOCK + SPARE) * side.stride;
+    return block < args.in.saved_blocks ? saved.weights(block)
+                                        : own.get() + (block - first) * (BLOCK + SPARE) * side.stride;
   };
 
 #pragma omp parallel num_threads(threads)
@@ -91,8 +89,8 @@ void forward(const ContrastForward& args) {
         side.make(block * BLOCK, count, of_block, panel, maximum, nullptr, weights(first, block), positive, &of);
         if (average)
           products.weights_are_made(block - first, panel, weights(first, block) + panel * Side::WIDE, count, of_block);
-        side.keep_shifts(panel, of, side.kept.shifts(block));
-        if (block < args.kept_blocks) side.fill_margins(panel, count, weights(first, block));
+        side.save_shifts(panel, of, saved.shifts(block));
+        if (block < args.in.saved_blocks) side.fill_margins(panel, count, weights(first, block));
       }
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < p.rows; ++i)
@@ -125,20 +123,26 @@ void forward(const ContrastForward& args) {
     }
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < p.rows; ++i) {
-      const bool ignored = p.ignored(i);
-      if (ignored || !p.columns) positive[i] = 0;
-      lse[i] = ignored ? none<T> : total[i].value();
-      if (p.euclidean() && !ignored)
+      const bool has_positive = p.has_positive(i);
+      if (!has_positive) positive[i] = 0;
+      lse[i] = p.ignored(i) ? none<T> : total[i].value();
+      if (p.euclidean() && has_positive)
         positive[i] = pair_similarity(side.x, i, side.y, args.in.target[i], scratch.mine(), scratch.mine() + p.width);
       if (!mean) continue;
       const T inverse = lse[i] == none<T> ? T(0) : 1 / total[i].sum;
-      inverse_sum[i] = inverse;
+      saved.inverse_sum[i] = inverse;
       along[i] = inverse == 0 ? T(0) : along[i] * inverse;
       // The padding as well: what is handed over is the same at every call.
       std::fill(mean + i * padded + (inverse == 0 ? 0 : p.width), mean + (i + 1) * padded, T(0));
     }
   }
-  if (mean) std::fill(mean + p.rows * padded, inverse_sum, T(0));  // likewise
+  if (mean) std::fill(mean + p.rows * padded, saved.inverse_sum, T(0));  // likewise
+  if (args.in.epilogue == Epilogue::none) {
+    std::copy(positive, positive + p.rows, static_cast<T*>(args.positive));
+    std::copy(lse, lse + p.rows, static_cast<T*>(args.negative_lse));
+  } else {
+    RowLoss<T>(p, saved).forward(static_cast<T*>(args.loss));
+  }
 }
 
 }  // namespace

@@ -6,11 +6,11 @@
 // one shift for each block and row.
 #pragma once
 
-#include "../common/checks.h"
-#include "../common/labels.h"
-#include "../common/rows.h"
-#include "../common/scratch.h"
-#include "kept.h"
+#include "../cpu/checks.h"
+#include "../cpu/labels.h"
+#include "../cpu/rows.h"
+#include "../cpu/scratch.h"
+#include "saved.h"
 
 namespace fused_margins {
 namespace FM_ISA {
@@ -19,7 +19,8 @@ template <class T>
 struct Problem {
   const ContrastInputs& in;
   int64_t rows, columns, width;
-  bool one_label;  // each row excludes one column and no label is needed: the softmax case
+  bool one_label;     // each row excludes one column and no label is needed: the softmax case
+  bool needs_labels;  // of both sides
   LabelIds labels;
 
   explicit Problem(const ContrastInputs& inputs)
@@ -28,14 +29,15 @@ struct Problem {
         columns(inputs.y.rows),
         width(inputs.x.width),
         one_label(!inputs.column_labels && !inputs.row_labels && inputs.relation == Relation::different),
-        labels(inputs.row_labels ? inputs.row_labels : inputs.target, needs_labels() ? rows : 0, inputs.column_labels,
-               needs_labels() ? columns : 0) {}
+        needs_labels(!one_label && (inputs.relation != Relation::any || some_unadmitted(inputs))),
+        labels(inputs.row_labels ? inputs.row_labels : inputs.target, needs_labels ? rows : 0, inputs.column_labels,
+               needs_labels ? columns : 0) {}
 
   T scale(int64_t i) const { return static_cast<const T*>(in.scale)[in.scale_per_row ? i : 0]; }
   const T* bias() const { return static_cast<const T*>(in.bias); }
   bool ignored(int64_t i) const { return in.target[i] == in.ignore_index; }
+  bool has_positive(int64_t i) const { return !ignored(i) && in.target[i] != ABSENT; }
   bool euclidean() const { return in.similarity == Similarity::negative_squared_euclidean; }
-  bool needs_labels() const { return !one_label && in.relation != Relation::any; }
 
   // Whether some exp(logit), or the sum of them all, might leave the range of T.
   bool needs_maximum() const {
@@ -46,8 +48,12 @@ struct Problem {
   }
 
  private:
+  static bool some_unadmitted(const ContrastInputs& in) {
+    const int64_t* end = in.column_labels + (in.column_labels ? in.y.rows : 0);
+    return std::find(in.column_labels, end, UNADMITTED) != end;
+  }
   static int64_t checked(const ContrastInputs& in) {
-    check_index("target", in.target, in.x.rows, in.y.rows, in.ignore_index);
+    check_index("target", in.target, in.x.rows, in.y.rows, in.ignore_index, true);
     if (in.self_index) check_index("self_index", in.self_index, in.x.rows, in.y.rows, -1);
     check_scale(static_cast<const T*>(in.scale), in.scale_per_row ? in.x.rows : 1);
     return in.x.rows;
@@ -61,7 +67,7 @@ class Weights {
   using T = typename Products::Value;
   static constexpr int64_t WIDE = Products::WIDE;  // rows of x in a panel
   const Problem<T>& p;
-  Kept<T> kept;
+  Saved<T> saved;
   Buffer<T> centre;
   Rows<T> x, y;
   Products products;
@@ -69,12 +75,12 @@ class Weights {
 
   Weights(const Problem<T>& problem, void* memory)
       : p(problem),
-        kept(static_cast<T*>(memory), p.rows, p.columns),
+        saved(p.in, memory),
         centre(centre_of<T>(p.in.y, p.in.similarity)),
         x(p.in.x, p.in.similarity, centre.get()),
         y(p.in.y, p.in.similarity, centre.get()),
-        products(x, y, kept),
-        stride(kept.stride) {}
+        products(x, y, saved),
+        stride(saved.stride) {}
 
   int64_t panels() const { return products.panels(); }
   int64_t blocks() const { return ceil_div(p.columns, BLOCK); }
@@ -86,7 +92,7 @@ class Weights {
   };
 
   // The shifts of a panel's rows into those of their block.
-  void keep_shifts(int64_t panel, const Sums& sums, T* shifts) const {
+  void save_shifts(int64_t panel, const Sums& sums, T* shifts) const {
     const int64_t row0 = panel * WIDE, rows = std::min(WIDE, p.rows - row0);
     std::copy(sums.shift, sums.shift + rows, shifts + row0);
     if (panel + 1 == panels()) std::fill(shifts + p.rows, shifts + stride, T(0));
@@ -124,10 +130,10 @@ class Weights {
  private:
   // -|x - y|^2 from products of centred rows and their squared lengths.
   void distances(int64_t first, int64_t count, int64_t row0, int64_t rows, T* w) const {
-    const T* squared = kept.x_factor + row0;
+    const T* squared = saved.x_factor + row0;
     for (int64_t j = 0; j < count; ++j)
       for (int64_t i = 0; i < rows; ++i) {
-        const T value = 2 * w[j * stride + i] - squared[i] - kept.y_factor[first + j];
+        const T value = 2 * w[j * stride + i] - squared[i] - saved.y_factor[first + j];
         w[j * stride + i] = value > 0 ? T(0) : value;
       }
   }
@@ -141,9 +147,13 @@ class Weights {
       }
     };
     if (p.one_label) exclude(p.in.target);
-    if (p.needs_labels())
-      for (int64_t j = 0; j < count; ++j)
-        admit(w + j * stride, rows, p.labels.rows.get() + row0, p.labels.columns[first + j], p.in.relation, -1);
+    for (int64_t j = 0; p.needs_labels && j < count; ++j) {
+      const int32_t label = p.labels.columns[first + j];
+      if (label == UNADMITTED_ID)
+        std::fill_n(w + j * stride, rows, none<T>);
+      else
+        admit(w + j * stride, rows, p.labels.rows.get() + row0, label, p.in.relation, -1, true);
+    }
     if (p.in.self_index) exclude(p.in.self_index);
   }
 

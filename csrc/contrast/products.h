@@ -2,9 +2,9 @@
 // tile of tile.h; products_bf16.h has them for bfloat16. Their operands are what each of them likes best.
 #pragma once
 
-#include "../common/rows.h"
-#include "../common/transpose.h"
-#include "kept.h"
+#include "../cpu/rows.h"
+#include "../cpu/transpose.h"
+#include "saved.h"
 
 namespace fused_margins {
 namespace FM_ISA {
@@ -20,10 +20,10 @@ class VectorProducts {
   static int64_t group(int64_t columns, int threads) { return group_of(4 * TILE_ROWS, columns, threads); }
   struct Session {};  // what a thread has to set up
 
-  VectorProducts(const Rows<T>& x, const Rows<T>& y, const Kept<T>& kept)
+  VectorProducts(const Rows<T>& x, const Rows<T>& y, const Saved<T>& saved)
       : x_(x),
         y_(y),
-        kept_(kept),
+        saved_(saved),
         rows_(x.count()),
         width_(x.width()),
         y_width_(odd_lines(width_)),
@@ -44,7 +44,7 @@ class VectorProducts {
     const int64_t first = panel * WIDE, count = std::min(WIDE, rows_ - first);
     if (count < WIDE || width_ % VectorOf<T>::lanes) std::fill(scratch, scratch + WIDE * y_width_, T(0));
     for (int64_t i = 0; i < count; ++i)
-      x_.prepare(first + i, measure, kept_.x_factor[first + i], scratch + i * y_width_);
+      x_.prepare(first + i, measure, saved_.x_factor[first + i], scratch + i * y_width_);
     transpose_panel(scratch, y_width_, width_, logit_panels_.get() + panel * WIDE * width_);
   }
 
@@ -53,7 +53,7 @@ class VectorProducts {
     for (int64_t j = at; j < at + round_up(count, ROW_QUANTUM); ++j) {
       T* row = block + j * y_width_;
       const bool there = j < at + count;
-      if (there) y_.prepare(first + j, measure, kept_.y_factor[first + j], row);
+      if (there) y_.prepare(first + j, measure, saved_.y_factor[first + j], row);
       std::fill(row + (there ? width_ : 0), row + y_width_, T(0));
     }
   }
@@ -61,7 +61,7 @@ class VectorProducts {
   // Similarities of `count` columns with the rows of a panel.
   void logits(const T* block, int64_t, int64_t count, int64_t panel, T* w) const {
     panel_product<T, Left::contiguous_depth>(block, y_width_, count, logit_panels_.get() + panel * WIDE * width_, WIDE,
-                                             std::min(WIDE, rows_ - panel * WIDE), width_, w, kept_.stride, false);
+                                             std::min(WIDE, rows_ - panel * WIDE), width_, w, saved_.stride, false);
   }
 
   // -- Average --
@@ -72,7 +72,7 @@ class VectorProducts {
   // Columns weighted, rows row0 ..., width d0 ... d0 + WIDE; w (count, stride) of all rows.
   void average(int64_t, const T* w, const T* block, int64_t count, int64_t row0, int64_t rows, int64_t d0, T* out,
                int64_t out_stride, bool accumulate) const {
-    panel_product<T, Left::contiguous_rows>(w + row0, kept_.stride, rows, block + d0, y_width_,
+    panel_product<T, Left::contiguous_rows>(w + row0, saved_.stride, rows, block + d0, y_width_,
                                             std::min(WIDE, padded_ - d0), count, out, out_stride, accumulate);
   }
 
@@ -92,7 +92,7 @@ class VectorProducts {
         T* panel = gradient_panels_.get() + part * part_size() + i * WIDE;
         const int64_t width = std::min(WIDE, width_ - part * WIDE);
         // One after the other: their product may leave the range of T where x is far from unit length.
-        const T to_unit = plain ? kept_.x_factor[i] : T(1), factor = factors[i];
+        const T to_unit = plain ? saved_.x_factor[i] : T(1), factor = factors[i];
         const T* values_of_part = x + part * WIDE;
 #pragma omp simd
         for (int64_t d = 0; d < width; ++d) panel[d] = factor * (to_unit * values_of_part[d]);
@@ -104,14 +104,14 @@ class VectorProducts {
   // out (count, out_stride): w^T x of a group of columns.
   void gradient(const T* w, int64_t count, T* out, int64_t out_stride, T*) const {
     for (int64_t part = 0; part < parts(); ++part)
-      panel_product<T, Left::contiguous_depth>(w, kept_.stride, count, gradient_panels_.get() + part * part_size(),
+      panel_product<T, Left::contiguous_depth>(w, saved_.stride, count, gradient_panels_.get() + part * part_size(),
                                                WIDE, std::min(WIDE, padded_ - part * WIDE), rows_, out + part * WIDE,
                                                out_stride, false);
   }
 
  private:
   const Rows<T>&x_, &y_;
-  Kept<T> kept_;
+  Saved<T> saved_;
   int64_t rows_, width_, y_width_, padded_;
   Buffer<T> logit_panels_;     // (panels, width, WIDE)
   Buffer<T> gradient_panels_;  // (parts, part_size): (rows, WIDE) and a line

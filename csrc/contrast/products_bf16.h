@@ -3,8 +3,8 @@
 // the rounding of the gradients themselves that is not seen, and sums of weights are those of the unrounded ones.
 #pragma once
 
-#include "../common/bf16_rows.h"
-#include "kept.h"
+#include "../cpu/bf16_rows.h"
+#include "saved.h"
 
 namespace fused_margins {
 namespace FM_ISA {
@@ -19,10 +19,10 @@ class Bf16Products {
   }
   using Session = Bf16Session;
 
-  Bf16Products(const Rows<float>& x, const Rows<float>& y, const Kept<float>& kept)
+  Bf16Products(const Rows<float>& x, const Rows<float>& y, const Saved<float>& saved)
       : x_(x),
         y_(y),
-        kept_(kept),
+        saved_(saved),
         rows_(x.count()),
         width_(x.width()),
         depth_(round_up(width_, BF16_DEPTH)),
@@ -51,7 +51,7 @@ class Bf16Products {
     std::fill(x_scale_.get() + first, x_scale_.get() + first + WIDE, 0.0f);
     for (int64_t i = 0; i < count; ++i)
       x_scale_[first + i] =
-          bf16_row(x_, first + i, measure, kept_.x_factor[first + i], scratch, rows + i * row_stride_);
+          bf16_row(x_, first + i, measure, saved_.x_factor[first + i], scratch, rows + i * row_stride_);
     bf16_panel(rows, row_stride_, depth_, panel_of(panel));
   }
 
@@ -60,7 +60,7 @@ class Bf16Products {
     uint16_t *rows = rows_of(block), *pairs = pairs_of(block, total);
     for (int64_t j = at; j < at + count; ++j)
       scale_of(block, total)[j] =
-          bf16_row(y_, first + j, measure, kept_.y_factor[first + j], scratch, rows + j * row_stride_);
+          bf16_row(y_, first + j, measure, saved_.y_factor[first + j], scratch, rows + j * row_stride_);
     const int64_t end = at + count == total ? round_up(total, BF16_DEPTH) : at + count;
     std::fill(rows + (at + count) * row_stride_, rows + end * row_stride_, uint16_t(0));
     for (int64_t j = at; j < end; j += 2)
@@ -76,11 +76,11 @@ class Bf16Products {
       for (int64_t j = 0; j < count; j += BF16_ROWS)
         bf16_product({rows_of(block) + j * row_stride_ + s * BF16_DEPTH, row_stride_},
                      {panel_of(panel) + s * BF16_DEPTH * WIDE, 2 * WIDE}, std::min(together, steps - s),
-                     std::min(BF16_ROWS, count - j), lanes, w + j * kept_.stride, kept_.stride, s > 0);
+                     std::min(BF16_ROWS, count - j), lanes, w + j * saved_.stride, saved_.stride, s > 0);
     for (int64_t v = 0; v < lanes; v += 16) {
       const Vector<float> factor = load(x_scale + v);
       for (int64_t j = 0; j < count; ++j)
-        save(w + j * kept_.stride + v, load(w + j * kept_.stride + v) * factor * y_scale[j]);
+        save(w + j * saved_.stride + v, load(w + j * saved_.stride + v) * factor * y_scale[j]);
     }
   }
 
@@ -97,7 +97,7 @@ class Bf16Products {
       for (int64_t half = 0; half < lanes; half += 16) {
         Vector<float> v[16];
         for (int64_t j = 0; j < 16; ++j)
-          v[j] = j0 + j < count ? load(w + (j0 + j) * kept_.stride + half) * y_scale[j0 + j] : Vector<float>{};
+          v[j] = j0 + j < count ? load(w + (j0 + j) * saved_.stride + half) * y_scale[j0 + j] : Vector<float>{};
         transpose_square<float>(v);
         for (int64_t i = 0; i < 16; ++i) round_vector((__m512)v[i], out + (half + i) * WEIGHT_STRIDE + j0);
       }
@@ -129,7 +129,7 @@ class Bf16Products {
       for (int64_t i = 2 * pair; i < 2 * pair + 2; ++i) {
         uint16_t* row = rows + i % 2 * row_stride_;
         if (i < rows_)
-          row_scale_[i] = factors[i] * bf16_row(x_, i, false, kept_.x_factor[i], scratch, row);
+          row_scale_[i] = factors[i] * bf16_row(x_, i, false, saved_.x_factor[i], scratch, row);
         else
           row_scale_[i] = 0, std::fill_n(row, row_stride_, uint16_t(0));
       }
@@ -143,7 +143,7 @@ class Bf16Products {
     for (int64_t j = 0; j < count; ++j)
       for (int64_t i = 0; i < 2 * row_pairs(); i += 16) {
         const __mmask16 there = i + 16 <= rows_ ? 0xffff : i < rows_ ? __mmask16((1 << (rows_ - i)) - 1) : 0;
-        const __m512 weight = _mm512_maskz_loadu_ps(there, w + j * kept_.stride + i);
+        const __m512 weight = _mm512_maskz_loadu_ps(there, w + j * saved_.stride + i);
         round_vector(_mm512_mul_ps(weight, (__m512)load(row_scale_.get() + i)), left + j * stride + i);
       }
     for (int64_t d0 = 0; d0 < depth_; d0 += WIDE)
@@ -157,7 +157,7 @@ class Bf16Products {
   static constexpr int64_t WEIGHT_STRIDE = 224;  // of at most 192 columns; an odd number of cache lines
   static_assert(CONTRAST_BLOCK <= 192, "a block's columns, rounded up to whole depths");
   const Rows<float>&x_, &y_;
-  Kept<float> kept_;
+  Saved<float> saved_;
   int64_t rows_, width_, depth_, row_stride_, pair_stride_;
   Buffer<uint16_t> logit_panels_;    // (panels, depth / 2, WIDE, 2)
   Buffer<uint16_t> weight_rows_;     // (slots, panels, WIDE, WEIGHT_STRIDE)

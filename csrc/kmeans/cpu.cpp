@@ -1,12 +1,12 @@
 // k-means of each class apart: a thread takes a class from its seeds to its last iteration, while the class is in the
-// cache. Every step is that of fused_margins/kmeans.py, in the same order; nothing depends on the number of threads.
+// cache. Every step is that of fused_margins/ops/kmeans/reference.py, in the same order; nothing depends on the number of threads.
 #include "cpu.h"
 
 #include <numeric>
 
-#include "../common/pairs.h"
-#include "../common/rows.h"
-#include "../common/scratch.h"
+#include "../cpu/pairs.h"
+#include "../cpu/rows.h"
+#include "../cpu/scratch.h"
 
 namespace fused_margins {
 namespace FM_ISA {

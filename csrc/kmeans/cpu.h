@@ -1,8 +1,8 @@
 // k-means of each class apart on a CPU. T is double where x is float64 and float elsewhere.
 #pragma once
 
-#include "../common/isa.h"
-#include "../common/matrix.h"
+#include "../cpu/isa.h"
+#include "../matrix.h"
 
 namespace fused_margins {
 

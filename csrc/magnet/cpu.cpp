@@ -5,9 +5,9 @@
 // depends on where it is, but rounding does. Clusters are checked before anything is computed.
 #include "cpu.h"
 
-#include "../common/checks.h"
-#include "../common/pairs.h"
-#include "../common/scratch.h"
+#include "../cpu/checks.h"
+#include "../cpu/pairs.h"
+#include "../cpu/scratch.h"
 
 namespace fused_margins {
 namespace FM_ISA {

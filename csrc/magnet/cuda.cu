@@ -2,7 +2,7 @@
 // launches each way: each needs all that the one before it made. Every sum over rows runs in one order.
 #include "cuda.h"
 
-#include "../common/cuda_tile.h"
+#include "../cuda/tile.h"
 
 namespace fused_margins {
 namespace cuda {
@@ -338,25 +338,25 @@ __global__ void __launch_bounds__(THREADS) magnet_gradient_kernel(MagnetBackward
 
 }  // namespace
 
-void magnet_forward(const MagnetForward& args, void* stream) {
+void magnet_forward(const MagnetForward& args) {
   const int64_t rows = args.in.x.rows, clusters = args.in.num_clusters, width = args.in.x.width;
   dispatch(args.in.x.dtype, [&](auto zero) {
     using E = decltype(zero);
-    launch("magnet_means", magnet_means_kernel<E>, clusters * ceiling_divide(width, MEAN_WIDTH), stream, args);
+    launch("magnet_means", magnet_means_kernel<E>, clusters * ceiling_divide(width, MEAN_WIDTH), args);
     launch("magnet_distances", magnet_distances_kernel<E>,
-           ceiling_divide(rows, DISTANCE_ROWS) * ceiling_divide(clusters, TILE), stream, args);
-    launch("magnet_loss", magnet_loss_kernel<Accumulator<E>>, ceiling_divide(rows, TILE), stream, args);
+           ceiling_divide(rows, DISTANCE_ROWS) * ceiling_divide(clusters, TILE), args);
+    launch("magnet_loss", magnet_loss_kernel<Accumulator<E>>, ceiling_divide(rows, TILE), args);
   });
 }
 
-void magnet_backward(const MagnetBackward& args, void* stream) {
+void magnet_backward(const MagnetBackward& args) {
   const int64_t rows = args.in.x.rows, clusters = args.in.num_clusters;
   const int64_t width_blocks = ceiling_divide(args.in.x.width, PRODUCT_WIDTH);
   dispatch(args.in.x.dtype, [&](auto zero) {
     using E = decltype(zero);
-    launch("magnet_weights", magnet_weights_kernel<Accumulator<E>>, ceiling_divide(rows, TILE), stream, args);
-    launch("magnet_pull", magnet_pull_kernel<E>, ceiling_divide(clusters, TILE) * width_blocks, stream, args);
-    launch("magnet_gradient", magnet_gradient_kernel<E>, ceiling_divide(rows, TILE) * width_blocks, stream, args);
+    launch("magnet_weights", magnet_weights_kernel<Accumulator<E>>, ceiling_divide(rows, TILE), args);
+    launch("magnet_pull", magnet_pull_kernel<E>, ceiling_divide(clusters, TILE) * width_blocks, args);
+    launch("magnet_gradient", magnet_gradient_kernel<E>, ceiling_divide(rows, TILE) * width_blocks, args);
   });
 }
 

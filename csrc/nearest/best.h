@@ -50,7 +50,7 @@ struct Best {
 // Where a call's answers are, and what it admits.
 template <class T>
 struct Answers {
-  const NearestForward& args;
+  const Nearest& args;
 
   Best<T> best(int64_t row) const {
     return {static_cast<T*>(args.best) + row * args.k, args.index + row * args.k, args.k};

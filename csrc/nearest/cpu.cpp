@@ -9,11 +9,11 @@
 // y)^2.
 #include "cpu.h"
 
-#include "../common/checks.h"
-#include "../common/labels.h"
-#include "../common/panels.h"
-#include "../common/rows.h"
-#include "../common/scratch.h"
+#include "../cpu/checks.h"
+#include "../cpu/labels.h"
+#include "../cpu/panels.h"
+#include "../cpu/rows.h"
+#include "../cpu/scratch.h"
 #include "small_groups.h"
 
 namespace fused_margins {
@@ -29,7 +29,7 @@ class Search {
  public:
   using T = typename Tiles::Value;
 
-  explicit Search(const NearestForward& args)
+  explicit Search(const Nearest& args)
       : a_(args),
         answers_{args},
         groups_(args),
@@ -45,7 +45,8 @@ class Search {
     double work = 0;
     std::vector<const Group*> small, large;
     for (const Group& g : groups_.list) {
-      (a_.relation == Relation::same && SmallGroups<T>::suit(g) ? small : large).push_back(&g);
+      const bool pairs = a_.relation == Relation::same && SmallGroups<T>::suit(g) && (g.columns || !itself_);
+      (pairs ? small : large).push_back(&g);
       work += double(g.rows) * double(g.columns) * double(width_);
     }
     const int threads = thread_count(work);
@@ -62,7 +63,7 @@ class Search {
   }
 
  private:
-  const NearestForward& a_;
+  const Nearest& a_;
   const Answers<T> answers_;
   Groups groups_;
   Buffer<T> centre_;
@@ -150,7 +151,7 @@ class Search {
             if (mirror) {
               for (int64_t r = 0; r < ROWS; ++r) {
                 strip_factors[r] = row_factor[rows[row0 + r]];
-                strip_labels[r] = ids.rows[rows[row0 + r]];
+                strip_labels[r] = ids.columns[rows[row0 + r]];
               }
               for (int64_t r = 0; r < ROWS; r += wide)
                 strip_longest[r / wide] = *std::max_element(strip_factors + r, strip_factors + r + wide);
@@ -165,15 +166,15 @@ class Search {
                 const Best<T> best = answers_.best(row);
                 if (may_improve(best, row_factor[row], u + r * wide, factors.get() + c, longest[c / wide]))
                   select(best, row, row_factor[row], ids.rows[row], columns + c, n, u + r * wide, labels.get() + c,
-                         factors.get() + c, pair);
+                         ids.all_admitted, factors.get() + c, pair);
               }
               for (int64_t r = 0; mirror && r < ROWS; r += wide)
                 for (int64_t j = 0; j < n; ++j) {
                   const Best<T> best = mirrored.best(thread_index(), c + j);
                   T* of_column = turned + (r + j) * wide;
                   if (may_improve(best, factors[c + j], of_column, strip_factors + r, strip_longest[r / wide]))
-                    select(best, columns[c + j], factors[c + j], labels[c + j], rows + row0 + r, wide, of_column,
-                           strip_labels + r, strip_factors + r, pair);
+                    select(best, columns[c + j], factors[c + j], ids.rows[columns[c + j]], rows + row0 + r, wide,
+                           of_column, strip_labels + r, ids.all_admitted, strip_factors + r, pair);
                 }
             }
           }
@@ -207,7 +208,7 @@ class Search {
 
   // Offers the admitted ones of n columns to the row's best; u (n,) holds products, and is overwritten.
   void select(const Best<T>& best, int64_t row, T row_factor, int32_t label, const int64_t* columns, int64_t n, T* u,
-              const int32_t* ids, const T* squared, T* pair) const {
+              const int32_t* ids, bool all_admitted, const T* squared, T* pair) const {
     const T below = answers_.below(row), worst = best.worst();
     T slack = 0;  // bound on the error of the expanded distances: rounding of the sums over width_, and of the centring
     if (euclidean_) {
@@ -221,7 +222,7 @@ class Search {
         slack = error > slack ? error : slack;
       }
     }
-    admit(u, n, ids, label, a_.relation, -1);
+    admit(u, n, ids, label, a_.relation, -1, all_admitted);
     T top = none<T>;
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < n; ++j) {
@@ -241,7 +242,7 @@ class Search {
 
 }  // namespace
 
-void nearest_forward(const NearestForward& args) {
+void nearest(const Nearest& args) {
   if (args.self_index) check_index("self_index", args.self_index, args.x.rows, args.y.rows, -1);
 #ifdef __AVX512BF16__
   Search<Bf16Tiles>(args).run();

@@ -6,7 +6,7 @@
 // they lie.
 #include "cuda.h"
 
-#include "../common/cuda.h"
+#include "../cuda/device.h"
 
 namespace fused_margins {
 namespace cuda {
@@ -119,7 +119,7 @@ __device__ Accumulator<E> squares_of(const Matrix& m, bool whole, int64_t row, A
 }
 
 template <class E, Similarity SIMILARITY>
-__global__ void __launch_bounds__(THREADS, 2) nearest_kernel(NearestForward args) {
+__global__ void __launch_bounds__(THREADS, 2) nearest_kernel(Nearest args) {
   using T = Accumulator<E>;
   constexpr int AT_ONCE = sizeof(T) == 8 ? 2 : 4;  // columns that a warp compares at once
   constexpr bool COSINE = SIMILARITY == Similarity::cosine;
@@ -259,7 +259,7 @@ int64_t nearest_grid(int64_t rows) {
   return ceiling_divide(rows, ROWS);
 }
 
-void nearest_forward(const NearestForward& args, void* stream) {
+void nearest(const Nearest& args) {
   if (args.k > std::numeric_limits<int>::max()) throw std::invalid_argument("k: too large");
   dispatch(args.x.dtype, [&](auto zero) {
     using E = decltype(zero);
@@ -267,7 +267,7 @@ void nearest_forward(const NearestForward& args, void* stream) {
                         : args.similarity == Similarity::dot
                             ? nearest_kernel<E, Similarity::dot>
                             : nearest_kernel<E, Similarity::negative_squared_euclidean>;
-    launch("nearest_forward", kernel, nearest_grid(args.x.rows), stream, args);
+    launch("nearest", kernel, nearest_grid(args.x.rows), args);
   });
 }
 

@@ -2,14 +2,12 @@
 // float64 and float elsewhere.
 #pragma once
 
-#include <cstdint>
-
-#include "../common/matrix.h"
+#include "../matrix.h"
 
 namespace fused_margins {
 namespace cuda {
 
-struct NearestForward {
+struct Nearest {
   Matrix x, y;
   const int64_t* row_labels;     // (rows,)
   const int64_t* column_labels;  // (columns,)
@@ -17,12 +15,14 @@ struct NearestForward {
   const void* below;             // T, (rows,) or null
   Similarity similarity;
   int64_t k;
+  bool largest;    // the most similar columns, else the least similar ones
   void* best;      // T, (rows, k)
   int64_t* index;  // (rows, k)
+  void* stream;
 };
 
 int64_t nearest_grid(int64_t rows);  // blocks of the one launch
-void nearest_forward(const NearestForward& args, void* stream);
+void nearest(const Nearest& args);
 
 }  // namespace cuda
 }  // namespace fused_margins

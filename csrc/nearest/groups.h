@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "../common/tile.h"
+#include "../cpu/tile.h"
 #include "cpu.h"
 
 namespace fused_margins {
@@ -13,12 +13,12 @@ struct Group {
   int64_t first_row, rows, first_column, columns;  // ranges of the two orders below
 };
 
-// Every row belongs to one group; the columns of a group ascend.
+// Every row belongs to one group, which may have no columns; those of a group ascend.
 struct Groups {
   Buffer<int64_t> row_order, column_order;
   std::vector<Group> list;
 
-  explicit Groups(const NearestForward& a) : row_order(a.x.rows), column_order(a.y.rows) {
+  explicit Groups(const Nearest& a) : row_order(a.x.rows), column_order(a.y.rows) {
     if (a.relation != Relation::same) {
       for (int64_t i = 0; i < a.x.rows; ++i) row_order[i] = i;
       for (int64_t j = 0; j < a.y.rows; ++j) column_order[j] = j;
@@ -36,7 +36,7 @@ struct Groups {
       for (r1 = r0; r1 < a.x.rows && a.row_labels[row_order[r1]] == label;) ++r1;
       while (c0 < a.y.rows && a.column_labels[column_order[c0]] < label) ++c0;
       int64_t c1 = c0;
-      while (c1 < a.y.rows && a.column_labels[column_order[c1]] == label) ++c1;
+      while (c1 < a.y.rows && a.column_labels[column_order[c1]] == label && label != UNADMITTED) ++c1;
       list.push_back({r0, r1 - r0, c0, c1 - c0});
       c0 = c1;
     }

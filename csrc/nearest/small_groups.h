@@ -7,9 +7,9 @@
 
 #include <vector>
 
-#include "../common/pairs.h"
-#include "../common/rows.h"
-#include "../common/scratch.h"
+#include "../cpu/pairs.h"
+#include "../cpu/rows.h"
+#include "../cpu/scratch.h"
 #include "best.h"
 #include "groups.h"
 
@@ -29,7 +29,7 @@ class SmallGroups {
  public:
   static bool suit(const Group& g) { return g.rows <= MOST && g.columns <= MOST; }
 
-  SmallGroups(const NearestForward& args, const Groups& groups, const std::vector<const Group*>& list, const Rows<T>& x,
+  SmallGroups(const Nearest& args, const Groups& groups, const std::vector<const Group*>& list, const Rows<T>& x,
               const Rows<T>& y, bool itself, int threads)
       : answers_{args},
         groups_(groups),

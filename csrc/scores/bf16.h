@@ -3,8 +3,8 @@
 // are rounded to bfloat16 for the two products that they enter.
 #pragma once
 
-#include "../common/bf16_rows.h"
-#include "../common/strips.h"
+#include "../cpu/bf16_rows.h"
+#include "../cpu/strips.h"
 
 namespace fused_margins {
 namespace FM_ISA {

@@ -2,11 +2,11 @@
 // gradient of the scale, a third. Targets and scales are checked before anything is computed.
 #include "cpu.h"
 
-#include "../common/checks.h"
+#include "../cpu/checks.h"
 #ifdef __AVX512BF16__
 #include "bf16.h"
 #else
-#include "../common/gradient.h"
+#include "../cpu/gradient.h"
 #endif
 
 namespace fused_margins {

@@ -1,21 +1,22 @@
 // scores on a CPU. T, the accumulation type, is double where x is float64 and float elsewhere.
 #pragma once
 
-#include "../common/isa.h"
-#include "../common/matrix.h"
+#include "../cpu/isa.h"
+#include "../matrix.h"
 
 namespace fused_margins {
 
 struct ScoresInputs {
   Matrix x, y;
-  const void* scale;  // T, (rows,) or one value
+  const int64_t* target;  // (rows,) or null: no margin
+  const void* scale;      // T, (rows,) or one value
   bool scale_per_row;
   const void* bias;    // T, (columns,) or null
   const void* margin;  // T, (rows,) or one value
   bool margin_per_row;
-  const int64_t* target;  // (rows,) or null: no margin
   Similarity similarity;
   int64_t ignore_index;
+  int64_t sign;  // 1 or -1, of all scores
 };
 
 struct ScoresForward {
@@ -24,13 +25,13 @@ struct ScoresForward {
 };
 
 struct ScoresBackward {
-  ScoresInputs in;
   const void* grad_scores;  // dtype of x, (rows, columns)
-  void* grad_x;             // dtype of x, (rows, width), or null: not needed; likewise below
-  void* grad_y;             // (columns, width)
-  void* grad_scale;         // T, as scale
-  void* grad_bias;          // T, (columns,)
-  void* grad_margin;        // T, as margin
+  ScoresInputs in;
+  void* grad_x;       // dtype of x, (rows, width), or null: not needed; likewise below
+  void* grad_y;       // (columns, width)
+  void* grad_scale;   // T, as scale
+  void* grad_bias;    // T, (columns,)
+  void* grad_margin;  // T, as margin
 };
 
 template <class Args>

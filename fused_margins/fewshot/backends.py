@@ -2,19 +2,17 @@
 
 from collections.abc import Iterable
 
-import torch
-
-from ..ops import registry
+from ..backends import registry
 from . import config
 
-Call = tuple[str, str]  # an op, and the columns that it looks at: "same" or "different"
+Call = tuple[str, tuple[tuple[str, str], ...]]  # an op, by a name that `fused_margins.explain` knows, and its options
 
-SOFTMAX: Call = ("margin_softmax", "different")
-POSITIVES: Call = ("nearest", "same")
-NEGATIVES: Call = ("nearest", "different")
-ALL_NEGATIVES: Call = ("contrast", "different")
-DRAWS: Call = ("draw", "different")
-MAGNET: Call = ("magnet", "different")
+SOFTMAX: Call = ("margin_softmax", ())
+POSITIVES: Call = ("nearest", (("relation", "same"),))
+NEGATIVES: Call = ("nearest", (("relation", "different"),))
+ALL_NEGATIVES: Call = ("contrast", (("epilogue", "info_nce"),))
+SAMPLE: Call = ("sample", ())
+MAGNET: Call = ("magnet", ())
 SIZES = (128, 256, 64)  # rows, columns and width of a usual problem
 
 
@@ -22,7 +20,7 @@ def calls_of(loss: config.Loss) -> tuple[Call, ...]:
     """What a training with this loss calls.
 
     >>> calls_of(config.Triplet(positives="easy", negatives="random"))
-    (('nearest', 'same'),)
+    (('nearest', (('relation', 'same'),)),)
     """
     match loss:
         case config.Softmax() | config.MarginSoftmax():
@@ -33,15 +31,15 @@ def calls_of(loss: config.Loss) -> tuple[Call, ...]:
     if loss.negatives in ("hard", "semihard"):
         calls.append(NEGATIVES)
     elif loss.negatives in ("all", "distance-weighted"):
-        calls.append(ALL_NEGATIVES if loss.negatives == "all" else DRAWS)
+        calls.append(ALL_NEGATIVES if loss.negatives == "all" else SAMPLE)
     return tuple(calls)
 
 
 def problems(
     calls: Iterable[Call], device: str, rows: int = SIZES[0], columns: int = SIZES[1], width: int = SIZES[2]
 ) -> list[registry.Problem]:
-    kind = torch.device(device).type
-    return [registry.Problem(op, kind, torch.float32, rows, columns, width, relation) for op, relation in calls]
+    sizes = {"rows": rows, "columns": columns, "width": width, "device": device}
+    return [registry.problem(op, **sizes, **dict(options)) for op, options in calls]
 
 
 def available(device: str, calls: Iterable[Call]) -> list[str]:

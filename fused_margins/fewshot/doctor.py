@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..ops import registry
+from ..backends import registry
 from .backends import MAGNET, POSITIVES, SOFTMAX, Call, available
 from .parity import relative_difference
 from .tables import Table
@@ -71,11 +71,8 @@ def backends_table(device: str = "cpu") -> Table:
     """For each op and backend how it would run a batch of 256 x 64 floats, or why it cannot."""
     rows = []
     for op in registry.OPS:
-        problem = registry.Problem(op, device, torch.float32, rows=256, columns=256, width=64)
-        for backend in registry.BACKENDS:
-            reason = registry.refusal(backend, problem)
-            state = f"cannot run: {reason}" if reason else backend.describe(problem)
-            rows.append([f"{op} / {backend.name}", state])
+        states = registry.states(op, rows=256, columns=256, width=64, device=device)
+        rows += [[f"{op} / {backend}", state] for backend, state in states.items()]
     return Table(f"Backends on {device}", ["op / backend", "state"], rows, numeric=False)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..ops.similarity import unit_rows
+from ..core.similarity import unit_rows
 from . import metrics
 from .config import Judging
 from .datasets import ImageSet, Task, one_shot_runs

@@ -11,7 +11,7 @@ from sklearn.metrics.cluster import contingency_matrix, expected_mutual_informat
 from torch import Tensor
 
 from .. import MagnetIndex, kmeans_per_class
-from ..kmeans import sum_by
+from ..core.reductions import sum_by
 from ..ops.nearest import nearest
 
 FEW_NEIGHBOURS = 200  # from here on a product and torch's top-k are faster than a search that keeps the k best sorted

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import registry
+from ..backends import registry
 from .augment import augment
 from .backbones import Network
 from .backends import calls_of, problems

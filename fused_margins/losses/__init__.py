@@ -12,7 +12,7 @@ from .margin_softmax import (
     NegativeSoftmaxLoss,
     NormalizedSoftmaxLoss,
 )
-from .memory import CrossBatchMemory
+from .cross_batch_memory import CrossBatchMemory
 
 __all__ = [
     "ArcFaceLoss",

@@ -10,30 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import STRATEGIES, mine_negatives, mine_positives, search_sides
-from ..ops import checks
-from ..ops.similarity import accumulation_dtype, pair_similarity, take_rows, unit_rows
-from ..reductions import REDUCTIONS, reduce_loss
-from .sampling import all_positives, distance_weighted_negatives, random_negatives, random_positives
-
-POSITIVES = ("easy", "random", "hard", "all")
-NEGATIVES = (*STRATEGIES, "random", "distance-weighted")
+from ..core import checks
+from ..core.enums import Reduction, Similarity
+from ..core.reductions import reduce_loss
+from ..core.similarity import accumulation_dtype, pair_similarity, take_rows, unit_rows
+from ..mining.negatives import NEGATIVES, distance_weighted_negatives, nearest_negatives, random_negatives
+from ..mining.positives import POSITIVES, all_positives, nearest_positives, random_positives
+from ..mining.sides import Sides, check_sides
 
 
 def checked_margin(margin: float) -> float:
     if not margin >= 0:
         raise ValueError(f"margin: expected a number of at least 0, got {margin}")
     return float(margin)
-
-
-class Sides(NamedTuple):
-    """Both sides of a search, and which reference is the anchor itself; within a batch y is x."""
-
-    x: Tensor  # (B, D) anchors
-    y: Tensor  # (N, D) references
-    labels: Tensor  # (B,)
-    reference_labels: Tensor  # (N,)
-    self_index: Tensor | None  # (B,) the reference that is the anchor itself, -1 for none
 
 
 class Positives(NamedTuple):
@@ -64,13 +53,21 @@ class EasyPositiveLoss(nn.Module):
         valid_negatives: tuple[str, ...] = NEGATIVES,
     ) -> None:
         super().__init__()
-        checks.choice("positives", positives, POSITIVES)
-        checks.choice("negatives", negatives, valid_negatives)
-        checks.similarity(similarity)
-        checks.choice("reduction", reduction, REDUCTIONS)
+        checks.one_of("positives", positives, POSITIVES)
+        checks.one_of("negatives", negatives, valid_negatives)
+        checks.choice("similarity", similarity, Similarity)
+        checks.choice("reduction", reduction, Reduction)
         self.positives, self.negatives = positives, negatives
         self.similarity, self.normalize = similarity, normalize
         self.reduction, self.backend, self.generator = reduction, backend, generator
+
+    @property
+    def _similarity(self) -> Similarity:
+        return checks.choice("similarity", self.similarity, Similarity)
+
+    @property
+    def _reduction(self) -> Reduction:
+        return checks.choice("reduction", self.reduction, Reduction)
 
     def _sides(
         self,
@@ -81,35 +78,23 @@ class EasyPositiveLoss(nn.Module):
         self_index: Tensor | None,
     ) -> Sides:
         """Checked, and of unit length where asked for."""
-        x, y, labels, column_labels, self_index = search_sides(
-            embeddings, labels, reference_embeddings, reference_labels, self_index
-        )
-        if self.normalize:
-            within_batch = y is x
-            x = unit_rows(x.to(accumulation_dtype(x.dtype)))
-            y = x if within_batch else unit_rows(y.to(x.dtype))
-        return Sides(x, y, labels, column_labels, self_index)
+        sides = check_sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
+        if not self.normalize:
+            return sides
+        x = unit_rows(sides.x.to(accumulation_dtype(sides.x.dtype)))
+        return sides._replace(x=x, y=x if sides.y is sides.x else unit_rows(sides.y.to(x.dtype)))
 
     def _find_positives(self, sides: Sides) -> Positives:
         x, y, anchor = sides.x, sides.y, None
         if self.positives in ("easy", "hard"):
-            similarity, index = mine_positives(
-                x,
-                sides.labels,
-                strategy=self.positives,
-                similarity=self.similarity,
-                reference_embeddings=y,
-                reference_labels=sides.reference_labels,
-                self_index=sides.self_index,
-                backend=self.backend,
-            )
+            similarity, index = nearest_positives(sides, self._similarity, self.positives == "easy", self.backend)
             return Positives(None, index, similarity)
         if self.positives == "random":
             index = random_positives(*sides[2:], self.generator)
         else:
             anchor, index = all_positives(*sides[2:])
             x = take_rows(x, anchor)
-        similarity = pair_similarity(x.detach(), take_rows(y.detach(), index), self.similarity)
+        similarity = pair_similarity(x.detach(), take_rows(y.detach(), index), self._similarity)
         return Positives(anchor, index, torch.where(index >= 0, similarity, -torch.inf))
 
     def _find_negatives(self, sides: Sides, positives: Positives) -> Tensor:
@@ -129,18 +114,7 @@ class EasyPositiveLoss(nn.Module):
         )
 
     def _mine_negatives(self, sides: Sides, below: Tensor | None) -> Tensor:
-        _, index = mine_negatives(
-            sides.x,
-            sides.labels,
-            strategy="hard" if below is None else "semihard",
-            positive_similarity=below,
-            similarity=self.similarity,
-            reference_embeddings=sides.y,
-            reference_labels=sides.reference_labels,
-            self_index=sides.self_index,
-            backend=self.backend,
-        )
-        return index
+        return nearest_negatives(sides, self._similarity, below is not None, below, self.backend)[1]
 
 
 class EasyPositiveTripletLoss(EasyPositiveLoss):
@@ -157,7 +131,7 @@ class EasyPositiveTripletLoss(EasyPositiveLoss):
         negatives: n(i) is the most similar negative ("hard"), the most similar of those less similar than the
             positive ("semihard"; an anchor without one is inactive: it waits until its positive has come nearer), one
             drawn uniformly ("random"), or one drawn evenly over the distances between unit vectors
-            ("distance-weighted"; see `fused_margins.losses.sampling`).
+            ("distance-weighted"; see `fused_margins.mining`).
         positives: "easy"; or for comparison "random" (drawn uniformly from the class), "hard" (the least similar of
             the class), or "all": each other sample of the class makes a pair with a negative of its own, P pairs of
             width D in all, and the loss is one of pairs.
@@ -216,10 +190,10 @@ class EasyPositiveTripletLoss(EasyPositiveLoss):
         negative = self._find_negatives(sides, positives)
         active = (positives.reference >= 0) & (negative >= 0)
         x = positives.of_anchor(sides.x)
-        to_positive = pair_similarity(x, take_rows(sides.y, positives.reference), self.similarity)
-        to_negative = pair_similarity(x, take_rows(sides.y, negative), self.similarity)
+        to_positive = pair_similarity(x, take_rows(sides.y, positives.reference), self._similarity)
+        to_negative = pair_similarity(x, take_rows(sides.y, negative), self._similarity)
         loss = torch.where(active, F.relu(self.margin + to_negative - to_positive), 0.0)
-        return reduce_loss(loss, active.to(loss.dtype), self.reduction)
+        return reduce_loss(loss, active.to(loss.dtype), self._reduction)
 
     def extra_repr(self) -> str:
         parts = [f"margin={self.margin:g}", f"negatives={self.negatives!r}", f"positives={self.positives!r}"]

@@ -3,10 +3,16 @@
 import torch
 from torch import Tensor
 
-from ..ops.contrast import contrast
-from ..ops.similarity import pair_similarity, take_rows
-from ..reductions import reduce_loss, softplus
-from .easy_positive import NEGATIVES, EasyPositiveLoss, Positives, Sides
+from ..core import checks
+from ..core.enums import Relation, Similarity
+from ..core.indices import IGNORED
+from ..core.reductions import reduce_loss, softplus
+from ..core.similarity import pair_similarity, take_rows
+from ..mining.negatives import NEGATIVES
+from ..mining.sides import Sides
+from ..ops.contrast.epilogues import Epilogue
+from ..ops.contrast.op import Contrast, contrast
+from .easy_positive import EasyPositiveLoss, Positives
 
 
 class EasyPositiveInfoNCELoss(EasyPositiveLoss):
@@ -82,38 +88,30 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
         sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
         positives = self._find_positives(sides)
         scale = 1 / self.temperature
+        if self.negatives == "all" and positives.anchor is None:
+            against_all = self._against_all(sides, positives.reference, scale)
+            call = against_all._replace(epilogue=Epilogue.INFO_NCE, reduction=self._reduction)
+            return contrast.run(call, self.backend)
+        x = positives.of_anchor(sides.x)
+        u = pair_similarity(x, take_rows(sides.y, positives.reference), Similarity.COSINE)
         if self.negatives == "all":
-            u, negative_lse = self._against_all(sides, positives, scale)
+            # Once an anchor, not once a pair: any target will do, since only the sum over the negatives is taken.
+            target = torch.full_like(sides.labels, 0 if sides.y.shape[0] else IGNORED, dtype=torch.int64)
+            _, negative_lse = contrast.run(self._against_all(sides, target, scale), self.backend)
+            negative_lse = positives.of_anchor(negative_lse)
         else:
             negative = self._find_negatives(sides, positives)
-            x = positives.of_anchor(sides.x)
-            u = pair_similarity(x, take_rows(sides.y, positives.reference), "cosine")
-            negative_lse = pair_similarity(x, take_rows(sides.y, negative), "cosine") * scale
+            negative_lse = pair_similarity(x, take_rows(sides.y, negative), Similarity.COSINE) * scale
             negative_lse = torch.where(negative >= 0, negative_lse, -torch.inf)
         active = (positives.reference >= 0) & (negative_lse > -torch.inf)
         loss = torch.where(active, softplus(negative_lse - u * scale), 0.0)
-        return reduce_loss(loss, active.to(loss.dtype), self.reduction)
+        return reduce_loss(loss, active.to(loss.dtype), self._reduction)
 
-    def _against_all(self, sides: Sides, positives: Positives, scale: float) -> tuple[Tensor, Tensor]:
-        """Similarity of the positive, and logsumexp over the anchor's negatives, (P,) each."""
-        target = positives.reference
-        if positives.anchor is not None:
-            # Once an anchor, not once a pair: any target will do, since only the sum over the negatives is taken.
-            target = torch.full_like(sides.labels, 0 if sides.y.shape[0] else -1, dtype=torch.int64)
-        u, negative_lse = contrast(
-            sides.x,
-            sides.y,
-            target,
-            sides.labels,
-            sides.reference_labels,
-            scale=scale,
-            self_index=sides.self_index,
-            backend=self.backend,
-        )
-        if positives.anchor is None:
-            return u, negative_lse
-        u = pair_similarity(positives.of_anchor(sides.x), take_rows(sides.y, positives.reference), "cosine")
-        return u, positives.of_anchor(negative_lse)
+    def _against_all(self, sides: Sides, target: Tensor, scale: float) -> Contrast:
+        """Each anchor against all its negatives."""
+        x, y = checks.in_one_dtype(sides.x, sides.y)
+        labels = sides.labels, sides.reference_labels, sides.self_index
+        return Contrast(x, y, target, *labels, scale, similarity=Similarity.COSINE, relation=Relation.DIFFERENT)
 
     def extra_repr(self) -> str:
         return (

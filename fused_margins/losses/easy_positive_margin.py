@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.labels import IGNORED, INVALID, check_index
-from ..ops.similarity import pair_similarity, take_rows
-from ..reductions import reduce_loss
+from ..core.enums import Similarity
+from ..core.indices import IGNORED, INVALID, check_index
+from ..core.reductions import reduce_loss
+from ..core.similarity import pair_similarity, take_rows
 from .easy_positive import EasyPositiveLoss, checked_margin
 
 
@@ -95,7 +96,7 @@ class EasyPositiveMarginLoss(EasyPositiveLoss):
         too_far = torch.where(active, too_far, 0.0)
         too_near = torch.where(active & (negative >= 0), too_near, 0.0)
         terms = (too_far > 0).to(x.dtype) + (too_near > 0).to(x.dtype)
-        return reduce_loss(too_far + too_near, terms, self.reduction)
+        return reduce_loss(too_far + too_near, terms, self._reduction)
 
     def _beta_of_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """beta of each row, (P,) or 0-d, and which rows (P,) take part."""
@@ -115,6 +116,6 @@ class EasyPositiveMarginLoss(EasyPositiveLoss):
 
 def _distance(x: Tensor, y: Tensor) -> Tensor:
     """|x_i - y_i| (B,); the square root at 0, where easy positives land, gets gradient 0 instead of infinity."""
-    squared = -pair_similarity(x, y, "negative_squared_euclidean")
+    squared = -pair_similarity(x, y, Similarity.NEGATIVE_SQUARED_EUCLIDEAN)
     zero = squared == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())

@@ -1,11 +1,11 @@
-"""The magnet loss as a module; `fused_margins.clusters.MagnetIndex` makes its batches."""
+"""The magnet loss as a module; `fused_margins.MagnetIndex` makes its batches."""
 
 import torch
 from torch import Tensor, nn
 
+from ..core import checks
+from ..core.enums import Reduction
 from ..functional import magnet_loss
-from ..ops import checks
-from ..reductions import REDUCTIONS
 
 
 class MagnetLoss(nn.Module):
@@ -49,7 +49,7 @@ class MagnetLoss(nn.Module):
         self, alpha: float = 1.0, variance_floor: float = 1e-4, reduction: str = "mean", backend: str = "auto"
     ) -> None:
         super().__init__()
-        checks.choice("reduction", reduction, REDUCTIONS)
+        checks.choice("reduction", reduction, Reduction)
         if not variance_floor > 0:
             raise ValueError(f"variance_floor: expected a positive number, got {variance_floor}")
         self.alpha, self.variance_floor = float(alpha), float(variance_floor)

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core import checks
+from ..core.enums import MarginType, Reduction, Similarity
 from ..functional import margin_logits, margin_softmax_loss
-from ..margins import MARGIN_TYPES
-from ..ops import checks
-from ..reductions import REDUCTIONS
 
 
 class MarginSoftmaxLoss(nn.Module):
@@ -75,9 +74,9 @@ class MarginSoftmaxLoss(nn.Module):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if not scale > 0:
             raise ValueError(f"scale: expected a positive number, got {scale}")
-        checks.similarity(similarity)
-        checks.choice("margin_type", margin_type, MARGIN_TYPES)
-        checks.choice("reduction", reduction, REDUCTIONS)
+        checks.choice("similarity", similarity, Similarity)
+        checks.choice("margin_type", margin_type, MarginType)
+        checks.choice("reduction", reduction, Reduction)
         if class_weight is not None and tuple(class_weight.shape) != (num_classes,):
             raise ValueError(f"class_weight: expected shape ({num_classes},), got {tuple(class_weight.shape)}")
         if isinstance(margin, Tensor) and margin.dim() > 0 and tuple(margin.shape) != (num_classes,):

@@ -17,8 +17,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from . import registry
-from .similarity import accumulation_dtype
+from ..backends import registry
+from ..core.enums import Relation, Similarity
+from ..core.similarity import accumulation_dtype
 
 Inputs = dict[str, Any]
 
@@ -74,21 +75,31 @@ class OpCases(Protocol):
         """That forward and backward must read and write: inputs, outputs and their gradients, each once."""
 
 
+def similarity_of(inputs: Inputs) -> Similarity:
+    """The similarity that inputs name, or the one that ops take without a word."""
+    return Similarity[inputs.get("similarity", "cosine").upper()]
+
+
+def relation_of(inputs: Inputs, default: str) -> Relation:
+    """The relation that inputs name, or an op's default."""
+    return Relation[inputs.get("relation", default).upper()]
+
+
 def largest(t: Tensor) -> float:
     """Largest absolute value; 0 for an empty tensor."""
     return float(t.abs().max()) if t.numel() else 0.0
 
 
-def reach(x: Tensor, y: Tensor, similarity: str) -> tuple[float, tuple[float, float]]:
+def reach(x: Tensor, y: Tensor, similarity: Similarity) -> tuple[float, tuple[float, float]]:
     """The largest |u| that the two sides allow, and the largest |du/dx| and |du/dy|: what rounding errors grow with."""
-    if similarity == "negative_squared_euclidean" and y.shape[0]:
+    if similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN and y.shape[0]:
         x, y = x - y.mean(0), y - y.mean(0)  # as the definition does before it expands the square
     lengths = x.norm(dim=1), y.norm(dim=1)
     longest_x, longest_y = map(largest, lengths)
-    if similarity == "cosine":
+    if similarity == Similarity.COSINE:
         of_x, of_y = (1 / float(n[n > 0].min()) if (n > 0).any() else 0.0 for n in lengths)
         return 1.0, (of_x, of_y)
-    if similarity == "dot":
+    if similarity == Similarity.DOT:
         return longest_x * longest_y, (longest_y, longest_x)
     distance = longest_x + longest_y
     return distance**2, (2 * distance, 2 * distance)
@@ -96,7 +107,7 @@ def reach(x: Tensor, y: Tensor, similarity: str) -> tuple[float, tuple[float, fl
 
 def load(op: str) -> OpCases:
     """The cases of an op in `registry.OPS`."""
-    return cast(OpCases, importlib.import_module(f"{__package__}.{op}.cases"))
+    return cast(OpCases, importlib.import_module(f"{registry.OPS[op].package}.cases"))
 
 
 def convert(inputs: Inputs, dtype: torch.dtype, device: str = "cpu") -> Inputs:

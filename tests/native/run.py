@@ -18,7 +18,7 @@ ISAS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS |= {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
 # The kernels with bfloat16 products: of these ops, where the compiler knows them.
-BF16_OPS = ("contrast", "draw", "nearest", "scores")
+BF16_OPS = ("contrast", "nearest", "sample", "scores")
 BF16_ISAS = {"v4_bf16": ["-march=x86-64-v4", "-mavx512bf16"]}
 BF16_ISAS["amx"] = [*BF16_ISAS["v4_bf16"], "-mamx-tile", "-mamx-bf16"]
 FLAGS = ["-std=c++17", "-g", "-fno-omit-frame-pointer", "-Wno-psabi", "-DFM_NO_POOL"]
@@ -54,7 +54,7 @@ def build(folder: Path, flags: list[str]) -> Path:
     ]
     jobs += [
         (folder / f"{source.stem}.o", [str(source)])
-        for source in (ROOT / "csrc/common/isa.cpp", ROOT / "tests/native/driver.cpp")
+        for source in (ROOT / "csrc/cpu/isa.cpp", ROOT / "tests/native/driver.cpp")
     ]
 
     def compile_one(job: tuple[Path, list[str]]) -> None:

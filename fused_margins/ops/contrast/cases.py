@@ -6,16 +6,21 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ..cases import Case, Inputs, Shape, largest, reach
-from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype, admitted, similarity_matrix
+from ...core.enums import Relation, Similarity
+from ...core.indices import ABSENT, UNADMITTED
+from ...core.similarity import accumulation_dtype, admitted, similarity_matrix
+from ..cases import Case, Inputs, Shape, largest, reach, relation_of, similarity_of
+from . import cases_of_epilogues as of_epilogues
 from .op import contrast
 
-OUTPUTS = ("positive", "negative_lse")
-DIFFERENTIABLE = ("x", "y", "scale", "bias")
+SIMILARITIES, RELATIONS = Similarity.names(), Relation.names()
+OUTPUTS = ("positive", "negative_lse", "loss")
+DIFFERENTIABLE = ("x", "y", "scale", "bias", "margin")
 
 
 def run(inputs: Inputs, backend: str) -> dict[str, Tensor]:
-    return dict(zip(OUTPUTS, contrast(**inputs, backend=backend)))
+    results = contrast(**inputs, backend=backend)
+    return {"loss": results} if isinstance(results, Tensor) else dict(zip(OUTPUTS, results))
 
 
 def observed(outputs: dict[str, Tensor], inputs: Inputs, exact: bool) -> dict[str, Tensor]:
@@ -85,6 +90,20 @@ def _duplicates(g: Generator, **options: Any) -> Inputs:
 def _ignored(g: Generator, every: int, ignore_index: int) -> Inputs:
     inputs = _softmax(g, ignore_index=ignore_index)
     inputs["target"][::every] = ignore_index
+    return inputs
+
+
+def _absent(g: Generator) -> Inputs:
+    inputs = _softmax(g)
+    inputs["target"][::3] = ABSENT
+    inputs["target"][1] = -1
+    return inputs
+
+
+def _unadmitted(g: Generator, relation: str) -> Inputs:
+    inputs = _batch(g, relation=relation)
+    inputs["column_labels"][::3] = UNADMITTED
+    inputs["row_labels"][::7] = UNADMITTED
     return inputs
 
 
@@ -175,9 +194,14 @@ CASES = (
         "16-bit vectors at multiples of 16 bytes, which a GPU's copy engine fetches",
     ),
     Case("wide", lambda g: _batch(g, 5, 7, 307, similarity="dot", scale=0.1), "wider than any tile, few rows"),
+    Case("absent", _absent, "rows whose class lives elsewhere: negatives and no positive"),
+    Case("absent-no-columns", lambda g: _softmax(g, columns=0, target=torch.full((37,), ABSENT)), "an empty shard"),
+    *(Case(f"unadmitted-{r}", partial(_unadmitted, relation=r), "columns that no relation admits") for r in RELATIONS),
+    *of_epilogues.CASES,
 )
 
 SHAPES = (
+    Shape("tiny", 32, 16, 32),
     Shape("few_shot_64", 256, 64, 64),
     Shape("few_shot_512", 256, 64, 512),
     Shape("few_shot_200", 256, 200, 1600),
@@ -204,8 +228,10 @@ def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
 
 def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
     """Four roundings of the sum of absolute values behind an entry; a logit's error is a weight's relative one."""
+    if inputs.get("epilogue", "none") != "none":
+        return of_epilogues.small_term(name, inputs, dtype, of_weights)
     x, y, target = inputs["x"], inputs["y"], inputs["target"].long()
-    similarity, relation = inputs.get("similarity", "cosine"), inputs.get("relation", "different")
+    similarity, relation = similarity_of(inputs), relation_of(inputs, "different")
     scale = torch.as_tensor(inputs["scale"], dtype=torch.float64, device=x.device).reshape(-1, 1).expand(x.shape[0], 1)
     columns = torch.arange(y.shape[0], device=y.device)
     row_labels, column_labels = inputs.get("row_labels", target), inputs.get("column_labels", columns)

@@ -1,108 +1,119 @@
 """`contrast` in C++ on a CPU (csrc/contrast/cpu.cpp): the tensors' memory, handed over."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from ..kept import describe, empty, kept_size, mean_size
-from ..native import call, int64, matrix, module, pointer
+from ...backends import budget
+from ...backends.cpu import call, empty_like, int64, module, row_factor, vector, workspace
+from ...core.enums import Reduction
+from ...core.margins import pieces
+from ...core.similarity import accumulation_dtype
+from .epilogues import Epilogue
 
-__all__ = ["backward", "describe", "forward"]
+if TYPE_CHECKING:
+    from ...backends.registry import Problem
+    from .op import Contrast
+
+_EPILOGUES = (Epilogue.NONE, Epilogue.MARGIN_SOFTMAX, Epilogue.INFO_NCE)
+force_running_maximum = False  # a test may ask for the path that no logit overflows
 
 
-def forward(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    row_labels: Tensor | None,
-    column_labels: Tensor | None,
-    self_index: Tensor | None,
-    similarity: str,
-    relation: str,
-    ignore_index: int,
-    with_mean: bool,
-    kept_blocks: int,
-    force_running_maximum: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """positive (B,), negative_lse (B,), mean or empty, kept weights; the accumulation dtype throughout."""
+class Plan(NamedTuple):
+    """What a forward saves, and what C++ takes beside tensors."""
+
+    with_mean: bool  # the columns' mean under each row's weights
+    saved_blocks: int  # blocks of columns whose weights are saved
+    saved_size: int
+    options: tuple[Any, ...]
+
+
+def can_run(problem: Problem) -> str | None:
+    """It knows the epilogues that are written in C++."""
+    epilogue = problem.arguments.epilogue
+    return None if epilogue in _EPILOGUES else f"has no epilogue {epilogue.name.lower()!r}"
+
+
+def plan(a: Contrast, needs: Sequence[bool]) -> Plan:
+    """The gradients of x and scale need the mean, that of columns the weights, of as many as the budget allows."""
+    of_x, of_y, of_scale, of_bias, _ = needs
+    blocks = _blocks(a.x.shape[0], a.y.shape[0], a.x.dtype) if of_y or of_bias else 0
+    return _plan(a, of_x or of_scale, blocks)
+
+
+def _plan(a: Contrast, with_mean: bool, blocks: int) -> Plan:
     assert module is not None
-    rows, width = x.shape
-    positive, negative_lse = scale.new_empty(rows), scale.new_empty(rows)
-    mean = empty(mean_size(rows, width) if with_mean else 0, scale.dtype)
-    kept = empty(kept_size(rows, y.shape[0], kept_blocks), scale.dtype)
-    scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
-    labels = [int64(t) for t in (target, row_labels, column_labels, self_index)]
-    call(
-        module.contrast_forward,
-        matrix(x),
-        matrix(y),
-        scale.data_ptr(),
-        scale.dim(),
-        pointer(bias),
-        *map(pointer, labels),
-        similarity,
-        relation,
-        ignore_index,
-        force_running_maximum,
-        positive.data_ptr(),
-        negative_lse.data_ptr(),
-        mean.data_ptr() if with_mean else 0,
-        kept.data_ptr(),
-        kept_blocks,
-    )
-    return positive, negative_lse, mean, kept
+    psi = module.Psi(*pieces(a.angle_rad, a.beyond_pi), a.straight_through)
+    epilogue = (a.epilogue, psi, a.reduction)
+    options = (a.similarity, a.relation, a.ignore_index, *epilogue, force_running_maximum, with_mean, blocks)
+    size = module.contrast_saved_size(a.x.shape[0], a.y.shape[0], a.x.shape[1], with_mean, blocks)
+    return Plan(with_mean, blocks, size, options)
+
+
+def _blocks(rows: int, columns: int, dtype: torch.dtype) -> int:
+    assert module is not None
+    return module.contrast_saved_blocks(rows, columns, accumulation_dtype(dtype).itemsize, budget.memory_budget())
+
+
+def saved_size(a: Contrast, plan: Plan) -> int:
+    """Values that a forward hands to its backward; see ``csrc/contrast/cpu.h``."""
+    return plan.saved_size
+
+
+def recover_plan(a: Contrast, needs: Sequence[bool], size: int) -> Plan:
+    """The plan by which a forward saved so many values; one that saves another number where there is none."""
+    found = _plan(a, needs[0] or needs[2], 0)
+    while found.saved_size < size:
+        larger = _plan(a, found.with_mean, found.saved_blocks + 1)
+        if larger.saved_size <= found.saved_size:
+            break
+        found = larger
+    return found
+
+
+def _arguments(a: Contrast, plan: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
+    """What both directions have in common."""
+    scale, margin = row_factor(a.scale, dtype, a.x.device), row_factor(a.margin, dtype, a.x.device)
+    labels = int64(a.target), int64(a.row_labels), int64(a.column_labels), int64(a.self_index)
+    factors = scale, scale.dim() > 0, vector(a.bias), margin, margin.dim() > 0
+    return a.x, a.y, *labels, *factors, *plan.options
+
+
+def forward(a: Contrast, plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
+    """positive and negative_lse (B,), or the loss; and what the backward needs; the accumulation dtype throughout."""
+    assert module is not None
+    rows, dtype = a.x.shape[0], accumulation_dtype(a.x.dtype)
+    saved = workspace(plan.saved_size, dtype)
+    positive = negative_lse = loss = None
+    if a.epilogue == Epilogue.NONE:
+        positive, negative_lse = saved.new_empty(rows), saved.new_empty(rows)
+    else:
+        loss = saved.new_empty((rows,) if a.reduction == Reduction.NONE else ())
+    call(module.contrast_forward, *_arguments(a, plan, dtype), positive, negative_lse, loss, saved)
+    return positive, negative_lse, loss, saved
 
 
 def backward(
-    grad_positive: Tensor,
-    grad_negative_lse: Tensor,
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    row_labels: Tensor | None,
-    column_labels: Tensor | None,
-    self_index: Tensor | None,
-    negative_lse: Tensor,
-    mean: Tensor,
-    kept: Tensor,
-    similarity: str,
-    relation: str,
-    ignore_index: int,
-    kept_blocks: int,
-    needs: list[bool],
-    force_running_maximum: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, y, scale and bias; empty where not needed."""
+    grads: Sequence[Tensor | None], a: Contrast, saved: Tensor, plan: Plan, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of x, y, scale, bias and margin, of those that are needed."""
     assert module is not None
-    needs = [need and not (i == 3 and bias is None) for i, need in enumerate(needs)]
-    shapes = (x, y, scale, scale if bias is None else bias)
-    grads = [torch.empty(t.shape if need else 0, dtype=t.dtype) for t, need in zip(shapes, needs)]
-    scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
-    labels = [int64(t) for t in (target, row_labels, column_labels, self_index)]
-    outputs = [g.data_ptr() if need else 0 for g, need in zip(grads, needs)]
-    grad_positive, grad_negative_lse = grad_positive.contiguous(), grad_negative_lse.contiguous()
-    negative_lse, mean, kept = negative_lse.contiguous(), mean.contiguous(), kept.contiguous()
-    call(
-        module.contrast_backward,
-        grad_positive.data_ptr(),
-        grad_negative_lse.data_ptr(),
-        matrix(x),
-        matrix(y),
-        scale.data_ptr(),
-        scale.dim(),
-        pointer(bias),
-        *map(pointer, labels),
-        similarity,
-        relation,
-        ignore_index,
-        force_running_maximum,
-        negative_lse.data_ptr(),
-        mean.data_ptr(),
-        kept.data_ptr(),
-        kept_blocks,
-        *outputs,
-    )
-    return grads[0], grads[1], grads[2], grads[3]
+    variables = (a.x, a.y, a.scale, a.bias, a.margin)
+    gradients = [empty_like(t) if need and isinstance(t, Tensor) else None for t, need in zip(variables, needs)]
+    call(module.contrast_backward, *grads, *_arguments(a, plan, saved.dtype), saved, *gradients)
+    return gradients
+
+
+def describe(problem: Problem) -> str:
+    """What the memory budget makes of the problem."""
+    assert module is not None
+    if not problem.columns:
+        return "saves nothing"
+    sizes = problem.rows, problem.columns
+    blocks, everything = _blocks(*sizes, problem.dtype), module.contrast_saved_blocks(*sizes, 1, 2**62)
+    values = module.contrast_saved_size(*sizes, problem.width, True, blocks)
+    return budget.describe(values * accumulation_dtype(problem.dtype).itemsize, blocks / everything)

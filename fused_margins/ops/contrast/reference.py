@@ -1,49 +1,64 @@
 """The readable definition of `contrast`; every backend must agree with it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from .. import checks
-from ..labels import IGNORED, INVALID, check_index
-from ..similarity import admitted, pair_similarity, similarity_matrix, take_rows
+from ...core import checks
+from ...core.enums import MarginType
+from ...core.indices import ABSENT, IGNORED, INVALID, check_index
+from ...core.margins import Margin
+from ...core.reductions import reduce_loss
+from ...core.similarity import admitted, pair_similarity, similarity_matrix, take_rows
+from .epilogues import EPILOGUES, Epilogue
+
+if TYPE_CHECKING:
+    from .op import Contrast
 
 
-def contrast(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    row_labels: Tensor | None,
-    column_labels: Tensor | None,
-    self_index: Tensor | None,
-    similarity: str,
-    relation: str,
-    ignore_index: int,
-    any_scale: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """positive (B,), negative_lse (B,): plain PyTorch, any device, differentiable to any order.
+def reference(a: Contrast) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """positive (B,) and negative_lse (B,), or the loss: plain PyTorch, any device, differentiable to any order."""
+    positive, negative_lse = vectors(a)
+    if a.epilogue == Epilogue.NONE:
+        return positive, negative_lse, None
+    row = EPILOGUES[a.epilogue]
+    angle = Margin(MarginType.ANGULAR, 0.0, a.angle_rad, 1.0, a.beyond_pi, a.straight_through)
+    loss = row.loss(positive, negative_lse, a.scale, a.margin, angle)
+    target = a.target.long()
+    loss = torch.where(target == ABSENT, 0.0, loss)
+    counted = row.counts(target, negative_lse, a.ignore_index)
+    return None, None, reduce_loss(loss, counted.to(loss.dtype), a.reduction)
+
+
+def vectors(a: Contrast, any_scale: bool = False) -> tuple[Tensor, Tensor]:
+    """positive (B,), negative_lse (B,).
 
     A scale that is not positive is an error where it can be read, and NaN for its row elsewhere or if `any_scale`.
     """
     if not any_scale:
-        checks.positive("scale", scale)
-    rows, columns = x.shape[0], y.shape[0]
-    target = check_index(target, columns, ignore_index, "target")
-    row_labels = target if row_labels is None else row_labels
-    column_labels = torch.arange(columns, device=y.device) if column_labels is None else column_labels
+        checks.positive("scale", a.scale)
+    rows, columns = a.x.shape[0], a.y.shape[0]
+    target = check_index(a.target, columns, a.ignore_index, "target", absent=True)
+    row_labels = target if a.row_labels is None else a.row_labels
+    column_labels = torch.arange(columns, device=a.y.device) if a.column_labels is None else a.column_labels
+    self_index = a.self_index
     if self_index is not None:
         self_index = check_index(self_index, columns, IGNORED, "self_index")
 
-    u = similarity_matrix(x, y, similarity)
-    scale = torch.where(scale > 0, scale, torch.nan)
-    z = u * scale.reshape(-1, 1)  # (B, N); scale is 0-d or (B,)
-    if bias is not None:
-        z = z + bias
-    ignored, invalid = target == IGNORED, target == INVALID
+    u = similarity_matrix(a.x, a.y, a.similarity)
+    scale = a.scale
+    if isinstance(scale, Tensor):
+        scale = torch.where(scale > 0, scale, torch.nan).reshape(-1, 1)
+    z = u * scale  # (B, N)
+    if a.bias is not None:
+        z = z + a.bias
+    ignored, invalid, absent = target == IGNORED, target == INVALID, target == ABSENT
     if self_index is not None:
         invalid = invalid | (self_index == INVALID)
-    mask = admitted(row_labels, column_labels, relation, self_index) & ~ignored[:, None]
+    mask = admitted(row_labels, column_labels, a.relation, self_index) & ~ignored[:, None]
     empty = ~mask.any(dim=1)
     # A row that admits nothing is summed over zeros and then replaced, so that no gradient of it is ever inf - inf.
     z = torch.where(mask, z, torch.where(empty[:, None], 0.0, -torch.inf))
@@ -51,6 +66,6 @@ def contrast(
         torch.where(empty, -torch.inf, torch.logsumexp(z, dim=1)) if columns else z.new_full((rows,), -torch.inf)
     )
 
-    positive = pair_similarity(x, take_rows(y, target), similarity)
-    positive = torch.where(ignored, 0.0, positive)
+    positive = pair_similarity(a.x, take_rows(a.y, target), a.similarity)
+    positive = torch.where(ignored | absent, 0.0, positive)
     return torch.where(invalid, torch.nan, positive), torch.where(invalid, torch.nan, negative_lse)

@@ -10,7 +10,7 @@ Args
     clusters: (B,) integers in [0, M); every cluster needs a member. cluster_labels: (M,) integers, the class of each.
     alpha: a number. variance_floor: a positive number.
     reduction: "mean", "sum" or "none".
-    backend: "auto", or the name of one in `fused_margins.ops.registry`.
+    backend: "auto", or the name of one in `fused_margins.backends.registry`.
 
 Returns a scalar, or (B,) for "none"; float32 (float64 for float64).
 

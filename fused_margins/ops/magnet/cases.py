@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..cases import Case, Inputs, Shape, largest
-from ..similarity import accumulation_dtype
+from ...core.similarity import accumulation_dtype
 from .op import magnet
 
 OUTPUTS = ("loss",)

@@ -1,68 +1,54 @@
 """`magnet` in C++ on a CPU (csrc/magnet/cpu.cpp): the tensors' memory, handed over."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
-from ..native import call, int64, matrix, module
-from ..similarity import accumulation_dtype
+from ...backends.cpu import call, empty_like, int64, module
+from ...core.enums import Reduction
+from ...core.similarity import accumulation_dtype
+
+if TYPE_CHECKING:
+    from ...backends.registry import Problem
+    from .op import Magnet
 
 
-def saved_size(rows: int, num_clusters: int, width: int) -> int:
-    """Values that a forward hands to its backward: see ``csrc/magnet/cpu.h``."""
-    return num_clusters * ((width + 15) // 16 * 16) + rows * (num_clusters + 1) + 2
+def can_run(problem: Problem) -> str | None:
+    """Every call."""
+    return None
 
 
-def forward(
-    x: Tensor, clusters: Tensor, cluster_labels: Tensor, alpha: float, variance_floor: float, reduction: str
-) -> tuple[Tensor, Tensor]:
+def saved_size(a: Magnet, plan: Any) -> int:
+    """Values that a forward hands to its backward; see ``csrc/magnet/cpu.h``."""
+    assert module is not None
+    return module.magnet_saved_size(a.x.shape[0], a.cluster_labels.shape[0], a.x.shape[1])
+
+
+def _arguments(a: Magnet) -> tuple[Any, ...]:
+    """What both directions have in common."""
+    labels = a.cluster_labels.shape[0], int64(a.clusters), int64(a.cluster_labels)
+    return a.x, *labels, a.alpha, a.variance_floor, a.reduction
+
+
+def forward(a: Magnet, plan: Any) -> tuple[Tensor, Tensor]:
     """loss, a scalar or (B,), and what the backward needs; the accumulation dtype."""
     assert module is not None
-    (rows, width), num_clusters = x.shape, cluster_labels.shape[0]
-    dtype = accumulation_dtype(x.dtype)
-    loss = torch.empty((rows,) if reduction == "none" else (), dtype=dtype)
-    saved = torch.empty(saved_size(rows, num_clusters, width), dtype=dtype)
-    clusters, cluster_labels = int64(clusters), int64(cluster_labels)
-    call(
-        module.magnet_forward,
-        matrix(x),
-        num_clusters,
-        clusters.data_ptr(),
-        cluster_labels.data_ptr(),
-        alpha,
-        variance_floor,
-        reduction,
-        loss.data_ptr(),
-        saved.data_ptr(),
-    )
+    dtype = accumulation_dtype(a.x.dtype)
+    loss = torch.empty((a.x.shape[0],) if a.reduction == Reduction.NONE else (), dtype=dtype)
+    saved = torch.empty(saved_size(a, plan), dtype=dtype)
+    call(module.magnet_forward, *_arguments(a), loss, saved)
     return loss, saved
 
 
 def backward(
-    grad_loss: Tensor,
-    x: Tensor,
-    clusters: Tensor,
-    cluster_labels: Tensor,
-    saved: Tensor,
-    alpha: float,
-    variance_floor: float,
-    reduction: str,
-) -> Tensor:
+    grads: Sequence[Tensor | None], a: Magnet, saved: Tensor, plan: Any, needs: Sequence[bool]
+) -> tuple[Tensor]:
     """Gradient of x."""
     assert module is not None
-    grad_x = torch.empty(x.shape, dtype=x.dtype)
-    clusters, cluster_labels = int64(clusters), int64(cluster_labels)
-    grad_loss, saved = grad_loss.contiguous(), saved.contiguous()
-    call(
-        module.magnet_backward,
-        grad_loss.data_ptr(),
-        matrix(x),
-        cluster_labels.shape[0],
-        clusters.data_ptr(),
-        cluster_labels.data_ptr(),
-        alpha,
-        variance_floor,
-        reduction,
-        saved.data_ptr(),
-        grad_x.data_ptr(),
-    )
-    return grad_x
+    grad_x = empty_like(a.x)
+    call(module.magnet_backward, grads[0], *_arguments(a), saved, grad_x)
+    return (grad_x,)

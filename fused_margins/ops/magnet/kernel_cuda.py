@@ -1,78 +1,64 @@
 """`magnet` in CUDA C++ (csrc/magnet/cuda.cu): the tensors' memory, handed over; three launches each way."""
 
-import torch
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 from torch import Tensor
 
-from .. import native
-from ..cuda_launch import launch, matrix, tickets
-from ..similarity import accumulation_dtype
-from .kernel_cpu import saved_size
+from ...backends import cuda
+from ...backends.cpu import int64
+from ...core.enums import Reduction
+from ...core.similarity import accumulation_dtype
+
+if TYPE_CHECKING:
+    from ...backends.registry import Problem
+    from .op import Magnet
+
+COLUMNS = 1024  # clusters that it is made for
 
 
-def forward(
-    x: Tensor, clusters: Tensor, cluster_labels: Tensor, alpha: float, variance_floor: float, reduction: str
-) -> tuple[Tensor, Tensor]:
+def can_run(problem: Problem) -> str | None:
+    """Few clusters."""
+    return None if problem.columns <= COLUMNS else f"takes up to {COLUMNS} columns, got {problem.columns}"
+
+
+def saved_size(a: Magnet, plan: Any) -> int:
+    """Values that a forward hands to its backward; see ``csrc/magnet/cuda.h``."""
+    assert cuda.module is not None
+    return cuda.module.magnet_saved_size(a.x.shape[0], a.cluster_labels.shape[0], a.x.shape[1])
+
+
+def _arguments(a: Magnet) -> tuple[Any, ...]:
+    """What both directions have in common."""
+    labels = a.cluster_labels.shape[0], int64(a.clusters), int64(a.cluster_labels)
+    return a.x, *labels, a.alpha, a.variance_floor, a.reduction
+
+
+def forward(a: Magnet, plan: Any) -> tuple[Tensor, Tensor]:
     """loss, a scalar or (B,), and what the backward needs; the accumulation dtype."""
-    assert native.cuda_module is not None
-    (rows, width), num_clusters = x.shape, cluster_labels.shape[0]
-    dtype = accumulation_dtype(x.dtype)
-    loss = x.new_empty((rows,) if reduction == "none" else (), dtype=dtype)
-    saved = x.new_empty(saved_size(rows, num_clusters, width), dtype=dtype)
+    assert cuda.module is not None
+    rows, dtype = a.x.shape[0], accumulation_dtype(a.x.dtype)
+    loss = a.x.new_empty((rows,) if a.reduction == Reduction.NONE else (), dtype=dtype)
+    saved = a.x.new_empty(saved_size(a, plan), dtype=dtype)
     if not rows:
         return loss.zero_(), saved
-    clusters, cluster_labels = (t.to(torch.int64).contiguous() for t in (clusters, cluster_labels))
-    counters = tickets(x.device, 1)
-    launch(
-        native.cuda_module.magnet_forward,
-        x.device,
-        matrix(x),
-        num_clusters,
-        clusters.data_ptr(),
-        cluster_labels.data_ptr(),
-        alpha,
-        variance_floor,
-        reduction,
-        loss.data_ptr(),
-        saved.data_ptr(),
-        counters.data_ptr(),
-    )
+    counters = cuda.tickets(a.x.device, 1)
+    cuda.launch(cuda.module.magnet_forward, a.x.device, *_arguments(a), loss, saved, counters)
     return loss, saved
 
 
 def backward(
-    grad_loss: Tensor,
-    x: Tensor,
-    clusters: Tensor,
-    cluster_labels: Tensor,
-    saved: Tensor,
-    alpha: float,
-    variance_floor: float,
-    reduction: str,
-) -> Tensor:
+    grads: Sequence[Tensor | None], a: Magnet, saved: Tensor, plan: Any, needs: Sequence[bool]
+) -> tuple[Tensor]:
     """Gradient of x."""
-    assert native.cuda_module is not None
-    grad_x = x.new_empty(x.shape)
+    assert cuda.module is not None
+    grad_x = a.x.new_empty(a.x.shape)
     if not grad_x.numel():
-        return grad_x
-    (rows, width), num_clusters = x.shape, cluster_labels.shape[0]
-    clusters, cluster_labels = (t.to(torch.int64).contiguous() for t in (clusters, cluster_labels))
-    grad_loss, saved = grad_loss.contiguous(), saved.contiguous()
-    scratch = saved.new_empty(native.cuda_module.magnet_scratch_size(rows, num_clusters, width))
-    counters = tickets(x.device, 1)
-    launch(
-        native.cuda_module.magnet_backward,
-        x.device,
-        grad_loss.data_ptr(),
-        matrix(x),
-        num_clusters,
-        clusters.data_ptr(),
-        cluster_labels.data_ptr(),
-        alpha,
-        variance_floor,
-        reduction,
-        saved.data_ptr(),
-        grad_x.data_ptr(),
-        scratch.data_ptr(),
-        counters.data_ptr(),
-    )
-    return grad_x
+        return (grad_x,)
+    scratch = saved.new_empty(cuda.module.magnet_scratch_size(a.x.shape[0], a.cluster_labels.shape[0], a.x.shape[1]))
+    counters = cuda.tickets(a.x.device, 1)
+    outputs = saved, grad_x, scratch, counters
+    cuda.launch(cuda.module.magnet_backward, a.x.device, grads[0], *_arguments(a), *outputs)
+    return (grad_x,)

@@ -6,13 +6,16 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ..cases import Case, Inputs, Shape, reach
-from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype, admitted, pair_similarity
+from ...core.enums import Relation, Similarity
+from ...core.indices import UNADMITTED
+from ...core.similarity import accumulation_dtype, admitted, pair_similarity
+from ..cases import Case, Inputs, Shape, reach, relation_of, similarity_of
 from .op import nearest
 
 OUTPUTS = ("similarity", "index")
 DIFFERENTIABLE = ()
 EUCLIDEAN = "negative_squared_euclidean"
+SIMILARITIES, RELATIONS = Similarity.names(), Relation.names()
 
 
 def run(inputs: Inputs, backend: str) -> dict[str, Tensor]:
@@ -27,10 +30,9 @@ def observed(outputs: dict[str, Tensor], inputs: Inputs, exact: bool) -> dict[st
         return outputs
     index, k = outputs["index"], outputs["index"].shape[1]
     column = index.clamp(0, inputs["y"].shape[0] - 1)
-    chosen = pair_similarity(inputs["x"][:, None], inputs["y"][column], inputs.get("similarity", "cosine"))
-    mask = admitted(
-        inputs["row_labels"], inputs["column_labels"], inputs.get("relation", "same"), inputs.get("self_index")
-    )
+    chosen = pair_similarity(inputs["x"][:, None], inputs["y"][column], similarity_of(inputs))
+    relation = relation_of(inputs, "same")
+    mask = admitted(inputs["row_labels"], inputs["column_labels"], relation, inputs.get("self_index"))
     repeated = torch.ones(k, k, dtype=torch.bool, device=index.device).tril(-1) & (index[:, :, None] == index[:, None])
     open_to_row = mask.gather(1, column) & ~repeated.any(2) & (index == column)
     chosen = torch.where(open_to_row, chosen, torch.nan)
@@ -83,6 +85,12 @@ def _strided(g: Generator, similarity: str) -> Inputs:
     x = torch.randn(37, 40, generator=g, dtype=torch.float64)[:, 1::2]  # every second number
     y = torch.randn(20, 60, generator=g, dtype=torch.float64).T[5:58]  # transposed with an offset
     return _labelled(g, x, y, 5, similarity=similarity, k=3)
+
+
+def _with_unadmitted(inputs: Inputs) -> Inputs:
+    inputs["column_labels"][::3] = UNADMITTED
+    inputs["row_labels"][::7] = UNADMITTED
+    return inputs
 
 
 def _far_away(g: Generator) -> Inputs:
@@ -181,6 +189,34 @@ CASES = (
         for s, r in zip(SIMILARITIES, RELATIONS)
     ),
     Case("wide", lambda g: _points(g, 5, 7, 307, similarity=EUCLIDEAN), "wider than any tile, few rows"),
+    *(
+        Case(f"least-{s}-{r}", partial(_points, similarity=s, relation=r, largest=False), "the least similar one")
+        for s in SIMILARITIES
+        for r in RELATIONS
+    ),
+    *(
+        Case(f"least-ties-{s}", partial(_grid, similarity=s, k=4, largest=False), "the lowest column wins", True)
+        for s in SIMILARITIES[1:]
+    ),
+    Case(
+        "least-itself",
+        lambda g: _with_itself(_points(g, similarity=EUCLIDEAN, largest=False)),
+        "hard positives of a batch",
+    ),
+    Case("least-far-away", lambda g: _far_away(g) | {"largest": False, "k": 1}, "the expanded distance cancels"),
+    Case(
+        "least-many-rows",
+        lambda g: _points(g, 149, 521, 67, classes=3, similarity=EUCLIDEAN, largest=False),
+        "groups of several blocks of rows and tiles",
+    ),
+    *(
+        Case(
+            f"unadmitted-{r}",
+            lambda g, r=r: _with_unadmitted(_points(g, relation=r, k=3)),
+            "columns that no relation admits",
+        )
+        for r in RELATIONS
+    ),
 )
 
 SHAPES = (
@@ -220,7 +256,5 @@ def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
 
 def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
     """Four roundings of the largest similarity; twice that for a choice, which compares two."""
-    similarity_largest, _ = reach(
-        inputs["x"].nan_to_num(), inputs["y"].nan_to_num(), inputs.get("similarity", "cosine")
-    )
+    similarity_largest, _ = reach(inputs["x"].nan_to_num(), inputs["y"].nan_to_num(), similarity_of(inputs))
     return (8 if name == "index" else 4) * torch.finfo(accumulation_dtype(dtype)).eps * similarity_largest

@@ -1,31 +1,30 @@
 """The readable definition of `nearest`; every backend must agree with it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from ..labels import IGNORED, INVALID, check_index
-from ..similarity import accumulation_dtype, admitted, pair_similarity, unit_rows
+from ...core.enums import Similarity
+from ...core.indices import IGNORED, INVALID, check_index
+from ...core.similarity import accumulation_dtype, admitted, pair_similarity, unit_rows
+
+if TYPE_CHECKING:
+    from .op import Nearest
 
 ENTRIES_AT_ONCE = 1 << 24  # rows are taken in blocks that need about this many intermediate numbers
 
 
-def nearest(
-    x: Tensor,
-    y: Tensor,
-    row_labels: Tensor,
-    column_labels: Tensor,
-    self_index: Tensor | None,
-    below: Tensor | None,
-    similarity: str,
-    relation: str,
-    k: int,
-) -> tuple[Tensor, Tensor]:
+def reference(a: Nearest) -> tuple[Tensor, Tensor]:
     """similarity (B, k), index (B, k)."""
-    if self_index is not None:
-        self_index = check_index(self_index, y.shape[0], IGNORED, "self_index")
-    if similarity == "cosine":
+    x, y, similarity = a.x, a.y, a.similarity
+    self_index = None if a.self_index is None else check_index(a.self_index, y.shape[0], IGNORED, "self_index")
+    if similarity == Similarity.COSINE:
         x, y = (unit_rows(t.to(accumulation_dtype(t.dtype))) for t in (x, y))
-        similarity = "dot"
+        similarity = Similarity.DOT
+    sign = 1 if a.largest else -1  # the least similar column has the largest of the negated similarities
     step = max(1, ENTRIES_AT_ONCE // max(1, y.numel()))
     values, indices = [], []
     for start in range(0, max(1, x.shape[0]), step):
@@ -34,11 +33,11 @@ def nearest(
         # differences, so that they compare with `below` as they are.
         u = pair_similarity(x[rows, None], y[None], similarity)  # (rows, N)
         own = None if self_index is None else self_index[rows]
-        mask = admitted(row_labels[rows], column_labels, relation, own) & ~u.isnan()
-        if below is not None:
-            mask = mask & (u < below[rows, None])
-        value, index = _largest(torch.where(mask, u, -torch.inf), k)
-        values.append(value)
+        mask = admitted(a.row_labels[rows], a.column_labels, a.relation, own) & ~u.isnan()
+        if a.below is not None:
+            mask = mask & (u < a.below[rows, None])
+        value, index = _largest(torch.where(mask, sign * u, -torch.inf), a.k)
+        values.append(torch.where(index >= 0, sign * value, -torch.inf))
         indices.append(index)
     value, index = torch.cat(values), torch.cat(indices)
     if self_index is not None:

@@ -1,14 +1,15 @@
 """The similarity matrix itself, with margin and scale applied.
 
-Symbols: B rows x_i, N columns y_j, both of width D; u_ij their similarity (see `fused_margins.ops.similarity`).
+Symbols: B rows x_i, N columns y_j, both of width D; u_ij their similarity (see `fused_margins.core.similarity`).
 
-    scores_ij = scale_i (u_ij - margin_i [j == target_i]) + bias_j
+    scores_ij = sign (scale_i (u_ij - margin_i [j == target_i]) + bias_j)
 
 Args
     x, y: (B, D) and (N, D), float64, float32, bfloat16 or float16, equal; any strides; one device.
     scale: a positive number, 0-d tensor or (B,) tensor. margin: likewise, of any sign. bias: (N,) or None.
     target: (B,) integers in [0, N), None for no margin; `ignore_index` (-1) marks a row without one.
-    backend: "auto", or the name of one in `fused_margins.ops.registry`.
+    sign: 1, or -1, which turns similarities into distances without a second matrix; it makes no zero negative.
+    backend: "auto", or the name of one in `fused_margins.backends.registry`.
 
 Returns (B, N) in the dtype of x; computed in float32 (float64 for float64) and rounded once.
 

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ..cases import Case, Inputs, Shape, largest, reach
-from ..similarity import SIMILARITIES, accumulation_dtype, similarity_matrix
+from ...core.enums import Similarity
+from ...core.similarity import accumulation_dtype, similarity_matrix
+from ..cases import Case, Inputs, Shape, largest, reach, similarity_of
 from .op import scores
 
+SIMILARITIES = Similarity.names()
 OUTPUTS = ("scores",)
 DIFFERENTIABLE = ("x", "y", "scale", "bias", "margin")
 
@@ -119,6 +121,7 @@ CASES = (
         lambda g: _plain(g, 70, 300, 72),
         "16-bit vectors at multiples of 16 bytes, which a GPU's copy engine fetches",
     ),
+    *(Case(f"negated-{s}", partial(_learnable, similarity=s, sign=-1), "all with the other sign") for s in SIMILARITIES),
     Case("wide", lambda g: _plain(g, 5, 7, 307, similarity="dot", scale=_single(0.1)), "wider than any tile, few rows"),
 )
 
@@ -151,7 +154,7 @@ def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
 
 def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
     """Four roundings of the sum of absolute values that makes an entry."""
-    x, y, similarity = inputs["x"], inputs["y"], inputs.get("similarity", "cosine")
+    x, y, similarity = inputs["x"], inputs["y"], similarity_of(inputs)
     rows, columns = x.shape[0], y.shape[0]
     scale = torch.as_tensor(inputs.get("scale", 1.0), dtype=torch.float64, device=x.device)
     margin = torch.as_tensor(inputs.get("margin", 0.0), dtype=torch.float64, device=x.device)

@@ -1,76 +1,53 @@
 """`scores` in C++ on a CPU (csrc/scores/cpu.cpp): the tensors' memory, handed over."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
-from ..native import call, int64, matrix, module, pointer
+from ...backends.cpu import call, empty_like, int64, module, row_factor, vector
+from ...core.similarity import accumulation_dtype
+
+if TYPE_CHECKING:
+    from ...backends.registry import Problem
+    from .op import Scores
 
 
-def forward(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    margin: Tensor,
-    target: Tensor | None,
-    similarity: str,
-    ignore_index: int,
-) -> Tensor:
-    """(B, N) in the dtype of x."""
+def can_run(problem: Problem) -> str | None:
+    """Every call."""
+    return None
+
+
+def saved_size(a: Scores, plan: Any) -> int:
+    """Its backward needs the inputs alone."""
+    return 0
+
+
+def _arguments(a: Scores) -> tuple[Any, ...]:
+    """What both directions have in common."""
+    dtype, device = accumulation_dtype(a.x.dtype), a.x.device
+    scale, margin = row_factor(a.scale, dtype, device), row_factor(a.margin, dtype, device)
+    factors = scale, scale.dim() > 0, vector(a.bias), margin, margin.dim() > 0
+    return a.x, a.y, int64(a.target), *factors, a.similarity, a.ignore_index, a.sign
+
+
+def forward(a: Scores, plan: Any) -> tuple[Tensor, Tensor]:
+    """(B, N) in the dtype of x, and nothing saved."""
     assert module is not None
-    scores = torch.empty(x.shape[0], y.shape[0], dtype=x.dtype)
-    scale, margin = scale.contiguous(), margin.contiguous()
-    bias, target = None if bias is None else bias.contiguous(), int64(target)
-    call(
-        module.scores_forward,
-        matrix(x),
-        matrix(y),
-        scale.data_ptr(),
-        scale.dim(),
-        pointer(bias),
-        margin.data_ptr(),
-        margin.dim(),
-        pointer(target),
-        similarity,
-        ignore_index,
-        scores.data_ptr(),
-    )
-    return scores
+    scores = torch.empty(a.x.shape[0], a.y.shape[0], dtype=a.x.dtype)
+    call(module.scores_forward, *_arguments(a), scores)
+    return scores, torch.empty(0, dtype=accumulation_dtype(a.x.dtype))
 
 
 def backward(
-    grad_scores: Tensor,
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    margin: Tensor,
-    target: Tensor | None,
-    similarity: str,
-    ignore_index: int,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, y, scale, bias and margin; empty where not needed."""
+    grads: Sequence[Tensor | None], a: Scores, saved: Tensor, plan: Any, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of x, y, scale, bias and margin, of those that are needed."""
     assert module is not None
-    needs = [need and not (i == 3 and bias is None) for i, need in enumerate(needs)]
-    shapes = (x, y, scale, scale if bias is None else bias, margin)
-    grads = [torch.empty(t.shape if need else 0, dtype=t.dtype) for t, need in zip(shapes, needs)]
-    outputs = [g.data_ptr() if need else 0 for g, need in zip(grads, needs)]
-    grad_scores, scale, margin = grad_scores.contiguous(), scale.contiguous(), margin.contiguous()
-    bias, target = None if bias is None else bias.contiguous(), int64(target)
-    call(
-        module.scores_backward,
-        grad_scores.data_ptr(),
-        matrix(x),
-        matrix(y),
-        scale.data_ptr(),
-        scale.dim(),
-        pointer(bias),
-        margin.data_ptr(),
-        margin.dim(),
-        pointer(target),
-        similarity,
-        ignore_index,
-        *outputs,
-    )
-    return grads[0], grads[1], grads[2], grads[3], grads[4]
+    variables = (a.x, a.y, a.scale, a.bias, a.margin)
+    gradients = [empty_like(t) if need and isinstance(t, Tensor) else None for t, need in zip(variables, needs)]
+    call(module.scores_backward, grads[0], *_arguments(a), *gradients)
+    return gradients

@@ -1,0 +1,85 @@
+// What makes the loss of a row of its positive similarity u and of negative_lse: softplus(negative_lse - scale (psi(u) -
+// margin)), and the gradients that it hands to the rest.
+#pragma once
+
+#include "problem.h"
+
+namespace fused_margins {
+namespace FM_ISA {
+namespace {
+
+template <class T>
+class RowLoss {
+ public:
+  RowLoss(const Problem<T>& problem, const Saved<T>& saved)
+      : p_(problem),
+        positive_(saved.positive),
+        lse_(saved.negative_lse),
+        info_nce_(p_.in.epilogue == Epilogue::info_nce),
+        per_row_(p_.in.reduction == Reduction::none) {
+    int64_t counted = 0;
+    for (int64_t i = 0; i < p_.rows; ++i) counted += p_.has_positive(i) && (!info_nce_ || lse_[i] > none<T>);
+    divisor_ = p_.in.reduction == Reduction::mean && counted ? T(counted) : T(1);
+  }
+
+  void forward(T* loss) const {
+    double sum = 0;  // of many rows: in float32 its rounding would exceed that of the losses
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      const T value = p_.has_positive(i) ? softplus(log_odds(i)) : T(0);
+      if (per_row_)
+        loss[i] = value;
+      else
+        sum += value;
+    }
+    if (!per_row_) loss[0] = T(sum / double(divisor_));
+  }
+
+  // Gradients of negative_lse, g, and of positive, h.
+  void backward(const T* grad_loss, T* g, T* h) const {
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      const bool counts = p_.has_positive(i);
+      g[i] = counts ? grad_loss[per_row_ ? i : 0] / divisor_ * sigmoid(log_odds(i)) : T(0);
+      h[i] = counts ? -p_.scale(i) * g[i] * slope(i) : T(0);
+    }
+  }
+
+  // Adds to grad_scale, and writes grad_margin, what goes through the logit of the positive.
+  void backward_of_logit(const T* g, void* grad_scale, void* grad_margin) const {
+    reduce(grad_scale, p_.in.scale_per_row, true,
+           [&](int64_t i) { return p_.has_positive(i) ? -g[i] * reduced(i) : T(0); });
+    reduce(grad_margin, p_.in.margin_per_row, false, [&](int64_t i) { return p_.scale(i) * g[i]; });
+  }
+
+ private:
+  const Problem<T>& p_;
+  const T *positive_, *lse_;
+  bool info_nce_, per_row_;
+  T divisor_;  // of the sum of the losses
+
+  T margin(int64_t i) const {
+    return p_.in.margin ? static_cast<const T*>(p_.in.margin)[p_.in.margin_per_row ? i : 0] : T(0);
+  }
+  // psi(u) - margin.
+  T reduced(int64_t i) const { return info_nce_ ? positive_[i] : p_.in.psi.value(positive_[i]) - margin(i); }
+  T slope(int64_t i) const { return info_nce_ ? T(1) : p_.in.psi.derivative(positive_[i]); }
+  // Of the negatives against the positive; -infinity where there are none.
+  T log_odds(int64_t i) const { return lse_[i] - p_.scale(i) * reduced(i); }
+
+  // One value for all rows gathers theirs in row order.
+  template <class F>
+  void reduce(void* out, bool one_each, bool add, F value) const {
+    if (!out) return;
+    T* o = static_cast<T*>(out);
+    double sum = !one_each && add ? double(o[0]) : 0;
+    for (int64_t i = 0; i < p_.rows; ++i)
+      if (one_each)
+        o[i] = value(i) + (add ? o[i] : T(0));
+      else
+        sum += double(value(i));
+    if (!one_each) o[0] = T(sum);
+  }
+};
+
+}  // namespace
+}  // namespace FM_ISA
+}  // namespace fused_margins

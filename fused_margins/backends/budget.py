@@ -1,0 +1,80 @@
+"""How many bytes of softmax weights a forward may save for its backward."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+from ..core import checks
+from . import epoch
+
+VARIABLE = "FUSED_MARGINS_MEMORY_BUDGET"
+
+
+def _from_environment() -> int:
+    text = os.environ.get(VARIABLE, "").strip() or str(128 * 2**20)
+    if not text.isdecimal():
+        raise ValueError(f"{VARIABLE}: expected a whole number of bytes, at least 0, got {text!r}")
+    return int(text)
+
+
+_memory_budget_bytes = _from_environment()
+_on_change: list[Callable[[], None]] = []
+
+
+def memory_budget() -> int:
+    """Bytes of softmax weights that a forward may save for its backward; a few numbers a row and column come on top."""
+    return _memory_budget_bytes
+
+
+def set_memory_budget(num_bytes: int) -> None:
+    """Let a forward save up to `num_bytes` of softmax weights for its backward; the others are computed again.
+
+    The environment variable ``FUSED_MARGINS_MEMORY_BUDGET`` sets the value at import (default 128 MiB). On a CPU
+    memory of 1 MiB and more that a forward saved waits for the next one, at most one and a half budgets; this function
+    returns it to the system.
+
+    >>> import fused_margins
+    >>> fused_margins.set_memory_budget(64 * 2**20)
+    """
+    global _memory_budget_bytes
+    checks.number("num_bytes", num_bytes)
+    if not num_bytes >= 0:
+        raise ValueError(f"num_bytes: expected at least 0, got {num_bytes}")
+    if num_bytes >= 2**63:
+        raise ValueError(f"num_bytes: expected less than 2^63, got {num_bytes}")
+    _memory_budget_bytes = int(num_bytes)
+    epoch.begin()
+    for release in _on_change:
+        release()
+
+
+def release_on_change(release: Callable[[], None]) -> None:
+    """Call `release` whenever the budget is set: it gives memory back that waits for the next call."""
+    _on_change.append(release)
+
+
+@contextlib.contextmanager
+def within_memory_budget(num_bytes: int) -> Iterator[None]:
+    """Another budget in this context; what waits for the next call stays."""
+    global _memory_budget_bytes
+    before, _memory_budget_bytes = _memory_budget_bytes, num_bytes
+    epoch.begin()
+    try:
+        yield
+    finally:
+        _memory_budget_bytes = before
+        epoch.begin()
+
+
+def reused_bytes() -> int:
+    """Bytes of such memory that may wait: those of the budget, and half as many for factors and means beside them."""
+    return memory_budget() * 3 // 2
+
+
+def describe(saved_bytes: int, share: float) -> str:
+    """What a forward saves, and how many products both directions take if `share` of the softmax weights is saved."""
+    share = min(1.0, share)
+    text = f"with gradients it saves {saved_bytes / 2**20:.1f} MiB for the backward"
+    if share < 1:
+        text += f" and computes {1 - share:.0%} of the softmax weights again"
+    return f"{text}: {4 - share:.2f} products"

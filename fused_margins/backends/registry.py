@@ -1,0 +1,254 @@
+"""Every backend, what it can run, and why not.
+
+A backend is one row of `BACKENDS` and, in each op that it supports, one module ``kernel_<name>.py`` (for ``reference``:
+``reference.py``, which every op has). ``backend="auto"`` takes the first row that can run the problem. Ops come here
+with their folders: this file knows none of them.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from ..core import checks
+from . import cpu, cuda, epoch
+from .budget import memory_budget, reused_bytes, set_memory_budget, within_memory_budget
+from .triton import launch as triton
+
+__all__ = [
+    "BACKENDS",
+    "OPS",
+    "Backend",
+    "Problem",
+    "explain",
+    "kernel",
+    "memory_budget",
+    "register",
+    "resolve",
+    "reused_bytes",
+    "set_memory_budget",
+    "substitute",
+    "within_memory_budget",
+]
+
+
+class Problem(NamedTuple):
+    """What decides whether a backend can run an op, and how: B rows x N columns of width D, and the call itself.
+
+    Of `arguments` (the op's own NamedTuple) a kernel module may read options, and which tensors are given: when a user
+    asks what would run, they hold no data.
+    """
+
+    op: str
+    device: str
+    dtype: torch.dtype
+    rows: int
+    columns: int
+    width: int
+    arguments: Any
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A row of `BACKENDS`.
+
+    name: as the user writes it, and as the kernel modules are called.
+    why_not: why nothing on a device (its type) runs there, or None.
+    describe: what runs, in a few words.
+    weight_error: the relative error to which derivatives of similarities of a dtype are rounded before they are summed.
+    """
+
+    name: str
+    why_not: Callable[[str], str | None]
+    describe: Callable[[], str]
+    weight_error: Callable[[torch.dtype], float] = lambda dtype: 0.0
+
+
+BACKENDS: list[Backend] = [
+    Backend("cpu", cpu.why_not, cpu.describe, cpu.weight_error),
+    Backend("cuda", cuda.why_not, lambda: "CUDA C++, few launches", cuda.weight_error),
+    Backend("triton", triton.why_not, lambda: "Triton", triton.weight_error),
+    Backend("reference", lambda device: None, lambda: "PyTorch, differentiable to any order"),
+]
+
+
+class RegisteredOp(Protocol):
+    """What the registry asks of an op: its name, its package, and a call of given sizes without data."""
+
+    name: str
+    package: str
+
+    def example(self, rows: int, columns: int, width: int, dtype: torch.dtype, **options: Any) -> Any:
+        """Arguments without data."""
+
+
+OPS: dict[str, RegisteredOp] = {}
+# Names that users know from before an op was part of another one: the op, and the options that make it that one.
+ALIASES: dict[str, tuple[str, dict[str, Any]]] = {}
+# Looked up once: torch.compile traces `resolve`, which must not touch the file system.
+_has_kernel: dict[tuple[str, str], bool] = {}
+_loaded: dict[tuple[str, str], Any] = {}
+_substitutes: dict[tuple[str, str], Any] = {}
+
+
+def register(op: RegisteredOp, **aliases: dict[str, Any]) -> None:
+    """Make an op and the kernel modules in its folder known; aliases: other names of it, with the options they stand for."""
+    folder = Path(str(importlib.import_module(op.package).__file__)).parent
+    OPS[op.name] = op
+    for alias, options in aliases.items():
+        ALIASES[alias] = op.name, options
+    for backend in BACKENDS:
+        _has_kernel[op.name, backend.name] = (folder / f"{_module(backend.name)}.py").exists()
+
+
+def load_kernels() -> None:
+    """Import the kernel modules of every backend that is there, so that no traced call has to."""
+    for op, backend in _has_kernel:
+        row = next((b for b in BACKENDS if b.name == backend), None)
+        if row is not None and has_kernel(op, backend) and any(row.why_not(d) is None for d in ("cpu", "cuda")):
+            kernel(op, backend)
+
+
+def _module(backend: str) -> str:
+    return "reference" if backend == "reference" else f"kernel_{backend}"
+
+
+def has_kernel(op: str, backend: str) -> bool:
+    """Whether an op has a kernel module of this backend, or a substitute of one."""
+    return _has_kernel.get((op, backend), False) or (op, backend) in _substitutes
+
+
+@contextlib.contextmanager
+def substitute(op: str, backend: str, replacement: Any) -> Iterator[None]:
+    """Run `replacement` in place of a kernel module within this context: for experiments, and to test the tests."""
+    before = _substitutes.get((op, backend))
+    _substitutes[op, backend] = replacement
+    epoch.begin()
+    try:
+        yield
+    finally:
+        epoch.begin()
+        if before is None:
+            del _substitutes[op, backend]
+        else:
+            _substitutes[op, backend] = before
+
+
+def kernel(op: str, backend: str) -> Any:
+    """The kernel module of an op."""
+    if _substitutes and (op, backend) in _substitutes:
+        return _substitutes[op, backend]
+    module = _loaded.get((op, backend))
+    if module is None:
+        module = _loaded[op, backend] = importlib.import_module(f"{OPS[op].package}.{_module(backend)}")
+    return module
+
+
+def refusal(backend: Backend, problem: Problem) -> str | None:
+    """Why `backend` cannot run `problem`, or None."""
+    if not has_kernel(problem.op, backend.name):
+        return f"has no kernel for {problem.op}"
+    reason = backend.why_not(problem.device)
+    if reason is not None or backend.name == "reference":
+        return reason
+    return kernel(problem.op, backend.name).can_run(problem)
+
+
+def slower(backend: Backend, problem: Problem) -> str | None:
+    """Why "auto" passes over a backend that can run `problem`, or None."""
+    if backend.name == "reference":
+        return None
+    passes_over = getattr(kernel(problem.op, backend.name), "slower", None)
+    return None if passes_over is None else passes_over(problem)
+
+
+def resolve(backend: str, problem: Problem) -> str:
+    """The backend that runs `problem`: for "auto" the first that can, else the one asked for, or an error."""
+    for candidate in BACKENDS:
+        if backend == "auto":
+            if refusal(candidate, problem) is None and slower(candidate, problem) is None:
+                return candidate.name
+        elif candidate.name == backend:
+            reason = refusal(candidate, problem)
+            if reason is not None:
+                raise RuntimeError(f"backend {backend!r} cannot run this {problem.op}: {reason}")
+            return backend
+    valid = ", ".join(repr(name) for name in ("auto", *(b.name for b in BACKENDS)))
+    raise ValueError(f"backend: expected one of {valid}, got {backend!r}")
+
+
+def explain(
+    op: str = "contrast",
+    *,
+    rows: int,
+    columns: int,
+    width: int,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    **options: Any,
+) -> None:
+    """Print one line a backend: whether it can run the problem, how, or why not; ``*`` marks what "auto" takes.
+
+    Args:
+        op: "contrast", "margin_softmax", "nearest", "scores", "sample", "magnet", "kmeans": the name of an op.
+        rows, columns, width: sizes B, N and D of the problem.
+        dtype, device: of the two matrices.
+        options: of the op, where they decide: relation, k, largest, ...
+
+    Raises:
+        ValueError: an unknown op, a dtype that no op takes.
+
+    >>> import fused_margins
+    >>> fused_margins.explain("nearest", rows=256, columns=256, width=64)  # doctest: +ELLIPSIS
+    * cpu...
+      reference  PyTorch, differentiable to any order
+    """
+    asked = problem(op, rows=rows, columns=columns, width=width, dtype=dtype, device=device, **options)
+    chosen = resolve("auto", asked)
+    for backend in BACKENDS:
+        print(f"{'*' if backend.name == chosen else ' '} {backend.name:<10} {_state(backend, asked)}")
+
+
+def states(op: str, **sizes_and_options: Any) -> dict[str, str]:
+    """What `explain` says of each backend."""
+    asked = problem(op, **sizes_and_options)
+    return {backend.name: _state(backend, asked) for backend in BACKENDS}
+
+
+def problem(
+    op: str,
+    *,
+    rows: int,
+    columns: int,
+    width: int,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    **options: Any,
+) -> Problem:
+    """A call of these sizes without data; op and options as for `explain`."""
+    name, given = ALIASES.get(op, (op, {}))
+    if name not in OPS:
+        raise ValueError(f"op: expected one of {', '.join(map(repr, sorted((*OPS, *ALIASES))))}, got {op!r}")
+    sizes = [checks.integer(n, size, 0) for n, size in (("rows", rows), ("columns", columns), ("width", width))]
+    if dtype not in checks.FLOATING:
+        raise ValueError(f"dtype: expected one of {', '.join(map(str, checks.FLOATING))}, got {dtype}")
+    arguments = OPS[name].example(*sizes, dtype, **(given | options))
+    return Problem(name, torch.device(device).type, dtype, *sizes, arguments)
+
+
+def _state(backend: Backend, problem: Problem) -> str:
+    """Whether and how a backend runs a problem."""
+    reason = refusal(backend, problem)
+    if reason:
+        return f"cannot run: {reason}"
+    parts = [backend.describe()]
+    if backend.name != "reference":
+        describe = getattr(kernel(problem.op, backend.name), "describe", None)
+        parts += [describe(problem)] if describe else []
+    if passed_over := slower(backend, problem):
+        parts.append(passed_over)
+    return "; ".join(parts)

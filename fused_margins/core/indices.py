@@ -1,0 +1,94 @@
+"""Integer arguments that index something, checked where the data is read.
+
+A Python ``if`` on tensor values would break ``torch.compile(fullgraph=True)`` and make a GPU wait, so the checks are
+opaque ops: on a CPU they raise, on other devices they mark the bad rows, which then become NaN. `checked()` makes every
+device raise.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+IGNORED, INVALID = -1, -2
+# Reserved, as no user has it by mistake: the target of a row whose class lives elsewhere, so that it has negatives and
+# no positive here; and the label of a column that no relation admits, such as unfilled memory or padding.
+ABSENT = UNADMITTED = -(2**63)
+
+_library = torch.library.Library("fused_margins", "FRAGMENT")
+_library.define("check_index(Tensor index, int size, int ignore_index, str argument, bool absent=False) -> Tensor")
+_library.define("check_members(Tensor clusters, int num_clusters) -> Tensor")
+
+_raise_everywhere = False
+
+
+@contextlib.contextmanager
+def checked(enabled: bool = True) -> Iterator[None]:
+    """Within this context bad labels raise on every device (on a GPU at the price of a synchronisation a call)."""
+    global _raise_everywhere
+    before, _raise_everywhere = _raise_everywhere, enabled
+    try:
+        yield
+    finally:
+        _raise_everywhere = before
+
+
+def raises_everywhere() -> bool:
+    """Whether `checked` is on."""
+    return _raise_everywhere
+
+
+def check_index(index: Tensor, size: int, ignore_index: int, argument: str, absent: bool = False) -> Tensor:
+    """int64 copy of `index`, IGNORED where it equals `ignore_index`; out of [0, size): IndexError, on a GPU INVALID.
+
+    absent: whether ABSENT may be there; it stays what it is.
+    """
+    return torch.ops.fused_margins.check_index(index, size, ignore_index, argument, absent)
+
+
+def check_members(clusters: Tensor, num_clusters: int) -> Tensor:
+    """Samples a cluster (M,), int64; a cluster without members is a ValueError on a CPU."""
+    return torch.ops.fused_margins.check_members(clusters, num_clusters)
+
+
+def _check_index(index: Tensor, size: int, ignore_index: int, argument: str, absent: bool = False) -> Tensor:
+    index = index.to(torch.int64)  # first: in 8 bits, `size` and `ignore_index` would wrap around
+    checked_index = torch.where(index == ignore_index, IGNORED, index)
+    bad = (index != ignore_index) & ((index < 0) | (index >= size))
+    if absent:
+        bad = bad & (index != ABSENT)
+    if index.device.type == "cpu" or _raise_everywhere:
+        if bad.any():
+            row = int(bad.nonzero()[0, 0])
+            raise IndexError(
+                f"{argument}: expected values in [0, {size}) or {ignore_index} (ignored), "
+                f"got {int(index[row])} in row {row}"
+            )
+        return checked_index
+    return torch.where(bad, INVALID, checked_index)
+
+
+def _check_members(clusters: Tensor, num_clusters: int) -> Tensor:
+    valid = check_index(clusters, num_clusters, IGNORED, "clusters")
+    # One column more than clusters: it takes the rows that are marked, whatever their mark.
+    columns = torch.arange(num_clusters, device=clusters.device)
+    counts = (valid[:, None] == columns).sum(0)
+    if (clusters.device.type == "cpu" or _raise_everywhere) and bool((counts == 0).any()):
+        empty = int((counts == 0).nonzero()[0, 0])
+        raise ValueError(f"clusters: every one of the {num_clusters} clusters needs a member, cluster {empty} has none")
+    return counts
+
+
+_library.impl("check_index", _check_index, "CompositeExplicitAutograd")
+_library.impl("check_members", _check_members, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("fused_margins::check_index", lib=_library)
+def _(index: Tensor, size: int, ignore_index: int, argument: str, absent: bool = False) -> Tensor:
+    return torch.empty_like(index, dtype=torch.int64)
+
+
+@torch.library.register_fake("fused_margins::check_members", lib=_library)
+def _(clusters: Tensor, num_clusters: int) -> Tensor:
+    return clusters.new_empty(num_clusters, dtype=torch.int64)

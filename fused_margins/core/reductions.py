@@ -1,0 +1,28 @@
+"""From the losses of B rows to what a user asked for, the soft hinge that they end in, and sums in a fixed order."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .enums import Reduction
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x) to the precision of x; torch's own default switches to x at 20, which float64 would notice."""
+    return F.softplus(x, threshold=20 if x.dtype == torch.float32 else 40)
+
+
+def reduce_loss(loss: Tensor, weight: Tensor, reduction: Reduction) -> Tensor:
+    """The (B,) losses as they are, their sum, or their sum over that of `weight` (B,); 0 where nothing has weight."""
+    if reduction == Reduction.NONE:
+        return loss
+    if reduction == Reduction.SUM:
+        return loss.sum()
+    total = weight.sum()
+    return loss.sum() / torch.where(total > 0, total, 1.0)
+
+
+def sum_by(group: Tensor, values: Tensor, num_groups: int) -> Tensor:
+    """Sums (G, D) of the rows of values (n, D), each group's in order: no atomics, so the same bits for any threads."""
+    sizes = torch.bincount(group, minlength=num_groups)
+    return F.embedding_bag(group.argsort(stable=True), values, sizes.cumsum(0) - sizes, mode="sum")

@@ -1,0 +1,85 @@
+"""Anchors and the references that they search; the references of a class as one run of a sorted order."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core import checks
+from ..core.indices import IGNORED, check_index
+
+
+class Sides(NamedTuple):
+    """Both sides of a search, and which reference is the anchor itself; within a batch y is x."""
+
+    x: Tensor  # (B, D) anchors
+    y: Tensor  # (N, D) references
+    labels: Tensor  # (B,)
+    reference_labels: Tensor  # (N,)
+    self_index: Tensor | None  # (B,) the reference that is the anchor itself, -1 for none
+
+
+def check_sides(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference_embeddings: Tensor | None,
+    reference_labels: Tensor | None,
+    self_index: Tensor | None,
+) -> Sides:
+    """Both sides of a search, checked; within the batch every anchor is its own reference."""
+    if (reference_embeddings is None) != (reference_labels is None):
+        raise ValueError("reference_embeddings and reference_labels: expected both or neither")
+    y = embeddings if reference_embeddings is None else reference_embeddings
+    column_labels = labels if reference_labels is None else reference_labels
+    checks.matrices(embeddings, y, ("embeddings", "reference_embeddings"))
+    checks.labels("labels", labels, embeddings.shape[0], embeddings)
+    checks.labels("reference_labels", reference_labels, y.shape[0], embeddings, optional=True)
+    checks.labels("self_index", self_index, embeddings.shape[0], embeddings, optional=True)
+    if reference_embeddings is None and self_index is None:
+        self_index = torch.arange(embeddings.shape[0], device=embeddings.device)
+    return Sides(embeddings, y, labels, column_labels, self_index)
+
+
+class Runs(NamedTuple):
+    """The references sorted by label: a class is one run. Of each anchor: the run of its class, and its own place."""
+
+    order: Tensor  # (N,) references in that order
+    first: Tensor  # (B,) where the run begins
+    size: Tensor  # (B,) its length, with the anchor itself where it is among the references
+    own: Tensor  # (B,) place of the anchor itself, -1 where there is none
+    own_inside: Tensor  # (B,) bool: that place is in the run
+
+    def mate(self, i: Tensor, anchor: Tensor | None = None) -> Tensor:
+        """Reference number i of the anchor's class, itself not counted; `anchor` says whose."""
+        first, own, inside = (t if anchor is None else t[anchor] for t in (self.first, self.own, self.own_inside))
+        place = first + i
+        place = place + (inside & (place >= own)).long()  # the run without the anchor closes up by one
+        return self.order[place.clamp(max=self.order.shape[0] - 1)]
+
+
+def runs_of(labels: Tensor, reference_labels: Tensor, self_index: Tensor | None) -> Runs:
+    """O((B + N) log N); there is at least one reference."""
+    by_label, order = torch.sort(reference_labels.long(), stable=True)
+    wanted = labels.long().contiguous()
+    first = torch.searchsorted(by_label, wanted)
+    last = torch.searchsorted(by_label, wanted, right=True)
+    if self_index is None:
+        own = torch.full_like(first, -1)
+    else:
+        size = reference_labels.shape[0]
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(size, device=order.device))
+        self_index = check_index(self_index, size, IGNORED, "self_index")
+        own = torch.where(self_index >= 0, place[self_index.clamp(min=0)], -1)
+    return Runs(order, first, last - first, own, (own >= first) & (own < last))
+
+
+def below(count: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One whole number in [0, count) for each count; 0 where it is 0."""
+    drawn = (_uniform(count.shape, count.device, generator) * count).long()
+    return torch.minimum(drawn, count - 1).clamp(min=0)  # the product may round up to the count
+
+
+def _uniform(shape: torch.Size, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """float32 in [0, 1); a generator draws on its own device, so that a CPU generator serves any."""
+    source = device if generator is None else generator.device
+    return torch.rand(shape, generator=generator, device=source).to(device)
