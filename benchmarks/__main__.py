@@ -11,10 +11,11 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 import torch
 import tyro
 
+from . import growth as series
 from . import results
 from .machine import RunsWith, this_machine
 from .rows import measure
-from .workloads import rows_on
+from .workloads import SERIES, rows_on
 
 
 def main(
@@ -25,6 +26,7 @@ def main(
     seconds: float = 0.3,
     output: Path = results.FOLDER,
     without: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    growth: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Measure rows and store them.
 
@@ -36,11 +38,14 @@ def main(
         seconds: time for each implementation's turns.
         output: folder of the results files.
         without: leave out an implementation (torch.compile takes seconds to compile) or the memory; stores nothing.
+        growth: how cost grows with the size, on a CPU, instead of rows.
     """
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: --device cuda: no GPU is at hand")
     if threads:
         torch.set_num_threads(threads)
+    if growth:
+        return series.run(SERIES, output / "growth", seconds)
     rows = [row for row in rows_on(device) if not names or any(name in row.id for name in names)]
     rows = [row for row in rows if large or not row.size.large]
     if not rows:

@@ -1,26 +1,22 @@
-"""How cost grows: ``python -m benchmarks.growth`` measures every series and stores it.
+"""How cost grows: ``python -m benchmarks --growth`` measures every series and stores it.
 
 A series is a workload at sizes that grow in one number. Its rows are measured as all others (``rows.py``), from the
 smallest on; who would need more than the patience or the memory at the next size, by what it took at the last ones,
-leaves. Rows are stored one by one: an interrupted run goes on from there. ``--pictures FOLDER`` draws what is stored.
+leaves. Rows are stored one by one: an interrupted run goes on from there.
 """
 
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-import tyro
 
 from . import results
 from .machine import RunsWith, this_machine
 from .results import Figure, Results, ResultsError, RowResult
 from .rows import measure
 from .workload import Series
-from .workloads import SERIES
 
 FOLDER = results.FOLDER / "growth"
 FITTED = 4  # the largest sizes, where what a call costs in any case no longer shows
@@ -128,29 +124,3 @@ def draw(series: Series, rows: Mapping[str, RowResult], path: Path) -> None:
         axes.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=120)
-
-
-def main(output: Path = FOLDER, threads: int | None = None, seconds: float = 0.3, pictures: Path | None = None) -> None:
-    """Measure how cost grows, on a CPU, or draw it.
-
-    Args:
-        output: folder of results.
-        threads: that torch, and so everybody, may use; by default torch's own choice.
-        seconds: time for each implementation's turns.
-        pictures: measure nothing; draw what is stored in this folder.
-    """
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        if pictures is None:
-            run(SERIES, output, seconds)
-            return
-        for path in sorted(output.glob("*.json")):
-            for one, rows in complete(results.read(path), SERIES):
-                draw(one, rows, pictures / f"{path.stem}-{one.name}.png")
-    except ResultsError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    tyro.cli(main)

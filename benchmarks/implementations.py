@@ -77,6 +77,11 @@ def peer(
     return Implementation(name, partial(prepare, function), note, refuses=unless_installed(needs), **options)
 
 
+def metric_learning(name: str, step: Callable[[Inputs], Step], note: str, most: int | None = None) -> Implementation:
+    note, refuses = f"pytorch-metric-learning{note}", unless_installed("pytorch_metric_learning")
+    return Implementation(f"PML {name}", step, note, refuses=refuses, most_products=most)
+
+
 def usual(prepare: Prepare, eager: Function, note: str = "") -> tuple[Implementation, ...]:
     """The usual PyTorch code, as it is and compiled: for one shape and without a fallback."""
     compiled = torch.compile(eager, fullgraph=True, dynamic=False)
@@ -123,3 +128,10 @@ def captured(implementation: Implementation, sizes: tuple[str, ...] | None = Non
 
     name = f"{implementation.name}, CUDA graph"
     return replace(implementation, name=name, prepare=prepare, devices=("cuda",), sizes=sizes, allocates=False)
+
+
+def graphs(
+    peers: tuple[Implementation, ...], prepare: Prepare, function: Function, sizes: tuple[str, ...] | None = None
+) -> tuple[Implementation, ...]:
+    """The peers and ours as "auto" chooses, captured."""
+    return tuple(captured(i, sizes) for i in (*peers, on_backend(prepare, function, "auto")))

@@ -41,7 +41,7 @@ class RunsWith:
         versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
         versions |= {package: _version(package) for package in PACKAGES}
         if device == "cuda":
-            versions |= {"cuda": torch.version.cuda or "none", "driver": _driver(), "triton": _version("triton")}
+            versions |= {"cuda": torch.version.cuda or "none", "triton": _version("triton")}
             versions["processor"] = f"{_processor()}, {os.cpu_count()} CPUs"
         date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
         return cls(date, _commit(), round(os.getloadavg()[0], 2), versions)
@@ -63,13 +63,6 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _driver() -> str:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError, IndexError):
-        return subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()[0]
-    return "unknown"
-
-
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
@@ -77,18 +70,14 @@ def _slug(name: str) -> str:
 def _commit() -> str:
     """Of the code that runs, "+" for uncommitted changes to it (results and documentation apart). In a copy without its
     history what FUSED_MARGINS_COMMIT says, or "unknown"."""
-    if not (ROOT / ".git").exists():
-        return os.environ.get("FUSED_MARGINS_COMMIT", "unknown")
-    try:
-        head = _git("rev-parse", "--short=10", "HEAD")
-        changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md", ":!docs")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{head}+" if changed else head
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    git = ["git", "-C", str(ROOT)]
+    changes = [*git, "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md", ":!docs"]
+    if (ROOT / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], check=True, capture_output=True, text=True)
+            changed = subprocess.run(changes, check=True, capture_output=True).stdout
+            return head.stdout.strip() + ("+" if changed else "")
+    return os.environ.get("FUSED_MARGINS_COMMIT", "unknown")
 
 
 def _processor() -> str:

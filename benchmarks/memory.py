@@ -1,10 +1,10 @@
 """What one call adds to a process's memory at its peak.
 
-Each implementation gets a fresh process. There it runs once, so that libraries hold the workspaces that they keep between
-calls and compiled code exists; free memory goes back to the system (malloc_trim); the high-water mark of the resident
-set is set back to the present (/proc/self/clear_refs); one more call; the mark's growth is the figure: outputs,
-gradients and everything in between, but not the inputs. The median of a few such calls, exact to a few tenths of a
-MiB. What our kernels keep from call to call goes back to the system before each, and so it counts. Linux only.
+Each implementation gets a fresh process. There it runs once, so that libraries hold the workspaces that they keep
+between calls and compiled code exists; free memory goes back to the system (malloc_trim); the high-water mark of the
+resident set is set back to the present (/proc/self/clear_refs); one more call; the mark's growth is the figure:
+outputs, gradients and everything in between, but not the inputs. The median of a few such calls is exact to a few
+tenths of a MiB. What our kernels save for the next call goes back to the system before each, so it counts. Linux only.
 
 On a GPU torch's allocator keeps that account itself, exactly: the most bytes allocated at once, beyond those before.
 """

@@ -36,18 +36,17 @@ class Figure:
 
 @dataclass
 class RowResult:
-    """All implementations of a row, and what they ran with."""
+    """All implementations of a row, by the row's name, and what they ran with."""
 
-    workload: str
-    case: str
-    size: str
-    dtype: str
+    id: str
     runs_with: RunsWith
     figures: dict[str, Figure]
 
     @property
-    def id(self) -> str:
-        return "-".join((self.workload, self.case, self.size.replace(" ", ""), self.dtype))
+    def labels(self) -> tuple[str, str, str, str]:
+        """Workload, case, size and dtype."""
+        workload, case, size, dtype = self.id.split("-")
+        return workload, case, size.replace("x", " x "), dtype
 
 
 @dataclass
@@ -62,20 +61,17 @@ def read(path: Path) -> Results:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         runs = [RunsWith(**run) for run in stored["runs"]]
-        rows = []
-        for row in stored["rows"]:
-            figures = {name: _from_json(value) for name, value in row.pop("figures").items()}
-            rows.append(RowResult(runs_with=runs[row.pop("run")], figures=figures, **row))
+        rows = [
+            RowResult(row["row"], runs[row["run"]], {name: _from_json(value) for name, value in row["figures"].items()})
+            for row in stored["rows"]
+        ]
         return Results(Machine(**stored["machine"]), rows)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ResultsError(f"{path}: not a results file: {type(error).__name__}: {error}") from None
 
 
 def _from_json(value: str | list) -> Figure:
-    if isinstance(value, str):
-        return Figure(reason=value)
-    median, iqr, memory = value
-    return Figure(median / 1e6, iqr / 1e6, memory)
+    return Figure(reason=value) if isinstance(value, str) else Figure(value[0] / 1e6, value[1] / 1e6, value[2])
 
 
 def _to_json(figure: Figure) -> str | list:
@@ -87,24 +83,19 @@ def _to_json(figure: Figure) -> str | list:
 def write(path: Path, results: Results) -> None:
     runs: list[RunsWith] = []
     rows = []
-    for r in results.rows:
-        if r.runs_with not in runs:
-            runs.append(r.runs_with)
-        row = {"workload": r.workload, "case": r.case, "size": r.size, "dtype": r.dtype}
-        figures = {name: _to_json(figure) for name, figure in r.figures.items()}
-        rows.append(row | {"run": runs.index(r.runs_with), "figures": figures})
-    write_lines(path, {"machine": asdict(results.machine)}, {"runs": [asdict(run) for run in runs], "rows": rows})
+    for row in results.rows:
+        if row.runs_with not in runs:
+            runs.append(row.runs_with)
+        figures = {name: _to_json(figure) for name, figure in row.figures.items()}
+        rows.append({"row": row.id, "run": runs.index(row.runs_with), "figures": figures})
+    lists = {"runs": [asdict(run) for run in runs], "rows": rows}
+    parts = ["{" + f'"machine":{_dump(asdict(results.machine))}']
+    parts += [f'"{name}":[\n' + ",\n".join(map(_dump, entries)) + "\n]" for name, entries in lists.items()]
+    write_text(path, ",\n".join(parts) + "}\n")
 
 
-def write_lines(path: Path, values: dict, lists: dict[str, list]) -> None:
-    """A JSON object with an entry of a list a line: short, and a change shows as the lines that it is."""
-
-    def dump(value: object) -> str:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-    parts = [f"{dump(key)}:{dump(value)}" for key, value in values.items()]
-    parts += [f"{dump(key)}:[\n" + ",\n".join(map(dump, entries)) + "\n]" for key, entries in lists.items()]
-    write_text(path, "{" + ",\n".join(parts) + "}\n")
+def _dump(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def store(folder: Path, machine: Machine, row: RowResult) -> Path:
@@ -113,12 +104,8 @@ def store(folder: Path, machine: Machine, row: RowResult) -> Path:
     results = read(path) if path.exists() else Results(machine, [])
     if results.machine != machine:
         raise ResultsError(f"{path}: measured on another machine ({results.machine}), this is {machine}")
-    known = [r.id for r in results.rows]
-    if row.id in known:
-        results.rows[known.index(row.id)] = row
-    else:
-        results.rows.append(row)
-    write(path, results)
+    rows = {known.id: known for known in results.rows} | {row.id: row}
+    write(path, Results(machine, list(rows.values())))
     return path
 
 

@@ -55,7 +55,7 @@ def measure(
             figures[name].memory_bytes = _memory_of(name, row, steps[name])
     del steps
     _free_memory(row.device)
-    return RowResult(row.workload.name, row.size.name, row.size.text, row.dtype_name, runs_with, figures)
+    return RowResult(row.id, runs_with, figures)
 
 
 def checked(implementation: Implementation, inputs: Inputs, check: Check) -> tuple[Step | None, str | None]:

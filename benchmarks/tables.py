@@ -1,10 +1,9 @@
-"""The generated pages of docs/benchmarks and the README's table, from the stored results: ``python -m benchmarks.tables``.
+"""The pages of docs/benchmarks and the README's table, from the stored results: ``python -m benchmarks.tables``.
 
-A page a workload, with a pair of tables (speed, memory) for every machine that has results; a page of how cost grows;
-a page for each few-shot report that ``--keep-report FOLDER NAME`` stored.
+A page a workload, with a pair of tables (speed, memory) for every machine that has results, and a page of how cost
+grows. The pages of few-shot reports beside them are stored by ``make reproduce`` and ``make parity``.
 """
 
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -15,13 +14,12 @@ import tyro
 
 from . import growth
 from .machine import ROOT
-from .results import FOLDER, Figure, Results, ResultsError, RowResult, read, write_lines, write_text
-from .workload import Row, Workload
+from .results import FOLDER, Figure, Results, ResultsError, RowResult, read, write_text
+from .workload import Workload
 from .workloads import SERIES, WORKLOADS, rows_on
 
 IDLE_LOAD = 0.3
 MIB = 2**20
-REPORTS = {"fewshot": "Few-shot data", "parity": "Backends compared on few-shot data", "demo": "Digits"}
 GENERATED = "<!-- Written by python -m benchmarks.tables: change the code or the results, not this page. -->"
 REGION = re.compile(r"(<!-- table:gains -->\n).*?(<!-- end:gains -->)", re.DOTALL)
 GAINS = {  # the README's rows: what they are called there
@@ -51,13 +49,14 @@ def gains(results: list[Results]) -> str:
     shown = {row.id: row for row in latest.rows if row.id in GAINS}
     cells = []
     for row in (shown[row_id] for row_id in GAINS if row_id in shown):
-        ours = our_names(next(w for w in WORKLOADS if w.name == row.workload))
-        medians = {name: f.median_s for name, f in row.figures.items() if f.median_s is not None}
+        workload, _, size, dtype = row.labels
+        ours = our_names(next(w for w in WORKLOADS if w.name == workload))
+        medians = medians_of(row)
         others = {name: median for name, median in medians.items() if name not in ours}
         best, fastest = min(m for name, m in medians.items() if name in ours), min(others, key=lambda n: others[n])
         eager = f"{others['eager'] / best:.2f}×" if "eager" in others else "—"
-        size = f"{row.size}, {row.dtype}"
-        cells.append([GAINS[row.id], size, f"{1e3 * best:.3g}", eager, f"{others[fastest] / best:.2f}× ({fastest})"])
+        ratio = f"{others[fastest] / best:.2f}× ({fastest})"
+        cells.append([GAINS[row.id], f"{size}, {dtype}", f"{1e3 * best:.3g}", eager, ratio])
     columns = ["what", "size", "ours, ms", "over eager PyTorch", "over the fastest other"]
     return f"{markdown(columns, cells, 2)}\n\n{latest.machine.name}. Measured {runs_of(list(shown.values()))}.\n"
 
@@ -66,28 +65,30 @@ def our_names(workload: Workload) -> set[str]:
     return {i.name for i in workload.implementations if i.backend is not None}
 
 
+def medians_of(row: RowResult) -> dict[str, float]:
+    return {name: figure.median_s for name, figure in row.figures.items() if figure.median_s is not None}
+
+
 def page(workload: Workload, results: list[Results]) -> str:
     """What the workload is, and each machine's tables."""
     parts = [GENERATED, f"# {workload.name.replace('_', ' ').capitalize()}", f"{workload.title}."]
     for result in results:
-        if rows := [row for row in result.rows if row.workload == workload.name]:
+        if rows := [row for row in result.rows if row.labels[0] == workload.name]:
             parts += [f"## {result.machine.name}", *_of_machine(workload, rows)]
     return "\n\n".join(parts if len(parts) > 3 else [*parts, "Not measured yet."]) + "\n"
 
 
 def _of_machine(workload: Workload, rows: list[RowResult]) -> list[str]:
     known = [i.name for i in workload.implementations]
-    names = sorted(
-        {name for row in rows for name in row.figures},
-        key=lambda n: (n not in known, known.index(n) if n in known else n),
-    )
+    found = dict.fromkeys(name for row in rows for name in row.figures)
+    names = [name for name in known if name in found] + [name for name in found if name not in known]
     ours, bounds = our_names(workload), {i.name for i in workload.implementations if i.lower_bound}
     needs = {row.id: row.size.multiply_adds for row in (*rows_on("cpu"), *rows_on("cuda"))}
     costs = any(needs.get(row.id) for row in rows)
     titles = [f"ours: {n}" if n in ours else f"lower bound: {n}" if n in bounds else n for n in names]
     speed, memory = [], []
     for row in rows:
-        medians = {name: f.median_s for name, f in row.figures.items() if f.median_s is not None}
+        medians = medians_of(row)
         baseline = medians.get(workload.baseline)
         best = min((m for name, m in medians.items() if name not in bounds), default=None)
         cells = []
@@ -98,7 +99,7 @@ def _of_machine(workload: Workload, rows: list[RowResult]) -> list[str]:
             cells.append((f"**{ratio}**" if bold else ratio) if ratio else "wrong" if figure.wrong else "—")
         of_ours = min((m for name, m in medians.items() if name in ours), default=None)
         flops = [f"{2e-9 * needs[row.id] / of_ours:.0f}" if of_ours and needs.get(row.id) else "—"] * costs
-        size = [row.case, row.size, row.dtype]
+        _, *size = row.labels
         speed.append([*size, f"{1e3 * baseline:.3g}" if baseline else "—", *cells, *flops])
         extra = [row.figures.get(name, Figure()).memory_bytes for name in names]
         memory.append([*size, *("—" if e is None else f"{e / MIB:.1f}" for e in extra)])
@@ -119,7 +120,7 @@ def _remarks(workload: Workload, names: list[str], rows: list[RowResult]) -> lis
     for row in rows:
         for name, figure in row.figures.items():
             if figure.reason:
-                missing.setdefault((name, figure.reason), []).append(f"{row.case}, {row.size}, {row.dtype}")
+                missing.setdefault((name, figure.reason), []).append(", ".join(row.labels[1:]))
     for (name, reason), places in missing.items():
         where = "" if len(places) == len(rows) else f" at {'; '.join(places)}"
         remarks.append(f"{name}{where}: {reason}.")
@@ -131,7 +132,7 @@ def runs_of(rows: Sequence[RowResult]) -> str:
     for run in (row.runs_with for row in rows):
         text = f"{run.date}, commit {run.commit}, torch {run.versions['torch']}"
         if "cuda" in run.versions:
-            text += ", CUDA {cuda}, driver {driver}, Triton {triton}, beside {processor}".format(**run.versions)
+            text += ", CUDA {cuda}, Triton {triton}, beside {processor}".format(**run.versions)
         texts.append(text + (f", beside a load of {run.load_before:.1f}" if run.load_before > IDLE_LOAD else ""))
     return "; ".join(dict.fromkeys(texts))
 
@@ -148,15 +149,7 @@ def growth_page(folder: Path) -> str:
                 if figures := growth.measured(series, rows, name):
                     end = last.figures.get(name, Figure()).reason or "the end"
                     cells.append([f"ours: {name}" if name in ours else name, *_growth_cells(figures), end])
-            head = [
-                "",
-                "time ~ size^",
-                "memory ~ size^",
-                f"largest {series.axis}",
-                "ms there",
-                "MiB there",
-                "stopped by",
-            ]
+            head = ["", "time ~ size^", "memory ~ size^", f"largest {series.axis}", "ms there", "MiB there", "end"]
             sizes = f"{series.workload.symbols} from {series.rows[0].size.text} to {series.rows[-1].size.text}"
             parts += [f"**{series.workload.title}; {sizes}, float32**", markdown(head, cells)]
     return "\n\n".join(parts) + "\n"
@@ -171,38 +164,17 @@ def _growth_cells(figures: list[tuple[int, Figure]]) -> list[str]:
     return [*exponents, f"{size:,}", f"{1e3 * (largest.median_s or 0):.3g}", memory]
 
 
-def report_page(title: str, path: Path) -> str:
-    """The tables that ``fused-margins reproduce`` or ``demo`` made, as they stand in its report."""
-    report = json.loads(path.read_text(encoding="utf-8"))
-    parts = [GENERATED, f"# {title}"]
-    for study in report["studies"]:
-        parts += [f"## {study['title']}", study["lead"]]
-        for table in study["tables"]:
-            left = 1 if table["numeric"] else len(table["columns"])
-            parts += [f"**{table['title']}**", markdown(table["columns"], table["rows"], left)]
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    return "\n\n".join([*parts, f"Training took {report['seconds']:.0f} s, added up; {versions}."]) + "\n"
-
-
-def keep(folder: Path, path: Path) -> None:
-    """Store what the tables need of the report in `folder`: not its trials."""
-    report = json.loads((folder / "studies.json").read_text(encoding="utf-8"))
-    studies = [{name: study[name] for name in ("title", "lead", "tables")} for study in report["studies"]]
-    write_lines(path, {name: report[name] for name in ("title", "versions", "seconds")}, {"studies": studies})
-
-
 def pages(results: Path, docs: Path, readme: Path) -> dict[Path, str]:
     """Every generated file and its text."""
     stored = [read(path) for path in sorted(results.glob("*.json"))]
     named = {w.name.replace("_", "-"): page(w, stored) for w in WORKLOADS}
     named["growth"] = growth_page(results / "growth")
-    named |= {
-        n: report_page(title, p) for n, title in REPORTS.items() if (p := results / "reports" / f"{n}.json").exists()
-    }
-    titles = {name: text.splitlines()[2].removeprefix("# ") for name, text in named.items()}
-    links = "\n".join(f"- [{title}]({name}.md)" for name, title in titles.items())
-    named["index"] = f"{GENERATED}\n\n# Measurements\n\n{links}\n"
     files = {docs / f"{name}.md": text for name, text in named.items()}
+    # Others in the folder, such as few-shot reports, are listed as well.
+    texts = {path: path.read_text(encoding="utf-8") for path in docs.glob("*.md") if path.name != "index.md"} | files
+    titles = {path.name: re.search("^# (.+)$", texts[path], re.MULTILINE) for path in sorted(texts)}
+    links = "\n".join(f"- [{title[1]}]({name})" for name, title in titles.items() if title)
+    files[docs / "index.md"] = f"{GENERATED}\n\n# Measurements\n\n{links}\n"
     text = readme.read_text(encoding="utf-8")
     if not REGION.search(text):
         raise ResultsError(f"{readme}: no region <!-- table:gains --> ... <!-- end:gains -->")
@@ -215,7 +187,7 @@ def main(
     docs: Path = ROOT / "docs" / "benchmarks",
     readme: Path = ROOT / "README.md",
     check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    keep_report: tuple[Path, str] | None = None,
+    pictures: Path | None = None,
 ) -> None:
     """Write the benchmark tables into the documentation.
 
@@ -224,23 +196,20 @@ def main(
         docs: the folder of the generated pages.
         readme: the file whose marked region is rewritten.
         check: change nothing; fail if a file does not hold the present tables.
-        keep_report: first store the report in a folder, such as runs/reproduce, under a name, such as fewshot.
+        pictures: also draw how cost grows, into this folder.
     """
     try:
-        if keep_report:
-            keep(keep_report[0], results / "reports" / f"{keep_report[1]}.json")
         files = pages(results, docs, readme)
+        for path in sorted((results / "growth").glob("*.json")) if pictures else ():
+            for one, rows in growth.complete(read(path), SERIES):
+                growth.draw(one, rows, pictures / f"{path.stem}-{one.name}.png")
     except (OSError, ResultsError) as error:
         sys.exit(f"error: {error}")
     changed = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    stale = [path for path in docs.glob("*.md") if path not in files]
-    if check and (changed or stale):
-        names = ", ".join(map(str, [*changed, *stale]))
-        sys.exit(f"error: not the present tables: {names}; run python -m benchmarks.tables")
+    if check and changed:
+        sys.exit(f"error: not the present tables: {', '.join(map(str, changed))}; run python -m benchmarks.tables")
     for path in changed:
         write_text(path, files[path])
-    for path in stale:
-        path.unlink()
     print(f"{len(changed)} of {len(files)} files written")
 
 

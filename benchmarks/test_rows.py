@@ -1,10 +1,10 @@
-"""Single rows, timed live by pytest-benchmark one after another; to compare implementations use python -m benchmarks."""
+"""Single rows, timed live by pytest-benchmark, one after another; python -m benchmarks compares them in turns."""
 
 import pytest
 import torch
 
-from .rows import checked
 from .results import WRONG
+from .rows import checked
 from .timing import waiting_for
 from .workload import Implementation, Row
 

@@ -90,11 +90,8 @@ class Row:
 
     @property
     def id(self) -> str:
-        return "-".join((self.workload.name, self.size.name, self.size.text.replace(" ", ""), self.dtype_name))
-
-    @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        dtype = str(self.dtype).removeprefix("torch.")
+        return "-".join((self.workload.name, self.size.name, self.size.text.replace(" ", ""), dtype))
 
     @property
     def implementations(self) -> tuple[Implementation, ...]:

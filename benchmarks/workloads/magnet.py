@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from fused_margins.functional import magnet_loss
 
 from ..correctness import check_values
-from ..implementations import captured, differentiated, on_backend, on_device, ours, usual
+from ..implementations import differentiated, graphs, on_device, ours, usual
 from ..workload import Inputs, Size, Workload
 
 ALPHA, VARIANCE_FLOOR = 1.0, 1e-4
@@ -60,7 +60,7 @@ WORKLOADS = (
         (
             *USUAL,
             *ours(prepare, our_magnet),
-            *(captured(i) for i in (*USUAL, on_backend(prepare, our_magnet, "auto"))),
+            *graphs(USUAL, prepare, our_magnet),
         ),
         check_values(partial(prepare, partial(our_magnet, backend="reference")), _call),
     ),

@@ -1,9 +1,10 @@
 """Margin softmax and its gradients: additive margins (CosFace, negative margins) and angular ones (ArcFace)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -13,8 +14,8 @@ from fused_margins.backends import registry
 from fused_margins.functional import margin_softmax_loss
 
 from ..correctness import check_values
+from ..implementations import differentiated, graphs, metric_learning, on_device, ours, unless_installed, usual
 from ..timing import fastest, waiting_for
-from ..implementations import captured, differentiated, on_backend, on_device, ours, unless_installed, usual
 from ..workload import DEVICES, Implementation, Inputs, Outputs, Series, Size, Step, Workload
 
 SHAPES = (
@@ -136,11 +137,12 @@ def _three_products(inputs: Inputs) -> Step:
     return step
 
 
-def _metric_learning(loss_name: str, inputs: Inputs, margin: float) -> Step:
+def _metric_learning(loss_name: str, margin: Callable[[float], float], inputs: Inputs) -> Step:
     from pytorch_metric_learning import losses
 
     weight, embeddings = inputs["weight"], inputs["embeddings"].detach().requires_grad_()
-    loss = getattr(losses, loss_name)(weight.shape[0], weight.shape[1], margin=margin, scale=inputs["scale"])
+    options = {"margin": margin(inputs["margin"]), "scale": inputs["scale"]}
+    loss = getattr(losses, loss_name)(*weight.shape, **options)
     loss.W = torch.nn.Parameter(weight.T.contiguous())  # it keeps (D, C)
 
     def step() -> Outputs:
@@ -151,39 +153,33 @@ def _metric_learning(loss_name: str, inputs: Inputs, margin: float) -> Step:
     return step
 
 
-def peer_without_margin(name: str, step: Callable[[Inputs], Step], note: str, needs: str) -> Implementation:
+def _without_margin(name: str, step: Callable[[Inputs], Step], note: str, **options: Any) -> Implementation:
     text = f"margin 0, it has none; both sides are normalised for it within its time; {note}"
-    devices = DEVICES if needs == "torch" else ("cuda",)
-    return Implementation(name, step, text, {"margin": 0.0}, refuses=unless_installed(needs), devices=devices)
-
-
-def _of_metric_learning(loss: str, margin: Callable[[float], float]) -> Implementation:
-    def step(inputs: Inputs) -> Step:
-        return _metric_learning(loss, inputs, margin(inputs["margin"]))
-
-    needs = unless_installed("pytorch_metric_learning")
-    return Implementation(f"PML {loss}", step, "pytorch-metric-learning as it comes", refuses=needs)
+    return Implementation(name, step, text, {"margin": 0.0}, **options)
 
 
 USUAL = usual(prepare, eager_additive)
 PRODUCTS = "not a loss: logits and both gradients as matrix products, by cuBLAS in chunks that fit L2; a lower bound"
 AGAIN = "ours with a memory budget of 0: softmax weights are computed twice"
+CCE = {"refuses": unless_installed("cut_cross_entropy"), "devices": ("cuda",)}
 ALL = partial(_cut_cross_entropy, filter_eps=None)
+LIGER = {"refuses": unless_installed("liger_kernel"), "devices": ("cuda",)}
+OLD = {"refuses": lambda inputs: None if hasattr(F, "linear_cross_entropy") else "this torch does not have it"}
 ADDITIVE = (
     *USUAL,
-    peer_without_margin("F.linear_cross_entropy", _linear_cross_entropy, "its fastest chunk setting", "torch"),
-    peer_without_margin("cut-cross-entropy", _cut_cross_entropy, "small gradients left out", "cut_cross_entropy"),
-    peer_without_margin("cut-cross-entropy, all gradients", ALL, "filter_eps=None", "cut_cross_entropy"),
-    peer_without_margin("Liger", _liger, "its fused linear cross entropy as it comes", "liger_kernel"),
-    _of_metric_learning("CosFaceLoss", lambda margin: margin),
+    _without_margin("F.linear_cross_entropy", _linear_cross_entropy, "its fastest chunk setting", **OLD),
+    _without_margin("cut-cross-entropy", _cut_cross_entropy, "small gradients left out", **CCE),
+    _without_margin("cut-cross-entropy, all gradients", ALL, "filter_eps=None", **CCE),
+    _without_margin("Liger", _liger, "its fused linear cross entropy as it comes", **LIGER),
+    metric_learning("CosFaceLoss", partial(_metric_learning, "CosFaceLoss", float), " as it comes"),
     *ours(prepare, margin_softmax_loss),
-    *(captured(i, CAPTURED) for i in (*USUAL, on_backend(prepare, margin_softmax_loss, "auto"))),
+    *graphs(USUAL, prepare, margin_softmax_loss, CAPTURED),
     Implementation("three products alone", _three_products, PRODUCTS, devices=("cuda",), lower_bound=True),
     Implementation("cpu, no memory", _without_memory, AGAIN, backend="cpu", devices=("cpu",)),
 )
 ANGULAR = (
     *usual(prepare, eager_angular),
-    _of_metric_learning("ArcFaceLoss", math.degrees),
+    metric_learning("ArcFaceLoss", partial(_metric_learning, "ArcFaceLoss", math.degrees), " as it comes"),
     *ours(prepare, margin_softmax_loss),
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,18 +15,8 @@ from fused_margins.losses import EasyPositiveTripletLoss
 from fused_margins.ops.sample import sample
 
 from ..correctness import check_choice, check_sample, check_values
-from ..implementations import (
-    captured,
-    differentiated,
-    on_backend,
-    on_device,
-    ours,
-    peer,
-    returned,
-    unless_installed,
-    usual,
-)
-from ..workload import Implementation, Inputs, Outputs, Series, Size, Step, Workload
+from ..implementations import differentiated, graphs, metric_learning, on_device, ours, peer, returned, usual
+from ..workload import Inputs, Outputs, Series, Size, Step, Workload
 from .clusters import by_class
 
 if TYPE_CHECKING:
@@ -37,14 +26,9 @@ MARGIN = 0.2  # of squared distances
 SHAPES = ((512, 128, 4), (2048, 512, 16), (8192, 128, 4), (8192, 512, 64))
 
 
-def _size(
-    shape: tuple[int, int, int],
-    *devices: str,
-    name: str = "batch",
-    dtypes: tuple[torch.dtype, ...] | None = None,
-    offset: float = 0.0,
-) -> Size:
+def _size(shape: tuple[int, int, int], *devices: str, name: str = "batch", offset: float = 0.0) -> Size:
     rows, width, per_class = shape
+    dtypes = (torch.float32, torch.bfloat16) if devices == ("cuda",) else None
 
     def make(dtype: torch.dtype, g: Generator) -> Inputs:
         labels = torch.arange(rows, device=g.device) // per_class
@@ -54,14 +38,10 @@ def _size(
     return Size(name, shape, make, products=rows * rows * width, devices=devices, dtypes=dtypes)
 
 
-ON_GPU = (torch.float32, torch.bfloat16)
-POSITIVE_SIZES = (*(_size(shape, "cpu") for shape in SHAPES), _size((8192, 512, 4), "cuda", dtypes=ON_GPU))
-NEGATIVE_SIZES = (_size((8192, 512, 4), "cpu"), _size((32768, 512, 4), "cuda", dtypes=ON_GPU))
+POSITIVE_SIZES = (*(_size(shape, "cpu") for shape in SHAPES), _size((8192, 512, 4), "cuda"))
+NEGATIVE_SIZES = (_size((8192, 512, 4), "cpu"), _size((32768, 512, 4), "cuda"))
 # The offset makes cosines near 0.2, within the cut-off, as they are while a network learns.
-SAMPLE_SIZES = (
-    *(_size(shape, "cpu", offset=0.5) for shape in SHAPES[:3]),
-    _size((8192, 512, 4), "cuda", dtypes=ON_GPU, offset=0.5),
-)
+SAMPLED = ((SHAPES[0], "cpu"), (SHAPES[1], "cpu"), (SHAPES[2], "cpu"), ((8192, 512, 4), "cuda"))
 
 
 def _search(inputs: Inputs) -> Inputs:
@@ -97,18 +77,24 @@ def sorted_positives(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     return similarity, torch.where(similarity > -torch.inf, index, -1)
 
 
-def _miner() -> miners.BatchEasyHardMiner:
+def _easy_hard() -> miners.BatchEasyHardMiner:
     from pytorch_metric_learning import distances, miners
 
     return miners.BatchEasyHardMiner(pos_strategy="easy", neg_strategy="hard", distance=distances.CosineSimilarity())
 
 
-def _mined(miner: Callable[..., tuple[Tensor, ...]], output: int, inputs: Inputs) -> Step:
+def _distance_weighted(inputs: Inputs) -> Step:
+    from pytorch_metric_learning import miners
+
+    return _mined(miners.DistanceWeightedMiner(), 2, inputs)
+
+
+def _mined(miner: miners.BaseMiner, output: int, inputs: Inputs) -> Step:
     """What the miner returns beside the anchors: positives are its second output, negatives the third."""
-    embeddings, labels = inputs["embeddings"], inputs["labels"]
+    labels = inputs["labels"]
 
     def step() -> Outputs:
-        mined = miner(embeddings, labels)
+        mined = miner(inputs["embeddings"].float(), labels)  # it compares in the dtype of the embeddings
         return {"index": torch.full_like(labels, -1).scatter(0, mined[0], mined[output])}
 
     return step
@@ -141,7 +127,7 @@ def our_triplet(embeddings: Tensor, labels: Tensor, backend: str) -> Tensor:
 def _metric_learning_triplet(inputs: Inputs) -> Step:
     from pytorch_metric_learning import distances, losses, reducers
 
-    miner, squared = _miner(), distances.LpDistance(power=2)
+    miner, squared = _easy_hard(), distances.LpDistance(power=2)
     loss = losses.TripletMarginLoss(MARGIN, distance=squared, reducer=reducers.MeanReducer())
     return triplet(lambda embeddings, labels: loss(embeddings, labels, miner(embeddings, labels)), inputs)
 
@@ -165,25 +151,6 @@ def _sample_call(inputs: Inputs) -> Inputs:
     return {name: value for name, value in search.items() if name != "similarity"}
 
 
-def _metric_learning_sample(inputs: Inputs) -> Step:
-    from pytorch_metric_learning import miners
-
-    return _mined(miners.DistanceWeightedMiner(), 2, inputs)
-
-
-def _of_metric_learning(
-    name: str, step: Callable[[Inputs], Step], note: str, most: int | None = None
-) -> Implementation:
-    installed = unless_installed("pytorch_metric_learning")
-
-    def refuses(inputs: Inputs) -> str | None:
-        if inputs["embeddings"].dtype != torch.float32:
-            return "it compares similarities in the dtype of the embeddings"
-        return installed(inputs)
-
-    return Implementation(f"PML {name}", step, f"pytorch-metric-learning{note}", refuses=refuses, most_products=most)
-
-
 choice, index, triplet = returned("similarity", "index"), returned("index"), differentiated("loss", "embeddings")
 POSITIVES = usual(choice, eager_positives)
 MINES_BOTH = "; it mines the hardest negatives, too, and cannot do without"
@@ -199,9 +166,9 @@ WORKLOADS = (
         (
             *POSITIVES,
             peer("sorted bmm", choice, sorted_positives, "rows sorted by label, a product a class"),
-            _of_metric_learning("BatchEasyHardMiner", lambda inputs: _mined(_miner(), 1, inputs), MINES_BOTH),
+            metric_learning("BatchEasyHardMiner", lambda inputs: _mined(_easy_hard(), 1, inputs), MINES_BOTH),
             *ours(choice, mine_positives, most_products=2**34),
-            *(captured(i) for i in (*POSITIVES, on_backend(choice, mine_positives, "auto"))),
+            *graphs(POSITIVES, choice, mine_positives),
         ),
         check_choice(_search),
     ),
@@ -217,10 +184,10 @@ WORKLOADS = (
         "sample",
         "Distance-weighted negatives within a batch, one an anchor, no gradient",
         "B x D x samples a class",
-        SAMPLE_SIZES,
+        tuple(_size(shape, device, offset=0.5) for shape, device in SAMPLED),
         (
             *usual(index, eager_sample, "softmax and torch.multinomial"),
-            _of_metric_learning("DistanceWeightedMiner", _metric_learning_sample, MANY, most=2**32),
+            metric_learning("DistanceWeightedMiner", _distance_weighted, MANY, most=2**32),
             *ours(index, our_sample, most_products=2**32),
         ),
         check_sample(_sample_call),
@@ -232,7 +199,7 @@ WORKLOADS = (
         tuple(_size(shape, "cpu", "cuda") for shape in SHAPES[:2]),
         (
             *usual(triplet, eager_triplet),
-            _of_metric_learning("TripletMarginLoss", _metric_learning_triplet, MEAN),
+            metric_learning("TripletMarginLoss", _metric_learning_triplet, MEAN),
             *ours(triplet, our_triplet, most_products=2**30),
         ),
         check_values(partial(triplet, eager_triplet)),  # in float64: the reference would take minutes
