@@ -77,7 +77,7 @@ def _from_json(value: str | list) -> Figure:
 def _to_json(figure: Figure) -> str | list:
     if figure.median_s is None or figure.iqr_s is None:
         return figure.reason
-    return [float(f"{1e6 * figure.median_s:.6g}"), float(f"{1e6 * figure.iqr_s:.3g}"), figure.memory_bytes]
+    return [float(f"{1e6 * figure.median_s:.8g}"), float(f"{1e6 * figure.iqr_s:.3g}"), figure.memory_bytes]
 
 
 def write(path: Path, results: Results) -> None:
