@@ -180,7 +180,7 @@ class NinjaBuild(build_ext):
                     f"{source.stem}.o",
                     "compile",
                     str(source),
-                    variables={"flags": [*FLAGS, *has_bf16, *openmp, *includes, *own_flags]},
+                    variables={"flags": [*FLAGS, "-DNDEBUG", *has_bf16, *openmp, *includes, *own_flags]},
                 )
             n.build(str(targets["fused_margins._C"]), "link", objects)
             if nvcc is not None:
@@ -199,7 +199,7 @@ class NinjaBuild(build_ext):
                     "bindings_cuda.o",
                     "compile",
                     str(ROOT / "csrc/bindings_cuda.cpp"),
-                    variables={"flags": [*FLAGS, *includes, *own_flags]},
+                    variables={"flags": [*FLAGS, "-DNDEBUG", *includes, *own_flags]},
                 )
                 for source in sorted(ROOT.glob("csrc/*/cuda.cu")):
                     name = f"{source.parent.name}_cuda.o"

@@ -17,12 +17,12 @@ PYBIND11_MODULE(_CUDA, m) {
   m.def("contrast_tickets", &cuda::contrast_tickets);
   m.def("contrast_forward_grid", &cuda::contrast_forward_grid);
   m.def("contrast_backward_grid", &cuda::contrast_backward_grid);
-  define(m, "contrast_forward", cuda::contrast_forward);
-  define(m, "contrast_backward", cuda::contrast_backward);
+  define<cuda::contrast_forward>(m, "contrast_forward");
+  define<cuda::contrast_backward>(m, "contrast_backward");
   m.def("nearest_grid", &cuda::nearest_grid);
-  define(m, "nearest", cuda::nearest);
+  define<cuda::nearest>(m, "nearest");
   m.def("magnet_saved_size", &magnet_saved_size);
   m.def("magnet_scratch_size", &cuda::magnet_scratch_size);
-  define(m, "magnet_forward", cuda::magnet_forward);
-  define(m, "magnet_backward", cuda::magnet_backward);
+  define<cuda::magnet_forward>(m, "magnet_forward");
+  define<cuda::magnet_backward>(m, "magnet_backward");
 }

@@ -7,7 +7,10 @@ here and functions in `fused_margins.functional`.
 import warnings as _warnings
 from importlib.metadata import version as _version
 
-from . import clusters, functional, kmeans, losses, margins
+from . import clusters as clusters  # import paths that users have
+from . import functional, losses
+from . import kmeans as kmeans
+from . import margins as margins
 from .backends import cpu as _cpu
 from .backends.registry import explain, memory_budget, set_memory_budget
 from .clustering import MagnetBatch, MagnetIndex, kmeans_per_class

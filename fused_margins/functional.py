@@ -111,10 +111,10 @@ def margin_softmax_loss(
     scale = _row_scale(scale, embeddings)
     # An angle that is a number goes with the op; what else there is, is row code on its two vectors.
     if own.is_a_number and label_smoothing == 0 and class_weight is None:
-        of_loss = (own.angle_rad, own.beyond_pi, own.straight_through, reduction)
+        of_loss = (own.angle_rad, own.beyond_pi, own.straight_through, checks.choice("reduction", reduction, Reduction))
         call = Contrast(
-            embeddings, weight, labels, None, None, None, scale, None, own.margin, similarity, Relation.DIFFERENT,
-            ignore_index, Epilogue.MARGIN_SOFTMAX, *of_loss,
+            embeddings, weight, labels, None, None, None, scale, None, own.margin, own.similarity, Relation.DIFFERENT,
+            ignore_index, Epilogue.MARGIN_SOFTMAX, *of_loss,  # type: ignore[arg-type]
         )  # fmt: skip
         return contrast.run(call, backend, _OF_CLASSES, valid=False)
 
@@ -258,7 +258,7 @@ def magnet_loss(
     tensor(5.0000)
     """
     options = {"alpha": alpha, "variance_floor": variance_floor, "reduction": reduction, "backend": backend}
-    return magnet(embeddings, clusters, cluster_labels, names={"x": "embeddings"}, **options)
+    return magnet(embeddings, clusters, cluster_labels, names={"x": "embeddings"}, **options)  # type: ignore[arg-type]
 
 
 def cluster_distances(embeddings: Tensor, centroids: Tensor, *, backend: str = "auto") -> Tensor:

@@ -52,4 +52,4 @@ def test_the_module_imports_without_a_driver():
     if not list((ROOT / "fused_margins").glob("_CUDA*.so")):
         pytest.skip("built without CUDA")
     module = importlib.import_module("fused_margins._CUDA")
-    assert hasattr(module, "margin_softmax_forward")
+    assert hasattr(module, "contrast_forward")

@@ -106,8 +106,8 @@ class Backward {
   int64_t group_;  // columns of a task
   Side side_;
   RowLoss<T> loss_;
-  Buffer<T> of_loss_;    // with an epilogue: g and h
-  const T *g_, *h_;      // gradients of negative_lse and of positive
+  Buffer<T> of_loss_;  // with an epilogue: g and h
+  const T *g_, *h_;    // gradients of negative_lse and of positive
   Anchors anchors_;
   Buffer<T> row_factor_, bias_factor_;
   double lift_ = 1;     // a power of two
@@ -126,9 +126,7 @@ class Backward {
     return scratch_.mine() + scratch_size() - std::max(side_.products.scratch_size(), 3 * p_.width);
   }
   T lse(int64_t i) const { return side_.saved.negative_lse[i]; }
-  bool counts(int64_t i) const {
-    return (epilogue_ ? p_.has_positive(i) : !p_.ignored(i)) && lse(i) != none<T>;
-  }
+  bool counts(int64_t i) const { return (epilogue_ ? p_.has_positive(i) : !p_.ignored(i)) && lse(i) != none<T>; }
   // Columns summed under the weights of a row.
   const T* sum_of_columns(int64_t i) const { return side_.saved.mean + i * round_up(p_.width, 16); }
 
@@ -212,7 +210,8 @@ class Backward {
     const bool positive = p_.has_positive(i);
     const T weight = counts(i) ? g_[i] * p_.scale(i) : T(0);
     if (counts(i)) {
-      scale(sum, side_.saved.inverse_sum[i], sum_of_columns(i), p_.width);  // first: a small weight times a small inverse is 0
+      scale(sum, side_.saved.inverse_sum[i], sum_of_columns(i),
+            p_.width);  // first: a small weight times a small inverse is 0
       scale(sum, weight, sum, p_.width);
     } else {
       std::fill(sum, sum + p_.width, T(0));

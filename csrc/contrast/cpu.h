@@ -33,10 +33,10 @@ struct ContrastInputs {
 
 // Weights exp(logit - shift) are made in blocks of columns with a shift for each block and row (0 where none is
 // needed). A forward saves, one after another: the factors of the rows (16 n), 16 n being their number rounded up to an
-// odd n; the factors of the columns (a multiple of 16); all shifts (blocks, 16 n); the weights of the first blocks, each
-// (CONTRAST_BLOCK + CONTRAST_SPARE_ROWS, 16 n); with_mean: the columns summed under the weights of each row, as the
-// products take them (unit length, relative to the centre), (rows, width) rounded up to 4 and to 16, then (rows,) what
-// makes the sum a mean, and (rows,) the mean similarity; and (rows,) positive, (rows,) negative_lse.
+// odd n; the factors of the columns (a multiple of 16); all shifts (blocks, 16 n); the weights of the first blocks,
+// each (CONTRAST_BLOCK + CONTRAST_SPARE_ROWS, 16 n); with_mean: the columns summed under the weights of each row, as
+// the products take them (unit length, relative to the centre), (rows, width) rounded up to 4 and to 16, then (rows,)
+// what makes the sum a mean, and (rows,) the mean similarity; and (rows,) positive, (rows,) negative_lse.
 constexpr int64_t CONTRAST_BLOCK = 192;
 constexpr int64_t CONTRAST_SPARE_ROWS = 4;
 

@@ -1,4 +1,5 @@
-// contrast with the epilogue of margin softmax on an NVIDIA GPU, for few columns: one launch forward, two backward (cuda_backward.h).
+// contrast with the epilogue of margin softmax on an NVIDIA GPU, for few columns: one launch forward, two backward
+// (cuda_backward.h).
 //
 // Forward: blocks of 16 rows x 16 columns of similarities; of a block of rows the one that ends last makes the losses,
 // and of these the last one the sum. Every sum runs in one order; no sum is made by atomics.
@@ -256,20 +257,18 @@ int64_t contrast_scratch_size(int64_t rows, int64_t columns) {
 void contrast_forward(const ContrastForward& args) {
   const int64_t blocks = contrast_forward_grid(args.in.x.rows, args.in.y.rows);
   specialise(args.in, [&](auto zero, auto distances, auto whole) {
-    launch("contrast_forward", contrast_forward_kernel<decltype(zero), distances.value, whole.value>, blocks,
-           args);
+    launch("contrast_forward", contrast_forward_kernel<decltype(zero), distances.value, whole.value>, blocks, args);
   });
 }
 
 void contrast_backward(const ContrastBackward& args) {
-  const int64_t blocks = contrast_backward_grid(args.in.x.rows, args.in.y.rows, args.in.x.width,
-                                                      args.grad_x != nullptr, args.grad_y != nullptr);
+  const int64_t blocks = contrast_backward_grid(args.in.x.rows, args.in.y.rows, args.in.x.width, args.grad_x != nullptr,
+                                                args.grad_y != nullptr);
   specialise(args.in, [&](auto zero, auto distances, auto whole) {
     using E = decltype(zero);
-    launch("contrast_weights", contrast_weights_kernel<E, distances.value>,
-           ceiling_divide(args.in.x.rows, WEIGHT_ROWS), args);
-    launch("contrast_products", contrast_products_kernel<E, distances.value, whole.value>, blocks,
+    launch("contrast_weights", contrast_weights_kernel<E, distances.value>, ceiling_divide(args.in.x.rows, WEIGHT_ROWS),
            args);
+    launch("contrast_products", contrast_products_kernel<E, distances.value, whole.value>, blocks, args);
   });
 }
 

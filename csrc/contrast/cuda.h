@@ -43,8 +43,8 @@ struct ContrastBackward {
   void* stream;
 };
 
-// What a forward saves, T: similarities (rows, columns), the inverse lengths of rows and columns, of each row the log of
-// the odds against its class and the log-sum-exp of the other classes, and the divisor of the sum of losses.
+// What a forward saves, T: similarities (rows, columns), the inverse lengths of rows and columns, of each row the log
+// of the odds against its class and the log-sum-exp of the other classes, and the divisor of the sum of losses.
 inline int64_t contrast_saved_size(int64_t rows, int64_t columns) {
   return rows * columns + 3 * rows + columns + 1;
 }

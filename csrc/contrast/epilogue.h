@@ -1,5 +1,5 @@
-// What makes the loss of a row of its positive similarity u and of negative_lse: softplus(negative_lse - scale (psi(u) -
-// margin)), and the gradients that it hands to the rest.
+// What makes the loss of a row of its positive similarity u and of negative_lse: softplus(negative_lse - scale (psi(u)
+// - margin)), and the gradients that it hands to the rest.
 #pragma once
 
 #include "problem.h"
@@ -71,11 +71,13 @@ class RowLoss {
     if (!out) return;
     T* o = static_cast<T*>(out);
     double sum = !one_each && add ? double(o[0]) : 0;
-    for (int64_t i = 0; i < p_.rows; ++i)
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      const T term = value(i);
       if (one_each)
-        o[i] = value(i) + (add ? o[i] : T(0));
+        o[i] = term + (add ? o[i] : T(0));
       else
-        sum += double(value(i));
+        sum += double(term);
+    }
     if (!one_each) o[0] = T(sum);
   }
 };

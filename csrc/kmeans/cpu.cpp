@@ -1,5 +1,6 @@
 // k-means of each class apart: a thread takes a class from its seeds to its last iteration, while the class is in the
-// cache. Every step is that of fused_margins/ops/kmeans/reference.py, in the same order; nothing depends on the number of threads.
+// cache. Every step is that of fused_margins/ops/kmeans/reference.py, in the same order; nothing depends on the number
+// of threads.
 #include "cpu.h"
 
 #include <numeric>

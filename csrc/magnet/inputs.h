@@ -15,9 +15,9 @@ struct MagnetInputs {
   Reduction reduction;
 };
 
-// What a forward saves, T: the clusters' means (num_clusters, width rounded up to 16), the squared distances of all rows
-// from them (rows, num_clusters), of each row the log of the other classes' part, and two numbers: the variance, and
-// whether it is above its floor.
+// What a forward saves, T: the clusters' means (num_clusters, width rounded up to 16), the squared distances of all
+// rows from them (rows, num_clusters), of each row the log of the other classes' part, and two numbers: the variance,
+// and whether it is above its floor.
 inline int64_t magnet_saved_size(int64_t rows, int64_t num_clusters, int64_t width) {
   return num_clusters * ((width + 15) / 16 * 16) + rows * (num_clusters + 1) + 2;
 }

@@ -55,6 +55,11 @@ struct Answers {
   Best<T> best(int64_t row) const {
     return {static_cast<T*>(args.best) + row * args.k, args.index + row * args.k, args.k};
   }
+  // From the best of negated similarities to the similarities themselves.
+  void negate() const {
+    T* value = static_cast<T*>(args.best);
+    for (int64_t i = 0; i < args.x.rows * args.k; ++i) value[i] = args.index[i] < 0 ? none<T> : -value[i];
+  }
   T below(int64_t row) const { return args.below ? static_cast<const T*>(args.below)[row] : -none<T>; }
   int64_t self(int64_t row) const { return args.self_index ? args.self_index[row] : -1; }
 };

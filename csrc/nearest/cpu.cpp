@@ -6,7 +6,7 @@
 // depends on the number of threads. Where a batch is searched against itself, a product serves both of its rows.
 //
 // Euclidean tiles: the expanded distance, with a bound on its error, only selects candidates; compared is sum (x -
-// y)^2.
+// y)^2. The least similar columns are found as the best of negated similarities, and negated again at the end.
 #include "cpu.h"
 
 #include "../cpu/checks.h"
@@ -60,6 +60,7 @@ class Search {
         if (!in_range[int64_t(g)]) large.push_back(small[g]);
     }
     if (!large.empty()) through_tiles(large, threads);
+    if (!a_.largest) answers_.negate();
   }
 
  private:
@@ -196,10 +197,11 @@ class Search {
     if (euclidean_) {
       const T slack = std::numeric_limits<T>::epsilon() * T(10 + width_) * (row_factor + longest);
       if (!(slack <= std::numeric_limits<T>::max())) return true;
-      bound += row_factor - slack;
+      bound += (a_.largest ? row_factor : -row_factor) - slack;
       first = 2 * first - load(squared);
       second = 2 * second - load(squared + lanes);
     }
+    if (!a_.largest) first = -first, second = -second;
     const auto above = first > bound || second > bound;
     bool any = false;
     for (int64_t l = 0; l < lanes; ++l) any |= above[l] != 0;
@@ -222,20 +224,23 @@ class Search {
         slack = error > slack ? error : slack;
       }
     }
+    const bool bounded = a_.below && a_.largest;
+    if (!a_.largest)
+      for (int64_t j = 0; j < n; ++j) u[j] = !a_.below || u[j] < below + slack ? -u[j] : none<T>;
     admit(u, n, ids, label, a_.relation, -1, all_admitted);
     T top = none<T>;
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < n; ++j) {
-      const T value = !a_.below || u[j] < below + slack ? u[j] : none<T>;
+      const T value = !bounded || u[j] < below + slack ? u[j] : none<T>;
       top = value > top ? value : top;
     }
     if (!(top + slack > worst)) return;
     const int64_t self = answers_.self(row);
     for (int64_t j = 0; j < n; ++j) {
       if (!(u[j] + slack > best.worst()) || u[j] == none<T> || columns[j] == self) continue;
-      T value = u[j];
+      T value = a_.largest ? u[j] : -u[j];
       if (euclidean_) value = -squared_distance(x_.row_of(row, pair), y_.row_of(columns[j], pair + width_), width_);
-      if (value < below || !a_.below) best.insert(value, columns[j]);
+      if (value < below || !a_.below) best.insert(a_.largest ? value : -value, columns[j]);
     }
   }
 };

@@ -2,8 +2,8 @@
 //
 // A block reads all column labels once. A filter of one bit for each hash of its rows' labels lets few pass; they mark
 // the columns that match each row. A warp then takes a row's marks in column order, a few at a time, and keeps the
-// best. A similarity is one sum whose order depends on the width alone, so that equal columns have equal bits, wherever
-// they lie.
+// best, or of negated similarities for the least similar columns. A similarity is one sum whose order depends on the
+// width alone, so that equal columns have equal bits, wherever they lie.
 #include "cuda.h"
 
 #include "../cuda/device.h"
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(THREADS, 2) nearest_kernel(Nearest args) {
       for (int n = 0; n < LABELS; ++n) {
         const int c = start + n * THREADS;
         const unsigned at = hash(label[n]);
-        if (c >= count || !(filter[at / 32] >> at % 32 & 1)) continue;
+        if (c >= count || label[n] == UNADMITTED || !(filter[at / 32] >> at % 32 & 1)) continue;
         for (int r = 0; r < row_count; ++r)  // bits of one word, in any order
           if (labels[r] == label[n]) atomicOr(&marks[r][c / 32], 1u << c % 32);
       }
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(THREADS, 2) nearest_kernel(Nearest args) {
               }
               u = u * inverse_x * inverse_y;
             }
-            if (!args.below || u < below) insert(best, index, k, u, candidates[n]);
+            if (!args.below || u < below) insert(best, index, k, args.largest ? u : -u, candidates[n]);
           }
         }
       }
@@ -245,8 +245,8 @@ __global__ void __launch_bounds__(THREADS, 2) nearest_kernel(Nearest args) {
     int64_t* index;
     list_of(r, best, index);
     for (int e = lane; e < k; e += WARP) {
-      const T value = best[e];
       const int64_t column = index[e];
+      const T value = args.largest || column < 0 ? best[e] : -best[e];
       static_cast<T*>(args.best)[row * k + e] = invalid ? not_a_number<T>() : value;
       args.index[row * k + e] = column;
     }

@@ -81,6 +81,7 @@ class SmallGroups {
     const auto similarity = answers_.args.similarity;
     if (similarity == Similarity::cosine) measure(v, in_range);
     if (similarity != Similarity::dot) to_similarities(v);
+    if (!answers_.args.largest) negate(v);
     answers_.args.k == 1 ? choose(v) : rank(v);
   }
 
@@ -211,9 +212,23 @@ class SmallGroups {
     });
   }
 
+  // -u, and -infinity where u is not below the limit.
+  void negate(const View& v) const {
+    const I unbounded = I{} - Int(answers_.args.below ? 0 : 1);
+    for (int64_t j = 0; j < v.batch.deepest; ++j)
+      for (int64_t first = 0; first < v.stride; first += LANES) {
+        T* line = v.u + j * v.stride + first;
+        const V value = load(line);
+        save(line, (I)(value < load(v.limit + first)) | unbounded ? -value : V{} + none<T>);
+      }
+  }
+
+  // Whether a limit is still to be applied.
+  bool bounded() const { return answers_.args.below && answers_.args.largest; }
+
   // The best column of every row.
   void choose(const View& v) const {
-    const I unbounded = I{} - Int(answers_.args.below ? 0 : 1);
+    const I unbounded = I{} - Int(bounded() ? 0 : 1);
     for (int64_t first = 0; first < v.stride; first += LANES) {
       const V limit = load(v.limit + first);
       const I self = reinterpret_cast<const I&>(v.self[first]), depth = reinterpret_cast<const I&>(v.depth[first]);
@@ -247,7 +262,7 @@ class SmallGroups {
         best.clear();
         for (int64_t j = 0; j < group.columns; ++j) {
           const T value = v.u[j * v.stride + lane + r];
-          const bool admitted = j != v.self[lane + r] && (!answers_.args.below || value < v.limit[lane + r]);
+          const bool admitted = j != v.self[lane + r] && (!bounded() || value < v.limit[lane + r]);
           if (admitted) best.insert(value, columns[j]);
         }
       }

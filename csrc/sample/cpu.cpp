@@ -68,8 +68,7 @@ class Sampler {
           for (int64_t c = 0; c < count; c += WIDE) {
             const int64_t column = first + c, n = std::min(WIDE, count - c);
             tiles.products(prepared, height, c / WIDE, n, u);
-            for (int64_t r = 0; r < height; ++r)
-              top[r] = admitted(row0 + r, ids, column, n, u + r * WIDE);
+            for (int64_t r = 0; r < height; ++r) top[r] = admitted(row0 + r, ids, column, n, u + r * WIDE);
             limit(height, top, best.get() + row0, bound);
             for (int64_t r = 0; r < height; ++r)
               if (bound[r] > T(LEAST)) offer(row0 + r, column, bound[r], u + r * WIDE, best[row0 + r]);

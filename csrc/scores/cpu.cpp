@@ -22,6 +22,7 @@ struct Problem {
       : in(inputs), rows(inputs.x.rows), columns(inputs.y.rows), width(inputs.x.width) {
     if (in.target) check_index("target", in.target, rows, columns, in.ignore_index);
     check_scale(static_cast<const T*>(in.scale), in.scale_per_row ? rows : 1);
+    if (in.sign != 1 && in.sign != -1) throw std::invalid_argument("sign: expected 1 or -1");
   }
 
   T scale(int64_t i) const { return static_cast<const T*>(in.scale)[in.scale_per_row ? i : 0]; }
@@ -36,6 +37,8 @@ void forward(const ScoresForward& args) {
   using T = typename S::Value;
   const Problem<T> p(args.in);
   S strips(args.in.x, args.in.y, args.in.similarity, 1);
+  const DType dtype = args.in.x.dtype;
+  const T tiny = dtype == DType::float16 ? T(0x1p-25) : dtype == DType::bfloat16 ? T(0x1p-134) : T(0);
 #pragma omp parallel num_threads(strips.threads)
   {
     [[maybe_unused]] typename S::Session session;
@@ -50,7 +53,9 @@ void forward(const ScoresForward& args) {
         for (int64_t j = 0; j < count; ++j) u[j] *= s;
         if (p.bias())
           for (int64_t j = 0; j < count; ++j) u[j] += p.bias()[first + j];
-        store(args.scores, args.in.x.dtype, i * p.columns + first, u, count);
+        if (p.in.sign < 0)  // what rounds to 0 becomes 0, never -0
+          for (int64_t j = 0; j < count; ++j) u[j] = std::abs(u[j]) <= tiny ? T(0) : -u[j];
+        store(args.scores, dtype, i * p.columns + first, u, count);
       });
     }
   }
@@ -81,6 +86,7 @@ void backward(const ScoresBackward& args) {
       part.width = count;
       part.data = static_cast<const char*>(grad.data) + first * element_bytes(grad.dtype);
       load_row(part, i, d);
+      if (in.sign < 0) scale(d, T(-1), d, count);
       const int64_t target = p.target(i) - first;
       const bool here = target >= 0 && target < count;
       if (here) at_target[i] = d[target];

@@ -1,4 +1,4 @@
-"""A number that changes whenever a call may go another way than one like it before: routes are remembered for one epoch."""
+"""A number that changes whenever a call may go another way than one like it before."""
 
 now = 0
 

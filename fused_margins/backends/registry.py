@@ -86,7 +86,7 @@ class RegisteredOp(Protocol):
         """Arguments without data."""
 
 
-OPS: dict[str, RegisteredOp] = {}
+OPS: dict[str, Any] = {}  # each a `RegisteredOp`, and what the storey above makes of it
 # Names that users know from before an op was part of another one: the op, and the options that make it that one.
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {}
 # Looked up once: torch.compile traces `resolve`, which must not touch the file system.
@@ -96,7 +96,7 @@ _substitutes: dict[tuple[str, str], Any] = {}
 
 
 def register(op: RegisteredOp, **aliases: dict[str, Any]) -> None:
-    """Make an op and the kernel modules in its folder known; aliases: other names of it, with the options they stand for."""
+    """Make an op and the kernel modules in its folder known; aliases: other names, with the options they stand for."""
     folder = Path(str(importlib.import_module(op.package).__file__)).parent
     OPS[op.name] = op
     for alias, options in aliases.items():
@@ -233,11 +233,13 @@ def problem(
     name, given = ALIASES.get(op, (op, {}))
     if name not in OPS:
         raise ValueError(f"op: expected one of {', '.join(map(repr, sorted((*OPS, *ALIASES))))}, got {op!r}")
-    sizes = [checks.integer(n, size, 0) for n, size in (("rows", rows), ("columns", columns), ("width", width))]
+    rows, columns, width = (
+        checks.integer(n, size, 0) for n, size in (("rows", rows), ("columns", columns), ("width", width))
+    )
     if dtype not in checks.FLOATING:
         raise ValueError(f"dtype: expected one of {', '.join(map(str, checks.FLOATING))}, got {dtype}")
-    arguments = OPS[name].example(*sizes, dtype, **(given | options))
-    return Problem(name, torch.device(device).type, dtype, *sizes, arguments)
+    arguments = OPS[name].example(rows, columns, width, dtype, **(given | options))
+    return Problem(name, torch.device(device).type, dtype, rows, columns, width, arguments)
 
 
 def _state(backend: Backend, problem: Problem) -> str:

@@ -1,1 +1,1 @@
-"""Plain torch that every storey above stands on: similarities, margins, reductions, checks. It imports nothing of ours."""
+"""Plain torch that every storey above stands on: similarities, margins, reductions, checks. It imports none of them."""

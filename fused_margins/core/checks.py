@@ -1,4 +1,6 @@
-"""What a public function asks of its arguments before any kernel runs: shapes, dtypes, devices. Values are for the kernels.
+"""What a public function asks of its arguments before any kernel runs: shapes, dtypes, devices.
+
+Values are for the kernels.
 
 Every check takes the name by which the caller knows the argument, and says what was expected and what came.
 """
@@ -23,8 +25,8 @@ def choice(argument: str, value: object, options: type[O]) -> O:
     """The option of that name; an option is taken as it is."""
     if type(value) is options:
         return value
-    if isinstance(value, str) and value.islower() and value.upper() in options.__members__:
-        return options[value.upper()]
+    if type(value) is str and value.islower() and (found := options._member_map_.get(value.upper())) is not None:
+        return found  # type: ignore[return-value]
     raise ValueError(f"{argument}: expected one of {', '.join(map(repr, options.names()))}, got {value!r}")
 
 
@@ -142,7 +144,7 @@ def integer(argument: str, value: object, low: int = -(2**63), high: int = 2**63
     if isinstance(value, bool) or not isinstance(value, int | np.integer | torch.SymInt):
         raise TypeError(f"{argument}: expected an integer, got {value!r}")
     if low <= value <= high:
-        return value if isinstance(value, torch.SymInt) else int(value)
+        return value if isinstance(value, torch.SymInt) else int(value)  # type: ignore[return-value]
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{argument}: expected an integer of 64 bits, got {value}")
     expected = f"at least {low}" if value < low else f"at most {high}"

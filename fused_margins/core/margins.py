@@ -37,7 +37,9 @@ def pieces(angle_rad: float, beyond_pi: BeyondPi) -> Pieces:
         return Pieces(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
     if angle_rad < 0:  # below angle 0: a line of slope 1 that meets the cosine where it is 1
         return Pieces(cosine, sine, 1.0, cosine, 1.0, 0.0, 1 - cosine)
-    if beyond_pi == BeyondPi.EASY:  # u as it is where u <= 0: the bound is a number next to 0 that no processor takes for 0
+    if (
+        beyond_pi == BeyondPi.EASY
+    ):  # u as it is where u <= 0: the bound is a number next to 0 that no processor takes for 0
         return Pieces(cosine, sine, -1.0, -(2.0**-126), 1.0, 0.0, 0.0)
     if beyond_pi == BeyondPi.STANDARD:  # beyond angle pi: ArcFace's line
         return Pieces(cosine, sine, -1.0, cosine, 1.0, 0.0, -angle_rad * sine)
@@ -53,6 +55,7 @@ class Margin(NamedTuple):
     multiplier: float
     beyond_pi: BeyondPi
     straight_through: bool
+    similarity: Similarity = Similarity.COSINE  # that it belongs to
 
     @property
     def is_a_number(self) -> bool:
@@ -88,7 +91,9 @@ def check_margin(
         of_row = row_margin("margin", margin, labels, weight)
         if checked.type == MarginType.ANGULAR:
             return checked._replace(angle_rad=of_row)
-        return checked._replace(margin=of_row, angle_rad=row_margin("angular_margin_rad", angular_margin_rad, labels, weight))
+        return checked._replace(
+            margin=of_row, angle_rad=row_margin("angular_margin_rad", angular_margin_rad, labels, weight)
+        )
     if torch.compiler.is_compiling():
         return _check(*options)
     try:
@@ -130,7 +135,7 @@ def _check(
             f"angular_margin_rad, angular_multiplier: expected with margin_type 'combined' alone, got {margin_type!r}"
         )
     additive, angle = (0.0, numbers[0]) if kind == MarginType.ANGULAR else numbers
-    return Margin(kind, additive, angle, multiplier, continuation, margin_gradient == "straight_through")
+    return Margin(kind, additive, angle, multiplier, continuation, margin_gradient == "straight_through", measure)
 
 
 _check_once = functools.lru_cache(maxsize=256, typed=True)(_check)

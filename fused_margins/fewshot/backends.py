@@ -1,6 +1,7 @@
 """Which backends a loss can be trained on: those that can run every op that it calls."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from ..backends import registry
 from . import config
@@ -38,8 +39,10 @@ def calls_of(loss: config.Loss) -> tuple[Call, ...]:
 def problems(
     calls: Iterable[Call], device: str, rows: int = SIZES[0], columns: int = SIZES[1], width: int = SIZES[2]
 ) -> list[registry.Problem]:
-    sizes = {"rows": rows, "columns": columns, "width": width, "device": device}
-    return [registry.problem(op, **sizes, **dict(options)) for op, options in calls]
+    def problem(op: str, options: dict[str, Any]) -> registry.Problem:
+        return registry.problem(op, rows=rows, columns=columns, width=width, device=device, **options)
+
+    return [problem(op, dict(options)) for op, options in calls]
 
 
 def available(device: str, calls: Iterable[Call]) -> list[str]:

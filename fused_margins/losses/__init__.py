@@ -1,5 +1,6 @@
 """The losses as modules, one file a family."""
 
+from .cross_batch_memory import CrossBatchMemory
 from .easy_positive import EasyPositiveTripletLoss
 from .easy_positive_infonce import EasyPositiveInfoNCELoss
 from .easy_positive_margin import EasyPositiveMarginLoss
@@ -12,7 +13,6 @@ from .margin_softmax import (
     NegativeSoftmaxLoss,
     NormalizedSoftmaxLoss,
 )
-from .cross_batch_memory import CrossBatchMemory
 
 __all__ = [
     "ArcFaceLoss",

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..core import checks
-from ..core.enums import Relation, Similarity
+from ..core.enums import Similarity
 from ..core.indices import IGNORED
 from ..core.reductions import reduce_loss, softplus
 from ..core.similarity import pair_similarity, take_rows
@@ -12,7 +11,7 @@ from ..mining.negatives import NEGATIVES
 from ..mining.sides import Sides
 from ..ops.contrast.epilogues import Epilogue
 from ..ops.contrast.op import Contrast, contrast
-from .easy_positive import EasyPositiveLoss, Positives
+from .easy_positive import EasyPositiveLoss
 
 
 class EasyPositiveInfoNCELoss(EasyPositiveLoss):
@@ -91,13 +90,13 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
         if self.negatives == "all" and positives.anchor is None:
             against_all = self._against_all(sides, positives.reference, scale)
             call = against_all._replace(epilogue=Epilogue.INFO_NCE, reduction=self._reduction)
-            return contrast.run(call, self.backend)
+            return contrast.run(call, self.backend, valid=False)
         x = positives.of_anchor(sides.x)
         u = pair_similarity(x, take_rows(sides.y, positives.reference), Similarity.COSINE)
         if self.negatives == "all":
             # Once an anchor, not once a pair: any target will do, since only the sum over the negatives is taken.
             target = torch.full_like(sides.labels, 0 if sides.y.shape[0] else IGNORED, dtype=torch.int64)
-            _, negative_lse = contrast.run(self._against_all(sides, target, scale), self.backend)
+            _, negative_lse = contrast.run(self._against_all(sides, target, scale), self.backend, valid=False)
             negative_lse = positives.of_anchor(negative_lse)
         else:
             negative = self._find_negatives(sides, positives)
@@ -109,9 +108,8 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
 
     def _against_all(self, sides: Sides, target: Tensor, scale: float) -> Contrast:
         """Each anchor against all its negatives."""
-        x, y = checks.in_one_dtype(sides.x, sides.y)
         labels = sides.labels, sides.reference_labels, sides.self_index
-        return Contrast(x, y, target, *labels, scale, similarity=Similarity.COSINE, relation=Relation.DIFFERENT)
+        return Contrast(sides.x, sides.y, target, *labels, scale)
 
     def extra_repr(self) -> str:
         return (

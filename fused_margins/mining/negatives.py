@@ -8,7 +8,7 @@ from ..core.enums import Relation, Similarity
 from ..core.similarity import less_by_rounding, take_rows
 from ..ops.nearest.op import Nearest, nearest
 from ..ops.sample import sample
-from .sides import Sides, below, check_sides, runs_of
+from .sides import CALLED, Sides, below, runs_of, sides_of
 
 STRATEGIES = ("hard", "semihard")
 NEGATIVES = (*STRATEGIES, "random", "distance-weighted")
@@ -58,28 +58,32 @@ def mine_negatives(
     """
     checks.one_of("strategy", strategy, STRATEGIES)
     measure = checks.choice("similarity", similarity, Similarity)
-    sides = check_sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
-    bound = checks.vector("positive_similarity", positive_similarity, embeddings.shape[0], embeddings)
+    sides = sides_of(embeddings, labels, reference_embeddings, reference_labels, self_index)
+    bound = positive_similarity
+    if bound is not None:
+        checks.matrices(sides.x, sides.y, ("embeddings", "reference_embeddings"))
+        bound = checks.vector("positive_similarity", bound, embeddings.shape[0], embeddings)
     return nearest_negatives(sides, measure, strategy == "semihard", bound, backend)
 
 
 def nearest_negatives(
     sides: Sides, similarity: Similarity, semihard: bool, bound: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """`mine_negatives` of sides that are checked; bound: the positive's similarity, if semi-hard."""
-    x, y = checks.in_one_dtype(sides.x, sides.y)
-    search = Nearest(x, y, *sides[2:], None, similarity, Relation.SAME, 1, True)
+    """`mine_negatives` of both sides; bound: the positive's similarity, if semi-hard."""
+    x, y = sides.x, sides.y
+    search = Nearest(*sides, None, similarity, Relation.SAME, 1, True)
     most: Tensor | None = None
     if semihard:
         size = 1.0 if similarity == Similarity.COSINE else None
         if bound is None:
-            mined, index = nearest.run(search, backend)
+            mined, index = nearest.run(search, backend, CALLED, valid=False)
             bound = mined[:, 0]
             if similarity == Similarity.DOT:
                 pair = x.detach(), take_rows(y.detach(), index[:, 0])
                 size = pair[0].to(mined.dtype).norm(dim=1) * pair[1].to(mined.dtype).norm(dim=1)
         most = less_by_rounding(bound.detach(), x.shape[1], size)
-    value, index = nearest.run(search._replace(relation=Relation.DIFFERENT, below=most), backend)
+    others = search._replace(relation=Relation.DIFFERENT, below=most)
+    value, index = nearest.run(others, backend, CALLED, valid=False)
     return value[:, 0], index[:, 0]
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..core import checks
 from ..core.enums import Relation, Similarity
 from ..ops.nearest.op import Nearest, nearest
-from .sides import Sides, below, check_sides, runs_of
+from .sides import CALLED, Sides, below, runs_of, sides_of
 
 POSITIVE_STRATEGIES = ("easy", "hard")
 POSITIVES = ("easy", "random", "hard", "all")
@@ -60,16 +60,14 @@ def mine_positives(
     """
     checks.one_of("strategy", strategy, POSITIVE_STRATEGIES)
     measure = checks.choice("similarity", similarity, Similarity)
-    sides = check_sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
+    sides = sides_of(embeddings, labels, reference_embeddings, reference_labels, self_index)
     return nearest_positives(sides, measure, strategy == "easy", backend)
 
 
 def nearest_positives(sides: Sides, similarity: Similarity, easy: bool, backend: str) -> tuple[Tensor, Tensor]:
-    """`mine_positives` of sides that are checked."""
-    x, y = checks.in_one_dtype(sides.x, sides.y)
-    value, index = nearest.run(
-        Nearest(x, y, *sides[2:], None, similarity, Relation.SAME, 1, easy), backend
-    )
+    """`mine_positives` of both sides."""
+    search = Nearest(*sides, None, similarity, Relation.SAME, 1, easy)
+    value, index = nearest.run(search, backend, CALLED, valid=False)
     return value.squeeze(1), index.squeeze(1)
 
 

@@ -1,5 +1,6 @@
 """Anchors and the references that they search; the references of a class as one run of a sorted order."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,42 @@ class Sides(NamedTuple):
     self_index: Tensor | None  # (B,) the reference that is the anchor itself, -1 for none
 
 
+CALLED = {
+    "x": "embeddings",
+    "y": "reference_embeddings",
+    "row_labels": "labels",
+    "column_labels": "reference_labels",
+}  # by who searches: the fields of `nearest`
+
+
+def sides_of(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference_embeddings: Tensor | None,
+    reference_labels: Tensor | None,
+    self_index: Tensor | None,
+) -> Sides:
+    """Both sides of a search; within the batch every anchor is its own reference. What searches them checks them."""
+    if (reference_embeddings is None) != (reference_labels is None):
+        raise ValueError("reference_embeddings and reference_labels: expected both or neither")
+    if reference_embeddings is not None and reference_labels is not None:
+        return Sides(embeddings, reference_embeddings, labels, reference_labels, self_index)
+    if self_index is None:
+        if not isinstance(embeddings, Tensor) or embeddings.dim() != 2:
+            checks.matrices(embeddings, embeddings, ("embeddings", "embeddings"))
+        rows, device = embeddings.shape[0], embeddings.device
+        itself = torch.arange if torch.compiler.is_compiling() else _arange
+        self_index = itself(rows, device=device)
+    return Sides(embeddings, embeddings, labels, labels, self_index)
+
+
+@functools.lru_cache(maxsize=8)
+def _arange(size: int, device: torch.device) -> Tensor:
+    """0 ... size - 1, which nobody writes to."""
+    with torch.inference_mode(False):
+        return torch.arange(size, device=device)
+
+
 def check_sides(
     embeddings: Tensor,
     labels: Tensor,
@@ -26,18 +63,13 @@ def check_sides(
     reference_labels: Tensor | None,
     self_index: Tensor | None,
 ) -> Sides:
-    """Both sides of a search, checked; within the batch every anchor is its own reference."""
-    if (reference_embeddings is None) != (reference_labels is None):
-        raise ValueError("reference_embeddings and reference_labels: expected both or neither")
-    y = embeddings if reference_embeddings is None else reference_embeddings
-    column_labels = labels if reference_labels is None else reference_labels
-    checks.matrices(embeddings, y, ("embeddings", "reference_embeddings"))
-    checks.labels("labels", labels, embeddings.shape[0], embeddings)
-    checks.labels("reference_labels", reference_labels, y.shape[0], embeddings, optional=True)
-    checks.labels("self_index", self_index, embeddings.shape[0], embeddings, optional=True)
-    if reference_embeddings is None and self_index is None:
-        self_index = torch.arange(embeddings.shape[0], device=embeddings.device)
-    return Sides(embeddings, y, labels, column_labels, self_index)
+    """`sides_of`, checked here, for who looks at them before a search does."""
+    sides = sides_of(embeddings, labels, reference_embeddings, reference_labels, self_index)
+    checks.matrices(sides.x, sides.y, ("embeddings", "reference_embeddings"))
+    checks.labels("labels", labels, sides.x.shape[0], sides.x)
+    checks.labels("reference_labels", reference_labels, sides.y.shape[0], sides.x, optional=True)
+    checks.labels("self_index", self_index, sides.x.shape[0], sides.x, optional=True)
+    return sides
 
 
 class Runs(NamedTuple):

@@ -8,8 +8,8 @@
     kmeans      k-means of every class apart
 
 Each folder reads top to bottom: ``__init__.py`` the formula and the edge rules, ``op.py`` what a call is,
-``reference.py`` the definition, ``kernel_*.py`` the backends, ``cases.py`` inputs and tolerances. What torch needs of an
-op is made of its list of arguments in `fused_margins.ops.op`, once for all of them.
+``reference.py`` the definition, ``kernel_*.py`` the backends, ``cases.py`` inputs and tolerances. What torch needs of
+an op is made of its list of arguments in `fused_margins.ops.op`, once for all of them.
 """
 
 import importlib as _importlib

@@ -90,7 +90,7 @@ class Seed(Field):
 
 @dataclass(frozen=True)
 class RowFactor(Field):
-    """A number, which stays one, or a 0-d or (rows,) tensor in the accumulation dtype. In a schema it is two arguments."""
+    """A number, which stays one, or a 0-d or (rows,) tensor in the accumulation dtype; two arguments in a schema."""
 
     positive: bool = False
 

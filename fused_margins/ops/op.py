@@ -4,8 +4,8 @@
                                  the autograd Function around torch's dispatcher and the one that torch.func and
                                  torch.compile understand, second derivatives and forward mode by the reference
 
-A call goes  __call__ (checks, once)  ->  run (which backend)  ->  kernel module.  Nothing below `__call__` checks again,
-but for the implementation that is registered with the dispatcher, which anybody may call.
+A call goes  __call__ (checks, once)  ->  run (which backend)  ->  kernel module.  Nothing below `__call__` checks
+again, but for the implementation that is registered with the dispatcher, which anybody may call.
 """
 
 import inspect
@@ -49,14 +49,16 @@ class Op:
         reference: Callable[[Any], Any],
         *,
         check: Callable[[Any], None] = lambda arguments: None,
-        aliases: Mapping[str, dict[str, Any]] = {},  # noqa: B006
+        aliases: Mapping[str, dict[str, Any]] = {},
     ) -> None:
         self.name, self.arguments, self.outputs = name, arguments, outputs
         self.reference, self._check_together = reference, check
-        self.package = inspect.getmodule(arguments).__package__  # type: ignore[union-attr]
+        self.package: str = arguments.__module__.rpartition(".")[0]
         self.__doc__ = arguments.__doc__
         self.fields = {n: _annotation(t, Field) for n, t in _hints(arguments).items()}
-        self.optional = {n for n, t in _hints(arguments).items() if type(None) in typing.get_args(typing.get_args(t)[0])}
+        self.optional = {
+            n for n, t in _hints(arguments).items() if type(None) in typing.get_args(typing.get_args(t)[0])
+        }
         self.results = {n: _annotation(t, Output) for n, t in _hints(outputs).items()}
         kinds = list(self.fields.values())
         self.num_tensors = sum(f.is_tensor for f in kinds)
@@ -75,7 +77,7 @@ class Op:
         self.factors = [i for i, f in enumerate(kinds) if isinstance(f, RowFactor)]
         self.no_needs = (False,) * len(self.differentiable)
         self._routes: dict[Any, Route] = {}
-        self._getters: dict[Any, Callable[[Any], Any]] = {}
+        self._describers: dict[Any, tuple[list[int] | None, Callable[[Any], Any]]] = {}
         self.registered: Any = None
         self.registered_backward: Any = None
         self.through_dispatcher: Any = None
@@ -88,7 +90,7 @@ class Op:
         return self.run(self.arguments(*args, **kwargs), backend, names, valid=False)
 
     def checked(self, a: Any, names: Mapping[str, str] = NO_NAMES, autocast: bool = True) -> Any:
-        """The arguments as the kernels take them; raises for shapes, dtypes, devices and options, in the caller's names."""
+        """The arguments as the kernels take them; errors about their shapes, dtypes, devices and values name them."""
         values = list(a)
         called = [names.get(n, n) for n in self.fields] if names else list(self.fields)
         first, second = self.matrices[0], self.matrices[-1]
@@ -166,24 +168,32 @@ class Op:
         if is_watched() or _is_any_autocast_enabled():
             return None
         kinds = tuple([value.__class__ for value in a])
-        for value, kind in zip(a[: self.num_tensors], kinds):
-            if kind in _PLAIN:
-                if value.is_neg() or _is_batched(value) or value._is_zerotensor():
-                    return None
-            elif value is not None and kind is not float:
+        found = self._describers.get(kinds)
+        if found is None:
+            found = self._describers[kinds] = self._describer(kinds)
+        tensors, describe = found
+        if tensors is None:
+            return None
+        for i in tensors:
+            t = a[i]
+            if t.is_neg() or _is_batched(t) or t._is_zerotensor():
                 return None
-        getter = self._getters.get(kinds)
-        if getter is None:
-            getter = self._getters[kinds] = self._getter(kinds)
-        return kinds, backend, torch.is_grad_enabled(), epoch.now, getter(a)
+        return kinds, backend, torch.is_grad_enabled(), epoch.now, describe(a)
 
-    def _getter(self, kinds: Sequence[type]) -> Callable[[Any], Any]:
-        """What of arguments of these types decides: of tensors what describes them, of others they themselves."""
-        wanted = []
-        for name, kind in zip(self.fields, kinds):
-            described = ("dtype", "shape", "device", "requires_grad", "layout", "is_nested") if kind in _PLAIN else ()
-            wanted += [f"{name}.{of_tensor}" for of_tensor in described] or [name]
-        return operator.attrgetter(*wanted)
+    def _describer(self, kinds: Sequence[type]) -> tuple[list[int] | None, Callable[[Any], Any]]:
+        """Of arguments of these types: which are tensors (None: some are of a subclass), and what gives all that
+        decides, which is what describes the tensors, and the others themselves."""
+        wanted, tensors = [], []
+        of_tensor = ("dtype", "shape", "device", "requires_grad", "layout", "is_nested")
+        for i, (name, kind) in enumerate(zip(self.fields, kinds)):
+            if kind in _PLAIN:
+                tensors.append(i)
+                wanted += [f"{name}.{attribute}" for attribute in of_tensor]
+            elif issubclass(kind, Tensor):
+                return None, operator.attrgetter(name)
+            elif kind is not type(None):
+                wanted.append(name)
+        return tensors, operator.attrgetter(*wanted)
 
     def _run(self, a: Any, backend: str, key: Any = None) -> Any:
         """The outputs of a valid call; key: remember what is found out for calls like it."""
@@ -194,7 +204,7 @@ class Op:
         if torch.is_grad_enabled():
             needs = tuple([isinstance(a[i], Tensor) and a[i].requires_grad for i in self.differentiable])
         if not torch.compiler.is_compiling() and can_bypass_dispatcher(a[: self.num_tensors]):
-            route = Route(self, a, backend, needs)
+            route = Route(self, a, backend, needs, as_given=key is not None and key[0] == tuple(map(type, a)))
             if key is not None:
                 if len(self._routes) >= MOST_ROUTES:
                     self._routes.clear()
@@ -210,8 +220,9 @@ class Op:
         return self._given(a, self.registered(*flat, as_bits(needs), backend))
 
     def _by_reference(self, a: Any) -> Any:
-        with torch.autocast(a[0].device.type, enabled=False), torch.set_grad_enabled(
-            torch.is_grad_enabled() and bool(self.differentiable)
+        with (
+            torch.autocast(a[0].device.type, enabled=False),
+            torch.set_grad_enabled(torch.is_grad_enabled() and bool(self.differentiable)),
         ):
             return self.reference(a)
 
@@ -329,7 +340,9 @@ class Op:
 class Route:
     """Where a call goes, and all that is the same in every call like it: no tensor, and no address."""
 
-    def __init__(self, op: Op, a: Any, backend: str, needs: tuple[bool, ...]) -> None:
+    def __init__(self, op: Op, a: Any, backend: str, needs: tuple[bool, ...], as_given: bool) -> None:
+        """as_given: callers have the options as they are here, so that their arguments may be passed on."""
+        self.as_given = as_given
         self.op, self.backend, self.needs = op, backend, needs
         self.kernel = registry.kernel(op.name, backend)
         self.plan = plan_of(self.kernel, a, needs) if op.differentiable else None
@@ -341,7 +354,8 @@ class Route:
 
     def __call__(self, a: Any) -> Any:
         """The given outputs, or the only one."""
-        a = self.with_rest([a[i] for i in self.tensors])
+        if not self.as_given:
+            a = self.with_rest([a[i] for i in self.tensors])
         if self.variables:
             return _apply(self, a, *[a[i] for i in self.variables])
         return self.only(self.kernel.forward(a, self.plan))
@@ -449,7 +463,7 @@ _apply = super(torch.autograd.Function, _AroundDispatcher).apply
 
 
 def _define(op: Op) -> None:
-    """Register an op and its backward with torch, and give it the Functions that torch.func and torch.compile understand."""
+    """Register an op and its backward with torch; make the Functions that torch.func and torch.compile understand."""
     fields, results = list(op.fields.items()), list(op.results)
     written = ", ".join(_schema(op, name, field) for name, field in fields)
     made = ", ".join(f"Tensor {name}" for name in results)
@@ -574,9 +588,8 @@ def _callable(op: Op, a: Any, backend: str) -> tuple[Any, Any]:
 
 def _expect(argument: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype, x: Tensor) -> None:
     if tuple(t.shape) != shape or t.dtype != dtype or t.device != x.device:
-        raise ValueError(
-            f"{argument}: expected shape {shape} of {dtype} on {x.device}, got {tuple(t.shape)} of {t.dtype} on {t.device}"
-        )
+        expected, got = f"{shape} of {dtype} on {x.device}", f"{tuple(t.shape)} of {t.dtype} on {t.device}"
+        raise ValueError(f"{argument}: expected shape {expected}, got {got}")
 
 
 def _fake_forward(op: Op, flat: Sequence[Any]) -> Any:

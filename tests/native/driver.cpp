@@ -14,11 +14,10 @@
 #include <vector>
 
 #include "../../csrc/contrast/cpu.h"
-#include "../../csrc/draw/cpu.h"
 #include "../../csrc/kmeans/cpu.h"
 #include "../../csrc/magnet/cpu.h"
-#include "../../csrc/margin_softmax/cpu.h"
 #include "../../csrc/nearest/cpu.h"
+#include "../../csrc/sample/cpu.h"
 #include "../../csrc/scores/cpu.h"
 
 using namespace fused_margins;
@@ -106,9 +105,11 @@ struct Problem {
         static_cast<double*>(scale.get())[i] = 1 + i % 7;
       else
         static_cast<float*>(scale.get())[i] = float(1 + i % 7);
-      if (i % 4 == 3 || !s.columns) target[size_t(i)] = -1;
+      if (i % 4 == 3 || !s.columns) target[size_t(i)] = i % 8 == 3 ? ABSENT : -1;
+      if (i % 6 == 5) row_labels[size_t(i)] = UNADMITTED;
       if (!s.columns) self[size_t(i)] = -1;
     }
+    for (int64_t j = 2; j < s.columns; j += 5) column_labels[size_t(j)] = UNADMITTED;
   }
   // A row with a NaN and one with an infinity.
   void spoil() {
@@ -131,9 +132,11 @@ constexpr Similarity similarities[] = {Similarity::cosine, Similarity::dot, Simi
 constexpr Relation relations[] = {Relation::different, Relation::same, Relation::any};
 constexpr Reduction reductions[] = {Reduction::mean, Reduction::sum, Reduction::none};
 
-// Blocks of columns whose weights a budget keeps: none, all, the first, half.
-int64_t kept_of(int64_t columns, int variant) {
-  const int64_t blocks = (columns + CONTRAST_BLOCK - 1) / CONTRAST_BLOCK;
+constexpr Epilogue epilogues[] = {Epilogue::none, Epilogue::margin_softmax, Epilogue::info_nce};
+
+// Blocks of columns whose weights are saved: none, all, the first, half.
+int64_t blocks_of(int64_t columns, int variant) {
+  const int64_t blocks = contrast_num_blocks(columns);
   return variant == 0 ? 0 : variant == 1 ? blocks : variant == 2 ? std::min<int64_t>(blocks, 1) : blocks / 2;
 }
 
@@ -142,94 +145,99 @@ void contrast(const Problem& p) {
   for (Similarity similarity : similarities)
     for (Relation relation : relations)
       for (int variant = 0; variant < 4; ++variant) {
-        const bool labelled = variant & 1, with_bias = variant & 2;
-        const ContrastInputs in{p.x_matrix,
-                                p.y_matrix,
-                                p.scale.get(),
-                                true,
-                                with_bias ? p.bias.get() : nullptr,
-                                p.target.data(),
-                                labelled ? p.row_labels.data() : nullptr,
-                                labelled ? p.column_labels.data() : nullptr,
-                                labelled ? p.self.data() : nullptr,
-                                similarity,
-                                relation,
-                                -1};
-        const int64_t kept_blocks = kept_of(columns, variant);
-        const Block positive = p.out(rows), lse = p.out(rows), mean = p.out(contrast_mean_size(rows, width)),
-                    kept = p.out(contrast_kept_size(rows, columns, kept_blocks));
-        contrast_forward({in, false, positive.get(), lse.get(), mean.get(), kept.get(), kept_blocks});
+        const Epilogue epilogue = epilogues[(variant + int(relation)) % 3];
+        const bool labelled = variant & 1, with_bias = variant & 2, has_loss = epilogue != Epilogue::none;
+        const Reduction reduction = reductions[variant % 3];
+        const Psi psis[] = {{1, 0, 0, 0, 1, 0, 0, false},  // none; below 0; beyond pi
+                            {0.8, -0.6, 1, 0.8, 1, 0, 0.2, false},
+                            {0.8, 0.6, -1, 0.8, -0.8, 0.6, -2, true}};
+        ContrastInputs in{p.x_matrix,
+                          p.y_matrix,
+                          p.target.data(),
+                          labelled ? p.row_labels.data() : nullptr,
+                          labelled ? p.column_labels.data() : nullptr,
+                          labelled ? p.self.data() : nullptr,
+                          p.scale.get(),
+                          true,
+                          with_bias ? p.bias.get() : nullptr,
+                          epilogue == Epilogue::margin_softmax ? p.margin.get() : nullptr,
+                          true,
+                          similarity,
+                          relation,
+                          -1,
+                          epilogue,
+                          psis[variant % 3],
+                          reduction,
+                          false,
+                          true,
+                          blocks_of(columns, variant)};
+        const int64_t losses = !has_loss ? 0 : reduction == Reduction::none ? rows : 1, vector = has_loss ? 0 : rows;
+        const Block positive = p.out(vector), lse = p.out(vector), loss = p.out(losses),
+                    saved = p.out(contrast_saved_size(rows, columns, width, true, in.saved_blocks));
+        contrast_forward({in, positive.get(), lse.get(), loss.get(), saved.get()});
         const Block grad_x = p.like_x(rows * width), grad_y = p.like_x(columns * width), grad_scale = p.out(rows),
-                    grad_bias = p.out(columns);
-        contrast_backward({in, false, p.of_rows.get(), p.of_rows_too.get(), lse.get(), mean.get(), kept.get(),
-                           kept_blocks, grad_x.get(), grad_y.get(), grad_scale.get(), grad_bias.get()});
-        contrast_forward({in, true, positive.get(), lse.get(), nullptr, kept.get(), kept_blocks});
+                    grad_bias = p.out(columns), grad_margin = p.out(rows);
+        contrast_backward({p.of_rows.get(), p.of_rows_too.get(), loss.get(), in, saved.get(), grad_x.get(),
+                           grad_y.get(), grad_scale.get(), grad_bias.get(), grad_margin.get()});
+        in.force_running_maximum = true, in.with_mean = false;
+        const Block without = p.out(contrast_saved_size(rows, columns, width, false, in.saved_blocks));
+        contrast_forward({in, positive.get(), lse.get(), loss.get(), without.get()});
         calls += 3;
       }
 }
 
-void margin_softmax(const Problem& p) {
-  const auto [rows, columns, width] = p.s;
-  for (Similarity similarity : similarities)
-    for (Reduction reduction : reductions) {
-      const int64_t kept_blocks = kept_of(columns, int(reduction));
-      const Angle angles[] = {{1, 0, 0, 0, 1, 0, 0, false},  // none; below 0; beyond pi
-                              {0.8, -0.6, 1, 0.8, 1, 0, 0.2, false},
-                              {0.8, 0.6, -1, 0.8, -0.8, 0.6, -2, true}};
-      const Angle& angle = angles[int(reduction)];
-      const MarginSoftmaxInputs in{p.x_matrix, p.y_matrix, p.scale.get(),   true,       p.margin.get(),
-                                   true,       angle,      p.target.data(), similarity, -1,
-                                   reduction,  true,       kept_blocks};
-      const Block loss = p.out(reduction == Reduction::none ? rows : 1),
-                  saved = p.out(contrast_kept_size(rows, columns, kept_blocks) + contrast_mean_size(rows, width) +
-                                2 * rows);
-      margin_softmax_forward({in, loss.get(), saved.get()});
-      const Block grad_x = p.like_x(rows * width), grad_y = p.like_x(columns * width), grad_scale = p.out(rows),
-                  grad_margin = p.out(rows);
-      margin_softmax_backward(
-          {in, loss.get(), saved.get(), grad_x.get(), grad_y.get(), grad_scale.get(), grad_margin.get()});
-      calls += 2;
-    }
-}
-
-void nearest(const Problem& p) {
+void search(const Problem& p) {
   const auto [rows, columns, width] = p.s;
   for (Similarity similarity : similarities)
     for (Relation relation : relations)
       for (int64_t k : {1, 4}) {
         const Block best = p.out(rows * k);
         std::vector<int64_t> index(static_cast<size_t>(rows * k));
-        nearest_forward({p.x_matrix, p.y_matrix, p.row_labels.data(), p.column_labels.data(), p.self.data(),
-                         k == 1 ? nullptr : p.of_rows.get(), similarity, relation, k, best.get(), index.data()});
-        // The rows against themselves.
+        // The rows against themselves as well.
         std::vector<int64_t> self(static_cast<size_t>(rows));
         std::iota(self.begin(), self.end(), int64_t(0));
-        nearest_forward({p.x_matrix, p.x_matrix, p.row_labels.data(), p.row_labels.data(), self.data(),
-                         k == 1 ? nullptr : p.of_rows.get(), similarity, relation, k, best.get(), index.data()});
-        calls += 2;
+        for (bool largest : {true, false}) {
+          const void* below = k == 1 ? nullptr : p.of_rows.get();
+          nearest({p.x_matrix, p.y_matrix, p.row_labels.data(), p.column_labels.data(), p.self.data(), below,
+                   similarity, relation, k, largest, best.get(), index.data()});
+          nearest({p.x_matrix, p.x_matrix, p.row_labels.data(), p.row_labels.data(), self.data(), below, similarity,
+                   relation, k, largest, best.get(), index.data()});
+          calls += 2;
+        }
       }
 }
 
-void draw(const Problem& p) {
+void sample(const Problem& p) {
   std::vector<int64_t> index(static_cast<size_t>(p.s.rows));
   for (Relation relation : relations)
     for (const int64_t* self : {p.self.data(), static_cast<const int64_t*>(nullptr)}) {
-      fused_margins::draw(
-          Draw{p.x_matrix, p.y_matrix, p.row_labels.data(), p.column_labels.data(), self, 7, relation, index.data()});
+      fused_margins::sample(
+          {p.x_matrix, p.y_matrix, p.row_labels.data(), p.column_labels.data(), self, 7, relation, index.data()});
       ++calls;
     }
 }
 
 void scores(const Problem& p) {
   const auto [rows, columns, width] = p.s;
+  std::vector<int64_t> target = p.target;
+  std::replace(target.begin(), target.end(), ABSENT, int64_t(-1));
   for (Similarity similarity : similarities) {
-    const ScoresInputs in{p.x_matrix,     p.y_matrix, p.scale.get(),   true,       p.bias.get(),
-                          p.margin.get(), true,       p.target.data(), similarity, -1};
+    const ScoresInputs in{p.x_matrix,
+                          p.y_matrix,
+                          target.data(),
+                          p.scale.get(),
+                          true,
+                          p.bias.get(),
+                          p.margin.get(),
+                          true,
+                          similarity,
+                          -1,
+                          similarity == Similarity::dot ? 1 : -1};
     const Block out = p.like_x(rows * columns);
     scores_forward({in, out.get()});
     const Block grad_x = p.like_x(rows * width), grad_y = p.like_x(columns * width), grad_scale = p.out(rows),
                 grad_bias = p.out(columns), grad_margin = p.out(rows);
-    scores_backward({in, out.get(), grad_x.get(), grad_y.get(), grad_scale.get(), grad_bias.get(), grad_margin.get()});
+    scores_backward({out.get(), in, grad_x.get(), grad_y.get(), grad_scale.get(), grad_bias.get(), grad_margin.get()});
     calls += 2;
   }
 }
@@ -244,7 +252,7 @@ void magnet(const Problem& p) {
     const Block loss = p.out(reduction == Reduction::none ? rows : 1),
                 saved = p.out(magnet_saved_size(rows, clusters, width)), grad_x = p.like_x(rows * width);
     magnet_forward({in, loss.get(), saved.get()});
-    magnet_backward({in, loss.get(), saved.get(), grad_x.get()});
+    magnet_backward({loss.get(), in, saved.get(), grad_x.get()});
     calls += 2;
   }
 }
@@ -272,9 +280,8 @@ void kmeans(const Problem& p) {
 
 void every_kernel(const Problem& p) {
   contrast(p);
-  margin_softmax(p);
-  nearest(p);
-  draw(p);
+  search(p);
+  sample(p);
   scores(p);
   magnet(p);
   kmeans(p);
@@ -284,15 +291,31 @@ void every_kernel(const Problem& p) {
 int fault(const std::string& kind) {
   if (kind == "overrun") {
     const Problem p({3, 5, 7}, DType::float32, Layout::rows);
-    const Block positive = p.out(3), lse = p.out(3), kept = p.out(contrast_kept_size(3, 5, 0) - 1);
-    contrast_forward({{p.x_matrix, p.y_matrix, p.scale.get(), true, nullptr, p.target.data(), nullptr, nullptr, nullptr,
-                       Similarity::cosine, Relation::different, -1},
-                      false,
+    const Block positive = p.out(3), lse = p.out(3), saved = p.out(contrast_saved_size(3, 5, 7, false, 0) - 1);
+    contrast_forward({{p.x_matrix,
+                       p.y_matrix,
+                       p.target.data(),
+                       nullptr,
+                       nullptr,
+                       nullptr,
+                       p.scale.get(),
+                       true,
+                       nullptr,
+                       nullptr,
+                       false,
+                       Similarity::cosine,
+                       Relation::different,
+                       -1,
+                       Epilogue::none,
+                       {},
+                       Reduction::none,
+                       false,
+                       false,
+                       0},
                       positive.get(),
                       lse.get(),
                       nullptr,
-                      kept.get(),
-                      0});
+                      saved.get()});
   } else if (kind == "overflow") {
     volatile int largest = 2147483647;
     largest = largest + 1;

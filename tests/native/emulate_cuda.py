@@ -9,23 +9,26 @@ import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from fused_margins.ops import cases, crossovers, cuda_launch, native, registry
+from fused_margins.backends import cuda, epoch, registry
+from fused_margins.backends.cpu import DTYPES as TORCH_DTYPES
+from fused_margins.core.indices import ABSENT, UNADMITTED
+from fused_margins.ops import cases
 from fused_margins.ops.cases import Inputs
-from fused_margins.ops.magnet import kernel_cuda as magnet_cuda
+from fused_margins.ops.contrast import contrast
 from fused_margins.ops.magnet import magnet
-from fused_margins.ops.margin_softmax import kernel_cuda as margin_softmax_cuda
-from fused_margins.ops.margin_softmax import margin_softmax
-from fused_margins.ops.nearest import kernel_cuda as nearest_cuda
+from fused_margins.ops.nearest import nearest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(ROOT.glob("csrc/*/cuda.cu"))
 EUCLIDEAN = "negative_squared_euclidean"
+margin_softmax = partial(contrast, epilogue="margin_softmax")
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 
@@ -64,24 +67,25 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     assert spec is not None and spec.loader is not None  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.set_dtypes(*TORCH_DTYPES)
     return module
 
 
 @pytest.fixture
 def on_cpu(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """Backend "cuda" runs on tensors of the CPU, and leaves all its counters at 0."""
-    monkeypatch.setattr(native, "cuda_module", emulated)
-    monkeypatch.setattr(cuda_launch, "stream", lambda device: 0)
-    monkeypatch.setattr(cuda_launch, "capturing", lambda: False)
-    monkeypatch.setattr(cuda_launch, "_of_stream", {})
-    monkeypatch.setattr(cuda_launch, "_of_graphs", {})
-    for module in (magnet_cuda, margin_softmax_cuda, nearest_cuda):
-        monkeypatch.setattr(module, "launch", lambda kernel, device, *args: kernel(*args, 0))
-    here = {"refuses": crossovers.cuda_refuses, "describe": lambda problem: "on a CPU", "slower": lambda problem: None}
-    backends = [replace(b, **here) if b.name == "cuda" else b for b in registry.BACKENDS]
-    monkeypatch.setattr(registry, "BACKENDS", backends)
+    monkeypatch.setattr(cuda, "module", emulated)
+    monkeypatch.setattr(cuda, "stream", lambda device: 0)
+    monkeypatch.setattr(cuda, "capturing", lambda: False)
+    monkeypatch.setattr(cuda, "_of_stream", {})
+    monkeypatch.setattr(cuda, "_of_graphs", {})
+    monkeypatch.setattr(cuda, "launch", lambda kernel, device, *args: kernel(*args, 0))
+    rows = [replace(b, why_not=lambda device: None) if b.name == "cuda" else b for b in registry.BACKENDS]
+    monkeypatch.setattr(registry, "BACKENDS", rows)
+    epoch.begin()
     yield emulated
-    assert not any(counters.any() for held in cuda_launch._of_stream.values() for counters in held)
+    epoch.begin()
+    assert not any(counters.any() for held in cuda._of_stream.values() for counters in held)
 
 
 def make(op: str, name: str) -> Inputs:
@@ -89,16 +93,19 @@ def make(op: str, name: str) -> Inputs:
     return case.make(torch.Generator().manual_seed(0))
 
 
-DTYPES = {
-    "margin_softmax": [torch.float64, torch.float32, torch.bfloat16, torch.float16],
-    "magnet": [torch.float64, torch.float32, torch.bfloat16, torch.float16],
-    "nearest": [torch.float32, torch.float16],
-}
+def runs(op: str, inputs: Inputs) -> bool:
+    """Whether the CUDA kernels of an op take these inputs."""
+    known = registry.OPS[op]
+    return registry.kernel(op, "cuda").can_run(known.problem(known.checked(known.arguments(**inputs)))) is None
+
+
+DTYPES = {op: [torch.float64, torch.float32, torch.bfloat16, torch.float16] for op in ("contrast", "magnet")}
+DTYPES["nearest"] = [torch.float32, torch.float16]
 PARITY = [
     pytest.param(op, case, dtype, id=f"{op}-{case.name}-{str(dtype).removeprefix('torch.')}")
     for op, dtypes in DTYPES.items()
     for case in cases.load(op).CASES
-    if op != "nearest" or case.make(torch.Generator().manual_seed(0)).get("relation", "same") == "same"
+    if runs(op, case.make(torch.Generator().manual_seed(0)))
     for dtype in dtypes
 ]
 
@@ -111,15 +118,16 @@ def test_it_agrees_with_the_definition(op, case, dtype, on_cpu):
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", EUCLIDEAN])
-@pytest.mark.parametrize("dtype", DTYPES["margin_softmax"], ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("dtype", DTYPES["contrast"], ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize(("rows", "columns", "width"), [(37, 65, 1100), (16, 16, 512), (130, 33, 64), (5, 3, 0)])
-def test_margin_softmax_with_vector_loads_and_several_chunks(rows, columns, width, dtype, similarity, on_cpu):
+def test_contrast_with_vector_loads_and_several_chunks(rows, columns, width, dtype, similarity, on_cpu):
     g = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, width, generator=g, dtype=torch.float64) for n in (rows, columns))
     scale = {"cosine": 16.0, "dot": max(1, width) ** -0.5, EUCLIDEAN: 1 / max(1, width)}[similarity]
     inputs = {"x": x, "y": y, "target": torch.randint(columns, (rows,), generator=g), "similarity": similarity}
+    inputs |= {"epilogue": "margin_softmax"}
     inputs |= {"scale": torch.tensor(scale).double(), "margin": torch.rand(rows, generator=g, dtype=torch.float64)}
-    assert cases.disagreements(cases.load("margin_softmax"), inputs, "cuda", dtype) == []
+    assert cases.disagreements(cases.load("contrast"), inputs, "cuda", dtype) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -128,7 +136,8 @@ def test_cosines_of_vectors_of_any_length(lengths, dtype, on_cpu):
     g = torch.Generator().manual_seed(0)
     x, y = (length * torch.randn(n, 24, generator=g, dtype=torch.float64) for n, length in zip((18, 20), lengths))
     inputs = {"x": x, "y": y, "target": torch.arange(18), "scale": 8.0, "margin": 0.1}
-    op = cases.load("margin_softmax")
+    inputs |= {"epilogue": "margin_softmax"}
+    op = cases.load("contrast")
     rounded = cases.convert(inputs, dtype)
     got = cases.evaluate(op, rounded, "cuda")
     truth = cases.evaluate(op, cases.convert(rounded, torch.float64), "reference")
@@ -143,7 +152,7 @@ def test_cosines_of_vectors_of_any_length(lengths, dtype, on_cpu):
     torch.testing.assert_close(similarity.double(), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [-2, 7, 2**40, -(2**63)])
+@pytest.mark.parametrize("bad", [-2, 7, 2**40, -(2**63) + 1])
 def test_a_target_out_of_range_makes_its_row_nan(bad, on_cpu):
     x, y, target = torch.randn(20, 8), torch.randn(7, 8), torch.arange(20) % 7
     target[3], target[5] = bad, -1
@@ -203,10 +212,10 @@ def test_equal_columns_tie_whatever_their_place(on_cpu):
 
 @pytest.mark.parametrize("similarity", ["cosine", EUCLIDEAN])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
-@pytest.mark.parametrize("op", ["margin_softmax", "magnet"])
+@pytest.mark.parametrize("op", ["contrast", "magnet"])
 def test_the_same_bits_whatever_the_order_of_threads_and_blocks(op, dtype, similarity, on_cpu):
-    inputs = make(op, "wide")
-    if op == "margin_softmax":
+    inputs = make(op, "margin_softmax-wide" if op == "contrast" else "wide")
+    if op == "contrast":
         inputs |= {"similarity": similarity, "scale": torch.tensor(0.5).double()}
     inputs = cases.convert(inputs, dtype)
     first = cases.evaluate(cases.load(op), inputs, "cuda")
@@ -230,29 +239,55 @@ def test_gradients_of_some_inputs_only(on_cpu):
 
 
 def test_grids_and_sizes(emulated):
-    assert emulated.margin_softmax_forward_grid(256, 64) == 64
-    assert emulated.margin_softmax_forward_grid(1, 0) == 1
-    assert emulated.margin_softmax_forward_grid(0, 64) == 0
-    assert emulated.margin_softmax_backward_grid(256, 64, 512, True, True) == 8 * 8 + 2 * 8
-    assert emulated.margin_softmax_backward_grid(256, 65, 512, False, True) == 3 * 8
-    assert emulated.margin_softmax_backward_grid(256, 64, 512, False, False) == 0
-    assert emulated.margin_softmax_backward_grid(256, 64, 0, True, True) == 0
-    assert emulated.margin_softmax_scratch_size(9, 5) == 9 * 8 + 5 * 16 + 2 * 9 + 2 * 5
-    assert emulated.margin_softmax_tickets(256) == 17
+    assert emulated.contrast_forward_grid(256, 64) == 64
+    assert emulated.contrast_forward_grid(1, 0) == 1
+    assert emulated.contrast_forward_grid(0, 64) == 0
+    assert emulated.contrast_backward_grid(256, 64, 512, True, True) == 8 * 8 + 2 * 8
+    assert emulated.contrast_backward_grid(256, 65, 512, False, True) == 3 * 8
+    assert emulated.contrast_backward_grid(256, 64, 512, False, False) == 0
+    assert emulated.contrast_backward_grid(256, 64, 0, True, True) == 0
+    assert emulated.contrast_scratch_size(9, 5) == 9 * 8 + 5 * 16 + 2 * 9 + 2 * 5
+    assert emulated.contrast_tickets(256) == 17
     assert emulated.nearest_grid(16) == 1 and emulated.nearest_grid(17) == 2  # noqa: PT018
-    for rows, columns, width in ((1, 1, 0), (4, 8, 0), (256, 64, 512)):
-        room = margin_softmax_cuda.saved_size(rows, columns, width, False, 0, "cuda")
-        assert emulated.margin_softmax_saved_size(rows, columns) <= room
+    assert emulated.contrast_saved_size(9, 5) == 9 * 5 + 3 * 9 + 5 + 1
+    assert emulated.magnet_saved_size(9, 5, 20) == 5 * 32 + 9 * 6 + 2
+
+
+def test_a_target_that_is_elsewhere_counts_for_nothing(on_cpu):
+    x, y, target = torch.randn(20, 8, requires_grad=True), torch.randn(7, 8), torch.arange(20) % 7
+    target[3], target[5] = ABSENT, -1
+    each = margin_softmax(x, y, target, scale=4.0, reduction="none", backend="cuda")
+    assert (each == 0).nonzero().flatten().tolist() == [3, 5]
+    mean = margin_softmax(x, y, target, scale=4.0, backend="cuda")
+    torch.testing.assert_close(mean, each.sum() / 18)
+    mean.backward()
+    assert (x.grad[[3, 5]] == 0).all()
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("similarity", ["cosine", "dot", EUCLIDEAN])
+def test_the_least_similar_and_what_no_relation_admits(similarity, k, on_cpu):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 8, generator=g).double(), torch.randn(90, 8, generator=g).double()
+    rows, columns = torch.arange(40) % 3, torch.arange(90) % 4
+    rows[::7] = columns[::5] = UNADMITTED
+    given = {"x": x, "y": y, "row_labels": rows, "column_labels": columns, "similarity": similarity, "k": k}
+    below = torch.full((40,), {"cosine": 0.1, "dot": 1.0, EUCLIDEAN: -9.0}[similarity], dtype=torch.float64)
+    for more in ({}, {"largest": False}, {"largest": False, "below": below}):
+        (got, index), (expected, chosen) = (nearest(**given, **more, backend=b) for b in ("cuda", "reference"))
+        assert torch.equal(index, chosen)
+        torch.testing.assert_close(got, expected)
+        assert (index[::7] == -1).all()
 
 
 def test_counters_grow_and_a_capture_gets_its_own(on_cpu, monkeypatch):
     device = torch.device("cpu")
-    first = cuda_launch.tickets(device, 10)
-    assert first.shape[0] == cuda_launch.COUNTERS and cuda_launch.tickets(device, 20) is first  # noqa: PT018
-    assert cuda_launch.tickets(device, cuda_launch.COUNTERS + 1).shape[0] > cuda_launch.COUNTERS
-    assert len(cuda_launch._of_stream[device.index, 0]) == 2
-    monkeypatch.setattr(cuda_launch, "capturing", lambda: True)
-    monkeypatch.setattr(cuda_launch, "_captured", {})
-    one, two = cuda_launch.tickets(device, 10), cuda_launch.tickets(device, 10)
+    first = cuda.tickets(device, 10)
+    assert first.shape[0] == cuda.COUNTERS and cuda.tickets(device, 20) is first  # noqa: PT018
+    assert cuda.tickets(device, cuda.COUNTERS + 1).shape[0] > cuda.COUNTERS
+    assert len(cuda._of_stream[device.index, 0]) == 2
+    monkeypatch.setattr(cuda, "capturing", lambda: True)
+    monkeypatch.setattr(cuda, "_captured", {})
+    one, two = cuda.tickets(device, 10), cuda.tickets(device, 10)
     assert two.data_ptr() == one.data_ptr() + 4 * 10
-    assert cuda_launch.tickets(device, cuda_launch.CAPTURED_COUNTERS).shape[0] == cuda_launch.CAPTURED_COUNTERS
+    assert cuda.tickets(device, cuda.CAPTURED_COUNTERS).shape[0] == cuda.CAPTURED_COUNTERS

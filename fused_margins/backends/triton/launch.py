@@ -35,7 +35,7 @@ def on(t: Tensor) -> contextlib.AbstractContextManager[object]:
 
 
 @functools.cache
-def programs(device: torch.device) -> int:
+def num_persistent_programs(device: torch.device) -> int:
     """Programs that keep the device busy: two for each multiprocessor, one computes while the other waits."""
     if device.type != "cuda":
         return 4  # interpreted: enough to split the columns
@@ -48,8 +48,8 @@ def capability(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 
-def can_describe(*tensors: Tensor) -> bool:
-    """Whether a GPU's copy engine can fetch tiles of these matrices, rows of 16-bit numbers 16 bytes apart."""
+def can_use_tma(*tensors: Tensor) -> bool:
+    """Whether a GPU's copy engine (TMA) can fetch tiles of these matrices: rows of 16-bit numbers 16 bytes apart."""
     return (interpreted or capability(tensors[0].device) == 9) and all(
         t.dtype.itemsize == 2
         and t.stride(1) == 1
@@ -61,8 +61,8 @@ def can_describe(*tensors: Tensor) -> bool:
     )
 
 
-def describe(t: Tensor, *block: int) -> Any:
-    """t as its tiles of this shape."""
+def tma_descriptor(t: Tensor, *block: int) -> Any:
+    """A matrix as the copy engine (TMA) fetches it: in blocks of this shape."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor(t, list(t.shape), list(t.stride()), list(block))
@@ -103,7 +103,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
             key.append(value % 16)
         elif value is None or kind is float:
             key.append(kind)
-        else:  # a descriptor
+        else:  # a tensor descriptor
             key.append((value.base.dtype, *value.block_shape))
         values.append(value)
     key.extend(options.values())
@@ -141,5 +141,5 @@ def why_not(on: str) -> str | None:
 
 
 def weight_error(dtype: torch.dtype) -> float:
-    """Derivatives of 16-bit similarities are operands of 16-bit products."""
+    """Derivatives of 16-bit similarities are the operands of 16-bit products."""
     return torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 0.0

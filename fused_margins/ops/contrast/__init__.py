@@ -12,8 +12,8 @@ lines are epilogues, which the kernels of the same call do (`fused_margins.ops.c
     margin_softmax    loss_i = softplus(negative_lse_i - scale_i (psi(u_{i, target_i}) - margin_i))
     info_nce          loss_i = softplus(negative_lse_i - scale_i u_{i, target_i})
 
-The first is the cross entropy of logits scale_i u_ij, with the own one's u_ij replaced by psi(u_ij) - margin_i. psi(u) =
-u, or, of cosines, cos(theta + angle) with u = cos(theta) and a continuation beyond [0, pi]. Angles that are tensors,
+The first is the cross entropy of logits scale_i u_ij, with the own one's u_ij replaced by psi(u_ij) - margin_i. psi(u)
+is u, or, of cosines, cos(theta + angle) with u = cos(theta) and a continuation beyond [0, pi]. Angles that are tensors,
 multiples of angles, label smoothing and class weights are row code on the two vectors, in `fused_margins.functional`.
 
 Args
@@ -29,8 +29,8 @@ Args
     margin: of "margin_softmax": a number, 0-d tensor or (B,) tensor. angle_rad: a number within [-pi, pi], for cosines;
     beyond_pi: its continuation, "standard", "continuous" or "easy"; straight_through: psi'(u) is taken as 1. See
     `fused_margins.functional.margin_softmax_loss`.
-    reduction: of an epilogue: "mean" over the rows that count (0 if there are none), "sum" or "none". All count that are
-    not ignored, in "info_nce" those that have a negative.
+    reduction: of an epilogue: "mean" over the rows that count (0 if there are none), "sum" or "none". All count that
+    are not ignored, in "info_nce" those that have a negative.
     backend: "auto", or the name of one in `fused_margins.backends.registry`.
 
 Returns positive (B,) and negative_lse (B,), or with an epilogue the loss, a scalar or (B,) for "none"; float32 (float64
@@ -59,8 +59,8 @@ Costs in multiplications of B x N x D: forward 1, with a gradient of x or scale 
 softmax weights that did not fit the memory budget (`fused_margins.set_memory_budget`): 3 to 4 together.
 
 Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, the softmax loss
-with a margin; Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019, eq. 3; van den Oord et
-al., Representation learning with contrastive predictive coding, 2018, eq. 4.
+with a margin; Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019, eq. 3; van den Oord
+et al., Representation learning with contrastive predictive coding, 2018, eq. 4.
 
 >>> import torch
 >>> from fused_margins.ops.contrast import contrast

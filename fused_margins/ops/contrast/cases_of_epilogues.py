@@ -64,7 +64,14 @@ def _at_poles(g: Generator, scale: float, width: int = 8) -> Inputs:
     """Rows at one pole, one class there, the last, and one at the other: logits lie 2 scale apart."""
     x, y = torch.zeros(3, width, dtype=torch.float64), torch.zeros(2, width, dtype=torch.float64)
     x[:, 0], y[0, 0], y[1, 0] = 1, -1, 1
-    return {"x": x, "y": y, "target": torch.tensor([1, 1, 0]), "scale": scale, "margin": 0.0, "epilogue": "margin_softmax"}
+    return {
+        "x": x,
+        "y": y,
+        "target": torch.tensor([1, 1, 0]),
+        "scale": scale,
+        "margin": 0.0,
+        "epilogue": "margin_softmax",
+    }
 
 
 def _turned_away(g: Generator) -> Inputs:
@@ -109,7 +116,9 @@ CASES = (
         for r in Reduction.names()
     ),
     Case(
-        "margin_softmax-scale-0d", lambda g: _classifier(g, scale=8 + _numbers(g)[0], margin=_numbers(g)[1]), "one scale that learns"
+        "margin_softmax-scale-0d",
+        lambda g: _classifier(g, scale=8 + _numbers(g)[0], margin=_numbers(g)[1]),
+        "one scale that learns",
     ),
     Case(
         "margin_softmax-scale-rows",
@@ -130,7 +139,12 @@ CASES = (
         "its derivative taken as 1",
         smooth=False,
     ),
-    Case("margin_softmax-angle-poles", lambda g: _at_poles(g, 8.0) | {"angle_rad": 0.5}, "no gradient is infinite", smooth=False),
+    Case(
+        "margin_softmax-angle-poles",
+        lambda g: _at_poles(g, 8.0) | {"angle_rad": 0.5},
+        "no gradient is infinite",
+        smooth=False,
+    ),
     Case("margin_softmax-some-ignored", _some_ignored, "ignored rows count for nothing"),
     Case("margin_softmax-none-mean-ignored", partial(_some_ignored, reduction="none"), "ignored rows have loss 0"),
     Case(
@@ -145,10 +159,16 @@ CASES = (
     Case("margin_softmax-no-rows", partial(_classifier, rows=0), "an empty batch"),
     Case("margin_softmax-one-row", partial(_classifier, rows=1), "a batch of one"),
     *(
-        Case(f"margin_softmax-poles-{scale:g}", partial(_at_poles, scale=scale), "a row's own class is the last, far above the others")
+        Case(
+            f"margin_softmax-poles-{scale:g}",
+            partial(_at_poles, scale=scale),
+            "a row's own class is the last, far above the others",
+        )
         for scale in (64.0, 400.0)
     ),
-    Case("margin_softmax-turned-away", _turned_away, "columns beyond the last must not count, whatever exp makes of them"),
+    Case(
+        "margin_softmax-turned-away", _turned_away, "columns beyond the last must not count, whatever exp makes of them"
+    ),
     Case("margin_softmax-blocks", partial(_classifier, rows=13, columns=521, width=67), "more columns than two blocks"),
     Case(
         "margin_softmax-aligned",

@@ -1,4 +1,4 @@
-"""`contrast` with the epilogue of margin softmax in CUDA C++ (csrc/contrast/cuda.cu): one launch forward, two backward."""
+"""`contrast` with the epilogue of margin softmax in CUDA C++ (csrc/contrast/cuda.cu): one launch, two backward."""
 
 from __future__ import annotations
 

@@ -1,285 +1,304 @@
 """`contrast` in Triton: the large problems on a GPU.
 
 Forward: tiles of similarities, each row's running maximum and sum over a share of the columns (`reduce`), then the
-shares in their order (`finish`). Backward: chunk by chunk of columns the derivatives of the similarities (`weights`),
-and of them both gradients (`fused_margins.ops.triton_gradients`).
+shares in their order (`finish`), and the losses where there is an epilogue (``triton_epilogue.py``). Backward: chunk by
+chunk of columns the derivatives of the similarities (`weights`), and of them both gradients
+(`fused_margins.backends.triton.gradients`).
 """
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import gpu, kept, labels
-from ..gpu import cdiv
-from ..native import int64
-from ..similarity import RELATIONS, accumulation_dtype
-from ..triton_gradients import Gradients, unit
-from ..triton_tiles import (
+from ...backends import budget
+from ...backends.cpu import int64, row_factor, vector
+from ...backends.registry import Problem
+from ...backends.triton import launch
+from ...backends.triton.gradients import Gradients, gradient_scale
+from ...backends.triton.launch import cdiv
+from ...backends.triton.tiles import (
     BN,
-    DESCRIBED,
-    DESCRIBED_TILES,
     LARGE_TILES,
     TILES,
+    TMA,
+    TMA_TILES,
     Tiles,
     sides,
     store_factors,
     tile_options,
     vector_block,
 )
+from ...core import indices
+from ...core.enums import Relation, Similarity
+from ...core.similarity import accumulation_dtype
+from . import triton_epilogue
 from . import triton_kernels as kernels
+from .epilogues import Epilogue
+from .op import Contrast
 
 # Of 1024 rows x 50,048 columns of width 512 on an H200: 130 us, with eight warps 193.
-DESCRIBED_WEIGHTS = Tiles(128, 64, 4, 3)
+TMA_WEIGHTS = Tiles(128, 64, 4, 3)
 # Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.
 _PLAIN_LOGIT = {torch.float64: 700.0, torch.float32: 86.0}
+_EPILOGUES = (Epilogue.NONE, Epilogue.MARGIN_SOFTMAX, Epilogue.INFO_NCE)
+force_running_maximum = False  # a test may ask for the path that no logit overflows
 
 
-class _Problem(NamedTuple):
-    """Of the inputs, for both directions: sizes, strides, labels as the kernels read them, compile-time options."""
+def can_run(problem: Problem) -> str | None:
+    """It knows the epilogues that are written in ``triton_epilogue.py``."""
+    epilogue = problem.arguments.epilogue
+    return None if epilogue in _EPILOGUES else f"has no epilogue {epilogue.name.lower()!r}"
+
+
+def plan(a: Contrast, needs: Sequence[bool]) -> int:
+    """Blocks of columns whose similarities a forward saves, as many as the memory budget allows."""
+    if not any(needs[:4]):  # the gradient of a margin needs none
+        return 0
+    return _saved_blocks(a.x.shape[0], a.y.shape[0], a.x.dtype)
+
+
+def _saved_blocks(rows: int, columns: int, dtype: torch.dtype) -> int:
+    if dtype.itemsize == 2:
+        return 0  # by their bytes, to write and read them takes about as long as the matrix unit to make them again
+    block_bytes = max(1, rows * BN * accumulation_dtype(dtype).itemsize)
+    return min(cdiv(columns, BN), budget.memory_budget() // block_bytes)
+
+
+class _Saved(NamedTuple):
+    """What a forward saves: parts of one buffer, each of which begins at 16 bytes."""
+
+    similarities: Tensor  # of the first blocks of columns, block by block
+    x_factor: Tensor
+    target: Tensor  # int32: a column, IGNORED, INVALID or ABSENT
+    self_index: Tensor  # int32
+    y_factor: Tensor
+    negative_lse: Tensor
+    positive: Tensor  # of an epilogue, as is the next
+    counted: Tensor  # the number of rows that count in a mean
+
+
+def _sizes(a: Contrast, saved_blocks: int) -> tuple[int, ...]:
+    """Of the parts of `_Saved`."""
+    rows, of_rows, of_columns = a.x.shape[0], *(cdiv(t.shape[0], 4) * 4 for t in (a.x, a.y))
+    of_epilogue = (0, 0) if a.epilogue == Epilogue.NONE else (of_rows, 4)
+    return rows * BN * saved_blocks, of_rows, of_rows, of_rows, of_columns, of_rows, *of_epilogue
+
+
+def _parts(a: Contrast, saved: Tensor, saved_blocks: int) -> _Saved:
+    parts = _Saved(*saved.split(_sizes(a, saved_blocks)))
+    return parts._replace(target=parts.target.view(torch.int32), self_index=parts.self_index.view(torch.int32))
+
+
+def saved_size(a: Contrast, plan: int) -> int:
+    """Values of the buffer that a forward hands to its backward."""
+    return sum(_sizes(a, plan))
+
+
+def recover_plan(a: Contrast, needs: Sequence[bool], size: int) -> int:
+    """The plan by which a forward saved so many values; one that saves another number where there is none."""
+    blocks = max(0, size - saved_size(a, 0)) // max(1, a.x.shape[0] * BN)
+    return min(cdiv(a.y.shape[0], BN), blocks)
+
+
+def describe(problem: Problem) -> str:
+    """What the memory budget makes of the problem."""
+    blocks = _saved_blocks(problem.rows, problem.columns, problem.dtype)
+    num_bytes = saved_size(problem.arguments, blocks) * accumulation_dtype(problem.dtype).itemsize
+    return budget.describe(num_bytes, blocks * BN / problem.columns if problem.columns else 1.0)
+
+
+class _Inputs(NamedTuple):
+    """For both directions: sizes, strides, scale, bias and labels as the kernels read them, compile-time options."""
 
     sizes: tuple[int, int, int]
     strides: tuple[int, ...]
+    scale: Tensor
+    scale_stride: int
+    bias: Tensor | None
     row_labels: Tensor | None
     column_labels: Tensor | None
     options: dict[str, Any]
 
 
-def _problem(
-    table: dict[torch.dtype, Tiles],
-    x: Tensor,
-    y: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    row_labels: Tensor | None,
-    column_labels: Tensor | None,
-    self_index: Tensor | None,
-    similarity: str,
-    relation: str,
-    with_descriptors: Tiles | None,
-) -> _Problem:
-    (rows, width), columns = x.shape, y.shape[0]
-    if relation == "any":
-        row_labels = column_labels = None
-    has_labels = row_labels is not None or column_labels is not None
-    if has_labels:
+def _inputs(a: Contrast, target: Tensor, table: dict[torch.dtype, Tiles], with_tma: Tiles | None) -> _Inputs:
+    (rows, width), columns = a.x.shape, a.y.shape[0]
+    row_labels, column_labels = a.row_labels, a.column_labels
+    if a.relation == Relation.ANY:
+        row_labels = None  # of the columns those that no relation admits are marked
+    elif row_labels is not None or column_labels is not None:
         row_labels = target if row_labels is None else row_labels
-        column_labels = torch.arange(columns, device=x.device) if column_labels is None else column_labels
-    options = tile_options(table, x, y, similarity, with_descriptors) | {
-        "RELATION": RELATIONS.index(relation),
-        "HAS_BIAS": bias is not None,
-        "HAS_LABELS": has_labels,
-        "HAS_SELF": self_index is not None,
+        column_labels = torch.arange(columns, device=a.x.device) if column_labels is None else column_labels
+    scale = row_factor(a.scale, accumulation_dtype(a.x.dtype), a.x.device)
+    options = tile_options(table, a.x, a.y, a.similarity, with_tma) | {
+        "RELATION": int(a.relation),
+        "HAS_BIAS": a.bias is not None,
+        "HAS_LABELS": column_labels is not None,
+        "HAS_SELF": a.self_index is not None,
     }
-    labels_of_both = int64(row_labels), int64(column_labels)
-    return _Problem((rows, columns, width), (*x.stride(), *y.stride()), *labels_of_both, options)
+    factors = scale, int(scale.dim() > 0), vector(a.bias)
+    labels = int64(row_labels), int64(column_labels)
+    return _Inputs((rows, columns, width), (*a.x.stride(), *a.y.stride()), *factors, *labels, options)
 
 
-class _Rows(NamedTuple):
-    """What the forward finds out of rows and columns, as views of the buffer that it hands over."""
-
-    x_factor: Tensor
-    target: Tensor  # int32: a column, IGNORED or INVALID
-    self_index: Tensor  # int32
-    y_factor: Tensor
+def _is_plain(a: Contrast) -> bool:
+    """Whether a row admits every column but its target, and the kernels hold little beside the similarities."""
+    others = (a.bias, a.row_labels, a.column_labels, a.self_index)
+    return a.relation == Relation.DIFFERENT and all(t is None for t in others)
 
 
-def _views(mean: Tensor, rows: int) -> _Rows:
-    # Each a little longer than it need be, so that all begin at 16 bytes.
-    step = (rows + 3) // 4 * 4
-    x_factor, target, self_index, y_factor = mean.split((step, step, step, mean.shape[0] - 3 * step))
-    return _Rows(x_factor, target.view(torch.int32), self_index.view(torch.int32), y_factor)
+def forward(a: Contrast, plan: int) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
+    """positive and negative_lse (B,), or the loss; and what the backward needs; the accumulation dtype throughout."""
+    rows, dtype = a.x.shape[0], accumulation_dtype(a.x.dtype)
+    saved = a.x.new_empty(saved_size(a, plan), dtype=dtype)
+    parts = _parts(a, saved, plan)
+    if a.epilogue == Epilogue.NONE:
+        positive, negative_lse = (a.x.new_empty(rows, dtype=dtype) for _ in range(2))
+        _reduce(a, plan, parts, positive, negative_lse)
+        return positive, negative_lse, None, saved
+    _reduce(a, plan, parts, parts.positive, None)
+    return None, None, triton_epilogue.losses(a, parts.positive, parts.negative_lse, parts.counted), saved
 
 
-def forward(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    row_labels: Tensor | None,
-    column_labels: Tensor | None,
-    self_index: Tensor | None,
-    similarity: str,
-    relation: str,
-    ignore_index: int,
-    with_mean: bool,
-    kept_blocks: int,
-    force_running_maximum: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """positive (B,), negative_lse (B,), what it found out of rows and columns, kept similarities."""
-    (rows, width), columns = x.shape, y.shape[0]
-    sizes = (
-        rows,
-        rows,
-        kept.mean_size(rows, width, columns, "triton"),
-        kept.kept_size(rows, columns, kept_blocks, "triton"),
-    )
-    outputs = tuple(torch.empty(n, dtype=accumulation_dtype(x.dtype), device=x.device) for n in sizes)
-    inputs = (x, y, scale, bias, target, row_labels, column_labels, self_index)
-    forward_into(outputs, inputs, (similarity, relation, ignore_index), kept_blocks, force_running_maximum)
-    return outputs  # type: ignore[return-value]
-
-
-def forward_into(
-    outputs: tuple[Tensor, ...],
-    inputs: tuple[Any, ...],
-    options_of_op: tuple[str, str, int],
-    kept_blocks: int,
-    force_running_maximum: bool = False,
-) -> None:
-    """`forward` into memory that is there."""
-    positive, negative_lse, mean, weights = outputs
-    x, y, scale, bias, target, row_labels, column_labels, self_index = inputs
-    similarity, relation, ignore_index = options_of_op
-    (rows, width), columns = x.shape, y.shape[0]
-    if labels.raises_everywhere():
-        target = labels.check_index(target, columns, ignore_index, "target")
-        ignore_index = labels.IGNORED
+def _reduce(a: Contrast, saved_blocks: int, parts: _Saved, positive: Tensor, negative_lse: Tensor | None) -> None:
+    """Write both vectors; negative_lse into `parts` and, where it is an output, a second time."""
+    x, y, (rows, width), columns = a.x, a.y, a.x.shape, a.y.shape[0]
+    target, self_index, ignore_index = a.target, a.self_index, a.ignore_index
+    if indices.raises_everywhere():
+        target = indices.check_index(target, columns, ignore_index, "target", absent=True)
+        ignore_index = indices.IGNORED
         if self_index is not None:
-            self_index = labels.check_index(self_index, columns, labels.IGNORED, "self_index")
+            self_index = indices.check_index(self_index, columns, indices.IGNORED, "self_index")
     if not rows:
         return
+    target, self_index = int64(target), int64(self_index)
     if not columns:
-        ignored = target == ignore_index
-        positive[:rows] = torch.where(ignored, 0.0, torch.nan)
-        negative_lse[:rows] = torch.where(ignored, -torch.inf, torch.nan)
+        fits = (target == ignore_index) | (target == indices.ABSENT)
+        positive[:rows] = torch.where(fits, 0.0, torch.nan)
+        for lse in (parts.negative_lse, negative_lse):
+            if lse is not None:
+                lse[:rows] = torch.where(fits, -torch.inf, torch.nan)
         return
-    new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
-    scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
-    target, self_index = target.to(torch.int64).contiguous(), int64(self_index)
-    unlabelled = relation == "different" and all(t is None for t in (bias, row_labels, column_labels, self_index))
-    problem = _problem(
-        LARGE_TILES if unlabelled else TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity,
-        relation, DESCRIBED_TILES if unlabelled else None,
-    )  # fmt: skip
-    found = _views(mean, rows)
-    options, scale_stride, depth = problem.options, int(scale.dim() > 0), vector_block(width)
-    row_blocks, tiles = cdiv(rows, problem.options["BM"]), cdiv(columns, BN)
-    each = cdiv(tiles * row_blocks, gpu.programs(x.device))
+    new = functools.partial(torch.empty, dtype=positive.dtype, device=x.device)
+    plain = _is_plain(a)
+    inputs = _inputs(a, target, LARGE_TILES if plain else TILES, TMA_TILES if plain else None)
+    options, depth = inputs.options, vector_block(width)
+    row_blocks, tiles = cdiv(rows, options["BM"]), cdiv(columns, BN)
+    each = cdiv(tiles * row_blocks, launch.num_persistent_programs(x.device))
     shares = cdiv(tiles, each)
     maxima, sums = new(shares, rows), new(shares, rows)
-    plain = -1.0 if force_running_maximum else _PLAIN_LOGIT[sums.dtype] - math.log(columns)
-    with gpu.on(x):
-        gpu.launch(
+    plain_logit = -1.0 if force_running_maximum else _PLAIN_LOGIT[sums.dtype] - math.log(columns)
+    with launch.on(x):
+        launch.launch(
             kernels.prepare_rows, (cdiv(rows, 4),),
-            x, y, target, self_index, found.x_factor, positive, found.target, found.self_index,
-            *problem.sizes, *problem.strides, ignore_index, BLOCK=4, BK=depth, SIMILARITY=options["SIMILARITY"],
+            x, y, target, self_index, parts.x_factor, positive, parts.target, parts.self_index,
+            *inputs.sizes, *inputs.strides, ignore_index, BLOCK=4, BK=depth, SIMILARITY=options["SIMILARITY"],
             NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
-        if similarity == "cosine":
-            store_factors(y, found.y_factor)
-        gpu.launch(
+        if a.similarity == Similarity.COSINE:
+            store_factors(y, parts.y_factor)
+        launch.launch(
             kernels.reduce, (row_blocks, shares),
-            *sides(x, y, options), found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels,
-            problem.column_labels, found.self_index, maxima, sums, weights,
-            *problem.sizes, *problem.strides, scale_stride, plain, each, kept_blocks,
-            HAS_KEPT=kept_blocks > 0, **options,
+            *sides(x, y, options), parts.x_factor, parts.y_factor, inputs.scale, inputs.bias, parts.target,
+            inputs.row_labels, inputs.column_labels, parts.self_index, maxima, sums, parts.similarities,
+            *inputs.sizes, *inputs.strides, inputs.scale_stride, plain_logit, each, saved_blocks,
+            HAS_SAVED=saved_blocks > 0, **options,
         )  # fmt: skip
-        gpu.launch(
+        launch.launch(
             kernels.finish, (cdiv(rows, 128),),
-            maxima, sums, scale, found.target, negative_lse, rows, shares, scale_stride,
-            BLOCK=128, DTYPE=options["DTYPE"], num_warps=4,
+            maxima, sums, inputs.scale, parts.target, parts.negative_lse, negative_lse, rows, shares,
+            inputs.scale_stride, BLOCK=128, DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
 
 
 def backward(
+    grads: Sequence[Tensor | None], a: Contrast, saved: Tensor, plan: int, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of x, y, scale, bias and margin, of those that are needed."""
+    variables = (a.x, a.y, a.scale, a.bias, a.margin)
+    needs = [need and isinstance(t, Tensor) for need, t in zip(needs, variables)]
+    parts = _parts(a, saved, plan)
+    grad_positive, grad_negative_lse, grad_loss = grads
+    if grad_loss is None:
+        assert grad_positive is not None
+        assert grad_negative_lse is not None
+        return [*_gradients(a, plan, parts, grad_positive, grad_negative_lse, needs[:4]), None]
+    of_rows = triton_epilogue.derivatives(grad_loss, a, parts.positive, parts.negative_lse, parts.counted)
+    grad_positive, grad_negative_lse, *of_factors = of_rows
+    *gradients, grad_scale, grad_bias = _gradients(a, plan, parts, grad_positive, grad_negative_lse, needs[:4])
+    of_scale, of_margin = (t if _is_of_rows(value) else t.sum() for t, value in zip(of_factors, (a.scale, a.margin)))
+    if grad_scale is not None:
+        grad_scale = grad_scale + of_scale
+    return [*gradients, grad_scale, grad_bias, of_margin.clone() if needs[4] else None]
+
+
+def _is_of_rows(factor: float | Tensor) -> bool:
+    return isinstance(factor, Tensor) and factor.dim() > 0
+
+
+def _gradients(
+    a: Contrast,
+    saved_blocks: int,
+    parts: _Saved,
     grad_positive: Tensor,
     grad_negative_lse: Tensor,
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    row_labels: Tensor | None,
-    column_labels: Tensor | None,
-    self_index: Tensor | None,
-    negative_lse: Tensor,
-    mean: Tensor,
-    kept_values: Tensor,
-    similarity: str,
-    relation: str,
-    ignore_index: int,
-    kept_blocks: int,
-    needs: list[bool],
-    force_running_maximum: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, y, scale and bias; empty where not needed."""
-    rows, columns = x.shape[0], y.shape[0]
-    of_x, of_y, of_scale, of_bias = (need and not (n == 3 and bias is None) for n, need in enumerate(needs))
-    new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
-    grad_scale = torch.zeros(scale.shape if of_scale else 0, dtype=scale.dtype, device=x.device)
-    grad_bias = new(columns if of_bias else 0)
-    if not (rows and columns):
-        empty = [
-            torch.zeros(t.shape if need else 0, dtype=t.dtype, device=t.device) for t, need in ((x, of_x), (y, of_y))
-        ]
-        return *empty, grad_scale, grad_bias.zero_()  # type: ignore[return-value]
-    scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
-    mean, grad_positive, grad_negative_lse = (
-        mean.contiguous(),
-        grad_positive.contiguous(),
-        grad_negative_lse.contiguous(),
-    )
-    target = target.to(torch.int64).contiguous()
-    # Descriptors leave room for tiles of 128 rows, but not beside labels, biases and their sums.
-    plain = (
-        relation == "different"
-        and not of_scale
-        and all(t is None for t in (bias, row_labels, column_labels, self_index))
-    )
-    problem = _problem(
-        TILES, x, y, bias, target, row_labels, column_labels, self_index, similarity, relation,
-        DESCRIBED_WEIGHTS if plain else None,
-    )  # fmt: skip
-    found = _views(mean, rows)
-    row_blocks, scale_stride = cdiv(rows, problem.options["BM"]), int(scale.dim() > 0)
-    of_w = unit(x, lambda: _largest_weight(scale, found, grad_positive, grad_negative_lse, similarity, columns))
-    described = problem.options["LOADS"] == DESCRIBED.value
-    both = Gradients(x, y, similarity, of_x, of_y, found.x_factor, found.y_factor, of_w, row_blocks)
-    x_tiles, y_tiles = sides(x, y, problem.options)
-    w_tiles = gpu.describe(both.weights, problem.options["BM"], BN // 2) if described else both.weights
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Of x, y, scale and bias, by those of the two vectors."""
+    x, y, rows, columns = a.x, a.y, a.x.shape[0], a.y.shape[0]
+    of_x, of_y, of_scale, of_bias = needs
+    new = functools.partial(torch.empty, dtype=grad_positive.dtype, device=x.device)
+    if not (rows and columns and any(needs)):
+        variables = (x, y, a.scale, a.bias)
+        return [torch.zeros_like(t) if need else None for t, need in zip(variables, needs)]  # type: ignore[arg-type]
+    # The copy engine leaves room for tiles of 128 rows, but not beside labels, biases and their sums.
+    inputs = _inputs(a, a.target, TILES, TMA_WEIGHTS if _is_plain(a) and not of_scale else None)
+    scale, options = inputs.scale, inputs.options
+    row_blocks = cdiv(rows, options["BM"])
+    grad_scale = torch.zeros_like(scale) if of_scale else None
+    grad_bias = new(columns) if of_bias else None
+    of_w = gradient_scale(x, lambda: _largest_weight(a, scale, parts, grad_positive, grad_negative_lse))
+    uses_tma = options["LOADS"] == TMA.value
+    both = Gradients(x, y, a.similarity, of_x, of_y, parts.x_factor, parts.y_factor, of_w, row_blocks)
+    x_tiles, y_tiles = sides(x, y, options)
+    w_tiles = launch.tma_descriptor(both.weights, options["BM"], BN // 2) if uses_tma else both.weights
     bias_sums = new(row_blocks, both.chunk) if of_bias else new(0)
     scale_sums = new(both.chunk_tiles, rows) if of_scale else new(0)
-    kept_values = kept_values.contiguous()
-    kept_tiles = min(kept_blocks, both.tiles)
-    for first in (*range(0, kept_tiles, both.chunk_tiles), *range(kept_tiles, both.tiles, both.chunk_tiles)):
-        is_kept = first < kept_tiles
-        count = min(both.chunk_tiles, (kept_tiles if is_kept else both.tiles) - first)
-        each = cdiv(count * row_blocks, gpu.programs(x.device)) if described else 1
-        with gpu.on(x):
-            gpu.launch(
+    saved_tiles = min(saved_blocks, both.tiles)
+    for first in (*range(0, saved_tiles, both.chunk_tiles), *range(saved_tiles, both.tiles, both.chunk_tiles)):
+        is_saved = first < saved_tiles
+        count = min(both.chunk_tiles, (saved_tiles if is_saved else both.tiles) - first)
+        each = cdiv(count * row_blocks, launch.num_persistent_programs(x.device)) if uses_tma else 1
+        with launch.on(x):
+            launch.launch(
                 kernels.weights, (row_blocks, cdiv(count, each)),
-                x_tiles, y_tiles, found.x_factor, found.y_factor, scale, bias, found.target, problem.row_labels,
-                problem.column_labels, found.self_index, negative_lse, grad_positive, grad_negative_lse,
-                both.unit, kept_values, w_tiles, both.column_sums, bias_sums, both.row_sums, scale_sums,
-                *problem.sizes, *problem.strides, scale_stride, first, count, each, both.chunk,
-                KEPT=is_kept, OF_Y=of_y, OF_SCALE=of_scale, OF_BIAS=of_bias, **problem.options,
+                x_tiles, y_tiles, parts.x_factor, parts.y_factor, scale, inputs.bias, parts.target, inputs.row_labels,
+                inputs.column_labels, parts.self_index, parts.negative_lse, grad_positive, grad_negative_lse,
+                both.gradient_scale, parts.similarities, w_tiles, both.column_sums, bias_sums, both.row_sums,
+                scale_sums, *inputs.sizes, *inputs.strides, inputs.scale_stride, first, count, each, both.chunk,
+                SAVED=is_saved, OF_Y=of_y, OF_SCALE=of_scale, OF_BIAS=of_bias, **options,
             )  # fmt: skip
             both.add(first, count)
-        if of_bias:
+        if grad_bias is not None:
             inside = slice(first * BN, min((first + count) * BN, columns))
             grad_bias[inside] = bias_sums.sum(0)[: inside.stop - inside.start]
-        if of_scale:
+        if grad_scale is not None:
             sums = scale_sums[:count].sum(0)
             grad_scale += sums if scale.dim() else sums.sum()
-    with gpu.on(x):
+    with launch.on(x):
         grad_x, grad_y = both.finish()
-    return grad_x, grad_y, grad_scale, grad_bias
+    return [grad_x, grad_y, grad_scale, grad_bias]
 
 
 def _largest_weight(
-    scale: Tensor, found: _Rows, grad_positive: Tensor, grad_negative_lse: Tensor, similarity: str, columns: int
+    a: Contrast, scale: Tensor, parts: _Saved, grad_positive: Tensor, grad_negative_lse: Tensor
 ) -> Tensor:
     """A bound of |W|."""
     largest = torch.maximum((grad_negative_lse * scale).abs().amax(), grad_positive.abs().amax())
-    if similarity != "cosine":
+    if a.similarity != Similarity.COSINE:
         return largest
-    return largest * found.x_factor[: grad_positive.shape[0]].amax() * found.y_factor[:columns].amax()
-
-
-def describe(problem: Any) -> str:
-    """What the memory budget makes of the problem."""
-    return kept.describe(problem, "triton")
+    rows, columns = a.x.shape[0], a.y.shape[0]
+    return largest * parts.x_factor[:rows].amax() * parts.y_factor[:columns].amax()

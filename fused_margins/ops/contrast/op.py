@@ -1,8 +1,7 @@
 """What a call of `contrast` is: the only list of its arguments."""
 
-from typing import Annotated, NamedTuple
-
 import math
+from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
@@ -68,7 +67,9 @@ def _check(a: Contrast) -> None:
         return
     for name, value in (("margin", a.margin), ("angle_rad", a.angle_rad)):
         if isinstance(value, Tensor) or value != 0:
-            raise ValueError(f"{name}: expected with an epilogue that takes margins, got epilogue {a.epilogue.name.lower()!r}")
+            raise ValueError(
+                f"{name}: expected with an epilogue that takes margins, got epilogue {a.epilogue.name.lower()!r}"
+            )
 
 
 contrast = Op(

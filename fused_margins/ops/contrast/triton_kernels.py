@@ -3,24 +3,27 @@
 import triton
 import triton.language as tl
 
-from ..triton_gradients import store_weights, weight_factor
-from ..triton_tiles import (
+from ...backends.triton.gradients import store_weights, weight_factor
+from ...backends.triton.tiles import (
+    ABSENT,
     ANY,
     COSINE,
-    DESCRIBED,
     DIFFERENT,
     EUCLIDEAN,
     IGNORED,
     INVALID,
     LN2,
     LOG2E,
+    TMA,
+    UNADMITTED,
+    block_offsets,
     factors,
     half_similarities,
     index_status,
     inverse_lengths,
     pair_similarities,
-    places,
     row_factor,
+    target_status,
 )
 
 
@@ -31,9 +34,9 @@ def prepare_rows(
     BLOCK: tl.constexpr, BK: tl.constexpr, SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Of each row: its factor, its positive's similarity, its target and own column checked (INVALID: a NaN row)."""
-    at, i = places(tl.program_id(0), BLOCK, rows)
+    at, i = block_offsets(tl.program_id(0), BLOCK, rows)
     inside = at < rows
-    status = index_status(tl.load(target + i), columns, ignore_index)
+    status = target_status(tl.load(target + i), columns, ignore_index)
     if self_index is not None:
         own = index_status(tl.load(self_index + i), columns, IGNORED)
         tl.store(row_self + at, own, mask=inside)
@@ -49,7 +52,7 @@ def prepare_rows(
     u = pair_similarities(
         x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y, BLOCK, BK, DTYPE, SIMILARITY, NORMALIZE
     )
-    u = tl.where(status == IGNORED, 0.0, tl.where(status == INVALID, float("nan"), u))
+    u = tl.where((status == IGNORED) | (status == ABSENT), 0.0, tl.where(status == INVALID, float("nan"), u))
     tl.store(positive + at, u, mask=inside)
 
 
@@ -59,21 +62,24 @@ def _admitted(
     RELATION: tl.constexpr,
 ):  # fmt: skip
     """(BM, BN): the columns that each row may use. Without labels a row's is its target, a column's its number."""
+    inside = at_columns < columns
+    if HAS_LABELS:
+        inside = inside & (of_columns != UNADMITTED)
     if RELATION == ANY:
-        mask = (at_columns < columns)[None, :]
+        mask = inside[None, :]
     else:
         if HAS_LABELS:
             same = row_labels[:, None] == of_columns[None, :]
         else:
             same = row_target[:, None] == at_columns[None, :]
-        mask = (same != (RELATION == DIFFERENT)) & (at_columns < columns)[None, :]
+        mask = (same != (RELATION == DIFFERENT)) & inside[None, :]
     if HAS_SELF:
         mask = mask & (row_self[:, None] != at_columns[None, :])
     return mask
 
 
 @triton.jit
-def _matters(row_target, tile, columns, BN: tl.constexpr):
+def tile_needs_mask(row_target, tile, columns, BN: tl.constexpr):
     """Whether a tile holds a row's target, or columns beyond the last: others need no mask where targets are labels."""
     held = (row_target >= tile * BN) & (row_target < tile * BN + BN)
     return (tl.max(held.to(tl.int32), 0) > 0) | (tile * BN + BN > columns)
@@ -81,25 +87,25 @@ def _matters(row_target, tile, columns, BN: tl.constexpr):
 
 @triton.jit
 def _first(tile, rows, BN: tl.constexpr):
-    """Where a tile's kept similarities begin."""
+    """Where a tile's saved similarities begin."""
     return (tl.full((), 0, tl.int64) + tile) * rows * BN
 
 
 @triton.jit
 def reduce(
     x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
-    maxima, sums, kept,
-    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, largest_plain_scale, tiles_each, kept_tiles,
+    maxima, sums, saved,
+    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, largest_plain_scale, tiles_each, saved_tiles,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
-    HAS_KEPT: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    HAS_SAVED: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Of each row over this program's tiles: the maximum of its logits and the sum of exp(logit - maximum).
 
     In units of log 2. Programs that share columns are neighbours, so that a tile of y comes from the L2 cache.
     """
     block, share = tl.program_id(0), tl.program_id(1)
-    at_rows, i = places(block, BM, rows)
+    at_rows, i = block_offsets(block, BM, rows)
     of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
     factor = tl.load(scale + i * scale_stride)
     # Without a maximum nothing overflows up to here: |cosine| <= 1. A scale that is not positive is a NaN in the end.
@@ -109,7 +115,7 @@ def reduce(
     slope = factor * LOG2E * row_factor(of_x, SIMILARITY, NORMALIZE)
     own = tl.load(row_target + i)
     label, self = own, own
-    if HAS_LABELS:
+    if HAS_LABELS and RELATION != ANY:
         label = tl.load(row_labels + i)
     if HAS_SELF:
         self = tl.load(row_self + i)
@@ -119,22 +125,22 @@ def reduce(
         maximum = tl.zeros((BM,), DTYPE)
     first = share * tiles_each
     for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
-        at_columns, j = places(tile, BN, columns)
+        at_columns, j = block_offsets(tile, BN, columns)
         of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
         t = half_similarities(
             x, y, block, tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
             BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
-        if HAS_KEPT:  # noqa: SIM102 - decided when compiled, the second while running
-            if tile < kept_tiles:
+        if HAS_SAVED:  # noqa: SIM102 - decided when compiled, the second while running
+            if tile < saved_tiles:
                 within = i[:, None] * BN + tl.arange(0, BN)[None, :]
-                tl.store(kept + _first(tile, rows, BN) + within, t, mask=(at_rows < rows)[:, None])
+                tl.store(saved + _first(tile, rows, BN) + within, t, mask=(at_rows < rows)[:, None])
         z = t * slope[:, None]
         if HAS_BIAS:
             z += tl.load(bias + j)[None, :] * LOG2E
         masked = True
         if RELATION == DIFFERENT and not (HAS_LABELS or HAS_SELF):
-            masked = _matters(own, tile, columns, BN)
+            masked = tile_needs_mask(own, tile, columns, BN)
         if masked:
             column_label = at_columns
             if HAS_LABELS:
@@ -154,10 +160,11 @@ def reduce(
 
 @triton.jit
 def finish(
-    maxima, sums, scale, row_target, negative_lse, rows, shares, scale_stride, BLOCK: tl.constexpr, DTYPE: tl.constexpr
+    maxima, sums, scale, row_target, saved_lse, negative_lse, rows, shares, scale_stride,
+    BLOCK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """negative_lse of the shares, added in their order."""
-    at, i = places(tl.program_id(0), BLOCK, rows)
+    """negative_lse of the shares, added in their order: for the backward, and as an output where it is one."""
+    at, i = block_offsets(tl.program_id(0), BLOCK, rows)
     maximum = tl.full((BLOCK,), float("-inf"), DTYPE)
     for share in range(shares):
         maximum = tl.maximum(maximum, tl.load(maxima + share * rows + i))
@@ -169,7 +176,10 @@ def finish(
     lse = tl.where(total == 0, float("-inf"), (shift + tl.log2(total)) * LN2)
     lse = tl.where(target == IGNORED, float("-inf"), lse)
     good = (target != INVALID) & (tl.load(scale + i * scale_stride) > 0)
-    tl.store(negative_lse + at, tl.where(good, lse, float("nan")), mask=at < rows)
+    lse = tl.where(good, lse, float("nan"))
+    tl.store(saved_lse + at, lse, mask=at < rows)
+    if negative_lse is not None:
+        tl.store(negative_lse + at, lse, mask=at < rows)
 
 
 @triton.jit
@@ -182,7 +192,7 @@ def _weights_of_part(
 ):  # fmt: skip
     """W of a tile, or of half of it, from its `half_similarities` (BM, BN); sums over columns of exponentials times
     them, and of W."""
-    at_columns, j = places(first_part + part, BN, columns)
+    at_columns, j = block_offsets(first_part + part, BN, columns)
     inside = at_columns < columns
     of_y = tl.full((BN,), 1.0, DTYPE)
     if SIMILARITY == COSINE:
@@ -203,7 +213,7 @@ def _weights_of_part(
         mask = _admitted(at_columns, columns, own, label, column_label, self, HAS_LABELS, HAS_SELF, RELATION)
         q = tl.where(mask & (~nothing)[:, None], q, 0.0)
         w = tl.where(chosen, of_positive[:, None], 0.0) + q * by_scale[:, None]
-    if LOADS != DESCRIBED:  # the last column again, where a descriptor gives zeros
+    if LOADS != TMA:  # the last column again, where the copy engine gives zeros
         t = tl.where(inside[None, :], t, 0.0)
     along = outer
     if OF_SCALE:
@@ -219,26 +229,26 @@ def _weights_of_part(
 
 @triton.jit
 def _weights_of_tile(
-    x, y, y_factor, bias, column_labels, kept, weights, column_sums, bias_sums, row_sums, scale_sums,
+    x, y, y_factor, bias, column_labels, saved, weights, column_sums, bias_sums, row_sums, scale_sums,
     own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row, at_rows, i,
     rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
-    KEPT: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr,
+    SAVED: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr,
     PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of W, in halves where descriptors leave room for 128 rows: that takes half the registers."""
+    """A tile of W, in halves where the copy engine leaves room for 128 rows: that takes half the registers."""
     inside = at_rows < rows
-    _, j = places(first_tile + tile, BN, columns)
-    if KEPT:
-        t = tl.load(kept + _first(first_tile + tile, rows, BN) + i[:, None] * BN + tl.arange(0, BN)[None, :])
+    _, j = block_offsets(first_tile + tile, BN, columns)
+    if SAVED:
+        t = tl.load(saved + _first(first_tile + tile, rows, BN) + i[:, None] * BN + tl.arange(0, BN)[None, :])
     else:
         of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
         t = half_similarities(
             x, y, block, first_tile + tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
             BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
-    if LOADS == DESCRIBED:
+    if LOADS == TMA:
         left, right = tl.split(tl.permute(tl.reshape(t, (BM, 2, BN // 2)), (0, 2, 1)))
         along, sums = _weights_of_part(
             left, y_factor, bias, column_labels, weights, column_sums, bias_sums, own, label, self, nothing,
@@ -269,11 +279,12 @@ def _weights_of_tile(
 @triton.jit
 def weights(
     x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
-    negative_lse, grad_positive, grad_negative_lse, unit, kept, weights, column_sums, bias_sums, row_sums, scale_sums,
+    negative_lse, grad_positive, grad_negative_lse, gradient_scale, saved, weights, column_sums, bias_sums, row_sums,
+    scale_sums,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, first_tile, tiles, tiles_each, chunk,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
-    KEPT: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr,
+    SAVED: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr,
     PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Some tiles of W, and what the gradients of bias and scale are made of: sums over a tile's rows for each column,
@@ -282,41 +293,42 @@ def weights(
     What multiplies a whole row is made once.
     """
     block, share = tl.program_id(0), tl.program_id(1)
-    at_rows, i = places(block, BM, rows)
+    at_rows, i = block_offsets(block, BM, rows)
     inside = at_rows < rows
     of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
     factor = tl.load(scale + i * scale_stride)
     own = tl.load(row_target + i)
     label, self = own, own
-    if HAS_LABELS:
+    if HAS_LABELS and RELATION != ANY:
         label = tl.load(row_labels + i)
     if HAS_SELF:
         self = tl.load(row_self + i)
     lse = tl.load(negative_lse + i)
-    nothing = (lse == float("-inf")) | (~inside) | (own < 0)  # an invalid row has a loss of NaN, no gradient
+    # An invalid row has a loss of NaN, no gradient.
+    nothing = (lse == float("-inf")) | (~inside) | (own == IGNORED) | (own == INVALID)
     shift = tl.where(nothing, float("inf"), lse * LOG2E)  # exp of minus infinity: such a row has no weights
     outer = tl.where(nothing, 0.0, tl.load(grad_negative_lse + i))  # of a row's log-sum-exp
-    of_w = weight_factor(of_x, unit, SIMILARITY)
+    of_w = weight_factor(of_x, gradient_scale, SIMILARITY)
     of_positive = tl.where((own >= 0) & inside, tl.load(grad_positive + i), 0.0) * of_w
     by_scale = outer * factor * of_w
     of_row = row_factor(of_x, SIMILARITY, NORMALIZE)
     slope = factor * LOG2E * of_row
-    if LOADS == DESCRIBED:
+    if LOADS == TMA:
         first = share * tiles_each
         for tile in range(first, tl.minimum(first + tiles_each, tiles)):
             _weights_of_tile(
-                x, y, y_factor, bias, column_labels, kept, weights, column_sums, bias_sums, row_sums, scale_sums,
+                x, y, y_factor, bias, column_labels, saved, weights, column_sums, bias_sums, row_sums, scale_sums,
                 own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row, at_rows, i,
                 rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
-                BM, BN, BK, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, KEPT, OF_Y, OF_SCALE, OF_BIAS,
+                BM, BN, BK, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, SAVED, OF_Y, OF_SCALE, OF_BIAS,
                 NORMALIZE, PRECISION, DTYPE,
             )  # fmt: skip
     else:  # the addresses of tiles leave no registers for a loop
         tile = share
         _weights_of_tile(
-            x, y, y_factor, bias, column_labels, kept, weights, column_sums, bias_sums, row_sums, scale_sums,
+            x, y, y_factor, bias, column_labels, saved, weights, column_sums, bias_sums, row_sums, scale_sums,
             own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row, at_rows, i,
             rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
-            BM, BN, BK, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, KEPT, OF_Y, OF_SCALE, OF_BIAS,
+            BM, BN, BK, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, SAVED, OF_Y, OF_SCALE, OF_BIAS,
             NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip

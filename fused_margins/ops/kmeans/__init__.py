@@ -4,9 +4,9 @@ Symbols: n samples x_i of width D in C classes; class c has slots_c clusters; K 
 
     minimise over centroids c, for each class, sum over its samples of min_k |x_i - c_k|^2
 
-The t-th seed of a class is the sample with the least waiting_ti / (its squared distance from the seeds before; 1 for the
-first): a race of exponential waiting times, whose winner is drawn in proportion to the distance. Then centroids move to
-the means of their samples, and samples to the nearest centroid of their class, the lowest of equals, until no
+The t-th seed of a class is the sample with the least waiting_ti / (its squared distance from the seeds before; 1 for
+the first): a race of exponential waiting times, whose winner is drawn in proportion to the distance. Then centroids
+move to the means of their samples, and samples to the nearest centroid of their class, the lowest of equals, until no
 assignment changes or `num_iterations` are done. An empty cluster moves to the sample of its class that lies farthest
 from its centroid.
 

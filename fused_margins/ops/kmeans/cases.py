@@ -30,7 +30,10 @@ def _heaps(
     rows = sum(sizes)
     of_class = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     heap = torch.arange(rows) % 3
-    x = torch.randn(rows, width, generator=g, dtype=torch.float64) + 16 * torch.eye(max(width, 3)).double()[heap, :width]
+    x = (
+        torch.randn(rows, width, generator=g, dtype=torch.float64)
+        + 16 * torch.eye(max(width, 3)).double()[heap, :width]
+    )
     shuffled = torch.randperm(rows, generator=g)
     members = torch.empty(rows, dtype=torch.int64)
     members[:] = torch.arange(rows)[of_class[shuffled].sort(stable=True).indices]
@@ -103,7 +106,7 @@ def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
 
 
 def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
-    """A few roundings of a coordinate, as often as a centroid moves, and for distances what the square makes of them."""
+    """A few roundings of a coordinate each time that a centroid moves; for distances, what the square makes of them."""
     x, eps = inputs["x"], torch.finfo(accumulation_dtype(dtype)).eps
     moved = 8 * eps * (1 + inputs["num_iterations"]) * largest(x)
     if name == "centroids":

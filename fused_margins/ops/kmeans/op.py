@@ -47,7 +47,9 @@ def _check(a: KMeans) -> None:
     if bool(((a.members < 0) | (a.members >= rows)).any()) or torch.unique(a.members).shape[0] != rows:
         raise IndexError(f"members: expected every one of the {rows} samples once")
     if tuple(a.waiting.shape) != (int(a.slots.max()) if classes else 0, rows):
-        raise ValueError(f"waiting: expected one row for each cluster of a class, {rows} wide, got {tuple(a.waiting.shape)}")
+        raise ValueError(
+            f"waiting: expected one row for each cluster of a class, {rows} wide, got {tuple(a.waiting.shape)}"
+        )
 
 
 kmeans = Op("kmeans", KMeans, Outputs, reference, check=_check)

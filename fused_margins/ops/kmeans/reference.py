@@ -88,8 +88,8 @@ def _reseed(
 def winners(waiting: Tensor, weight: Tensor, group: Tensor, num_groups: int) -> Tensor:
     """One index a group (G,): the least waiting / weight (n,), the lowest of equals; without weight the group's first.
 
-    A race of exponential waiting times draws in proportion to the weight. Its winner is a minimum, so it does not depend
-    on the order of a summation.
+    A race of exponential waiting times draws in proportion to the weight. Its winner is a minimum, so it does not
+    depend on the order of a summation.
     """
     time = torch.where(weight > 0, waiting / weight, torch.inf)
     first = time.new_full((num_groups,), torch.inf).scatter_reduce(0, group, time, "amin")

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ..cases import Case, Inputs, Shape, largest
 from ...core.similarity import accumulation_dtype
+from ..cases import Case, Inputs, Shape, largest
 from .op import magnet
 
 OUTPUTS = ("loss",)

@@ -87,7 +87,8 @@ def _strided(g: Generator, similarity: str) -> Inputs:
     return _labelled(g, x, y, 5, similarity=similarity, k=3)
 
 
-def _with_unadmitted(inputs: Inputs) -> Inputs:
+def _some_unadmitted(g: Generator, relation: str) -> Inputs:
+    inputs = _points(g, relation=relation, k=3)
     inputs["column_labels"][::3] = UNADMITTED
     inputs["row_labels"][::7] = UNADMITTED
     return inputs
@@ -212,7 +213,7 @@ CASES = (
     *(
         Case(
             f"unadmitted-{r}",
-            lambda g, r=r: _with_unadmitted(_points(g, relation=r, k=3)),
+            partial(_some_unadmitted, relation=r),
             "columns that no relation admits",
         )
         for r in RELATIONS

@@ -24,7 +24,9 @@ FASTER = 1 << 30
 def can_run(problem: Problem) -> str | None:
     """Searches within classes."""
     relation = problem.arguments.relation
-    return None if relation == Relation.SAME else f"searches within classes only, got relation {relation.name.lower()!r}"
+    return (
+        None if relation == Relation.SAME else f"searches within classes only, got relation {relation.name.lower()!r}"
+    )
 
 
 def slower(problem: Problem) -> str | None:

@@ -12,51 +12,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import crossovers, gpu, labels
-from ..gpu import cdiv
-from ..native import int64
-from ..similarity import RELATIONS, SIMILARITIES, accumulation_dtype
-from ..triton_tiles import (
+from ...backends.cpu import int64, vector
+from ...backends.registry import Problem
+from ...backends.triton import launch
+from ...backends.triton.launch import cdiv
+from ...backends.triton.tiles import (
     BN,
-    DESCRIBED,
-    DESCRIBED_TILES,
     MASKED,
     TILES,
+    TMA,
+    TMA_TILES,
     WHOLE,
     sides,
     store_factors,
     tile_options,
     vector_block,
 )
+from ...core import indices
+from ...core.enums import Relation, Similarity
+from ...core.similarity import accumulation_dtype
 from . import triton_kernels as kernels
+from .op import Nearest
 
+MOST_COLUMNS = 128  # of a row, that the registers hold
 SHALLOW_DEPTH = 128  # up to which `rank` keeps rows in shared memory while all columns pass by
 COMPARE_ROWS = 64  # that a program of `compare` looks through
 
 
-def forward(
-    x: Tensor,
-    y: Tensor,
-    row_labels: Tensor,
-    column_labels: Tensor,
-    self_index: Tensor | None,
-    below: Tensor | None,
-    similarity: str,
-    relation: str,
-    k: int,
-) -> tuple[Tensor, Tensor]:
+def can_run(problem: Problem) -> str | None:
+    """It holds the k best columns of its rows in registers."""
+    k = problem.arguments.k
+    return None if k <= MOST_COLUMNS else f"k: expected at most {MOST_COLUMNS} with this backend, got {k}"
+
+
+def forward(a: Nearest, plan: Any) -> tuple[Tensor, Tensor]:
     """similarity (B, k) in the accumulation dtype, index (B, k) int64."""
-    if k > crossovers.NEIGHBOURS:
-        raise ValueError(f"k: expected at most {crossovers.NEIGHBOURS} with this backend, got {k}")
+    x, y, k, similarity, self_index = a.x, a.y, a.k, a.similarity, a.self_index
     (rows, width), columns = x.shape, y.shape[0]
-    euclidean = similarity == "negative_squared_euclidean"
-    if self_index is not None and labels.raises_everywhere():
-        self_index = labels.check_index(self_index, columns, labels.IGNORED, "self_index")
+    euclidean = similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN
+    if self_index is not None and indices.raises_everywhere():
+        self_index = indices.check_index(self_index, columns, indices.IGNORED, "self_index")
     dtype, device = accumulation_dtype(x.dtype), x.device
-    best, index = (
-        torch.empty(rows, k, dtype=dtype, device=device),
-        torch.empty(rows, k, dtype=torch.int64, device=device),
-    )
+    best, index = x.new_empty((rows, k), dtype=dtype), x.new_empty((rows, k), dtype=torch.int64)
     if not rows:
         return best, index
     if not columns:
@@ -64,59 +61,63 @@ def forward(
         if self_index is not None:
             best = torch.where((self_index != -1)[:, None], torch.nan, best)
         return best, index.fill_(-1)
-    row_ids, column_ids, own = (int64(t) for t in (row_labels, column_labels, self_index))
-    below = None if below is None else below.contiguous()
-    ranked = euclidean and k == 1 and below is None and x.dtype != torch.float64 and width > 0
-    options = tile_options(TILES, x, y, "dot" if ranked else similarity, DESCRIBED_TILES if k == 1 else None)
-    options["SIMILARITY"] = SIMILARITIES.index(similarity)
+    row_labels, column_labels, own = (int64(t) for t in (a.row_labels, a.column_labels, self_index))
+    below = vector(a.below)
+    ranked = euclidean and k == 1 and a.largest and below is None and x.dtype != torch.float64 and width > 0
+    options = tile_options(TILES, x, y, Similarity.DOT if ranked else similarity, TMA_TILES if k == 1 else None)
+    options["SIMILARITY"] = int(similarity)
     slots = 1 << (k - 1).bit_length()
     if slots > 1:  # the bests take registers, too
         options["BM"] = max(16, min(options["BM"], 1024 // slots))
     if ranked:
-        options = _rank_options(x, options, masked=relation != "any" or own is not None)
+        options = _rank_options(x, options, masked=a.relation != Relation.ANY or own is not None)
     row_blocks, column_tiles = cdiv(rows, options["BM"]), cdiv(columns, options["BN"])
-    each = cdiv(column_tiles * row_blocks, gpu.programs(device))
+    each = cdiv(column_tiles * row_blocks, launch.num_persistent_programs(device))
     shares = cdiv(column_tiles, each)
     values = torch.empty(shares, rows, slots, dtype=dtype, device=device)
-    indices = torch.empty(shares, rows, slots, dtype=torch.int32, device=device)
-    of_x, of_y = (torch.empty(t.shape[0] if similarity == "cosine" else 0, dtype=dtype, device=device) for t in (x, y))
-    seconds = largest = uncertain = None
+    found = torch.empty(shares, rows, slots, dtype=torch.int32, device=device)
+    cosine = similarity == Similarity.COSINE
+    of_x, of_y = (torch.empty(t.shape[0] if cosine else 0, dtype=dtype, device=device) for t in (x, y))
+    seconds = largest_half_square = uncertain = None
     depth = vector_block(width)
     block = max(4, 2048 // max(depth, slots))
-    with gpu.on(x):
-        if similarity == "cosine":
+    with launch.on(x):
+        if cosine:
             store_factors(x, of_x)
             store_factors(y, of_y)
         search = (rows, columns, width, *x.stride(), *y.stride())
         if ranked:
-            half_squares, seconds = torch.empty(columns, dtype=dtype, device=device), torch.empty_like(values)
+            half_squares, open_half_squares = (torch.empty(columns, dtype=dtype, device=device) for _ in range(2))
+            seconds = torch.empty_like(values)
             uncertain = torch.empty(rows, dtype=torch.int32, device=device)
-            gpu.launch(
-                kernels.store_half_squares, (cdiv(columns, block),), y, half_squares, *y.shape, *y.stride(),
+            launch.launch(
+                kernels.store_half_squares, (cdiv(columns, block),),
+                y, column_labels, half_squares, open_half_squares, *y.shape, *y.stride(),
                 BLOCK=block, BK=depth, DTYPE=options["DTYPE"], num_warps=4,
             )  # fmt: skip
-            largest = half_squares.amax()
-            gpu.launch(
+            largest_half_square = half_squares.amax()
+            launch.launch(
                 kernels.rank, (row_blocks, shares),
-                *sides(x, y, options), half_squares, row_ids, column_ids, own, values, indices, seconds,
-                *search, each, RELATION=RELATIONS.index(relation), **options,
+                *sides(x, y, options), open_half_squares, row_labels, column_labels, own, values, found, seconds,
+                *search, each, RELATION=int(a.relation), **options,
             )  # fmt: skip
         else:
-            gpu.launch(
+            launch.launch(
                 kernels.search, (row_blocks, shares),
-                *sides(x, y, options), of_x, of_y, row_ids, column_ids, own, below, values, indices,
-                *search, each, RELATION=RELATIONS.index(relation), K=slots, **options,
+                *sides(x, y, options), of_x, of_y, row_labels, column_labels, own, below, values, found,
+                *search, each, RELATION=int(a.relation), K=slots, LARGEST=a.largest, **options,
             )  # fmt: skip
-        gpu.launch(
+        launch.launch(
             kernels.merge, (cdiv(rows, block),),
-            x, y, of_x, of_y, own, values, indices, seconds, largest, best, index, uncertain, *search,
+            x, y, of_x, of_y, own, values, found, seconds, largest_half_square, best, index, uncertain, *search,
             shares, k, (width + 8) * torch.finfo(dtype).eps, BLOCK=block, BK=depth, K=slots,
             SIMILARITY=options["SIMILARITY"], NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
         if ranked:
-            gpu.launch(
-                kernels.compare, (cdiv(rows, COMPARE_ROWS),), x, y, row_ids, column_ids, own, uncertain, best, index,
-                *search, BLOCK=COMPARE_ROWS, BN=64, BK=vector_block(width, 128), RELATION=RELATIONS.index(relation),
+            launch.launch(
+                kernels.compare, (cdiv(rows, COMPARE_ROWS),),
+                x, y, row_labels, column_labels, own, uncertain, best, index, *search,
+                BLOCK=COMPARE_ROWS, BN=64, BK=vector_block(width, 128), RELATION=int(a.relation),
                 DTYPE=options["DTYPE"], num_warps=8,
             )  # fmt: skip
     return best, index
@@ -133,6 +134,6 @@ def _rank_options(x: Tensor, options: dict[str, Any], masked: bool) -> dict[str,
         options["PRECISION"] = "tf32x3"
     if shallow:
         options["BK"] = depth
-        if options["LOADS"] != DESCRIBED.value:
+        if options["LOADS"] != TMA.value:
             options["LOADS"] = (WHOLE if depth == x.shape[1] else MASKED).value
     return options

@@ -33,7 +33,7 @@ class Outputs(NamedTuple):
     """The columns and how similar they are, most similar first."""
 
     similarity: Annotated[Tensor, Output(("rows", "k"))]
-    index: Annotated[Tensor, Output(("rows", "k"), dtype=lambda x: torch.int64)]
+    index: Annotated[Tensor, Output(("rows", "k"), dtype=lambda x: torch.int64)]  # type: ignore[assignment]
 
 
 nearest = Op("nearest", Nearest, Outputs, reference)

@@ -3,20 +3,21 @@
 import triton
 import triton.language as tl
 
-from ..triton_tiles import (
+from ...backends.triton.tiles import (
     ANY,
-    DESCRIBED,
     DIFFERENT,
     DOT,
     IGNORED,
     INVALID,
+    TMA,
+    UNADMITTED,
+    block_offsets,
     dot,
     factors,
     index_status,
     load,
     open_to_rows,
     pair_similarities,
-    places,
     products,
     similarities,
     vectors,
@@ -28,11 +29,15 @@ def search(
     x, y, x_factor, y_factor, row_labels, column_labels, self_index, below, values, indices,
     rows, columns, width, x_row, x_column, y_row, y_column, tiles_each,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
-    RELATION: tl.constexpr, K: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    RELATION: tl.constexpr, K: tl.constexpr, LARGEST: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """The K best columns of each row among this program's tiles, -inf where there are fewer: (share, rows, K)."""
+    """The K best columns of each row among this program's tiles, -inf where there are fewer: (share, rows, K).
+
+    LARGEST: the most similar columns, else those with the largest -u.
+    """
     block, share = tl.program_id(0), tl.program_id(1)
-    at_rows, i = places(block, BM, rows)
+    at_rows, i = block_offsets(block, BM, rows)
     of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
     label = tl.load(row_labels + i)
     slots = tl.arange(0, K)
@@ -41,7 +46,7 @@ def search(
     worst = tl.full((BM,), float("-inf"), DTYPE)
     first = share * tiles_each
     for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
-        at_columns, j = places(tile, BN, columns)
+        at_columns, j = block_offsets(tile, BN, columns)
         of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
         u = similarities(
             x, y, block, tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
@@ -50,8 +55,10 @@ def search(
         mask = open_to_rows(u, i, label, self_index, at_columns, j, columns, column_labels, RELATION)
         if below is not None:
             mask = mask & (u < tl.load(below + i)[:, None])
+        if not LARGEST:
+            u = -u
         u = tl.where(mask, u, float("-inf"))
-        if K == 1 and LOADS == DESCRIBED:  # few operations count beside products that wait for no address
+        if K == 1 and LOADS == TMA:  # few operations count beside products that wait for no address
             value = tl.max(u, 1)
             better = value > worst  # a later column must be better, not equal
             if tl.max(better.to(tl.int32), 0) > 0:
@@ -97,13 +104,13 @@ def rank(
     DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Of each row the column with the largest <x, y> - |y|^2 / 2 among this program's tiles, and an upper bound of that
-    of all others: (share, rows).
+    of all others: (share, rows). half_squares: infinite in columns that no relation admits.
 
     Every lane keeps the best that it has seen, and its tile; rows compare lanes once, at the end. SHALLOW: a step is as
     deep as the vectors, so that the rows are read once.
     """
     block, share = tl.program_id(0), tl.program_id(1)
-    at_rows, i = places(block, BM, rows)
+    at_rows, i = block_offsets(block, BM, rows)
     lane = tl.arange(0, BN)
     best = tl.full((BM, BN), float("-inf"), DTYPE)
     of_tile = tl.full((BM, BN), -1, tl.int32)
@@ -115,15 +122,15 @@ def rank(
         own = tl.load(self_index + i)
     k = tl.arange(0, BK)
     if SHALLOW:
-        if LOADS == DESCRIBED:
+        if LOADS == TMA:
             a = x.load([block * BM, 0])
         else:
             a = load(x + i[:, None] * x_row + k[None, :].to(tl.int64) * x_column, k[None, :], width, LOADS)
     first = share * tiles_each
     for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
-        at_columns, j = places(tile, BN, columns)
+        at_columns, j = block_offsets(tile, BN, columns)
         if SHALLOW:
-            if LOADS == DESCRIBED:
+            if LOADS == TMA:
                 b = y.load([tile * BN, 0]).T
             else:
                 b = load(y + j[None, :] * y_row + k[:, None].to(tl.int64) * y_column, k[:, None], width, LOADS)
@@ -155,13 +162,18 @@ def rank(
 
 
 @triton.jit
-def store_half_squares(a, to, count, width, row, column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):
-    at, i = places(tl.program_id(0), BLOCK, count)
+def store_half_squares(
+    a, labels, to, open_to, count, width, row, column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """|a_i|^2 / 2 of all vectors; and once more, infinite for those that no relation admits."""
+    at, i = block_offsets(tl.program_id(0), BLOCK, count)
     total = tl.zeros((BLOCK, BK), DTYPE)
     for start in range(0, width, BK):
         v = vectors(a, i, start, width, row, column, BK, DTYPE)
         total += v * v
-    tl.store(to + at, tl.sum(total, 1) / 2, mask=at < count)
+    half_square = tl.sum(total, 1) / 2
+    tl.store(to + at, half_square, mask=at < count)
+    tl.store(open_to + at, tl.where(tl.load(labels + i) == UNADMITTED, float("inf"), half_square), mask=at < count)
 
 
 @triton.jit
@@ -171,7 +183,7 @@ def compare(
     BLOCK: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RELATION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The nearest column of uncertain rows by the distances themselves, one row after the other."""
-    _, i = places(tl.program_id(0), BLOCK, rows)
+    _, i = block_offsets(tl.program_id(0), BLOCK, rows)
     flags = tl.load(uncertain + i)
     if tl.max(flags, 0) > 0:
         for n in range(BLOCK):
@@ -180,7 +192,7 @@ def compare(
                 best = tl.full((BN,), float("-inf"), DTYPE)
                 of_tile = tl.full((BN,), -1, tl.int32)
                 for tile in range(tl.cdiv(columns, BN)):
-                    at_columns, j = places(tile, BN, columns)
+                    at_columns, j = block_offsets(tile, BN, columns)
                     total = tl.zeros((BN, BK), DTYPE)
                     for start in range(0, width, BK):
                         k = start + tl.arange(0, BK)
@@ -188,9 +200,10 @@ def compare(
                         difference = u[None, :] - vectors(y, j, start, width, y_row, y_column, BK, DTYPE)
                         total += difference * difference
                     value = -tl.sum(total, 1)
-                    mask = (at_columns < columns) & (value == value)
+                    column_label = tl.load(column_labels + j)
+                    mask = (at_columns < columns) & (value == value) & (column_label != UNADMITTED)
                     if RELATION != ANY:
-                        same = tl.load(row_labels + row) == tl.load(column_labels + j)
+                        same = tl.load(row_labels + row) == column_label
                         mask = mask & (same != (RELATION == DIFFERENT))
                     if self_index is not None:
                         mask = mask & (tl.load(self_index + row) != at_columns)
@@ -206,16 +219,16 @@ def compare(
 
 @triton.jit
 def merge(
-    x, y, x_factor, y_factor, self_index, values, indices, seconds, largest, similarity, index, uncertain,
-    rows, columns, width, x_row, x_column, y_row, y_column, shares, k, tolerance,
+    x, y, x_factor, y_factor, self_index, values, indices, seconds, largest_half_square, similarity, index,
+    uncertain, rows, columns, width, x_row, x_column, y_row, y_column, shares, k, tolerance,
     BLOCK: tl.constexpr, BK: tl.constexpr, K: tl.constexpr, SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The best of all shares, and their exact similarities; with seconds, whether a row's best is in doubt.
 
-    largest: of all |y_j|^2 / 2; tolerance: relative error of <x, y>, in units of |x| |y|.
+    largest_half_square: of all |y_j|^2 / 2. tolerance: the relative error of <x, y>, in units of |x| |y|.
     """
-    at, i = places(tl.program_id(0), BLOCK, rows)
+    at, i = block_offsets(tl.program_id(0), BLOCK, rows)
     of_x = factors(x_factor, i, BLOCK, SIMILARITY, DTYPE)
     invalid = at < 0
     if self_index is not None:
@@ -254,7 +267,7 @@ def merge(
             for start in range(0, width, BK):
                 v = vectors(x, i, start, width, x_row, x_column, BK, DTYPE)
                 squares += v * v
-            most = tl.load(largest)
+            most = tl.load(largest_half_square)
             # Of products; and of the distance itself, within two roundings of which others tie.
             error = tolerance * (tl.sqrt(tl.sum(squares, 1)) * tl.sqrt(2 * most) + most)
             error += tl.where(found, 2 * 1.1920929e-7 * tl.abs(u), 0.0)

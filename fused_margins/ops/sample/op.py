@@ -29,7 +29,7 @@ class Sample(NamedTuple):
 class Outputs(NamedTuple):
     """The drawn columns."""
 
-    index: Annotated[Tensor, Output(("rows",), dtype=lambda x: torch.int64)]
+    index: Annotated[Tensor, Output(("rows",), dtype=lambda x: torch.int64)]  # type: ignore[assignment]
 
 
 sample = Op("sample", Sample, Outputs, reference, aliases={"draw": {}})

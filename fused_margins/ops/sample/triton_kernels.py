@@ -1,9 +1,17 @@
-"""What runs on the GPU of `draw`: see ``kernel_triton.py``, which launches it."""
+"""What runs on the GPU of `sample`: see ``kernel_triton.py``, which launches it."""
 
 import triton
 import triton.language as tl
 
-from ..triton_tiles import IGNORED, INVALID, factors, index_status, open_to_rows, places, similarities
+from ...backends.triton.tiles import (
+    IGNORED,
+    INVALID,
+    block_offsets,
+    factors,
+    index_status,
+    open_to_rows,
+    similarities,
+)
 
 # Squared distances below which weights are equal, and from which on there is none.
 NEAREST_SQUARED, FARTHEST_SQUARED = tl.constexpr(0.25), tl.constexpr(1.96)
@@ -46,7 +54,7 @@ def search(
 ):  # fmt: skip
     """Of each row the largest number among this program's tiles, -inf where nothing is admitted: (share, rows)."""
     block, share = tl.program_id(0), tl.program_id(1)
-    at_rows, i = places(block, BM, rows)
+    at_rows, i = block_offsets(block, BM, rows)
     of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
     label = tl.load(row_labels + i)
     key = tl.load(seed).to(tl.uint32)
@@ -56,7 +64,7 @@ def search(
     of_tile = tl.full((BM, BN), -1, tl.int32)
     first = share * tiles_each
     for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
-        at_columns, j = places(tile, BN, columns)
+        at_columns, j = block_offsets(tile, BN, columns)
         of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
         u = similarities(
             x, y, block, tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
@@ -83,7 +91,7 @@ def search(
 @triton.jit
 def finish(values, indices, self_index, index, rows, columns, shares, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
     """The best of all shares, in their order; -1 for a row whose self index is out of range."""
-    at, i = places(tl.program_id(0), BLOCK, rows)
+    at, i = block_offsets(tl.program_id(0), BLOCK, rows)
     best = tl.full((BLOCK,), float("-inf"), DTYPE)
     best_index = tl.full((BLOCK,), -1, tl.int32)
     for share in range(shares):

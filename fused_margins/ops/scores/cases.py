@@ -121,7 +121,10 @@ CASES = (
         lambda g: _plain(g, 70, 300, 72),
         "16-bit vectors at multiples of 16 bytes, which a GPU's copy engine fetches",
     ),
-    *(Case(f"negated-{s}", partial(_learnable, similarity=s, sign=-1), "all with the other sign") for s in SIMILARITIES),
+    *(
+        Case(f"negated-{s}", partial(_learnable, similarity=s, sign=-1), "all with the other sign")
+        for s in SIMILARITIES
+    ),
     Case("wide", lambda g: _plain(g, 5, 7, 307, similarity="dot", scale=_single(0.1)), "wider than any tile, few rows"),
 )
 

@@ -11,23 +11,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import gpu, kept
-from .gpu import cdiv
-from .similarity import SIMILARITIES, accumulation_dtype
+from ...core import indices
+from ...core.enums import Relation, Similarity
+from ...core.similarity import accumulation_dtype
+from . import launch
+from .launch import cdiv
 
-BN = kept.TRITON_BLOCK
+BN = 128  # columns of a tile, and of a block of similarities that a forward saves
 
-COSINE, DOT, EUCLIDEAN = (tl.constexpr(i) for i in range(3))
-DIFFERENT, SAME, ANY = (tl.constexpr(i) for i in range(3))
-IGNORED, INVALID = tl.constexpr(-1), tl.constexpr(-2)
-# How tiles of vectors are read: up to the last component under a mask, whole, or by a descriptor (TMA).
-MASKED, WHOLE, DESCRIBED = (tl.constexpr(i) for i in range(3))
-INTERPRETED = tl.constexpr(gpu.interpreted)
+COSINE, DOT, EUCLIDEAN = (tl.constexpr(int(option)) for option in Similarity)
+DIFFERENT, SAME, ANY = (tl.constexpr(int(option)) for option in Relation)
+# What `index_status` and `target_status` make of an index that is none, in 32 bits.
+IGNORED, INVALID, ABSENT = tl.constexpr(indices.IGNORED), tl.constexpr(indices.INVALID), tl.constexpr(-3)
+# A target and a column label with a meaning of their own, in 64 bits.
+ABSENT_TARGET, UNADMITTED = tl.constexpr(indices.ABSENT), tl.constexpr(indices.UNADMITTED)
+# How tiles of vectors are read: up to the last component under a mask, whole, or by the copy engine (TMA).
+MASKED, WHOLE, TMA = (tl.constexpr(i) for i in range(3))
+INTERPRETED = tl.constexpr(launch.interpreted)
 LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def places(block, SIZE: tl.constexpr, count):
+def block_offsets(block, SIZE: tl.constexpr, count):
     """Which rows (or columns) a block holds, and the same within the matrix, in 64 bits for addresses."""
     at = block * SIZE + tl.arange(0, SIZE)
     return at, tl.minimum(at, count - 1).to(tl.int64)
@@ -57,8 +62,8 @@ def products(
 ):  # fmt: skip
     """<x_i, y_j> (BM, BN) or |x_i - y_j|^2, accumulated in DTYPE; NORMALIZE: of vectors times their factors.
 
-    rows (BM,) and columns (BN,) within the matrices; x_row, x_column: strides of x in elements. DESCRIBED: x and y are
-    descriptors; beyond the last row or column they give zeros.
+    rows (BM,) and columns (BN,) within the matrices; x_row, x_column: strides of x in elements. TMA: x and y are
+    tensor descriptors; beyond the last row or column they give zeros.
     """
     acc = tl.zeros((BM, BN), DTYPE)
     if SIMILARITY == EUCLIDEAN:
@@ -69,7 +74,7 @@ def products(
             acc += difference * difference
             x_at += x_column
             y_at += y_column
-    elif LOADS == DESCRIBED:
+    elif LOADS == TMA:
         for start in range(0, width, BK):
             acc = dot(x.load([block * BM, start]), y.load([tile * BN, start]).T, acc, PRECISION, DTYPE)
     else:
@@ -146,9 +151,10 @@ def similarities(
 @triton.jit
 def open_to_rows(u, i, label, self_index, at_columns, j, columns, column_labels, RELATION: tl.constexpr):
     """(BM, BN): the columns of a tile that each row may choose, whose similarities u are numbers."""
-    mask = (at_columns < columns)[None, :] & (u == u)
+    column_label = tl.load(column_labels + j)
+    mask = ((at_columns < columns) & (column_label != UNADMITTED))[None, :] & (u == u)
     if RELATION != ANY:
-        same = label[:, None] == tl.load(column_labels + j)[None, :]
+        same = label[:, None] == column_label[None, :]
         mask = mask & (same != (RELATION == DIFFERENT))
     if self_index is not None:
         mask = mask & (tl.load(self_index + i)[:, None] != at_columns[None, :])
@@ -234,10 +240,17 @@ def index_status(index, size, ignored):
 
 
 @triton.jit
+def target_status(target, columns, ignored):
+    """`index_status`, and ABSENT for a row whose class lives elsewhere."""
+    status = index_status(target, columns, ignored)
+    return tl.where((target == ABSENT_TARGET) & (status == INVALID), ABSENT, status)
+
+
+@triton.jit
 def _store_inverse_lengths(
     a, factor, count, width, row, column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr
 ):  # fmt: skip
-    at, i = places(tl.program_id(0), BLOCK, count)
+    at, i = block_offsets(tl.program_id(0), BLOCK, count)
     tl.store(factor + at, inverse_lengths(a, i, width, row, column, BLOCK, BK, DTYPE), mask=at < count)
 
 
@@ -259,10 +272,10 @@ TILES = {
 }
 # Of those that hold little beside the similarities.
 LARGE_TILES = TILES | {torch.bfloat16: Tiles(128, 64, 8, 3), torch.float16: Tiles(128, 64, 8, 3)}
-# Where descriptors fetch the tiles, so that no register holds an address. Two blocks of four warps, of which one
+# Where the copy engine fetches the tiles, so that no register holds an address. Two blocks of four warps, of which one
 # computes while the other waits, beat one of eight: on an H200 at 1024 x 512 x 100,000 in bfloat16 similarities take
 # 178 us for 265.
-DESCRIBED_TILES = Tiles(128, 64, 4, 3)
+TMA_TILES = Tiles(128, 64, 4, 3)
 # Euclidean ones subtract and have no use of the matrix units.
 EUCLIDEAN_TILES = Tiles(16, 16, 4, 1)
 _NUMBERS = {torch.float64: tl.float64, torch.float32: tl.float32}
@@ -286,25 +299,25 @@ def vector_block(width: int, most: int = 256) -> int:
 
 
 def tile_options(
-    table: dict[torch.dtype, Tiles], x: Tensor, y: Tensor, similarity: str, with_descriptors: Tiles | None = None
+    table: dict[torch.dtype, Tiles], x: Tensor, y: Tensor, similarity: Similarity, with_tma: Tiles | None = None
 ) -> dict[str, Any]:
     """What every kernel that makes similarities is compiled for; x is the rows.
 
-    with_descriptors: its tiles where descriptors can fetch them; None: it has no use of them.
+    with_tma: the tiles that it takes where the copy engine can fetch them; None: it has no use of the copy engine.
     """
     rows, width = x.shape
-    euclidean = similarity == SIMILARITIES[EUCLIDEAN.value]
-    described = not euclidean and with_descriptors is not None and gpu.can_describe(x, y)
-    tiles = fit((with_descriptors if described else None) or (EUCLIDEAN_TILES if euclidean else table[x.dtype]), rows)
+    euclidean = similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN
+    tma = not euclidean and with_tma is not None and launch.can_use_tma(x, y)
+    tiles = fit((with_tma if tma else None) or (EUCLIDEAN_TILES if euclidean else table[x.dtype]), rows)
     return {
         "BM": tiles.BM,
         "BN": BN,
         "BK": tiles.BK,
-        "LOADS": (DESCRIBED if described else WHOLE if width > 0 and width % tiles.BK == 0 else MASKED).value,
-        "SIMILARITY": SIMILARITIES.index(similarity),
+        "LOADS": (TMA if tma else WHOLE if width > 0 and width % tiles.BK == 0 else MASKED).value,
+        "SIMILARITY": int(similarity),
         # 32-bit cosines are of unit vectors, made as they are read; 16-bit ones are scaled when they are done.
-        "NORMALIZE": similarity == "cosine" and x.dtype.itemsize >= 4,
-        "PRECISION": gpu.precision(x.dtype),
+        "NORMALIZE": similarity == Similarity.COSINE and x.dtype.itemsize >= 4,
+        "PRECISION": launch.precision(x.dtype),
         "DTYPE": numbers(x.dtype),
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
@@ -313,9 +326,10 @@ def tile_options(
 
 def sides(x: Tensor, y: Tensor, options: dict[str, Any]) -> tuple[Any, Any]:
     """x and y as the kernels of these options read them."""
-    if options["LOADS"] != DESCRIBED.value:
+    if options["LOADS"] != TMA.value:
         return x, y
-    return gpu.describe(x, options["BM"], options["BK"]), gpu.describe(y, options["BN"], options["BK"])
+    depth = options["BK"]
+    return launch.tma_descriptor(x, options["BM"], depth), launch.tma_descriptor(y, options["BN"], depth)
 
 
 def store_factors(t: Tensor, factor: Tensor) -> None:
@@ -323,7 +337,7 @@ def store_factors(t: Tensor, factor: Tensor) -> None:
     if t.shape[0]:
         depth = vector_block(t.shape[1])
         block = 4096 // depth
-        gpu.launch(
+        launch.launch(
             _store_inverse_lengths, (cdiv(t.shape[0], block),), t, factor, *t.shape, *t.stride(),
             BLOCK=block, BK=depth, DTYPE=numbers(t.dtype), num_warps=4,
         )  # fmt: skip

@@ -18,22 +18,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import gpu
-from .gpu import cdiv
-from .similarity import SIMILARITIES, accumulation_dtype
-from .triton_tiles import (
+from ...core.enums import Similarity
+from ...core.similarity import accumulation_dtype
+from . import launch
+from .launch import cdiv
+from .tiles import (
     BN,
     COSINE,
-    DESCRIBED,
     DOT,
     EUCLIDEAN,
     MASKED,
+    TMA,
     WHOLE,
     Tiles,
+    block_offsets,
     dot,
     fit,
     numbers,
-    places,
     vector_block,
 )
 
@@ -41,12 +42,12 @@ CHUNK_BYTES = 100 * 2**20  # of W, which goes through the L2 cache of a large GP
 
 
 @triton.jit
-def weight_factor(of_x, unit, SIMILARITY: tl.constexpr):
+def weight_factor(of_x, gradient_scale, SIMILARITY: tl.constexpr):
     """What makes W of G in a whole row, (BM,)."""
     if SIMILARITY == EUCLIDEAN:
-        return of_x * (2 * tl.load(unit))
+        return of_x * (2 * tl.load(gradient_scale))
     else:
-        return of_x * tl.load(unit)
+        return of_x * tl.load(gradient_scale)
 
 
 @triton.jit
@@ -65,7 +66,7 @@ def store_weights(
             tl.store(column_sums + block * chunk + here, tl.sum(w * t, 0))
         w = w * of_y[None, :]
     sums = of_x
-    if LOADS == DESCRIBED:
+    if LOADS == TMA:
         weights.store([block * BM, tile * BN], w.to(weights.dtype))
     else:
         w = w.to(weights.dtype.element_ty)
@@ -79,7 +80,7 @@ def store_weights(
 
 @triton.jit
 def _columns(
-    weights, x, y, y_factor, column_sums, unit, grad_y,
+    weights, x, y, y_factor, column_sums, gradient_scale, grad_y,
     rows, columns, width, x_row, x_column, y_row, y_column, first_column, chunk, blocks,
     BN: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     EUCLIDEAN_SHIFT: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
@@ -93,7 +94,7 @@ def _columns(
     origin = tl.zeros((BD,), DTYPE)
     if EUCLIDEAN_SHIFT:
         origin = tl.load(y + d * y_column, mask=at_d < width, other=0.0)
-    if LOADS == DESCRIBED:
+    if LOADS == TMA:
         for start in range(0, rows, BK):
             a = weights.load([start, tile * BN]).T
             acc = dot(a, x.load([start, d_block * BD]), acc, PRECISION, DTYPE)
@@ -113,13 +114,13 @@ def _columns(
             acc = dot(a, b, acc, PRECISION, DTYPE)
             w_tile += BK * chunk
             x_tile += BK * x_row
-    acc = acc / tl.load(unit)
-    at_columns, j = places((first_column // BN) + tile, BN, columns)
+    acc = acc / tl.load(gradient_scale)
+    at_columns, j = block_offsets((first_column // BN) + tile, BN, columns)
     if SIMILARITY != DOT:
         multiple = tl.zeros((BN,), DTYPE)
         for block in range(blocks):
             multiple += tl.load(column_sums + block * chunk + here)
-        multiple /= tl.load(unit)
+        multiple /= tl.load(gradient_scale)
         if SIMILARITY == COSINE:
             of_y = tl.load(y_factor + j)
             multiple *= of_y * of_y
@@ -138,13 +139,13 @@ def _rows(
 ):  # fmt: skip
     """A share's part of W y, (BM, BD), added to what the chunks before have left."""
     block, d_block, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    at_rows, i = places(block, BM, rows)
+    at_rows, i = block_offsets(block, BM, rows)
     at_d = d_block * BD + tl.arange(0, BD)
     d = at_d.to(tl.int64)
     first = share * each
     last = tl.minimum(first + each, here)
     acc = tl.zeros((BM, BD), DTYPE)
-    if LOADS == DESCRIBED:  # zeros beyond the last y
+    if LOADS == TMA:  # zeros beyond the last y
         for start in range(first, last, BK):
             a = weights.load([block * BM, start])
             acc = dot(a, y.load([first_column + start, d_block * BD]), acc, PRECISION, DTYPE)
@@ -176,12 +177,12 @@ def _rows(
 
 @triton.jit
 def _finish_rows(
-    partial, x, y, x_factor, row_sums, unit, grad_x, rows, width, x_row, x_column, y_column, shares,
+    partial, x, y, x_factor, row_sums, gradient_scale, grad_x, rows, width, x_row, x_column, y_column, shares,
     BLOCK: tl.constexpr, BD: tl.constexpr, SIMILARITY: tl.constexpr, EUCLIDEAN_SHIFT: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Gradient of x: the shares of W y in their order, minus a multiple of x."""
-    at, i = places(tl.program_id(0), BLOCK, rows)
-    by = 1.0 / tl.load(unit)
+    at, i = block_offsets(tl.program_id(0), BLOCK, rows)
+    by = 1.0 / tl.load(gradient_scale)
     multiple = tl.zeros((BLOCK,), DTYPE)
     if SIMILARITY == COSINE:
         along = tl.zeros((BLOCK, BD), DTYPE)
@@ -219,12 +220,12 @@ PRODUCT_TILES = {
     torch.float32: Tiles(128, 32, 8, 3),
     torch.float64: Tiles(32, 16, 8, 1),
 }
-DESCRIBED_PRODUCT = Tiles(128, 64, 4, 3)
+TMA_PRODUCT = Tiles(128, 64, 4, 3)
 BD = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64, torch.float64: 32}
 
 
 class Gradients:
-    """Of x and y, where they are wanted.
+    """Of x and y, where they are wanted. gradient_scale: what the function of this name gives.
 
     An op writes `weights` (rows, chunk), `column_sums` (row blocks, chunk), where the similarity has such, and
     `row_sums` (tiles of the chunk, rows) for Euclidean distances; then `add` takes them up.
@@ -234,16 +235,16 @@ class Gradients:
         self,
         x: Tensor,
         y: Tensor,
-        similarity: str,
+        similarity: Similarity,
         of_x: bool,
         of_y: bool,
         x_factor: Tensor,
         y_factor: Tensor,
-        unit: Tensor,
+        gradient_scale: Tensor,
         row_blocks: int,
     ) -> None:
         (rows, width), columns = x.shape, y.shape[0]
-        self.x, self.y, self.unit, self.row_blocks = x, y, unit, row_blocks
+        self.x, self.y, self.gradient_scale, self.row_blocks = x, y, gradient_scale, row_blocks
         self.x_factor, self.y_factor = x_factor, y_factor
         self.of_x, self.of_y = of_x, of_y
         self.sizes = rows, columns, width
@@ -251,32 +252,32 @@ class Gradients:
         most = min(max(1, CHUNK_BYTES // (rows * BN * x.element_size())), 1 << 14)
         self.chunk_tiles = cdiv(self.tiles, cdiv(self.tiles, most))  # in equal parts
         self.chunk = self.chunk_tiles * BN
-        self.described = similarity != "negative_squared_euclidean" and gpu.can_describe(x, y)
-        self.product = fit(DESCRIBED_PRODUCT if self.described else PRODUCT_TILES[x.dtype], rows)
+        self.tma = similarity != Similarity.NEGATIVE_SQUARED_EUCLIDEAN and launch.can_use_tma(x, y)
+        self.product = fit(TMA_PRODUCT if self.tma else PRODUCT_TILES[x.dtype], rows)
         self.BD = BD[x.dtype]
         self.d_blocks = cdiv(max(1, width), self.BD)
         programs = self.chunk_tiles * cdiv(rows, self.product.BM) * self.d_blocks
-        self.each = cdiv(programs, gpu.programs(x.device)) * BN  # columns of a share of W y
+        self.each = cdiv(programs, launch.num_persistent_programs(x.device)) * BN  # columns of a share of W y
         self.shares = cdiv(self.chunk, self.each)
 
         def new(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=accumulation_dtype(x.dtype), device=x.device)
 
-        self.code = SIMILARITIES.index(similarity)
-        euclidean = similarity == "negative_squared_euclidean"
+        self.similarity = int(similarity)
+        euclidean = similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN
         self.weights = torch.empty(rows, self.chunk, dtype=x.dtype, device=x.device)
-        self.column_sums = new(row_blocks, self.chunk) if of_y and similarity != "dot" else new(0)
+        self.column_sums = new(row_blocks, self.chunk) if of_y and similarity != Similarity.DOT else new(0)
         self.row_sums = new(self.chunk_tiles, rows) if euclidean else new(0)
         self.all_row_sums = new(rows).zero_() if euclidean else new(0)
         self.partial = new(self.shares, rows, width) if of_x else new(0)
-        self.grad_x = torch.empty(x.shape if of_x else 0, dtype=x.dtype, device=x.device)
-        self.grad_y = torch.empty(y.shape if of_y else 0, dtype=y.dtype, device=x.device)
+        self.grad_x = x.new_empty(x.shape) if of_x else None
+        self.grad_y = y.new_empty(y.shape) if of_y else None
         self.options: dict[str, Any] = {
             "BD": self.BD,
             "BK": self.product.BK,
             # W y - x sum W cancels far from the origin, so it moves to y_0; in 16 bits differences would be rounded.
             "EUCLIDEAN_SHIFT": euclidean and x.dtype in (torch.float32, torch.float64),
-            "PRECISION": gpu.precision(x.dtype),
+            "PRECISION": launch.precision(x.dtype),
             "DTYPE": numbers(x.dtype),
             "num_warps": self.product.num_warps,
             "num_stages": self.product.num_stages,
@@ -288,26 +289,27 @@ class Gradients:
         self.of_rows = self._tiles(self.weights, block, step), self._tiles(y, step, self.BD)
 
     def _tiles(self, t: Tensor, *block: int) -> Any:
-        return gpu.describe(t, *block) if self.described else t
+        """A matrix as a product reads blocks of it."""
+        return launch.tma_descriptor(t, *block) if self.tma else t
 
     def _loads(self, whole: bool) -> int:
-        return (DESCRIBED if self.described else WHOLE if whole else MASKED).value
+        return (TMA if self.tma else WHOLE if whole else MASKED).value
 
     def add(self, first: int, count: int) -> None:
         """Take up tiles first ... first + count - 1, which lie in `weights` from its start."""
         rows, _, width = self.sizes
         step, block = self.product.BK, self.product.BM
         if self.of_y and width:
-            gpu.launch(
+            launch.launch(
                 _columns, (self.d_blocks, count),
                 *self.of_columns,
-                self.y, self.y_factor, self.column_sums, self.unit, self.grad_y,
+                self.y, self.y_factor, self.column_sums, self.gradient_scale, self.grad_y,
                 *self.sizes, *self.x.stride(), *self.y.stride(), first * BN, self.chunk, self.row_blocks,
-                BN=BN, LOADS=self._loads(rows % step == 0 and width % self.BD == 0), SIMILARITY=self.code,
+                BN=BN, LOADS=self._loads(rows % step == 0 and width % self.BD == 0), SIMILARITY=self.similarity,
                 **self.options,
             )  # fmt: skip
         if self.of_x and width:
-            gpu.launch(
+            launch.launch(
                 _rows, (cdiv(rows, block), self.d_blocks, self.shares),
                 *self.of_rows,
                 self.partial, *self.sizes, *self.y.stride(), first * BN, count * BN, self.chunk,
@@ -318,22 +320,23 @@ class Gradients:
             self.all_row_sums += self.row_sums[:count].sum(0)
         self.chunks_before += 1
 
-    def finish(self) -> tuple[Tensor, Tensor]:
-        """Gradients of x and y; empty where not wanted."""
+    def finish(self) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of x and y, those that are wanted."""
         rows, _, width = self.sizes
         if self.of_x and width:
-            gpu.launch(
+            launch.launch(
                 _finish_rows, (cdiv(rows, 4),),
-                self.partial, self.x, self.y, self.x_factor, self.all_row_sums, self.unit, self.grad_x, rows, width,
-                *self.x.stride(), self.y.stride(1), self.shares, BLOCK=4, BD=vector_block(width), SIMILARITY=self.code,
-                EUCLIDEAN_SHIFT=self.options["EUCLIDEAN_SHIFT"], DTYPE=self.options["DTYPE"], num_warps=4,
+                self.partial, self.x, self.y, self.x_factor, self.all_row_sums, self.gradient_scale, self.grad_x,
+                rows, width, *self.x.stride(), self.y.stride(1), self.shares, BLOCK=4, BD=vector_block(width),
+                SIMILARITY=self.similarity, EUCLIDEAN_SHIFT=self.options["EUCLIDEAN_SHIFT"],
+                DTYPE=self.options["DTYPE"], num_warps=4,
             )  # fmt: skip
         return self.grad_x, self.grad_y
 
 
-def unit(x: Tensor, largest_weight: Callable[[], Tensor]) -> Tensor:
+def gradient_scale(x: Tensor, largest_weight: Callable[[], Tensor]) -> Tensor:
     """What W is multiplied by before it is rounded: 1; for float16 the power of two that makes all of it fit."""
-    one = gpu.one(x.device, accumulation_dtype(x.dtype))
+    one = launch.one(x.device, accumulation_dtype(x.dtype))
     if x.dtype != torch.float16:
         return one
     largest = largest_weight()
