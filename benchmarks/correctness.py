@@ -39,10 +39,11 @@ def _broken_rules(call: OpCall | None, inputs: Inputs, implementation: Implement
 
 
 def check_values(
+    inputs: Inputs,
     truth: Callable[[Inputs], Step],
     call: OpCall | None = None,
     observed: Callable[[Outputs, Inputs, bool], Outputs] = lambda outputs, inputs, exact: outputs,
-) -> Callable[[Inputs], Check]:
+) -> Check:
     """For outputs and gradients that are numbers.
 
     Args:
@@ -50,21 +51,17 @@ def check_values(
         call: what the rule of the tests is applied to; None: nothing.
         observed: what of the outputs is compared, as in an op's ``cases.py``.
     """
+    first = next(t for t in inputs.values() if isinstance(t, Tensor))
+    known: dict[str, Outputs] = {}
 
-    def check_for(inputs: Inputs) -> Check:
-        first = next(t for t in inputs.values() if isinstance(t, Tensor))
-        known: dict[str, Outputs] = {}
+    def check(implementation: Implementation, outputs: Outputs) -> list[str]:
+        changed, exact = repr(implementation.changes), _in_float64(inputs | implementation.changes)
+        if changed not in known:
+            known[changed] = observed(truth(exact)(), exact, False)
+        faults = _faults(observed(outputs, exact, False), known[changed], first.dtype)
+        return faults or _broken_rules(call, inputs, implementation)
 
-        def check(implementation: Implementation, outputs: Outputs) -> list[str]:
-            changed, exact = repr(implementation.changes), _in_float64(inputs | implementation.changes)
-            if changed not in known:
-                known[changed] = observed(truth(exact)(), exact, False)
-            faults = _faults(observed(outputs, exact, False), known[changed], first.dtype)
-            return faults or _broken_rules(call, inputs, implementation)
-
-        return check
-
-    return check_for
+    return check
 
 
 def _in_float64(inputs: Inputs) -> Inputs:
@@ -88,40 +85,36 @@ def _faults(outputs: Outputs, truth: Outputs, dtype: torch.dtype) -> list[str]:
     return faults
 
 
-def check_choice(search: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Check]:
+def check_choice(inputs: Inputs, search: Callable[[Inputs], Inputs]) -> Check:
     """For "index" (B,) and perhaps "similarity" (B,): by what a choice loses against the best one.
 
     `search` gives the arguments of `nearest`. The similarities are float64 matrix products of some rows at a time: the
     op's definition would take minutes at the sizes that are measured, and the whole matrix tens of gigabytes.
     """
+    p = search(inputs)
+    best = torch.cat([u.amax(1) for _, u in _similarities(p)])
+    longest = [cases.largest((p[side].double() - p["y"].double().mean(0)).norm(dim=1)) for side in "xy"]
+    u_largest = 1.0 if p.get("similarity", "cosine") == "cosine" else sum(longest) ** 2
+    granted = CHOICE_ROUNDINGS * torch.finfo(torch.float32).eps * u_largest
 
-    def check_for(inputs: Inputs) -> Check:
-        p = search(inputs)
-        best = torch.cat([u.amax(1) for _, u in _similarities(p)])
-        longest = [cases.largest((p[side].double() - p["y"].double().mean(0)).norm(dim=1)) for side in "xy"]
-        u_largest = 1.0 if p.get("similarity", "cosine") == "cosine" else sum(longest) ** 2
-        granted = CHOICE_ROUNDINGS * torch.finfo(torch.float32).eps * u_largest
+    def check(implementation: Implementation, outputs: Outputs) -> list[str]:
+        index = outputs["index"]
+        found = index >= 0
+        if not torch.equal(found, best > -torch.inf):
+            return ["index: a choice where there is none, or none where there is one"]
+        column = index.clamp(0, len(p["y"]) - 1)[:, None]
+        chosen = torch.cat([u.gather(1, column[rows])[:, 0] for rows, u in _similarities(p)])
+        errors = {"index": (best - chosen)[found]}
+        if "similarity" in outputs:
+            errors["similarity"] = (outputs["similarity"] - best)[found]
+        faults = [
+            f"{name}: off by {cases.largest(error):.3g}, granted {granted:.3g}"
+            for name, error in errors.items()
+            if not cases.largest(error) <= granted
+        ]
+        return faults or _broken_rules(lambda _: ("nearest", p), inputs, implementation)
 
-        def check(implementation: Implementation, outputs: Outputs) -> list[str]:
-            index = outputs["index"]
-            found = index >= 0
-            if not torch.equal(found, best > -torch.inf):
-                return ["index: a choice where there is none, or none where there is one"]
-            column = index.clamp(0, len(p["y"]) - 1)[:, None]
-            chosen = torch.cat([u.gather(1, column[rows])[:, 0] for rows, u in _similarities(p)])
-            errors = {"index": (best - chosen)[found]}
-            if "similarity" in outputs:
-                errors["similarity"] = (outputs["similarity"] - best)[found]
-            faults = [
-                f"{name}: off by {cases.largest(error):.3g}, granted {granted:.3g}"
-                for name, error in errors.items()
-                if not cases.largest(error) <= granted
-            ]
-            return faults or _broken_rules(lambda _: ("nearest", p), inputs, implementation)
-
-        return check
-
-    return check_for
+    return check
 
 
 def _similarities(p: Inputs) -> Iterator[tuple[slice, Tensor]]:
@@ -144,33 +137,29 @@ def _similarities(p: Inputs) -> Iterator[tuple[slice, Tensor]]:
         yield rows, u
 
 
-def check_sample(search: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Check]:
+def check_sample(inputs: Inputs, search: Callable[[Inputs], Inputs]) -> Check:
     """For "index" (B,), sampled by the weights of `fused_margins.ops.sample`: every column open to its row, and the sum
     over rows of the log weight's deviation from its mean within SAMPLE_DEVIATIONS standard deviations of 0, both of
     which the weights tell. `search` as above; every row has a column within the cut-off.
     """
+    p = search(inputs)
 
-    def check_for(inputs: Inputs) -> Check:
-        p = search(inputs)
+    def check(implementation: Implementation, outputs: Outputs) -> list[str]:
+        index, off, variance = outputs["index"], 0.0, 0.0
+        if tuple(index.shape) != (len(p["x"]),) or not bool(((index >= 0) & (index < len(p["y"]))).all()):
+            return ["index: expected a column for every row"]
+        for rows, u in _similarities(p):
+            weight = log_weight(2 - 2 * u, p["x"].shape[1]).masked_fill_(u == -torch.inf, -torch.inf)
+            sampled = weight.gather(1, index[rows, None])[:, 0]
+            if not bool(sampled.isfinite().all()):
+                return [f"index: {int((~sampled.isfinite()).sum())} columns that are not open to their row"]
+            probability, finite = weight.softmax(1), weight.masked_fill_(weight == -torch.inf, 0.0)
+            mean = (probability * finite).sum(1)
+            off += float((sampled - mean).sum())
+            variance += float((probability * (finite - mean[:, None]).square()).sum())
+        allowed = SAMPLE_DEVIATIONS * variance**0.5 + 1e-9 * len(p["x"])  # and rounding
+        if not abs(off) <= allowed:
+            return [f"index: the mean of log weights is off by {off:.3g}, granted {allowed:.3g}"]
+        return _broken_rules(lambda _: ("sample", p), inputs, implementation)
 
-        def check(implementation: Implementation, outputs: Outputs) -> list[str]:
-            index, off, variance = outputs["index"], 0.0, 0.0
-            if tuple(index.shape) != (len(p["x"]),) or not bool(((index >= 0) & (index < len(p["y"]))).all()):
-                return ["index: expected a column for every row"]
-            for rows, u in _similarities(p):
-                weight = log_weight(2 - 2 * u, p["x"].shape[1]).masked_fill_(u == -torch.inf, -torch.inf)
-                sampled = weight.gather(1, index[rows, None])[:, 0]
-                if not bool(sampled.isfinite().all()):
-                    return [f"index: {int((~sampled.isfinite()).sum())} columns that are not open to their row"]
-                probability, finite = weight.softmax(1), weight.masked_fill_(weight == -torch.inf, 0.0)
-                mean = (probability * finite).sum(1)
-                off += float((sampled - mean).sum())
-                variance += float((probability * (finite - mean[:, None]).square()).sum())
-            allowed = SAMPLE_DEVIATIONS * variance**0.5 + 1e-9 * len(p["x"])  # and rounding
-            if not abs(off) <= allowed:
-                return [f"index: the mean of log weights is off by {off:.3g}, granted {allowed:.3g}"]
-            return _broken_rules(lambda _: ("sample", p), inputs, implementation)
-
-        return check
-
-    return check_for
+    return check

@@ -34,9 +34,7 @@ def measure(
     for implementation in row.implementations:
         name = implementation.name
         reason = without.get(name) or row.refusal(implementation, inputs)
-        step = None
-        if not reason:
-            step, reason = checked(implementation, inputs, check)
+        step, reason = (None, reason) if reason else checked(implementation, inputs, check)
         if step is not None and patience < math.inf:
             start = time.perf_counter()
             step()

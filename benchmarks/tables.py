@@ -58,7 +58,11 @@ def gains(results: list[Results]) -> str:
         ratio = f"{others[fastest] / best:.2f}× ({fastest})"
         cells.append([GAINS[row.id], f"{size}, {dtype}", f"{1e3 * best:.3g}", eager, ratio])
     columns = ["what", "size", "ours, ms", "over eager PyTorch", "over the fastest other"]
-    return f"{markdown(columns, cells, 2)}\n\n{latest.machine.name}. Measured {runs_of(list(shown.values()))}.\n"
+    runs = [row.runs_with for row in shown.values()]
+    commits, dates = (", ".join(sorted({getattr(run, what) for run in runs})) for what in ("commit", "date"))
+    loads = sorted(run.load_before for run in runs)
+    text = f"{latest.machine.name}. Measured {dates}, at commits {commits}"
+    return f"{markdown(columns, cells, 2)}\n\n{text}, beside a load of {loads[0]:.1f} to {loads[-1]:.1f}.\n"
 
 
 def our_names(workload: Workload) -> set[str]:

@@ -1,5 +1,7 @@
 """Single rows, timed live by pytest-benchmark, one after another; python -m benchmarks compares them in turns."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,8 +11,7 @@ from .timing import waiting_for
 from .workload import Implementation, Row
 
 
-def test_implementation(row: Row, implementation: Implementation, request: pytest.FixtureRequest) -> None:
-    benchmark = request.getfixturevalue("benchmark")
+def test_implementation(row: Row, implementation: Implementation, benchmark: Any) -> None:
     benchmark.group = row.id
     torch.compiler.reset()
     inputs = row.inputs()

@@ -21,6 +21,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 5, 300
 FAR_BEHIND = 20.0
 
 Call = Callable[[], Any]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,7 @@ def waiting_for(device: str) -> Call | None:
 
 
 def take_turns(
-    steps: dict[str, Call],
-    seconds_each: float,
-    clock: Callable[[], float] = time.perf_counter,
-    wait: Call | None = None,
+    steps: dict[str, Call], seconds_each: float, clock: Clock = time.perf_counter, wait: Call | None = None
 ) -> dict[str, Times]:
     """Median-ready times of all steps, measured in about `seconds_each` for each of them."""
     calls = {name: _warm_up(step, clock, wait) for name, step in steps.items()}
@@ -74,7 +72,7 @@ def take_turns(
     return {name: Times(tuple(values), calls[name]) for name, values in seconds.items()}
 
 
-def _warm_up(step: Call, clock: Callable[[], float], wait: Call | None) -> int:
+def _warm_up(step: Call, clock: Clock, wait: Call | None) -> int:
     """Calls for a turn."""
     _turn(step, 1, clock, wait)
     start, calls = clock(), 0
@@ -88,7 +86,7 @@ def _warm_up(step: Call, clock: Callable[[], float], wait: Call | None) -> int:
     return for_turn
 
 
-def _turn(step: Call, calls: int, clock: Callable[[], float], wait: Call | None = None) -> float:
+def _turn(step: Call, calls: int, clock: Clock, wait: Call | None = None) -> float:
     """Seconds a call."""
     start = clock()
     for _ in range(calls):

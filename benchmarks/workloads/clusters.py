@@ -126,6 +126,7 @@ def _call(inputs: Inputs) -> tuple[str, Inputs]:
 
 distances, choice = differentiated("distances", "embeddings", "centroids"), returned("index")
 
+exact_distances = partial(distances, partial(cluster_distances, backend="reference"))
 NOT_CENTRED = "not centred: it cancels far from the origin"
 WORKLOADS = (
     Workload(
@@ -138,7 +139,7 @@ WORKLOADS = (
             peer("matmul form", distances, product_distances, f"|x|^2 + |y|^2 - 2xy, {NOT_CENTRED}"),
             *ours(distances, cluster_distances),
         ),
-        check_values(partial(distances, partial(cluster_distances, backend="reference")), _call),
+        partial(check_values, truth=exact_distances, call=_call),
     ),
     Workload(
         "nearest_cluster",
@@ -150,7 +151,7 @@ WORKLOADS = (
             peer("sorted bmm", choice, sorted_nearest, "both sides sorted by label and padded, a product a class"),
             *ours(choice, our_nearest, most_products=2**30),
         ),
-        check_choice(_search),
+        partial(check_choice, search=_search),
     ),
     Workload(
         "nearest_of_all",
@@ -163,6 +164,6 @@ WORKLOADS = (
             peer("faiss", choice, faiss_nearest, "faiss.knn", needs="faiss", devices=("cpu",)),
             *ours(choice, our_nearest, most_products=2**30),
         ),
-        check_choice(_search),
+        partial(check_choice, search=_search),
     ),
 )

@@ -88,15 +88,13 @@ def check_clusters(inputs: Inputs) -> Check:
         if assignments.shape != labels.shape:
             return [f"assignments: expected shape {tuple(labels.shape)}, got {tuple(assignments.shape)}"]
         pairs = torch.unique(torch.stack([assignments, labels]), dim=1)
-        faults = []
         if pairs.shape[1] != len(assignments.unique()):
-            faults.append("assignments: a cluster has samples of two classes")
+            return ["assignments: a cluster has samples of two classes"]
         if int(torch.bincount(pairs[1]).max()) > CLUSTERS:
-            faults.append(f"assignments: a class has more than {CLUSTERS} clusters")
+            return [f"assignments: a class has more than {CLUSTERS} clusters"]
         found = sum_of_squares(x, assignments)
-        if not found <= GRANTED * expected:
-            faults.append(f"assignments: sum of squares {found:.6g}, granted {GRANTED:g} x {expected:.6g}")
-        return faults
+        fault = f"assignments: sum of squares {found:.6g}, granted {GRANTED:g} x {expected:.6g}"
+        return [] if found <= GRANTED * expected else [fault]
 
     return check
 

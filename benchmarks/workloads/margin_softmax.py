@@ -190,7 +190,7 @@ WORKLOADS = (
         "B x D x C",
         tuple(_size(*shape, 0.35, "additive") for shape in SHAPES),
         ADDITIVE,
-        check_values(truth, _call),
+        partial(check_values, truth=truth, call=_call),
         (torch.float32, torch.bfloat16),
     ),
     Workload(
@@ -199,7 +199,7 @@ WORKLOADS = (
         "B x D x C",
         tuple(_size(*shape, 0.5, "angular") for shape in SHAPES[1:5:2]),
         ANGULAR,
-        check_values(truth, _call),
+        partial(check_values, truth=truth, call=_call),
     ),
 )
 

@@ -1,7 +1,6 @@
 """Every op of the registry at the sizes of its ``cases.py``, on every backend, beside the usual PyTorch code where it
 is written here."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -39,11 +38,7 @@ def eager_scores(x: Tensor, y: Tensor, target: Tensor, scale: float, margin: flo
 
 
 # An op without an entry is measured against its reference.
-EAGER: dict[str, Callable[..., Outputs]] = {
-    "contrast": eager_contrast,
-    "nearest": eager_nearest,
-    "scores": eager_scores,
-}
+EAGER = {"contrast": eager_contrast, "nearest": eager_nearest, "scores": eager_scores}
 
 
 def workload(name: str) -> Workload:
@@ -56,14 +51,11 @@ def workload(name: str) -> Workload:
         return op.run(arguments, backend)
 
     def size(shape: cases.Shape) -> Size:
-        return Size(
-            shape.name,
-            (shape.rows, shape.width, shape.columns),
-            lambda dtype, generator: op.make_benchmark(shape, dtype, generator),
-            large=shape.rows * shape.columns > 2**24,
-            multiply_adds=op.multiply_adds(shape),
-        )
+        sizes, large = (shape.rows, shape.width, shape.columns), shape.rows * shape.columns > 2**24
+        make = partial(op.make_benchmark, shape)
+        return Size(shape.name, sizes, make, large, multiply_adds=op.multiply_adds(shape))
 
+    truth = partial(prepare, partial(run, backend="reference"))
     eager = EAGER.get(name)
     gradients = ", with gradients" if op.DIFFERENTIABLE else ""
     return Workload(
@@ -72,7 +64,7 @@ def workload(name: str) -> Workload:
         "B x D x N",
         tuple(size(shape) for shape in op.SHAPES),
         (*(usual(prepare, eager) if eager else ()), *ours(prepare, run)),
-        check_values(partial(prepare, partial(run, backend="reference")), lambda inputs: (name, inputs), op.observed),
+        partial(check_values, truth=truth, call=lambda inputs: (name, inputs), observed=op.observed),
         (torch.float32, torch.bfloat16),
     )
 
