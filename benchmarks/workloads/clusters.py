@@ -104,7 +104,7 @@ def faiss_nearest(embeddings: Tensor, centroids: Tensor) -> Tensor:
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
-    return torch.from_numpy(faiss.knn(embeddings.numpy(), centroids.numpy(), 1)[1][:, 0])
+    return torch.from_numpy(faiss.knn(embeddings.float().numpy(), centroids.float().numpy(), 1)[1][:, 0])
 
 
 def our_nearest(backend: str, **inputs: Tensor) -> Tensor:

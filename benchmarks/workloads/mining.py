@@ -1,10 +1,8 @@
 """Easy positives, hardest and distance-weighted negatives: finding them, and the triplet loss with its gradient."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -18,9 +16,6 @@ from ..correctness import check_choice, check_sample, check_values
 from ..implementations import differentiated, graphs, metric_learning, on_device, ours, peer, returned, usual
 from ..workload import Inputs, Outputs, Series, Size, Step, Workload
 from .clusters import by_class
-
-if TYPE_CHECKING:
-    from pytorch_metric_learning import miners
 
 MARGIN = 0.2  # of squared distances
 SHAPES = ((512, 128, 4), (2048, 512, 16), (8192, 128, 4), (8192, 512, 64))
@@ -41,7 +36,7 @@ def _size(shape: tuple[int, int, int], *devices: str, name: str = "batch", offse
 POSITIVE_SIZES = (*(_size(shape, "cpu") for shape in SHAPES), _size((8192, 512, 4), "cuda"))
 NEGATIVE_SIZES = (_size((8192, 512, 4), "cpu"), _size((32768, 512, 4), "cuda"))
 # The offset makes cosines near 0.2, within the cut-off, as they are while a network learns.
-SAMPLED = ((SHAPES[0], "cpu"), (SHAPES[1], "cpu"), (SHAPES[2], "cpu"), ((8192, 512, 4), "cuda"))
+SAMPLED = (*((shape, "cpu") for shape in SHAPES[:3]), ((8192, 512, 4), "cuda"))
 
 
 def _search(inputs: Inputs) -> Inputs:
@@ -77,7 +72,7 @@ def sorted_positives(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     return similarity, torch.where(similarity > -torch.inf, index, -1)
 
 
-def _easy_hard() -> miners.BatchEasyHardMiner:
+def _easy_hard() -> Any:
     from pytorch_metric_learning import distances, miners
 
     return miners.BatchEasyHardMiner(pos_strategy="easy", neg_strategy="hard", distance=distances.CosineSimilarity())
@@ -89,7 +84,7 @@ def _distance_weighted(inputs: Inputs) -> Step:
     return _mined(miners.DistanceWeightedMiner(), 2, inputs)
 
 
-def _mined(miner: miners.BaseMiner, output: int, inputs: Inputs) -> Step:
+def _mined(miner: Any, output: int, inputs: Inputs) -> Step:
     """What the miner returns beside the anchors: positives are its second output, negatives the third."""
     labels = inputs["labels"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.correctness import check_choice, check_sample
-from benchmarks.workload import Implementation, Row
+from benchmarks.workload import Implementation, Workload
 from benchmarks.workloads import ROWS, WORKLOADS
 from fused_margins.backends import registry
 from fused_margins.ops.sample import sample
@@ -18,27 +18,36 @@ from .samples import faults, smallest_row, tampered, workload
 PEER = Implementation("peer", lambda inputs: dict)
 
 
+FEW = {"easy_positives", "hardest_negatives", "sample", "easy_positive_triplet"}  # a batch of fewer rows will do
+
+
 def outputs_of(implementation: Implementation, inputs: dict[str, Any]) -> dict[str, torch.Tensor] | None:
     """None for a backend that is not here."""
     try:
         return implementation.step(inputs)()
     except RuntimeError as error:
-        assert f"backend {implementation.backend!r} cannot run" in str(error)
+        if f"backend {implementation.backend!r} cannot run" not in str(error):
+            raise
         return None
 
 
-def assert_all_pass(row: Row) -> None:
-    inputs = row.inputs()
-    check = row.workload.check(inputs)  # once: what it compares with takes longer than most implementations
-    for implementation in row.implementations:
-        if implementation.name != "torch.compile" and row.refusal(implementation, inputs) is None:
+def assert_all_pass(w: Workload, inputs: dict[str, Any]) -> None:
+    check = w.check(inputs)  # once: what it compares with takes longer than most implementations
+    for implementation in w.implementations:
+        here = implementation.name != "torch.compile" and "cpu" in implementation.devices
+        if here and implementation.refuses(inputs) is None:
             outputs = outputs_of(implementation, inputs)
             assert outputs is None or check(implementation, outputs) == [], implementation.name
 
 
 @pytest.mark.parametrize("name", [w.name for w in WORKLOADS if not w.name.startswith("nearest_")])
 def test_every_implementation_passes(name: str) -> None:
-    assert_all_pass(smallest_row(name))
+    inputs = smallest_row(name).inputs()
+    if name in FEW:
+        inputs = {"embeddings": inputs["embeddings"][:128], "labels": torch.arange(128) % 32}
+    if name == "kmeans":
+        inputs = {n: t[inputs["labels"] < 2] for n, t in inputs.items()}
+    assert_all_pass(workload(name), inputs)
 
 
 @pytest.mark.parametrize(
@@ -83,11 +92,8 @@ def test_a_kernel_off_by_a_hundred_thousandth_is_wrong(name: str, op: str) -> No
     kernel = registry.kernel(op, "cpu")
 
     def forward(*args: Any) -> Any:
-        return (
-            tuple(1.00001 * t if i < len(outputs) - 1 and t is not None else t for i, t in enumerate(outputs))
-            if (outputs := kernel.forward(*args))
-            else ()
-        )
+        *outputs, saved = kernel.forward(*args)
+        return *(None if t is None else 1.00001 * t for t in outputs), saved
 
     assert faults(row, cpu) == []
     with registry.substitute(op, "cpu", SimpleNamespace(**(vars(kernel) | {"forward": forward}))):
@@ -146,7 +152,7 @@ def test_choices_are_checked_some_rows_at_a_time(
 
 
 def test_samples_are_checked_by_their_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, labels = torch.randn(600, 16, generator=torch.Generator().manual_seed(0)) + 1.5, torch.arange(600) % 5
+    x, labels = torch.randn(300, 16, generator=torch.Generator().manual_seed(0)) + 1.5, torch.arange(300) % 5
     problem = {"x": x, "y": x, "row_labels": labels, "column_labels": labels, "relation": "different"}
     problem |= {"self_index": None, "seed": torch.tensor(1)}
     sampled = sample(x, x, labels, labels, torch.tensor(1))
@@ -169,14 +175,7 @@ def test_nearest_centres_of_few_points(name: str) -> None:
     row = next(row for row in ROWS if row.workload.name == name)
     whole = row.inputs()
     for dtype in (torch.float32, torch.bfloat16):
-        inputs = {n: t[:300].to(dtype) if t.is_floating_point() else t[:300] for n, t in whole.items()}
+        inputs = {n: t[:100].to(dtype) if t.is_floating_point() else t[:100] for n, t in whole.items()}
         if "labels" in inputs:
             inputs["labels"] = inputs["centroid_labels"].clone()
-        check = workload(name).check(inputs)
-        for implementation in workload(name).implementations:
-            skipped = implementation.name == "torch.compile" or (
-                implementation.name == "faiss" and dtype != torch.float32
-            )
-            if not skipped and implementation.refuses(inputs) is None:
-                outputs = outputs_of(implementation, inputs)
-                assert outputs is None or check(implementation, outputs) == [], implementation.name
+        assert_all_pass(workload(name), inputs)
