@@ -32,11 +32,10 @@ parity: $(VENV)/installed-bench
 	$(call keep,runs/parity,parity)
 	$(BIN)/python -m benchmarks.tables
 
-# $(call keep,FOLDER,NAME): the report of FOLDER, and its pictures, to benchmarks/results/NAME.
+# $(call keep,FOLDER,NAME): the report of FOLDER, without its pictures, is the page NAME of docs/benchmarks.
 define keep
-mkdir -p benchmarks/results/$(2)
-cp $(1)/studies.json $(1)/report.md benchmarks/results/$(2)/
-cd $(1) && for picture in */*.png; do mkdir -p $(CURDIR)/benchmarks/results/$(2)/$$(dirname "$$picture") && cp "$$picture" $(CURDIR)/benchmarks/results/$(2)/"$$picture"; done
+sed '/^!\[/d' $(1)/report.md | cat -s > docs/benchmarks/$(2).md
+$(BIN)/python -c 'import json; r = json.load(open("$(1)/studies.json")); print("\nTraining took %.0f s, added up; %s." % (r["seconds"], ", ".join(map(" ".join, r["versions"].items()))))' >> docs/benchmarks/$(2).md
 endef
 
 lint: $(VENV)/installed-lint
@@ -52,14 +51,14 @@ format: $(VENV)/installed-lint
 
 # Every row, on one thread and on all: more than an hour.
 bench: $(VENV)/installed-bench
-	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,iqr,rounds --large --threads 1 $(BENCH_ARGS)
-	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,iqr,rounds --large $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks --large --threads 1 $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks --large $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.tables
 
-# Time and memory against the number of classes and of rows, and their plots.
+# Time and memory against the number of classes and of rows.
 growth: $(VENV)/installed-bench
-	$(BIN)/python -m benchmarks.growth $(GROWTH_ARGS)
-	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks --growth $(GROWTH_ARGS)
+	$(BIN)/python -m benchmarks.tables --pictures build/pictures
 
 tables: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.tables
@@ -112,7 +111,7 @@ gpu-determinism:
 	$(GPU_PYTHON) -m tests.gpu.determinism
 
 gpu-bench:
-	$(GPU_PYTHON) -m pytest benchmarks --device cuda $(BENCH_ARGS)
+	$(GPU_PYTHON) -m benchmarks --device cuda $(BENCH_ARGS)
 	$(GPU_PYTHON) -m benchmarks.tables
 
 $(VENV)/installed-%: $(BUILT_FROM)
