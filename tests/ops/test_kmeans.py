@@ -26,10 +26,10 @@ def by_hand(inputs: Inputs) -> tuple[Tensor, Tensor]:
         own = own.sort().values
         seeds = [own[waiting[0, own].argmin()]]
         while len(seeds) < slots:
-            squared = (x[own, None] - x[seeds]).square().sum(2).min(1).values
+            squared = (x[own, None] - x[torch.stack(seeds)]).square().sum(2).min(1).values
             time = torch.where(squared > 0, waiting[len(seeds), own] / squared, torch.inf)
             seeds.append(own[time.argmin()])
-        means = x[seeds].clone()
+        means = x[torch.stack(seeds)]
         for step in range(inputs["num_iterations"] + 1):
             nearest = torch.cdist(x[own], means).argmin(1)
             if step < inputs["num_iterations"]:

@@ -1,7 +1,6 @@
 """A program: all cases with every input beside a page that may not be touched, so that a stray read ends it.
 
-``python -m tests.ops.suite.guard_pages after`` (or ``before``) runs the cases; ``stray`` reads one byte too far, on
-purpose.
+``python -m tests.ops.suite.guard_pages after`` (or ``before``) runs the cases; ``stray`` reads one byte too far.
 """
 
 import ctypes
