@@ -51,7 +51,9 @@ class Search {
     }
     const int threads = thread_count(work);
     if (!small.empty()) {
-      const SmallGroups<T> pairs(a_, groups_, small, x_, y_, itself_, threads);
+      // The least similar by cosine have the bits of a search with -x, which is not y.
+      const bool itself = itself_ && (a_.largest || a_.similarity != Similarity::cosine);
+      const SmallGroups<T> pairs(a_, groups_, small, x_, y_, itself, threads);
       Buffer<uint8_t> in_range(int64_t(small.size()));
       std::fill(in_range.get(), in_range.get() + small.size(), uint8_t(1));
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
