@@ -4,14 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo reproduce parity test lint format bench growth tables sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
+.PHONY: demo reproduce parity test test-kernels lint format bench growth tables sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
 
-# A file a core: in one process the suite takes twice as long.
+# A test a core, but for those that share something: in one process the suite takes twice as long.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal --ignore=tests/kernels $(TEST_ARGS)
+
+# The kernels for a GPU without one: compiled for every architecture (nvcc, where it is there; Triton), and Triton's
+# interpreted on the CPU. The two cannot share a process.
+test-kernels: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/kernels $(TEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --dist worksteal --require-backends=triton -W ignore::RuntimeWarning tests/kernels tests/ops --ignore=tests/ops/suite -k "test_interpreted or triton" $(TEST_ARGS)
 
 # Omniglot and CIFAR-FS where FUSED_MARGINS_DATA says, or in ./data; three quarters of an hour on two cores. Called again, it goes
 # on where it stopped.
@@ -26,11 +32,10 @@ parity: $(VENV)/installed-bench
 	$(call keep,runs/parity,parity)
 	$(BIN)/python -m benchmarks.tables
 
-# $(call keep,FOLDER,NAME): the report of FOLDER, and its pictures, to benchmarks/results/NAME.
+# $(call keep,FOLDER,NAME): the report of FOLDER, without its pictures, is the page NAME of docs/benchmarks.
 define keep
-mkdir -p benchmarks/results/$(2)
-cp $(1)/studies.json $(1)/report.md benchmarks/results/$(2)/
-cd $(1) && for picture in */*.png; do mkdir -p $(CURDIR)/benchmarks/results/$(2)/$$(dirname "$$picture") && cp "$$picture" $(CURDIR)/benchmarks/results/$(2)/"$$picture"; done
+sed '/^!\[/d' $(1)/report.md | cat -s > docs/benchmarks/$(2).md
+$(BIN)/python -c 'import json; r = json.load(open("$(1)/studies.json")); print("\nTraining took %.0f s, added up; %s." % (r["seconds"], ", ".join(map(" ".join, r["versions"].items()))))' >> docs/benchmarks/$(2).md
 endef
 
 lint: $(VENV)/installed-lint
@@ -46,14 +51,14 @@ format: $(VENV)/installed-lint
 
 # Every row, on one thread and on all: more than an hour.
 bench: $(VENV)/installed-bench
-	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,iqr,rounds --large --threads 1 $(BENCH_ARGS)
-	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,iqr,rounds --large $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks --large --threads 1 $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks --large $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.tables
 
-# Time and memory against the number of classes and of rows, and their plots.
+# Time and memory against the number of classes and of rows.
 growth: $(VENV)/installed-bench
-	$(BIN)/python -m benchmarks.growth $(GROWTH_ARGS)
-	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks --growth $(GROWTH_ARGS)
+	$(BIN)/python -m benchmarks.tables --pictures build/pictures
 
 tables: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.tables
@@ -93,7 +98,7 @@ gpu-build:
 # cuBLAS is deterministic, as the tests ask, with a workspace of a fixed size.
 gpu-test: export CUBLAS_WORKSPACE_CONFIG = :4096:8
 gpu-test:
-	$(GPU_PYTHON) -m pytest tests/ops/test_parity.py tests/ops/test_rank.py tests/ops/test_semihard.py tests/ops/test_draw.py tests/ops/test_large.py tests/losses/test_sampling.py --require-backends=triton,cuda -k "triton or cuda or test_rank" $(TEST_ARGS)
+	$(GPU_PYTHON) -m pytest tests/ops/test_parity.py tests/ops/test_rank.py tests/ops/test_semihard.py tests/ops/test_draw.py tests/ops/test_large.py tests/mining/test_sampling.py --require-backends=triton,cuda -k "triton or cuda or test_rank" $(TEST_ARGS)
 	$(GPU_PYTHON) -m pytest tests/ops/test_determinism.py --require-backends=triton,cuda -k "test_same_bits and (triton or cuda)" $(TEST_ARGS)
 
 # Every tensor an allocation of its own: in torch's cache, who reads beyond one reads another.
@@ -106,7 +111,7 @@ gpu-determinism:
 	$(GPU_PYTHON) -m tests.gpu.determinism
 
 gpu-bench:
-	$(GPU_PYTHON) -m pytest benchmarks --device cuda $(BENCH_ARGS)
+	$(GPU_PYTHON) -m benchmarks --device cuda $(BENCH_ARGS)
 	$(GPU_PYTHON) -m benchmarks.tables
 
 $(VENV)/installed-%: $(BUILT_FROM)

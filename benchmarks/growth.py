@@ -1,43 +1,30 @@
-"""How cost grows: ``python -m benchmarks.growth`` measures every series, draws it, and stores both.
+"""How cost grows: ``python -m benchmarks --growth`` measures every series and stores it.
 
 A series is a workload at sizes that grow in one number. Its rows are measured as all others (``rows.py``), from the
-smallest on; a contestant that would need more than the patience or the memory at the next size, by what it took at the
-last ones, leaves. Rows are stored one by one: an interrupted run goes on from there.
+smallest on; who would need more than the patience or the memory at the next size, by what it took at the last ones,
+leaves. Rows are stored one by one: an interrupted run goes on from there.
 """
 
 import math
 import os
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-import tyro
-
-from fused_margins.fewshot.plots import COLOURS, MARKERS, panels_of, save
-from fused_margins.fewshot.tables import Table
-from fused_margins.fewshot.terminal import progress, say
 
 from . import results
-from .machine import Machine, RunsWith, this_machine
+from .machine import RunsWith, this_machine
 from .results import Figure, Results, ResultsError, RowResult
 from .rows import measure
 from .workload import Series
-from .workloads import SERIES
 
 FOLDER = results.FOLDER / "growth"
 FITTED = 4  # the largest sizes, where what a call costs in any case no longer shows
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a contestant may take for one call."""
-
-    seconds: float
-    memory_bytes: float
+PATIENCE_S = 3.0  # that a call may take
+MOST_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 3  # that a call may add at its peak
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
@@ -66,157 +53,74 @@ def expected(points: Sequence[tuple[float, float]], size: float) -> float:
     return cost * (size / last) ** power
 
 
-def measured(series: Series, rows: Mapping[str, RowResult], contestant: str) -> list[tuple[int, Figure]]:
-    """The sizes at which the contestant has a figure."""
-    found = []
-    for value, row in zip(series.values, series.rows):
-        figures = [f for f in rows[row.id].figures if f.contestant == contestant] if row.id in rows else []
-        found += [(value, figure) for figure in figures if figure.median_s is not None]
-    return found
+def measured(series: Series, rows: Mapping[str, RowResult], name: str) -> list[tuple[int, Figure]]:
+    """The sizes at which the implementation has a figure."""
+    found = ((v, rows[row.id].figures.get(name)) for v, row in zip(series.values, series.rows) if row.id in rows)
+    return [(value, figure) for value, figure in found if figure is not None and figure.median_s is not None]
 
 
-def _points(figures: Sequence[tuple[int, Figure]], cost: str) -> list[tuple[float, float]]:
+def points_of(figures: Sequence[tuple[int, Figure]], cost: str) -> list[tuple[float, float]]:
     """(size, cost) where there is a cost above 0, `cost` being a figure's field."""
     return [(value, float(getattr(f, cost))) for value, f in figures if (getattr(f, cost) or 0) > 0]
 
 
-def leaving(series: Series, rows: Mapping[str, RowResult], size: int, limits: Limits) -> dict[str, str]:
-    """Who does not take part at `size`, and why: contestant -> reason."""
+def leaving(series: Series, rows: Mapping[str, RowResult], size: int) -> dict[str, str]:
+    """Who does not take part at `size`, and why: name -> reason."""
     reasons = {}
-    for contestant in series.workload.contestants:
-        figures = measured(series, rows, contestant.name)
-        seconds = expected(_points(figures, "median_s"), size)
-        memory = expected(_points(figures, "extra_memory_bytes"), size)
-        if seconds > limits.seconds:
-            reasons[contestant.name] = f"about {seconds:.0f} s expected"
-        elif memory > limits.memory_bytes:
-            reasons[contestant.name] = f"about {memory / GIB:.0f} GiB expected"
+    for implementation in series.workload.implementations:
+        figures = measured(series, rows, implementation.name)
+        seconds = expected(points_of(figures, "median_s"), size)
+        memory = expected(points_of(figures, "memory_bytes"), size)
+        if seconds > PATIENCE_S:
+            reasons[implementation.name] = f"about {seconds:.0f} s expected"
+        elif memory > MOST_BYTES:
+            reasons[implementation.name] = f"about {memory / GIB:.0f} GiB expected"
     return reasons
 
 
-def run(series: Sequence[Series], folder: Path, limits: Limits, seconds_each: float) -> Results:
+def run(series: Sequence[Series], folder: Path, seconds_each: float) -> None:
     """Measure what is not stored yet at this commit, and store it."""
     machine, runs_with = this_machine(), RunsWith.now()
-    if not isinstance(machine, Machine):
-        raise ResultsError("the growth of cost is measured on a CPU")
-    path = folder / machine.file
+    path = folder / f"{machine.kind}.json"
     stored = results.read(path).rows if path.exists() else []
     current = {row.id: row for row in stored if row.runs_with.commit == runs_with.commit}
-    with progress("growth", total=sum(len(s.rows) for s in series), unit="rows") as advance:
-        for one in series:
-            for value, row in zip(one.values, one.rows):
-                if row.id not in current:
-                    reasons = leaving(one, current, value, limits)
-                    result, _ = measure(row, seconds_each, runs_with, frozenset(reasons), limits.seconds)
-                    for figure in result.figures:
-                        figure.reason = reasons.get(figure.contestant, figure.reason)
-                        if figure.red:
-                            raise ResultsError(f"{figure.contestant} does not compute {row.id}: {figure.reason}")
-                    results.store(folder, machine, result)
-                    current[row.id] = result
-                advance()
-    return results.read(path)
+    for one in series:
+        for value, row in zip(one.values, one.rows):
+            if row.id in current:
+                continue
+            print(row.id, flush=True)
+            reasons = leaving(one, current, value)
+            result = measure(row, seconds_each, runs_with, reasons, PATIENCE_S)
+            if wrong := [name for name, figure in result.figures.items() if figure.wrong]:
+                raise ResultsError(f"{row.id} is not what these compute: {', '.join(wrong)}")
+            results.store(folder, machine, result)
+            current[row.id] = result
+
+
+def complete(stored: Results, series: Sequence[Series]) -> Iterator[tuple[Series, dict[str, RowResult]]]:
+    """Series that are stored whole, with their rows."""
+    rows = {row.id: row for row in stored.rows}
+    yield from ((one, rows) for one in series if all(row.id in rows for row in one.rows))
 
 
 def draw(series: Series, rows: Mapping[str, RowResult], path: Path) -> None:
-    """Time and memory against the size, both axes logarithmic, a line a contestant."""
-    figure, grid = panels_of(2, 5.2, 4.0, columns=2)
-    costs = (("median_s", 1e3, "milliseconds a call"), ("extra_memory_bytes", 2.0**-20, "extra memory, MiB"))
-    shown = [c for c in series.workload.contestants if measured(series, rows, c.name)]
-    for axes, (cost, unit, label) in zip(grid, costs):
-        for number, contestant in enumerate(shown):
-            points = _points(measured(series, rows, contestant.name), cost)
+    """Time and memory against the size, both axes logarithmic, a line an implementation."""
+    from matplotlib.figure import Figure as Picture
+
+    picture = Picture(figsize=(10.4, 4.0), layout="constrained")
+    costs = (("median_s", 1e3, "milliseconds a call"), ("memory_bytes", 2.0**-20, "extra memory, MiB"))
+    for axes, (cost, unit, label) in zip(picture.subplots(1, 2), costs):
+        for number, implementation in enumerate(series.workload.implementations):
+            points = points_of(measured(series, rows, implementation.name), cost)
             if points:
+                sizes, values = zip(*points)
+                name = f"ours: {implementation.name}" if implementation.backend else implementation.name
+                width = 2.4 if implementation.backend else 1.2
                 axes.loglog(
-                    *zip(*((size, unit * value) for size, value in points)),
-                    marker=MARKERS[number % len(MARKERS)],
-                    color=COLOURS[number % len(COLOURS)],
-                    linewidth=2.4 if contestant.backend else 1.2,
-                    label=f"ours: {contestant.name}" if contestant.backend else contestant.name,
+                    sizes, [unit * v for v in values], "osD^vPX*"[number % 8] + "-", linewidth=width, label=name
                 )
         axes.set(xlabel=series.axis, ylabel=label)
         axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    save(figure, path)
-
-
-def table(series: Series, rows: Mapping[str, RowResult]) -> Table:
-    """A row a contestant: exponents, what it took at the largest size that it reached, and why it went no further."""
-    cells = []
-    last = rows[series.rows[-1].id]
-    for contestant in series.workload.contestants:
-        figures = measured(series, rows, contestant.name)
-        if not figures:
-            continue
-        size, largest = figures[-1]
-        powers = []
-        for cost in ("median_s", "extra_memory_bytes"):
-            points = _points(figures, cost)
-            power = exponent(*zip(*points)) if points else None
-            powers.append("—" if power is None else f"{power:.2f}")
-        memory = largest.extra_memory_bytes
-        cells.append(
-            [
-                f"ours: {contestant.name}" if contestant.backend else contestant.name,
-                *powers,
-                f"{size:,}",
-                f"{1e3 * (largest.median_s or 0):.3g}",
-                "—" if memory is None else f"{memory / 2**20:.1f}",
-                last.figure(contestant.name).reason or "the end",
-            ]
-        )
-    columns = ["", "time ~ size^", "memory ~ size^", f"largest {series.axis}", "ms there", "MiB there", "stopped by"]
-    sizes = f"{series.workload.symbols} from {series.rows[0].size.text} to {series.rows[-1].size.text}"
-    return Table(f"{series.workload.title}; {sizes}, float32", columns, cells)
-
-
-def render(folder: Path = FOLDER, series: Sequence[Series] = SERIES, beside: Path = results.FOLDER.parents[1]) -> str:
-    """The README's region: tables and pictures of every machine; paths are relative to `beside`."""
-    parts = []
-    for path in sorted(folder.glob("*.json")):
-        stored = results.read(path)
-        rows = {row.id: row for row in stored.rows}
-        complete = [one for one in series if all(row.id in rows for row in one.rows)]
-        if complete:
-            runs = dict.fromkeys(f"{row.date[:10]}, commit {row.runs_with.commit}" for row in stored.rows)
-            parts.append(f"{stored.machine}. Measured {'; '.join(runs)}.")
-        for one in complete:
-            picture = path.with_name(f"{path.stem}-{one.name}.png").relative_to(beside)
-            parts += [
-                table(one, rows).markdown(),
-                f"![Time and memory of {one.workload.name} against the {one.axis}.]({picture})",
-            ]
-    return "\n\n".join(parts) if parts else "Not measured yet."
-
-
-def main(
-    output: Path = FOLDER,
-    threads: int | None = None,
-    patience: float = 3.0,
-    memory_gib: float = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB / 3,
-    seconds: float = 0.3,
-) -> None:
-    """Measure how cost grows, on a CPU.
-
-    Args:
-        output: folder of results and pictures.
-        threads: that torch, and so everybody, may use; by default torch's own choice.
-        patience: seconds that a call may take.
-        memory_gib: that a call may add at its peak; by default a third of the machine's.
-        seconds: time for each contestant's turns.
-    """
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        stored = run(SERIES, output, Limits(patience, memory_gib * GIB), seconds)
-    except ResultsError as error:
-        sys.exit(f"error: {error}")
-    rows = {row.id: row for row in stored.rows}
-    for one in SERIES:
-        path = output / f"{stored.machine.kind}-{one.name}.png"
-        draw(one, rows, path)
-        say(f"drawn: {path}")
-
-
-if __name__ == "__main__":
-    tyro.cli(main)
+        axes.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(path, dpi=120)

@@ -6,108 +6,61 @@ import platform
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel
 
-from fused_margins.ops import native
+from fused_margins.backends import cpu
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "numpy", "pytorch-metric-learning", "fused-margins")
 
 
-class Machine(BaseModel):
-    """What has to be the same for two rows to stand in one file."""
+@dataclass(frozen=True)
+class Machine:
+    """What has to be the same for two rows to stand in one file, and the name of that file."""
 
-    processor: str
-    cpus: int
-    threads: int
-    instruction_set: str
-
-    @property
-    def kind(self) -> str:
-        """The name of its results file, such as cpu-amd-epyc-x86-64-v4-2t."""
-        # Virtual machines give processors of several kinds one name: the instruction set tells some of them apart.
-        name = f"{self.processor} {self.instruction_set}"
-        return f"cpu-{_slug(name)}-{self.threads}t"
-
-    @property
-    def file(self) -> Path:
-        """Within the folder of results."""
-        return Path(f"{self.kind}.json")
-
-    def __str__(self) -> str:
-        return f"{self.processor}, {self.threads} of {self.cpus} CPUs, kernels for {self.instruction_set}"
+    name: str
+    kind: str  # such as cpu-amd-epyc-x86-64-v4-2t, nvidia-h100-80gb-hbm3
 
 
-class Gpu(BaseModel):
-    """The same of a GPU: machines that have it differ in the rest, which `RunsWith` names."""
-
-    gpu: str
-
-    @property
-    def kind(self) -> str:
-        """Such as nvidia-h100-80gb-hbm3."""
-        return _slug(self.gpu)
-
-    @property
-    def file(self) -> Path:
-        return Path(self.kind, "results.json")
-
-    def __str__(self) -> str:
-        return self.gpu
-
-
-class RunsWith(BaseModel):
+@dataclass(frozen=True)
+class RunsWith:
     """What a run is made with, taken once when it begins: the code is loaded then."""
 
+    date: str
     commit: str
-    versions: dict[str, str]
     load_before: float  # of the machine: above about 0.3, somebody else was working
+    versions: dict[str, str]
 
     @classmethod
     def now(cls, device: str = "cpu") -> "RunsWith":
-        versions = _versions() | (_gpu_versions() if device == "cuda" else {})
-        return cls(commit=_commit(), versions=versions, load_before=os.getloadavg()[0])
+        versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
+        versions |= {package: _version(package) for package in PACKAGES}
+        if device == "cuda":
+            versions |= {"cuda": torch.version.cuda or "none", "triton": _version("triton")}
+            versions["processor"] = f"{_processor()}, {os.cpu_count()} CPUs"
+        date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+        return cls(date, _commit(), round(os.getloadavg()[0], 2), versions)
 
 
-def this_machine(device: str = "cpu") -> Machine | Gpu:
+def this_machine(device: str = "cpu") -> Machine:
     if device == "cuda":
-        return Gpu(gpu=torch.cuda.get_device_name())
-    return Machine(
-        processor=_processor(),
-        cpus=os.cpu_count() or 1,
-        threads=torch.get_num_threads(),
-        instruction_set="none" if native.module is None else native.module.instruction_set(),
-    )
+        return Machine(torch.cuda.get_device_name(), _slug(torch.cuda.get_device_name()))
+    # Virtual machines give processors of several kinds one name: the instruction set tells some of them apart.
+    threads, isa = torch.get_num_threads(), "none" if cpu.module is None else cpu.module.instruction_set()
+    name = f"{_processor()}, {threads} of {os.cpu_count()} CPUs, kernels for {isa}"
+    return Machine(name, f"cpu-{_slug(f'{_processor()} {isa}')}-{threads}t")
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _gpu_versions() -> dict[str, str]:
-    found = {
-        "driver": "unknown",
-        "cuda": torch.version.cuda or "none",
-        "processor": f"{_processor()}, {os.cpu_count()} CPUs",
-    }
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError, IndexError):
-        found["driver"] = subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()[0]
+def _version(package: str) -> str:
     try:
-        found["triton"] = version("triton")
+        return version(package)
     except PackageNotFoundError:
-        found["triton"] = "not installed"
-    return found
+        return "not installed"
 
 
 def _slug(name: str) -> str:
@@ -115,26 +68,20 @@ def _slug(name: str) -> str:
 
 
 def _commit() -> str:
-    """Of the code that runs, "+" for uncommitted changes to it (results and README apart). In a copy without its
+    """Of the code that runs, "+" for uncommitted changes to it (results and documentation apart). In a copy without its
     history what FUSED_MARGINS_COMMIT says, or "unknown"."""
-    if not (ROOT / ".git").exists():
-        return os.environ.get("FUSED_MARGINS_COMMIT", "unknown")
-    try:
-        head = _git("rev-parse", "--short=10", "HEAD")
-        changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{head}+" if changed else head
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    git = ["git", "-C", str(ROOT)]
+    changes = [*git, "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md", ":!docs"]
+    if (ROOT / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], check=True, capture_output=True, text=True)
+            changed = subprocess.run(changes, check=True, capture_output=True).stdout
+            return head.stdout.strip() + ("+" if changed else "")
+    return os.environ.get("FUSED_MARGINS_COMMIT", "unknown")
 
 
 def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        match = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
-        if match:
+    with contextlib.suppress(OSError):
+        if match := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()):
             return match[1].strip()
     return platform.processor() or platform.machine() or sys.platform

@@ -1,14 +1,12 @@
 """What one call adds to a process's memory at its peak.
 
-Each contestant gets a fresh process. There it runs once, so that libraries hold the workspaces that they keep between
-calls and compiled code exists; free memory goes back to the system (malloc_trim); the high-water mark of the resident
-set is set back to the present (/proc/self/clear_refs); one more call; the mark's growth is the figure: outputs,
-gradients and everything in between, but not the inputs. The median of a few such calls, exact to a few tenths of a
-MiB. What our kernels keep from call to call goes back to the system before each, and so it counts. Linux only;
-elsewhere there is no figure.
+Each implementation gets a fresh process. There it runs once, so that libraries hold the workspaces that they keep
+between calls and compiled code exists; free memory goes back to the system (malloc_trim); the high-water mark of the
+resident set is set back to the present (/proc/self/clear_refs); one more call; the mark's growth is the figure:
+outputs, gradients and everything in between, but not the inputs. The median of a few such calls is exact to a few
+tenths of a MiB. What our kernels save for the next call goes back to the system before each, so it counts. Linux only.
 
-On a GPU torch's allocator keeps that account itself, exactly, so that no process is needed: the most bytes that were
-allocated at once, beyond those before the call.
+On a GPU torch's allocator keeps that account itself, exactly: the most bytes allocated at once, beyond those before.
 """
 
 import ctypes
@@ -17,21 +15,15 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import fused_margins
-from fused_margins.fewshot.memory import PeakMemory
 
-_REPEATS, _PATIENCE_S = 5, 2.0
-_TIME_LIMIT_S, _GRACE_S = 300.0, 10.0
-
-
-class MemoryMeasurementError(RuntimeError):
-    """The process that was to measure did not answer."""
+_REPEATS, _PATIENCE_S, _TIME_LIMIT_S = 5, 2.0, 300.0
 
 
 def available() -> bool:
@@ -47,11 +39,19 @@ def peak_growth(step: Callable[[], Any]) -> int:
     start = time.perf_counter()
     while not growth or (len(growth) < _REPEATS and time.perf_counter() - start < _PATIENCE_S):
         fused_margins.set_memory_budget(fused_margins.memory_budget())  # returns what waits for the next call
-        memory = PeakMemory(torch.device("cpu"))
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _bytes_of("VmRSS")
         result = step()
-        growth.append(int(memory.mib() * 2**20))
+        growth.append(max(0, _bytes_of("VmHWM") - before))
         del result
     return int(statistics.median(growth))
+
+
+def _bytes_of(entry: str) -> int:
+    """Of this process, which the system counts in KiB."""
+    return 1024 * int(Path("/proc/self/status").read_text().split(f"{entry}:")[1].split()[0])
 
 
 def peak_growth_on_gpu(step: Callable[[], Any]) -> int:
@@ -61,15 +61,13 @@ def peak_growth_on_gpu(step: Callable[[], Any]) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    result = step()
+    step()
     torch.cuda.synchronize()
-    growth = torch.cuda.max_memory_allocated() - before
-    del result
-    return growth
+    return torch.cuda.max_memory_allocated() - before
 
 
-def measure_in_child(row_id: str, contestant: str) -> int:
-    """`peak_growth` of a contestant in a process of its own, with the thread count of this one.
+def measure_in_child(row_id: str, implementation: str) -> int:
+    """`peak_growth` of an implementation in a process of its own, with the thread count of this one.
 
     Our kernels take one thread there, as in every forked process: what further threads need for themselves is missing.
     """
@@ -77,30 +75,13 @@ def measure_in_child(row_id: str, contestant: str) -> int:
     # with a small resident set and no threads of a parent that OpenMP could stumble over.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.workloads", "torch._inductor.compile_fx"])
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sending, row_id, contestant, torch.get_num_threads()))
-    process.start()
-    sending.close()
-    with receiving:
-        try:
-            answer = receiving.recv() if receiving.poll(_TIME_LIMIT_S) else f"no answer in {_TIME_LIMIT_S:.0f} s"
-        except EOFError:
-            answer = "the process ended without an answer"
-    process.join(_GRACE_S)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    if isinstance(answer, str):
-        raise MemoryMeasurementError(f"{contestant}, {row_id}: {answer} (exit code {process.exitcode})")
-    return answer
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(_in_child, row_id, implementation, torch.get_num_threads()).result(_TIME_LIMIT_S)
 
 
-def _child(answer: Connection, row_id: str, contestant: str, num_threads: int) -> None:
-    try:
-        from .workloads import find_row
+def _in_child(row_id: str, implementation: str, num_threads: int) -> int:
+    from .workloads import find_row
 
-        torch.set_num_threads(num_threads)
-        row = find_row(row_id)
-        answer.send(peak_growth(row.workload.contestant(contestant).step(row.inputs())))
-    except Exception as error:  # the parent reports it
-        answer.send(f"{type(error).__name__}: {error}")
+    torch.set_num_threads(num_threads)
+    row = find_row(row_id)
+    return peak_growth(row.workload.implementation(implementation).step(row.inputs()))

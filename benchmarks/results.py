@@ -1,109 +1,117 @@
-"""Stored results: one JSON file a machine, one entry a row; a new measurement of a row takes the place of the old.
+"""Stored results: one JSON file a machine, a row a line; a new measurement of a row takes the place of the old.
 
-A processor's are ``results/<kind>.json``, a GPU's ``results/<kind>/results.json``.
+A figure is ``[median in microseconds, interquartile range in microseconds, extra bytes of memory or null]``, or a text
+that says why there is none. Rows name the run (date, commit, versions) that they are of by its number in ``runs``.
 """
 
+import json
 import os
-import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
-
-from .machine import Gpu, Machine, RunsWith
+from .machine import Machine, RunsWith
 
 FOLDER = Path(__file__).parent / "results"
+WRONG = "wrong: "
 
 
 class ResultsError(Exception):
     """A results file that cannot be read or must not be written."""
 
 
-class Figure(BaseModel):
-    """One contestant of a row. Without a figure, `reason` says why; `red`: because the correctness gate was."""
+@dataclass
+class Figure:
+    """One implementation at a row. Without a figure, `reason` says why; it begins with WRONG where the correctness
+    check failed."""
 
-    contestant: str
-    ours: bool
-    note: str = ""
-    reason: str = ""
-    red: bool = False
-    floor: bool = False  # of less than the row's work: the least time that it could take
     median_s: float | None = None
-    quartiles_s: tuple[float, float] | None = None
-    rounds: int = 0
-    calls_per_turn: int = 0
-    speedup: float | None = None  # the baseline's median over this one's
-    extra_memory_bytes: int | None = None
+    iqr_s: float | None = None
+    memory_bytes: int | None = None
+    reason: str = ""
+
+    @property
+    def wrong(self) -> bool:
+        return self.reason.startswith(WRONG)
 
 
-class RowResult(BaseModel):
-    """All contestants of a row, and what they ran with."""
+@dataclass
+class RowResult:
+    """All implementations of a row, by the row's name, and what they ran with."""
 
     id: str
-    workload: str
-    title: str
-    symbols: str
-    size_name: str
-    size: str
-    dtype: str
-    baseline: str
-    multiply_adds: int | None
-    compulsory_bytes: int | None
-    figures: list[Figure]
-    date: str
     runs_with: RunsWith
+    figures: dict[str, Figure]
 
-    def figure(self, contestant: str) -> Figure:
-        return next(f for f in self.figures if f.contestant == contestant)
+    @property
+    def labels(self) -> tuple[str, str, str, str]:
+        """Workload, case, size and dtype."""
+        workload, case, size, dtype = self.id.split("-")
+        return workload, case, size.replace("x", " x "), dtype
 
 
-class Results(BaseModel):
+@dataclass
+class Results:
     """A results file."""
 
-    machine: Machine | Gpu
+    machine: Machine
     rows: list[RowResult]
 
 
 def read(path: Path) -> Results:
     try:
-        return Results.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultsError(f"{path}: not a results file: {place}: {first['msg']}") from None
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        runs = [RunsWith(**run) for run in stored["runs"]]
+        rows = [
+            RowResult(row["row"], runs[row["run"]], {name: _from_json(value) for name, value in row["figures"].items()})
+            for row in stored["rows"]
+        ]
+        return Results(Machine(**stored["machine"]), rows)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ResultsError(f"{path}: not a results file: {type(error).__name__}: {error}") from None
 
 
-def files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.json"), *folder.glob("*/results.json")])
+def _from_json(value: str | list) -> Figure:
+    return Figure(reason=value) if isinstance(value, str) else Figure(value[0] / 1e6, value[1] / 1e6, value[2])
 
 
-def store(folder: Path, machine: Machine | Gpu, row: RowResult) -> Path:
+def _to_json(figure: Figure) -> str | list:
+    if figure.median_s is None or figure.iqr_s is None:
+        return figure.reason
+    return [float(f"{1e6 * figure.median_s:.8g}"), float(f"{1e6 * figure.iqr_s:.3g}"), figure.memory_bytes]
+
+
+def write(path: Path, results: Results) -> None:
+    runs: list[RunsWith] = []
+    rows = []
+    for row in results.rows:
+        if row.runs_with not in runs:
+            runs.append(row.runs_with)
+        figures = {name: _to_json(figure) for name, figure in row.figures.items()}
+        rows.append({"row": row.id, "run": runs.index(row.runs_with), "figures": figures})
+    lists = {"runs": [asdict(run) for run in runs], "rows": rows}
+    parts = ["{" + f'"machine":{_dump(asdict(results.machine))}']
+    parts += [f'"{name}":[\n' + ",\n".join(map(_dump, entries)) + "\n]" for name, entries in lists.items()]
+    write_text(path, ",\n".join(parts) + "}\n")
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def store(folder: Path, machine: Machine, row: RowResult) -> Path:
     """Put `row` into the machine's file, in place of the same row of an earlier run."""
-    path = folder / machine.file
-    results = read(path) if path.exists() else Results(machine=machine, rows=[])
+    path = folder / f"{machine.kind}.json"
+    results = read(path) if path.exists() else Results(machine, [])
     if results.machine != machine:
-        raise ResultsError(
-            f"{path}: measured on another machine ({results.machine}), this is {machine}; use another --results folder"
-        )
-    known = [r.id for r in results.rows]
-    if row.id in known:
-        results.rows[known.index(row.id)] = row
-    else:
-        results.rows.append(row)
-    write_text(path, results.model_dump_json(indent=1) + "\n")
+        raise ResultsError(f"{path}: measured on another machine ({results.machine}), this is {machine}")
+    rows = {known.id: known for known in results.rows} | {row.id: row}
+    write(path, Results(machine, list(rows.values())))
     return path
 
 
 def write_text(path: Path, text: str) -> None:
     """The whole file or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,17 +1,18 @@
-"""One row, measured: the gate, the turns, the memory."""
+"""One row, measured: the correctness check, the turns, the memory."""
 
 import gc
 import math
 import time
-from datetime import datetime, timezone
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
 from . import memory
 from .machine import RunsWith
-from .results import Figure, RowResult
-from .timing import Times, take_turns, waiting_for
-from .workload import Contestant, Inputs, Judge, Row, Step
+from .results import WRONG, Figure, RowResult
+from .timing import take_turns, waiting_for
+from .workload import Check, Implementation, Inputs, Row, Step
 
 MEMORY = "memory"  # among the names in `without`: no peak memory
 
@@ -20,91 +21,67 @@ def measure(
     row: Row,
     seconds_each: float,
     runs_with: RunsWith,
-    without: frozenset[str] = frozenset(),
+    without: Mapping[str, str] = MappingProxyType({}),
     patience: float = math.inf,
-) -> tuple[RowResult, dict[str, Times]]:
-    """The row's result, and the times of every contestant that passed the gate.
-
-    `without` leaves some out; a contestant whose second call takes more than `patience` seconds takes no turns.
-    """
+) -> RowResult:
+    """The row's result. `without` leaves some implementations out, and says why; one whose second call takes more than
+    `patience` seconds takes no turns."""
     torch.compiler.reset()  # compiled for the shapes of this row alone, however many rows came before
     inputs = row.inputs()
-    judge = row.workload.judge(inputs)
-    figures, steps = {}, {}
-    for contestant in row.contestants:
-        ours = contestant.backend is not None
-        figure = Figure(contestant=contestant.name, ours=ours, note=contestant.note, floor=contestant.floor)
-        figures[contestant.name] = figure
-        figure.reason = "left out" if contestant.name in without else contestant.refuses(inputs) or ""
-        if figure.reason:
-            continue
-        step, figure.reason, figure.red = _through_gate(contestant, inputs, judge)
+    check = row.workload.check(inputs)
+    figures: dict[str, Figure] = {}
+    steps: dict[str, Step] = {}
+    for implementation in row.implementations:
+        name = implementation.name
+        reason = without.get(name) or row.refusal(implementation, inputs)
+        step, reason = (None, reason) if reason else checked(implementation, inputs, check)
         if step is not None and patience < math.inf:
             start = time.perf_counter()
             step()
-            seconds = time.perf_counter() - start
-            if seconds > patience:
-                figure.reason, step = f"{seconds:.0f} s a call", None
+            if (seconds := time.perf_counter() - start) > patience:
+                step, reason = None, f"{seconds:.0f} s a call"
         if step is not None:
-            steps[contestant.name] = step
+            steps[name] = step
+        if step is not None or reason:
+            figures[name] = Figure(reason=reason or "")
         _free_memory(row.device)
-    del judge  # what it compares with is as large as the outputs
+    del check  # what it compares with is as large as the outputs
     _free_memory(row.device)
-
-    times = take_turns(steps, seconds_each, wait=waiting_for(row.device))
-    baseline = times.get(row.workload.baseline)
-    for name, taken in times.items():
-        figure = figures[name]
-        figure.median_s, figure.quartiles_s = taken.median, taken.quartiles
-        figure.rounds, figure.calls_per_turn = len(taken.seconds), taken.calls_per_turn
-        figure.speedup = None if baseline is None else baseline.median / taken.median
+    for name, taken in take_turns(steps, seconds_each, wait=waiting_for(row.device)).items():
+        figures[name].median_s, figures[name].iqr_s = taken.median, taken.iqr
         if MEMORY not in without:
-            figure.extra_memory_bytes = _memory_of(name, row, steps[name])
+            figures[name].memory_bytes = _memory_of(name, row, steps[name])
     del steps
     _free_memory(row.device)
-    bytes_of = row.size.compulsory_bytes
-    result = RowResult(
-        id=row.id,
-        workload=row.workload.name,
-        title=row.workload.title,
-        symbols=row.workload.symbols,
-        size_name=row.size.name,
-        size=row.size.text,
-        dtype=row.dtype_name,
-        baseline=row.workload.baseline,
-        multiply_adds=row.size.multiply_adds,
-        compulsory_bytes=None if bytes_of is None else bytes_of(row.dtype),
-        figures=list(figures.values()),
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        runs_with=runs_with,
-    )
-    return result, times
+    return RowResult(row.id, runs_with, figures)
 
 
-def _through_gate(contestant: Contestant, inputs: Inputs, judge: Judge) -> tuple[Step | None, str, bool]:
-    """The contestant's step; or None, why, and whether it is wrong: too much memory is a reason, no error."""
+def checked(implementation: Implementation, inputs: Inputs, check: Check) -> tuple[Step | None, str | None]:
+    """The implementation's step; or None and why: WRONG, what else it is, or None for a backend that is not here."""
     try:
-        step = contestant.step(inputs)
+        step = implementation.step(inputs)
         outputs = step()
-        faults = [] if contestant.floor else judge(contestant, outputs)
+        faults = [] if implementation.lower_bound else check(implementation, outputs)
     except torch.OutOfMemoryError:
-        return None, "out of memory", False
-    except Exception as error:  # whatever a contestant raises is its failure, not the harness's
+        return None, "out of memory"
+    except Exception as error:  # whatever an implementation raises is its failure, not the harness's
+        if implementation.backend is not None and str(error).startswith(f"backend {implementation.backend!r} cannot"):
+            return None, None
         text = str(error).strip() or "no message"
-        return None, f"{type(error).__name__}: {text.splitlines()[0]}", True
-    return (None, "; ".join(faults), True) if faults else (step, "", False)
+        return None, f"{WRONG}{type(error).__name__}: {text.splitlines()[0]}"
+    return (None, WRONG + "; ".join(faults)) if faults else (step, None)
 
 
-def _memory_of(contestant: str, row: Row, step: Step) -> int | None:
-    if not row.workload.contestant(contestant).allocates:
+def _memory_of(name: str, row: Row, step: Step) -> int | None:
+    if not row.workload.implementation(name).allocates:
         return None
     if row.device == "cuda":
         return memory.peak_growth_on_gpu(step)
-    return memory.measure_in_child(row.id, contestant) if memory.available() else None
+    return memory.measure_in_child(row.id, name) if memory.available() else None
 
 
 def _free_memory(device: str) -> None:
-    """Give what nobody holds any more back to the GPU: contestants do not share what the allocator keeps for them."""
+    """Give what nobody holds any more back to the GPU: others do not share what the allocator keeps for one."""
     if device == "cuda":
         gc.collect()
         torch.cuda.empty_cache()

@@ -1,246 +1,220 @@
-"""The README's tables, from the stored results: ``python -m benchmarks.tables``.
+"""The pages of docs/benchmarks and the README's table, from the stored results: ``python -m benchmarks.tables``.
 
-A region of the README between ``<!-- table:NAME -->`` and ``<!-- end:NAME -->``, where NAME is a workload's, is
-rewritten with its tables: one pair (speed, memory) for every processor and GPU that has results.
+A page a workload, with a pair of tables (speed, memory) for every machine that has results, and a page of how cost
+grows. The pages of few-shot reports beside them are stored by ``make reproduce`` and ``make parity``.
 """
 
-import html
-import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated
 
 import tyro
 
-from fused_margins.fewshot.tables import Table
-
-from . import growth, negligible
+from . import growth
 from .machine import ROOT
-from .results import FOLDER, Figure, Results, ResultsError, RowResult, files, read, write_text
-from .workloads import WORKLOADS
+from .results import FOLDER, Figure, Results, ResultsError, RowResult, read, write_text
+from .workload import Workload
+from .workloads import SERIES, WORKLOADS, rows_on
 
-REGION = re.compile(r"<!-- table:(?P<name>[\w-]+) -->\n(?P<old>.*?)<!-- end:(?P=name) -->", re.DOTALL)
 IDLE_LOAD = 0.3
 MIB = 2**20
+GENERATED = "<!-- Written by python -m benchmarks.tables: change the code or the results, not this page. -->"
+REGION = re.compile(r"(<!-- table:gains -->\n).*?(<!-- end:gains -->)", re.DOTALL)
+GAINS = {  # the README's rows: what they are called there
+    "margin_softmax-few_shot-32x32x16-float32": "margin softmax, the smallest batch",
+    "margin_softmax-few_shot-256x512x64-float32": "margin softmax, few-shot",
+    "margin_softmax-many_classes-128x512x10000-float32": "margin softmax, many classes",
+    "margin_softmax-many_classes-128x512x10000-bfloat16": "margin softmax, many classes",
+    "easy_positives-batch-2048x512x16-float32": "easy positives",
+    "easy_positive_triplet-batch-512x128x4-float32": "triplet on easy positives, small",
+    "easy_positive_triplet-batch-2048x512x16-float32": "triplet on easy positives",
+    "sample-batch-2048x512x16-float32": "distance-weighted negatives",
+    "magnet-batch-12x16x1024-float32": "magnet loss",
+    "kmeans-index-10000x128x100-float32": "k-means of every class",
+    "cluster_distances-batch-1024x64x50-float32": "distances to few centres",
+}
 
 
-SUITES = ("demo", "fewshot", "parity")
-GROWTH, NEGLIGIBLE, OVERVIEW = "growth", "negligible", "overview"
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table; the first `left` columns to the left, numbers to the right."""
+    head, *lines = ("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, *rows))
+    return "\n".join([head, "|" + "---|" * left + "---:|" * (len(columns) - left), *lines])
 
 
-def render_suite(folder: Path, name: str) -> str:
-    """The tables that ``fused-margins demo`` or ``fused-margins reproduce`` stored, as they stand in its report."""
-    path = folder / name / "studies.json"
-    if not path.exists():
-        return "Not measured yet."
-    results = json.loads(path.read_text(encoding="utf-8"))
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    parts = []
-    for study in results["studies"]:
-        tables = [Table(**table).markdown() for table in study["tables"]]
-        parts.append(_folded(study["title"], "\n\n".join([*tables, study["lead"]])))
-    return "\n\n".join([*parts, f"Training took {results['seconds']:.0f} s, added up; {versions}."])
+def gains(results: list[Results]) -> str:
+    """The README's table: the fastest of ours in the rows of GAINS, of the machine that was measured last."""
+    latest = max(results, key=lambda r: (max(row.runs_with.date for row in r.rows), len(r.rows), r.machine.kind))
+    shown = {row.id: row for row in latest.rows if row.id in GAINS}
+    cells = []
+    for row in (shown[row_id] for row_id in GAINS if row_id in shown):
+        workload, _, size, dtype = row.labels
+        ours = our_names(next(w for w in WORKLOADS if w.name == workload))
+        medians = medians_of(row)
+        others = {name: median for name, median in medians.items() if name not in ours}
+        best, fastest = min(m for name, m in medians.items() if name in ours), min(others, key=lambda n: others[n])
+        eager = f"{others['eager'] / best:.2f}×" if "eager" in others else "—"
+        ratio = f"{others[fastest] / best:.2f}× ({fastest})"
+        cells.append([GAINS[row.id], f"{size}, {dtype}", f"{1e3 * best:.3g}", eager, ratio])
+    columns = ["what", "size", "ours, ms", "over eager PyTorch", "over the fastest other"]
+    runs = [row.runs_with for row in shown.values()]
+    commits, dates = (", ".join(sorted({getattr(run, what) for run in runs})) for what in ("commit", "date"))
+    loads = sorted(run.load_before for run in runs)
+    text = f"{latest.machine.name}. Measured {dates}, at commits {commits}"
+    return f"{markdown(columns, cells, 2)}\n\n{text}, beside a load of {loads[0]:.1f} to {loads[-1]:.1f}.\n"
 
 
-def _folded(summary: str, text: str) -> str:
-    """Text that a reader opens: the README stays short enough to read."""
-    return f"<details>\n<summary>{html.escape(summary)}</summary>\n\n{text}\n\n</details>"
+def our_names(workload: Workload) -> set[str]:
+    return {i.name for i in workload.implementations if i.backend is not None}
 
 
-def render_overview(results: list[Results]) -> str:
-    """The fastest of ours in every row of the machine that was measured last."""
-    if not any(result.rows for result in results):
-        return "Not measured yet."
-    latest = max(results, key=lambda result: max((row.date for row in result.rows), default=""))
-    table = Table(
-        str(latest.machine),
-        ["what", "size", "dtype", "ours, ms", "over eager", "over torch.compile", "over the fastest other"],
-        [cells for row in latest.rows if (cells := _overview_of(row))],
-    )
-    return table.markdown()
+def medians_of(row: RowResult) -> dict[str, float]:
+    return {name: figure.median_s for name, figure in row.figures.items() if figure.median_s is not None}
 
 
-def _overview_of(row: RowResult) -> list[str] | None:
-    measured = [f for f in row.figures if f.median_s is not None and not f.floor]
-    ours, others = ([f for f in measured if f.ours == mine] for mine in (True, False))
-    if not ours or not others:
-        return None
-    best, fastest = (min(figures, key=_median) for figures in (ours, others))
+def page(workload: Workload, results: list[Results]) -> str:
+    """What the workload is, and each machine's tables."""
+    parts = [GENERATED, f"# {workload.name.replace('_', ' ').capitalize()}", f"{workload.title}."]
+    for result in results:
+        if rows := [row for row in result.rows if row.labels[0] == workload.name]:
+            parts += [f"## {result.machine.name}", *_of_machine(workload, rows)]
+    return "\n\n".join(parts if len(parts) > 3 else [*parts, "Not measured yet."]) + "\n"
 
-    def ratio(figure: Figure | None) -> str:
-        return "—" if figure is None else f"{_median(figure) / _median(best):.2f}×"
 
-    named = {f.contestant: f for f in others}
+def _of_machine(workload: Workload, rows: list[RowResult]) -> list[str]:
+    known = [i.name for i in workload.implementations]
+    found = dict.fromkeys(name for row in rows for name in row.figures)
+    names = [name for name in known if name in found] + [name for name in found if name not in known]
+    ours, bounds = our_names(workload), {i.name for i in workload.implementations if i.lower_bound}
+    needs = {row.id: row.size.multiply_adds for row in (*rows_on("cpu"), *rows_on("cuda"))}
+    costs = any(needs.get(row.id) for row in rows)
+    titles = [f"ours: {n}" if n in ours else f"lower bound: {n}" if n in bounds else n for n in names]
+    speed, memory = [], []
+    for row in rows:
+        medians = medians_of(row)
+        baseline = medians.get(workload.baseline)
+        best = min((m for name, m in medians.items() if name not in bounds), default=None)
+        cells = []
+        for name in names:
+            figure = row.figures.get(name, Figure())
+            ratio = f"{baseline / medians[name]:.2f}×" if baseline and name in medians else ""
+            bold = name not in bounds and medians.get(name) == best
+            cells.append((f"**{ratio}**" if bold else ratio) if ratio else "wrong" if figure.wrong else "—")
+        of_ours = min((m for name, m in medians.items() if name in ours), default=None)
+        flops = [f"{2e-9 * needs[row.id] / of_ours:.0f}" if of_ours and needs.get(row.id) else "—"] * costs
+        _, *size = row.labels
+        speed.append([*size, f"{1e3 * baseline:.3g}" if baseline else "—", *cells, *flops])
+        extra = [row.figures.get(name, Figure()).memory_bytes for name in names]
+        memory.append([*size, *("—" if e is None else f"{e / MIB:.1f}" for e in extra)])
+    head, throughput = ["case", workload.symbols, "dtype"], ["best of ours, GFLOP/s"] * costs
     return [
-        row.title.partition(":")[0],
-        f"{row.symbols} = {row.size}",
-        row.dtype,
-        f"{1e3 * _median(best):.3g}",
-        ratio(named.get("eager")),
-        ratio(named.get("torch.compile")),
-        f"{ratio(fastest)} ({fastest.contestant})",
+        f"Speed-up over {workload.baseline} (the ratio of medians; above 1 is faster):",
+        markdown([*head, f"{workload.baseline} ms", *titles, *throughput], speed, 3),
+        "Extra memory at the peak of one call, MiB, with its outputs and gradients:",
+        markdown([*head, *titles], memory, 3),
+        "\n".join(f"- {remark}" for remark in _remarks(workload, names, rows)),
     ]
 
 
-def _median(figure: Figure) -> float:
-    assert figure.median_s is not None
-    return figure.median_s
-
-
-def render(workload: str, results: list[Results]) -> str:
-    """The Markdown of a workload's region: what it is, and each machine's tables."""
-    parts = []
-    for result in results:
-        rows = [row for row in result.rows if row.workload == workload]
-        if rows:
-            parts += [] if parts else [f"{rows[-1].title}."]
-            parts.append(_folded(str(result.machine), _render_machine(rows)))
-    return "\n\n".join(parts) if parts else "Not measured yet."
-
-
-def _render_machine(rows: list[RowResult]) -> str:
-    first = rows[-1]
-    names = list(dict.fromkeys(f.contestant for row in rows for f in row.figures))
-    ours = {f.contestant for row in rows for f in row.figures if f.ours}
-    floors = {f.contestant for row in rows for f in row.figures if f.floor}
-    titles = [f"ours: {name}" if name in ours else f"floor: {name}" if name in floors else name for name in names]
-    costs = any(row.multiply_adds for row in rows)
-
-    speed = [["case", first.symbols, "dtype", f"{first.baseline} ms", *titles] + ["best of ours, GFLOP/s"] * costs]
-    memory = [["case", first.symbols, "dtype", *titles]]
-    for row in rows:
-        speedups = {f.contestant: f.speedup for f in row.figures if f.speedup is not None}
-        best = max((s for name, s in speedups.items() if name not in floors), default=None)
-        figures = {f.contestant: f for f in row.figures}
-        speed_cells, memory_cells = [], []
-        for name in names:
-            figure = figures.get(name)
-            if figure is None or figure.speedup is None:
-                speed_cells.append("wrong" if figure is not None and figure.red else "—")
-            else:
-                cell = f"{figure.speedup:.2f}×"
-                speed_cells.append(f"**{cell}**" if figure.speedup == best and not figure.floor else cell)
-            extra = None if figure is None else figure.extra_memory_bytes
-            memory_cells.append("—" if extra is None else f"{extra / MIB:.1f}")
-        speed.append([row.size_name, row.size, row.dtype, _milliseconds(row, row.baseline), *speed_cells])
-        if costs:
-            speed[-1].append(_throughput(row))
-        memory.append([row.size_name, row.size, row.dtype, *memory_cells])
-
-    text = [f"Speed-up over {first.baseline} (the ratio of medians; above 1 is faster):"]
-    text += ["", *_aligned(speed), "", "Extra memory at the peak of one call, MiB, with its outputs and gradients:"]
-    text += ["", *_aligned(memory), "", *_remarks(rows)]
-    return "\n".join(text).rstrip()
-
-
-def _milliseconds(row: RowResult, contestant: str) -> str:
-    median = row.figure(contestant).median_s
-    return "—" if median is None else f"{1e3 * median:.3g}"
-
-
-def _throughput(row: RowResult) -> str:
-    """Of the fastest of ours, in floating-point operations that the row needs (two a multiply-add)."""
-    medians = [f.median_s for f in row.figures if f.ours and f.median_s is not None]
-    return f"{2e-9 * row.multiply_adds / min(medians):.0f}" if medians and row.multiply_adds else "—"
-
-
-def _remarks(rows: list[RowResult]) -> list[str]:
-    """What each contestant does differently, why figures are missing, and what the rows ran with."""
-    remarks = dict.fromkeys(f"{f.contestant}: {f.note}." for row in rows for f in row.figures if f.note)
+def _remarks(workload: Workload, names: list[str], rows: list[RowResult]) -> list[str]:
+    """What each implementation does differently, why figures are missing, and what the rows ran with."""
+    remarks = [f"{i.name}: {i.note}." for i in workload.implementations if i.name in names and i.note]
     missing: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        for f in row.figures:
-            if f.reason:
-                missing.setdefault((f.contestant, f.reason), []).append(f"{row.size_name}, {row.size}, {row.dtype}")
-    for (contestant, reason), places in missing.items():
+        for name, figure in row.figures.items():
+            if figure.reason:
+                missing.setdefault((name, figure.reason), []).append(", ".join(row.labels[1:]))
+    for (name, reason), places in missing.items():
         where = "" if len(places) == len(rows) else f" at {'; '.join(places)}"
-        remarks[f"{contestant}{where}: {reason}."] = None
-    runs = dict.fromkeys(
-        f"{row.date[:10]}, commit {row.runs_with.commit}, {_software(row.runs_with.versions)}" for row in rows
-    )
-    busy = max(row.runs_with.load_before for row in rows)
-    lines = [f"- {remark}" for remark in remarks] + [f"- Measured {'; '.join(runs)}."]
-    if busy > IDLE_LOAD:
-        lines.append(f"- The machine was not idle: load {busy:.1f} before the run.")
-    return lines
+        remarks.append(f"{name}{where}: {reason}.")
+    return [*remarks, f"Measured {runs_of(rows)}."]
 
 
-def _software(versions: dict[str, str]) -> str:
-    text = f"torch {versions['torch']}"
-    if "cuda" in versions:
-        text += f", CUDA {versions['cuda']}, driver {versions['driver']}, Triton {versions['triton']}"
-        text += f", beside {versions['processor']}"
-    return text
+def runs_of(rows: Sequence[RowResult]) -> str:
+    texts = []
+    for run in (row.runs_with for row in rows):
+        text = f"{run.date}, commit {run.commit}, torch {run.versions['torch']}"
+        if "cuda" in run.versions:
+            text += ", CUDA {cuda}, Triton {triton}, beside {processor}".format(**run.versions)
+        texts.append(text + (f", beside a load of {run.load_before:.1f}" if run.load_before > IDLE_LOAD else ""))
+    return "; ".join(dict.fromkeys(texts))
 
 
-def _aligned(table: list[list[str]]) -> list[str]:
-    """A Markdown table whose columns line up as text, too; numbers to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*table)]
-    left = {0, 1, 2}
+def growth_page(folder: Path) -> str:
+    """Tables of every machine: exponents, what an implementation took at its largest size, why it went no further."""
+    parts = [GENERATED, "# How cost grows"]
+    for path in sorted(folder.glob("*.json")):
+        stored = read(path)
+        parts.append(f"## {stored.machine.name}\n\nMeasured {runs_of(stored.rows)}.")
+        for series, rows in growth.complete(stored, SERIES):
+            ours, cells, last = our_names(series.workload), [], rows[series.rows[-1].id]
+            for name in (i.name for i in series.workload.implementations):
+                if figures := growth.measured(series, rows, name):
+                    end = last.figures.get(name, Figure()).reason or "the end"
+                    cells.append([f"ours: {name}" if name in ours else name, *_growth_cells(figures), end])
+            head = ["", "time ~ size^", "memory ~ size^", f"largest {series.axis}", "ms there", "MiB there", "end"]
+            sizes = f"{series.workload.symbols} from {series.rows[0].size.text} to {series.rows[-1].size.text}"
+            parts += [f"**{series.workload.title}; {sizes}, float32**", markdown(head, cells)]
+    return "\n\n".join(parts) + "\n"
 
-    def line(cells: list[str]) -> str:
-        padded = (
-            cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in enumerate(zip(cells, widths))
-        )
-        return f"| {' | '.join(padded)} |"
 
-    rule = ["-" * width if i in left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    return [line(table[0]), line(rule), *map(line, table[1:])]
+def _growth_cells(figures: list[tuple[int, Figure]]) -> list[str]:
+    points = [growth.points_of(figures, cost) for cost in ("median_s", "memory_bytes")]
+    powers = [growth.exponent(*zip(*each)) if each else None for each in points]
+    size, largest = figures[-1]
+    memory = "—" if largest.memory_bytes is None else f"{largest.memory_bytes / MIB:.1f}"
+    exponents = ["—" if power is None else f"{power:.2f}" for power in powers]
+    return [*exponents, f"{size:,}", f"{1e3 * (largest.median_s or 0):.3g}", memory]
 
 
-def rewrite(text: str, results: list[Results], suites: Mapping[str, str] = MappingProxyType({})) -> str:
-    """`text` with the regions of every workload and suite filled anew; others belong to somebody else."""
-    opened, closed = (len(re.findall(rf"<!-- {word}:", text)) for word in ("table", "end"))
-    if not opened == closed == len(REGION.findall(text)):
-        raise ResultsError(f"{opened} regions opened by <!-- table:NAME -->, {closed} closed by <!-- end:NAME -->")
-    known = {workload.name for workload in WORKLOADS}
-
-    def region(match: re.Match[str]) -> str:
-        name = match["name"]
-        if name not in known and name not in suites:
-            return match[0]
-        tables = suites[name] if name in suites else render(name, results)
-        return f"<!-- table:{name} -->\n\n{tables}\n\n<!-- end:{name} -->"
-
-    return REGION.sub(region, text)
+def pages(results: Path, docs: Path, readme: Path) -> dict[Path, str]:
+    """Every generated file and its text."""
+    stored = [read(path) for path in sorted(results.glob("*.json"))]
+    named = {w.name.replace("_", "-"): page(w, stored) for w in WORKLOADS}
+    named["growth"] = growth_page(results / "growth")
+    files = {docs / f"{name}.md": text for name, text in named.items()}
+    # Others in the folder, such as few-shot reports, are listed as well.
+    texts = {path: path.read_text(encoding="utf-8") for path in docs.glob("*.md") if path.name != "index.md"} | files
+    titles = {path.name: re.search("^# (.+)$", texts[path], re.MULTILINE) for path in sorted(texts)}
+    links = "\n".join(f"- [{title[1]}]({name})" for name, title in titles.items() if title)
+    files[docs / "index.md"] = f"{GENERATED}\n\n# Measurements\n\n{links}\n"
+    text = readme.read_text(encoding="utf-8")
+    if not REGION.search(text):
+        raise ResultsError(f"{readme}: no region <!-- table:gains --> ... <!-- end:gains -->")
+    table = gains(stored) if stored else "Not measured yet.\n"
+    return files | {readme: REGION.sub(lambda region: f"{region[1]}\n{table}\n{region[2]}", text)}
 
 
 def main(
-    readme: Path = ROOT / "README.md",
     results: Path = FOLDER,
+    docs: Path = ROOT / "docs" / "benchmarks",
+    readme: Path = ROOT / "README.md",
     check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    pictures: Path | None = None,
 ) -> None:
-    """Write the benchmark tables into the README.
+    """Write the benchmark tables into the documentation.
 
     Args:
-        readme: the file whose marked regions are rewritten.
         results: the folder of results files.
-        check: change nothing; fail if the file does not hold the present tables.
+        docs: the folder of the generated pages.
+        readme: the file whose marked region is rewritten.
+        check: change nothing; fail if a file does not hold the present tables.
+        pictures: also draw how cost grows, into this folder.
     """
     try:
-        text = readme.read_text(encoding="utf-8")
-        others = {name: render_suite(results, name) for name in SUITES}
-        others[GROWTH] = growth.render(results / GROWTH)
-        others[NEGLIGIBLE] = negligible.render(results / NEGLIGIBLE / "weights.json")
-        stored = [read(path) for path in files(results)]
-        others[OVERVIEW] = render_overview(stored)
-        filled = rewrite(text, stored, others)
+        files = pages(results, docs, readme)
+        for path in sorted((results / "growth").glob("*.json")) if pictures else ():
+            for one, rows in growth.complete(read(path), SERIES):
+                growth.draw(one, rows, pictures / f"{path.stem}-{one.name}.png")
     except (OSError, ResultsError) as error:
         sys.exit(f"error: {error}")
-    known = {*others, *(workload.name for workload in WORKLOADS)}
-    unknown = sorted({m["name"] for m in REGION.finditer(text)} - known)
-    if unknown:
-        print(f"{readme}: left alone, no workloads of these names: {', '.join(unknown)}")
-    if filled == text:
-        print(f"{readme}: up to date")
-    elif check:
-        sys.exit(f"{readme}: not the tables of {results}; run python -m benchmarks.tables")
-    else:
-        write_text(readme, filled)
-        print(f"{readme}: tables written")
+    changed = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if check and changed:
+        sys.exit(f"error: not the present tables: {', '.join(map(str, changed))}; run python -m benchmarks.tables")
+    for path in changed:
+        write_text(path, files[path])
+    print(f"{len(changed)} of {len(files)} files written")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Contestants take turns, round by round, in one process.
+"""Implementations take turns, round by round, in one process.
 
-A turn ends when what it started has ended: on a GPU, when the device has nothing left to do. The same holds for all
-contestants, and a turn is long enough for what the waiting costs not to show.
+A turn ends when what it started has ended: on a GPU, when the device has nothing left to do. The same holds for all,
+and a turn is long enough for what the waiting costs not to show.
 """
 
 import gc
@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 
-WARM_UP_S = 0.05  # each contestant, beyond its first call, which may compile
+WARM_UP_S = 0.05  # each implementation, beyond its first call, which may compile
 TURN_S = 0.001  # a turn is as many calls as fill this: short calls are timed several at once
 LEAST_ROUNDS, MOST_ROUNDS = 5, 300
 # One that is this many times slower than the fastest leaves after LEAST_ROUNDS rounds: its figure needs no more.
 FAR_BEHIND = 20.0
+
+Call = Callable[[], Any]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,18 @@ class Times:
         return statistics.median(self.seconds)
 
     @property
-    def quartiles(self) -> tuple[float, float]:
+    def iqr(self) -> float:
         low, _, high = statistics.quantiles(self.seconds, n=4)
-        return low, high
+        return high - low
 
 
-def waiting_for(device: str) -> Callable[[], None] | None:
+def waiting_for(device: str) -> Call | None:
     """What waits for the device; None where calls are over when they return."""
     return torch.cuda.synchronize if device == "cuda" else None
 
 
 def take_turns(
-    steps: dict[str, Callable[[], Any]],
-    seconds_each: float,
-    clock: Callable[[], float] = time.perf_counter,
-    wait: Callable[[], None] | None = None,
+    steps: dict[str, Call], seconds_each: float, clock: Clock = time.perf_counter, wait: Call | None = None
 ) -> dict[str, Times]:
     """Median-ready times of all steps, measured in about `seconds_each` for each of them."""
     calls = {name: _warm_up(step, clock, wait) for name, step in steps.items()}
@@ -72,7 +72,7 @@ def take_turns(
     return {name: Times(tuple(values), calls[name]) for name, values in seconds.items()}
 
 
-def _warm_up(step: Callable[[], Any], clock: Callable[[], float], wait: Callable[[], None] | None) -> int:
+def _warm_up(step: Call, clock: Clock, wait: Call | None) -> int:
     """Calls for a turn."""
     _turn(step, 1, clock, wait)
     start, calls = clock(), 0
@@ -86,9 +86,7 @@ def _warm_up(step: Callable[[], Any], clock: Callable[[], float], wait: Callable
     return for_turn
 
 
-def _turn(
-    step: Callable[[], Any], calls: int, clock: Callable[[], float], wait: Callable[[], None] | None = None
-) -> float:
+def _turn(step: Call, calls: int, clock: Clock, wait: Call | None = None) -> float:
     """Seconds a call."""
     start = clock()
     for _ in range(calls):
@@ -98,22 +96,13 @@ def _turn(
     return (clock() - start) / calls
 
 
-def fastest(
-    steps: list[Callable[[], Any]], seconds_each: float = 0.02, wait: Callable[[], None] | None = None
-) -> Callable[[], Any]:
-    """The step whose best call is the shortest: to give a contestant its best setting. One that needs more memory than
-    the device has is none."""
+def fastest(steps: list[Call], rounds: int = 3, wait: Call | None = None) -> Call:
+    """The step whose best call is the shortest, to give a peer its best setting; not one that is out of memory."""
 
-    def best(step: Callable[[], Any]) -> float:
+    def best(step: Call) -> float:
         try:
-            step()
-            if wait is not None:
-                wait()
-            seconds: list[float] = []
-            while sum(seconds) < seconds_each:
-                seconds.append(_turn(step, 1, time.perf_counter, wait))
+            return min(_turn(step, 1, time.perf_counter, wait) for _ in range(rounds + 1))
         except torch.OutOfMemoryError:
             return math.inf
-        return min(seconds)
 
     return min(steps, key=best)

@@ -1,14 +1,11 @@
-"""What the harness is told: workloads, their sizes, and the contestants that compute them."""
+"""What the harness is told: workloads, their sizes, and the implementations that compute them."""
 
-import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from fused_margins.ops import registry
 
 Inputs = dict[str, Any]
 Outputs = dict[str, Tensor]
@@ -20,61 +17,66 @@ DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class Size:
-    """A size of a workload; `text` gives it in the order of the workload's `symbols`. `make` makes the inputs on the
+    """A size of a workload; `shape` gives it in the order of the workload's `symbols`. `make` makes the inputs on the
     generator's device."""
 
     name: str
-    text: str
+    shape: tuple[int, ...]
     make: Callable[[torch.dtype, torch.Generator], Inputs]
     large: bool = False  # minutes or gigabytes: measured with --large only
+    products: int = 0  # B x N x D of the similarities
     multiply_adds: int | None = None  # of one call, forward and backward
-    compulsory_bytes: Callable[[torch.dtype], int] | None = None
     devices: tuple[str, ...] = DEVICES  # where it is measured
     dtypes: tuple[torch.dtype, ...] | None = None  # instead of the workload's
 
+    @property
+    def text(self) -> str:
+        return " x ".join(map(str, self.shape))
+
 
 @dataclass(frozen=True)
-class Contestant:
+class Implementation:
     """One way to compute a workload."""
 
     name: str
     prepare: Callable[[Inputs], Step]  # set-up that is not timed; the step that it returns is
     note: str = ""  # what it does beyond the others, or leaves out
-    changes: Inputs = field(default_factory=dict)  # inputs that it cannot take as they are; the gate takes them, too
+    changes: Inputs = field(default_factory=dict)  # inputs that it cannot take as they are; its check takes them, too
     backend: str | None = None  # ours: the backend
     refuses: Callable[[Inputs], str | None] = lambda inputs: None
     devices: tuple[str, ...] = DEVICES  # where it takes part
     sizes: tuple[str, ...] | None = None  # names of the sizes that it takes part in; None: all
-    floor: bool = False  # what nobody can be faster than: it computes less than the workload, so no gate judges it
+    most_products: int | None = None  # B x N x D beyond which it takes seconds a call, and is not measured
+    lower_bound: bool = False  # of the time: it computes less than the workload, so nothing checks what it returns
     allocates: bool = True  # False: its memory was taken before the call, so there is no figure for it
 
     def step(self, inputs: Inputs) -> Step:
         return self.prepare(inputs | self.changes)
 
 
-# In what a contestant's outputs are not those of the inputs that the judge was made for, one line a fault.
-Judge = Callable[[Contestant, Outputs], list[str]]
+# In what an implementation's outputs are not those of the inputs that the check was made for, one line a fault.
+Check = Callable[[Implementation, Outputs], list[str]]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Something to compute, and how to judge who does; `symbols` names the numbers in a size's text."""
+    """Something to compute, who computes it, and the correctness check; `symbols` names the numbers of a size."""
 
     name: str
     title: str
     symbols: str
     sizes: tuple[Size, ...]
-    dtypes: tuple[torch.dtype, ...]
-    contestants: tuple[Contestant, ...]
-    judge: Callable[[Inputs], Judge]
+    implementations: tuple[Implementation, ...]
+    check: Callable[[Inputs], Check]
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
 
     @property
     def baseline(self) -> str:
-        peers = [c.name for c in self.contestants if c.backend is None]
+        peers = [i.name for i in self.implementations if i.backend is None]
         return BASELINE if BASELINE in peers else next(iter(peers), "reference")
 
-    def contestant(self, name: str) -> Contestant:
-        return next(c for c in self.contestants if c.name == name)
+    def implementation(self, name: str) -> Implementation:
+        return next(i for i in self.implementations if i.name == name)
 
 
 @dataclass(frozen=True)
@@ -88,20 +90,20 @@ class Row:
 
     @property
     def id(self) -> str:
-        return "-".join((self.workload.name, self.size.name, self.size.text.replace(" ", ""), self.dtype_name))
+        dtype = str(self.dtype).removeprefix("torch.")
+        return "-".join((self.workload.name, self.size.name, self.size.text.replace(" ", ""), dtype))
 
     @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
-    def contestants(self) -> tuple[Contestant, ...]:
+    def implementations(self) -> tuple[Implementation, ...]:
         """Those of the workload that take part."""
-        return tuple(
-            c
-            for c in self.workload.contestants
-            if self.device in c.devices and (c.sizes is None or self.size.name in c.sizes)
-        )
+        everyone = (i for i in self.workload.implementations if self.device in i.devices)
+        return tuple(i for i in everyone if i.sizes is None or self.size.name in i.sizes)
+
+    def refusal(self, implementation: Implementation, inputs: Inputs) -> str | None:
+        """Why the implementation is not measured at this row, or None."""
+        if implementation.most_products is not None and self.size.products > implementation.most_products:
+            return "seconds a call: it forms all B x N x D products"
+        return implementation.refuses(inputs)
 
     def inputs(self) -> Inputs:
         """The same numbers at every call, in every process; other ones on another kind of device."""
@@ -118,7 +120,7 @@ class Series:
     workload: Workload
 
     @property
-    def rows(self) -> tuple["Row", ...]:
+    def rows(self) -> tuple[Row, ...]:
         return tuple(rows((self.workload,), "cpu"))
 
 
@@ -128,129 +130,3 @@ def rows(workloads: tuple[Workload, ...], device: str) -> Iterator[Row]:
             if device in size.devices:
                 for dtype in size.dtypes or workload.dtypes:
                     yield Row(workload, size, dtype, device)
-
-
-def forward_backward(function: Callable[[Inputs], Outputs], inputs: Inputs, wrt: tuple[str, ...]) -> Step:
-    """A step: the outputs and their gradients with respect to those of the inputs in `wrt` that are tensors."""
-    names = [name for name in wrt if isinstance(inputs.get(name), Tensor)]
-    # One tensor under two names (a batch against itself) is one leaf, as in training.
-    leaf_of = {id(inputs[name]): inputs[name].detach().requires_grad_() for name in names}
-    leaves = {name: leaf_of[id(inputs[name])] for name in names}
-    arguments = inputs | leaves
-    incoming: dict[str, Tensor] = {}
-
-    def step() -> Outputs:
-        outputs = function(arguments)
-        for name in outputs.keys() - incoming.keys():
-            incoming[name] = _incoming(outputs[name])
-        grads = torch.autograd.grad(list(outputs.values()), list(leaves.values()), [incoming[name] for name in outputs])
-        return {n: t.detach() for n, t in outputs.items()} | {f"grad_{n}": g for n, g in zip(leaves, grads)}
-
-    return step if leaves else lambda: function(inputs)
-
-
-def _incoming(output: Tensor) -> Tensor:
-    """1 for a loss; for a matrix or vector numbers in [-1, 1] that every dtype holds and no contestant can foresee."""
-    if output.dim() == 0:
-        return torch.ones_like(output)
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(-64, 65, output.shape, generator=generator).to(output) / 64
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` by torch.compile, for one shape and without a fallback."""
-    return torch.compile(function, fullgraph=True, dynamic=False)
-
-
-def on_device(*size: int, generator: torch.Generator) -> Tensor:
-    """Normal random numbers on the generator's device."""
-    return torch.randn(*size, generator=generator, device=generator.device)
-
-
-def unless_installed(*modules: str) -> Callable[[Inputs], str | None]:
-    """`refuses` of a contestant that needs these modules."""
-
-    def refuses(inputs: Inputs) -> str | None:
-        missing = [name for name in modules if importlib.util.find_spec(name) is None]
-        return f"{', '.join(missing)} not installed" if missing else None
-
-    return refuses
-
-
-GRAPH_WARM_UP = 3  # calls before a capture, as torch's documentation asks: libraries set themselves up
-
-
-def captured(contestant: Contestant, sizes: tuple[str, ...] | None = None) -> Contestant:
-    """The contestant's step as a CUDA graph: recorded once, replayed without Python or launches one by one."""
-
-    def prepare(inputs: Inputs) -> Step:
-        step = contestant.prepare(inputs)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(GRAPH_WARM_UP):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = step()
-
-        def replay() -> Outputs:
-            graph.replay()
-            return outputs
-
-        return replay
-
-    return replace(
-        contestant,
-        name=f"{contestant.name}, CUDA graph",
-        prepare=prepare,
-        devices=("cuda",),
-        sizes=sizes,
-        allocates=False,
-    )
-
-
-def auto(prepare: Callable[[Inputs, str], Step]) -> Contestant:
-    """Ours as "auto" chooses."""
-    return Contestant("auto", lambda inputs: prepare(inputs, "auto"), backend="auto")
-
-
-def ours(
-    prepare: Callable[[Inputs, str], Step],
-    problem: Callable[[Inputs], registry.Problem],
-    too_slow: Callable[[Inputs, str], str | None] = lambda inputs, backend: None,
-) -> tuple[Contestant, ...]:
-    """A contestant for every backend of the registry.
-
-    Args:
-        prepare: makes the step of the inputs on a backend, given by its name.
-        problem: what the registry is asked whether a backend can run it.
-        too_slow: why a backend that can is not worth the minutes, or None.
-    """
-
-    def contestant(backend: registry.Backend) -> Contestant:
-        return Contestant(
-            name=backend.name,
-            prepare=lambda inputs: prepare(inputs, backend.name),
-            backend=backend.name,
-            refuses=lambda inputs: registry.refusal(backend, problem(inputs)) or too_slow(inputs, backend.name),
-        )
-
-    return tuple(contestant(backend) for backend in registry.BACKENDS)
-
-
-def euclidean_differences(inputs: Inputs, backend: str) -> str | None:
-    """`too_slow` of the nearest in Euclidean distance: the reference forms all B x N x D differences, to be exact."""
-    return "half a minute a call: it forms all B x N x D differences" if _too_many(inputs, backend, 2**30) else None
-
-
-def cosine_products(inputs: Inputs, backend: str) -> str | None:
-    """`too_slow` of the nearest by cosine: likewise."""
-    return "seconds a call: it forms all B x N x D products" if _too_many(inputs, backend, 2**34) else None
-
-
-def _too_many(inputs: Inputs, backend: str, most: int) -> bool:
-    x = inputs["embeddings"]
-    columns: Any = inputs.get("centroids", x)
-    return backend == "reference" and x.shape[0] * columns.shape[0] * x.shape[1] > most

@@ -90,9 +90,9 @@ def device_for(pytestconfig: pytest.Config) -> Callable[..., str]:
 def _runs_on_a_cpu(request: pytest.FixtureRequest) -> None:
     """Tests that do not ask for a device make their tensors on the CPU, where a GPU's backend has nothing to do."""
     backend = request.node.callspec.params.get("backend") if hasattr(request.node, "callspec") else None
-    if backend in ("cuda", "triton") and "device_for" not in request.fixturenames:
-        if reason := ROWS[backend].why_not("cpu"):
-            pytest.skip(reason)
+    asks = "device_for" in request.fixturenames
+    if backend in ("cuda", "triton") and not asks and (reason := ROWS[backend].why_not("cpu")):
+        pytest.skip(reason)
 
 
 @pytest.fixture

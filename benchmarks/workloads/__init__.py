@@ -22,7 +22,5 @@ ROWS = rows_on("cpu")
 
 def find_row(row_id: str) -> Row:
     """Of those on a CPU."""
-    for row in (*ROWS, *(row for series in SERIES for row in series.rows)):
-        if row.id == row_id:
-            return row
-    raise LookupError(f"no row {row_id}")
+    everything = (*ROWS, *(row for series in SERIES for row in series.rows))
+    return next(row for row in everything if row.id == row_id)

@@ -1,32 +1,20 @@
 """The magnet loss of a batch of M clusters with n samples each, and its gradient."""
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from fused_margins.functional import magnet_loss
-from fused_margins.ops.registry import Problem
 
-from ..gate import judge_loss
-from ..workload import (
-    Contestant,
-    Inputs,
-    Size,
-    Step,
-    Workload,
-    auto,
-    captured,
-    compiled,
-    forward_backward,
-    on_device,
-    ours,
-)
+from ..correctness import check_values
+from ..implementations import differentiated, graphs, on_device, ours, usual
+from ..workload import Inputs, Size, Workload
 
 ALPHA, VARIANCE_FLOOR = 1.0, 1e-4
 SHAPES = ((12, 4, 128), (12, 16, 1024), (12, 64, 1024))
-ON_GPU = ((12, 16, 1024),)  # of these: a batch is a few launches, whatever its size
+ON_GPU = SHAPES[1]  # a batch is a few launches, whatever its size
 CLUSTERS_PER_CLASS = 3
 
 
@@ -35,14 +23,11 @@ def _size(num_clusters: int, samples: int, width: int) -> Size:
         clusters = torch.arange(num_clusters, device=g.device).repeat_interleave(samples)
         centres = 0.1 * on_device(num_clusters, width, generator=g)
         embeddings = centres[clusters] + on_device(num_clusters * samples, width, generator=g)
-        return {
-            "embeddings": embeddings.to(dtype),
-            "clusters": clusters,
-            "cluster_labels": torch.arange(num_clusters, device=g.device) // CLUSTERS_PER_CLASS,
-        }
+        cluster_labels = torch.arange(num_clusters, device=g.device) // CLUSTERS_PER_CLASS
+        return {"embeddings": embeddings.to(dtype), "clusters": clusters, "cluster_labels": cluster_labels}
 
-    devices = ("cpu", "cuda") if (num_clusters, samples, width) in ON_GPU else ("cpu",)
-    return Size("batch", f"{num_clusters} x {samples} x {width}", make, devices=devices)
+    shape = (num_clusters, samples, width)
+    return Size("batch", shape, make, devices=("cpu", "cuda") if shape == ON_GPU else ("cpu",))
 
 
 def eager_magnet(embeddings: Tensor, clusters: Tensor, cluster_labels: Tensor) -> Tensor:
@@ -57,28 +42,15 @@ def eager_magnet(embeddings: Tensor, clusters: Tensor, cluster_labels: Tensor) -
     return F.relu(ALPHA + own / (2 * variance) + impostors).mean()
 
 
-def _step(function: Callable[..., Tensor], inputs: Inputs) -> Step:
-    return forward_backward(lambda arguments: {"loss": function(**arguments)}, inputs, ("embeddings",))
+def _call(inputs: Inputs) -> tuple[str, Inputs]:
+    others = {name: inputs[name] for name in ("clusters", "cluster_labels")}
+    return "magnet", {"x": inputs["embeddings"], "alpha": ALPHA, "variance_floor": VARIANCE_FLOOR} | others
 
 
-def _our_step(inputs: Inputs, backend: str) -> Step:
-    def loss(embeddings: Tensor, clusters: Tensor, cluster_labels: Tensor) -> Tensor:
-        return magnet_loss(
-            embeddings, clusters, cluster_labels, alpha=ALPHA, variance_floor=VARIANCE_FLOOR, backend=backend
-        )
-
-    return _step(loss, inputs)
-
-
-def _problem(inputs: Inputs) -> Problem:
-    x = inputs["embeddings"]
-    return Problem("magnet", x.device.type, x.dtype, x.shape[0], len(inputs["cluster_labels"]), x.shape[1])
-
-
-PEERS = (
-    Contestant("eager", lambda inputs: _step(eager_magnet, inputs)),
-    Contestant("torch.compile", lambda inputs: _step(compiled(eager_magnet), inputs), "of the eager code"),
-)
+prepare = differentiated("loss", "embeddings")
+our_magnet = partial(magnet_loss, alpha=ALPHA, variance_floor=VARIANCE_FLOOR)
+truth = partial(prepare, partial(our_magnet, backend="reference"))
+USUAL = usual(prepare, eager_magnet)
 
 WORKLOADS = (
     Workload(
@@ -86,8 +58,11 @@ WORKLOADS = (
         "Magnet loss and gradient, also through the means and the variance",
         "clusters x samples x D",
         tuple(_size(*shape) for shape in SHAPES),
-        (torch.float32,),
-        (*PEERS, *ours(_our_step, _problem), *(captured(c) for c in (*PEERS, auto(_our_step)))),
-        judge_loss(_our_step),
+        (
+            *USUAL,
+            *ours(prepare, our_magnet),
+            *graphs(USUAL, prepare, our_magnet),
+        ),
+        partial(check_values, truth=truth, call=_call),
     ),
 )

@@ -1,16 +1,18 @@
 """Every op of the registry at the sizes of its ``cases.py``, on every backend, beside the usual PyTorch code where it
 is written here."""
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fused_margins.ops import cases, registry
+from fused_margins.backends import registry
+from fused_margins.ops import cases
 
-from ..gate import judge_op
-from ..workload import Contestant, Inputs, Outputs, Size, Step, Workload, compiled, forward_backward, ours
+from ..correctness import check_values
+from ..implementations import Function, forward_backward, ours, usual
+from ..workload import Inputs, Outputs, Size, Step, Workload
 
 
 def eager_contrast(x: Tensor, y: Tensor, target: Tensor, scale: float) -> Outputs:
@@ -36,56 +38,37 @@ def eager_scores(x: Tensor, y: Tensor, target: Tensor, scale: float, margin: flo
 
 
 # An op without an entry is measured against its reference.
-EAGER: dict[str, Callable[..., Outputs]] = {
-    "contrast": eager_contrast,
-    "nearest": eager_nearest,
-    "scores": eager_scores,
-}
+EAGER = {"contrast": eager_contrast, "nearest": eager_nearest, "scores": eager_scores}
 
 
-def _workload(name: str) -> Workload:
+def workload(name: str) -> Workload:
     op = cases.load(name)
 
-    def prepare(inputs: Inputs, backend: str) -> Step:
-        return forward_backward(lambda arguments: op.run(arguments, backend), inputs, op.DIFFERENTIABLE)
+    def prepare(function: Function, inputs: Inputs) -> Step:
+        return forward_backward(lambda arguments: function(**arguments), inputs, op.DIFFERENTIABLE)
 
-    def problem(inputs: Inputs) -> registry.Problem:
-        x, y = inputs["x"], inputs["y"]
-        relation = inputs.get("relation", "different")
-        return registry.Problem(name, x.device.type, x.dtype, x.shape[0], y.shape[0], x.shape[1], relation)
-
-    def usual(title: str, function: Callable[..., Outputs], note: str = "") -> Contestant:
-        def prepare_peer(inputs: Inputs) -> Step:
-            return forward_backward(lambda arguments: function(**arguments), inputs, op.DIFFERENTIABLE)
-
-        return Contestant(title, prepare_peer, note)
+    def run(backend: str, **arguments: object) -> Outputs:
+        return op.run(arguments, backend)
 
     def size(shape: cases.Shape) -> Size:
-        return Size(
-            shape.name,
-            f"{shape.rows} x {shape.width} x {shape.columns}",
-            lambda dtype, generator: op.make_benchmark(shape, dtype, generator),
-            large=shape.rows * shape.columns > 2**24,
-            multiply_adds=op.multiply_adds(shape),
-            compulsory_bytes=lambda dtype: op.compulsory_bytes(shape, dtype),
-        )
+        sizes, large = (shape.rows, shape.width, shape.columns), shape.rows * shape.columns > 2**24
+        make = partial(op.make_benchmark, shape)
+        return Size(shape.name, sizes, make, large, multiply_adds=op.multiply_adds(shape))
 
+    truth = partial(prepare, partial(run, backend="reference"))
     eager = EAGER.get(name)
-    peers = (
-        () if eager is None else (usual("eager", eager), usual("torch.compile", compiled(eager), "of the eager code"))
-    )
     gradients = ", with gradients" if op.DIFFERENTIABLE else ""
     return Workload(
         name,
         f"The op `{name}`{gradients}",
         "B x D x N",
         tuple(size(shape) for shape in op.SHAPES),
+        (*(usual(prepare, eager) if eager else ()), *ours(prepare, run)),
+        partial(check_values, truth=truth, call=lambda inputs: (name, inputs), observed=op.observed),
         (torch.float32, torch.bfloat16),
-        (*peers, *ours(prepare, problem)),
-        judge_op(op, prepare),
     )
 
 
 # An op that is the whole of what it is for is measured as that, beside its peers.
-ELSEWHERE = ("draw", "magnet", "margin_softmax")
-WORKLOADS = tuple(_workload(name) for name in registry.OPS if name not in ELSEWHERE)
+ELSEWHERE = ("kmeans", "magnet", "sample")
+WORKLOADS = tuple(workload(name) for name in registry.OPS if name not in ELSEWHERE)

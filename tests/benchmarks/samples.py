@@ -1,4 +1,4 @@
-"""Rows, machines and wrong contestants that the tests of the benchmarks share."""
+"""Rows, machines and wrong implementations that the tests of the benchmarks share."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import Gpu, Machine, RunsWith
+from benchmarks.machine import Machine, RunsWith
 from benchmarks.results import Figure, RowResult
-from benchmarks.workload import Contestant, Row, Workload
+from benchmarks.workload import Implementation, Row, Workload
 from benchmarks.workloads import ROWS, WORKLOADS
 
-WITH = RunsWith(commit="abc", versions={"torch": "2.9"}, load_before=0.5)
-GPU_VERSIONS = {"torch": "2.11", "cuda": "13.0", "driver": "580.1", "triton": "3.6", "processor": "A CPU, 8 CPUs"}
-GPU = Gpu(gpu="NVIDIA H100 80GB HBM3")
-MACHINE = Machine(processor="Some CPU(R) 9", cpus=8, threads=2, instruction_set="v3")
+WITH = RunsWith(date="2025-02-03", commit="abc", load_before=0.5, versions={"torch": "2.9"})
+GPU_VERSIONS = {"torch": "2.11", "cuda": "13.0", "triton": "3.6", "processor": "A CPU, 8 CPUs"}
+GPU = Machine(name="NVIDIA H100 80GB HBM3", kind="nvidia-h100-80gb-hbm3")
+MACHINE = Machine(name="Some CPU(R) 9, 2 of 8 CPUs, kernels for v3", kind="cpu-some-cpu-r-9-v3-2t")
 
 
 def workload(name: str) -> Workload:
@@ -27,16 +27,18 @@ def smallest_row(name: str) -> Row:
     return min(rows, key=lambda row: sum(t.numel() for t in row.inputs().values() if isinstance(t, torch.Tensor)))
 
 
-def faults(row: Row, contestant: Contestant) -> list[str]:
+def faults(row: Row, implementation: Implementation) -> list[str]:
     inputs = row.inputs()
-    return row.workload.judge(inputs)(contestant, contestant.step(inputs)())
+    return row.workload.check(inputs)(implementation, implementation.step(inputs)())
 
 
-def tampered(contestant: Contestant, output: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Contestant:
-    """`contestant` with one of its outputs changed."""
+def tampered(
+    implementation: Implementation, output: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Implementation:
+    """`implementation` with one of its outputs changed."""
 
     def prepare(inputs: dict[str, Any]) -> Callable[[], dict[str, torch.Tensor]]:
-        step = contestant.prepare(inputs)
+        step = implementation.prepare(inputs)
 
         def wrong() -> dict[str, torch.Tensor]:
             outputs = step()
@@ -44,29 +46,14 @@ def tampered(contestant: Contestant, output: str, change: Callable[[torch.Tensor
 
         return wrong
 
-    return dataclasses.replace(contestant, prepare=prepare)
+    return dataclasses.replace(implementation, prepare=prepare)
 
 
-def row_result(size: str = "2 x 3", **changes: Any) -> RowResult:
-    figures = [
-        Figure(contestant="eager", ours=False, median_s=2e-3, speedup=1.0, extra_memory_bytes=3 * 2**20),
-        Figure(contestant="peer", ours=False, note="no margin", red=True, reason="loss: relative error 0.5"),
-        Figure(contestant="cpu", ours=True, median_s=1e-3, speedup=2.0, extra_memory_bytes=2**19),
-        Figure(contestant="far", ours=True, reason="no such device"),
-    ]
-    values = {
-        "id": f"magnet-{size}",
-        "workload": "magnet",
-        "title": "The title",
-        "symbols": "B x D",
-        "size_name": "batch",
-        "size": size,
-        "dtype": "float32",
-        "baseline": "eager",
-        "multiply_adds": 10**9,
-        "compulsory_bytes": None,
-        "figures": figures,
-        "date": "2025-02-03T04:05:06+00:00",
-        "runs_with": WITH,
+def row_result(size: str = "2x3", **changes: Any) -> RowResult:
+    figures = {
+        "eager": Figure(2e-3, 1e-4, 3 * 2**20),
+        "peer": Figure(reason="wrong: loss: relative error 0.5"),
+        "cpu": Figure(1e-3, 1e-5, 2**19),
+        "far": Figure(reason="no such device"),
     }
-    return RowResult(**(values | changes))
+    return RowResult(**({"id": f"magnet-batch-{size}-float32", "runs_with": WITH, "figures": figures} | changes))

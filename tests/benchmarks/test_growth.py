@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import growth, results
-from benchmarks.growth import Limits, expected, exponent, leaving
+from benchmarks import growth, results, tables
+from benchmarks.growth import expected, exponent, leaving
 from benchmarks.results import Figure, ResultsError, RowResult
 from benchmarks.rows import MEMORY, measure
-from benchmarks.workload import Contestant, Inputs, Series, Size, Step, Workload
+from benchmarks.workload import Implementation, Inputs, Series, Size, Step, Workload
 from benchmarks.workloads import SERIES, find_row
 
 from .samples import MACHINE, WITH, row_result
@@ -28,9 +28,9 @@ def _step(inputs: Inputs) -> Step:
     return lambda: {"y": inputs["x"] + 1}
 
 
-def _series(*contestants: Contestant) -> Series:
-    sizes = tuple(Size("rows", str(value), _make) for value in VALUES)
-    workload = Workload("sums", "Sums", "B", sizes, (torch.float32,), contestants, lambda inputs: lambda c, o: [])
+def _series(*implementations: Implementation) -> Series:
+    sizes = tuple(Size("rows", (value,), _make) for value in VALUES)
+    workload = Workload("sums", "Sums", "B", sizes, implementations, lambda inputs: lambda i, o: [])
     return Series("sums-rows", "rows B", VALUES, workload)
 
 
@@ -40,16 +40,16 @@ def _stored(series: Series, seconds: dict[str, list[float]]) -> dict[str, RowRes
     return {
         row.id: row_result(
             id=row.id,
-            figures=[
-                Figure(contestant=c, ours=False, median_s=s[i], extra_memory_bytes=int(1e6 * s[i] ** 2))
-                for c, s in seconds.items()
-            ],
+            figures={
+                name: Figure(s[i], 0.0, int(1e6 * s[i] ** 2)) if s[i] else Figure(reason="about 2 GiB expected")
+                for name, s in seconds.items()
+            },
         )
         for i, row in enumerate(series.rows[:count])
     }
 
 
-TWO = _series(Contestant("eager", _step), Contestant("cpu", _step, backend="cpu"))
+TWO = _series(Implementation("eager", _step), Implementation("cpu", _step, backend="cpu"))
 
 
 def test_the_exponent_is_fitted_to_the_largest_sizes() -> None:
@@ -66,12 +66,15 @@ def test_what_is_expected_follows_the_last_two_points_and_grows_at_least_linearl
     assert expected([(10, 1.0), (20, 8.0)], 40) == pytest.approx(64)
 
 
-def test_who_would_take_too_long_or_too_much_leaves_and_says_what_was_expected() -> None:
+def test_who_would_take_too_long_or_too_much_leaves_and_says_what_was_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = _stored(TWO, {"eager": [1.0, 4.0], "cpu": [1.0, 2.0]})
-    assert leaving(TWO, stored, 16, Limits(16.1, 1e12)) == {}
-    assert leaving(TWO, stored, 16, Limits(15.9, 1e12)) == {"eager": "about 16 s expected"}
     gib = 1e6 * 16**2 / 2**30
-    assert leaving(TWO, stored, 16, Limits(99, 1e8)) == {"eager": f"about {gib:.0f} GiB expected"}
+    reasons = {(16.1, 1e12): {}, (15.9, 1e12): {"eager": "about 16 s expected"}}
+    reasons |= {(99.0, 1e8): {"eager": f"about {gib:.0f} GiB expected"}}
+    for (seconds, memory), expects in reasons.items():
+        monkeypatch.setattr(growth, "PATIENCE_S", seconds)
+        monkeypatch.setattr(growth, "MOST_BYTES", memory)
+        assert leaving(TWO, stored, 16) == expects
 
 
 def test_series_have_as_many_values_as_rows_and_memory_finds_them() -> None:
@@ -83,13 +86,13 @@ def test_series_have_as_many_values_as_rows_and_memory_finds_them() -> None:
             assert find_row(row.id) == row
 
 
-@pytest.fixture
-def fixed_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth.RunsWith, "now", lambda *_: WITH)
     monkeypatch.setattr(growth, "this_machine", lambda: MACHINE)
+    monkeypatch.setattr(growth, "PATIENCE_S", 10.0)
 
 
-@pytest.mark.usefixtures("fixed_commit")
 def test_a_run_goes_on_from_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -98,52 +101,47 @@ def test_a_run_goes_on_from_what_is_stored(tmp_path: Path, monkeypatch: pytest.M
         asked.append((row.id, without))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        slow = 1.0 if row.size.text == "4" else 8.0
-        figures = [Figure(contestant=n, ours=False, median_s=s) for n, s in (("eager", slow), ("cpu", 1.0))]
-        return row_result(id=row.id, size=row.size.text, figures=figures), {}
+        slow = Figure(1.0 if row.size.text == "4" else 8.0, 0.0)
+        return row_result(id=row.id, figures={"eager": Figure(reason=without.get("eager", "")) if without else slow})
 
     monkeypatch.setattr(growth, "measure", measure_or_stop)
     with pytest.raises(KeyboardInterrupt):
-        growth.run([TWO], tmp_path, Limits(10.0, 1e12), 0.1)
+        growth.run([TWO], tmp_path, 0.1)
     first, second, third = (row.id for row in TWO.rows)
-    assert asked == [(first, frozenset()), (second, frozenset()), (third, {"eager"})]
-    done = growth.run([TWO], tmp_path, Limits(10.0, 1e12), 0.1)
-    assert asked[3:] == [(third, {"eager"})]
+    leaves = {"eager": "about 64 s expected"}
+    assert asked == [(first, {}), (second, {}), (third, leaves)]
+    growth.run([TWO], tmp_path, 0.1)
+    assert asked[3:] == [(third, leaves)]
+    done = results.read(tmp_path / f"{MACHINE.kind}.json")
     assert [row.id for row in done.rows] == [first, second, third]
-    assert done.rows[2].figure("eager").reason == "about 64 s expected"
-    assert growth.run([TWO], tmp_path, Limits(10.0, 1e12), 0.1) == done
+    assert done.rows[2].figures["eager"].reason == "about 64 s expected"
+    growth.run([TWO], tmp_path, 0.1)
     assert len(asked) == 4
 
 
-@pytest.mark.usefixtures("fixed_commit")
-def test_a_wrong_contestant_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = dataclasses.replace(TWO.workload, judge=lambda inputs: lambda contestant, outputs: ["y: relative error 1"])
-    without_memory = frozenset({MEMORY})
+def test_a_wrong_implementation_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = dataclasses.replace(TWO.workload, check=lambda inputs: lambda implementation, outputs: ["y: off by 1"])
     monkeypatch.setattr(
-        growth, "measure", lambda row, seconds, runs_with, *_: measure(row, seconds, runs_with, without_memory)
+        growth, "measure", lambda row, seconds, runs_with, *_: measure(row, seconds, runs_with, {MEMORY: "left out"})
     )
-    with pytest.raises(ResultsError, match="eager does not compute sums-rows-4-float32: y: relative error 1"):
-        growth.run([dataclasses.replace(TWO, workload=wrong)], tmp_path, Limits(10.0, 1e12), 0.01)
+    with pytest.raises(ResultsError, match="sums-rows-4-float32 is not what these compute: eager, cpu"):
+        growth.run([dataclasses.replace(TWO, workload=wrong)], tmp_path, 0.01)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_table_and_picture_show_every_contestant_and_where_it_stopped(tmp_path: Path) -> None:
+def test_table_and_picture_show_everybody_and_where_they_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "SERIES", [TWO])
     stored = _stored(TWO, {"eager": [0.1, 0.4, 0.0], "cpu": [0.1, 0.2, 0.4]})
-    last = stored[TWO.rows[2].id]
-    last.figures[0] = Figure(contestant="eager", ours=False, reason="about 2 GiB expected")
     for row in stored.values():
-        results.store(tmp_path / "growth", MACHINE, row)
-    text = growth.render(tmp_path / "growth", [TWO], tmp_path)
+        results.store(tmp_path, MACHINE, row)
+    text = tables.growth_page(tmp_path)
     assert "| eager | 2.00 | 4.00 | 8 | 400 | 0.2 | about 2 GiB expected |" in text
     assert "| ours: cpu | 1.00 | 2.00 | 16 | 400 | 0.2 | the end |" in text
-    picture = tmp_path / "growth" / f"{MACHINE.kind}-sums-rows.png"
-    assert f"]({picture.relative_to(tmp_path)})" in text
+    picture = tmp_path / "pictures" / "sums-rows.png"
     growth.draw(TWO, stored, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_nothing_measured_is_said(tmp_path: Path) -> None:
-    assert growth.render(tmp_path, [TWO], tmp_path) == "Not measured yet."
 
 
 def test_examples() -> None:
@@ -158,8 +156,8 @@ def test_who_turns_out_to_be_slow_takes_no_turns() -> None:
     def slow(inputs: Inputs) -> Step:
         return lambda: calls.append(1) or time.sleep(0.05 * (len(calls) > 1)) or {}  # its first call compiles
 
-    series = _series(Contestant("eager", _step), Contestant("slow", slow))
-    result, times = measure(series.rows[0], 0.01, WITH, frozenset({MEMORY}), patience=0.02)
-    assert result.figure("slow").reason == "0 s a call"
-    assert list(times) == ["eager"]
+    series = _series(Implementation("eager", _step), Implementation("slow", slow))
+    result = measure(series.rows[0], 0.01, WITH, {MEMORY: "left out"}, patience=0.02)
+    assert result.figures["slow"] == Figure(reason="0 s a call")
+    assert result.figures["eager"].median_s is not None
     assert len(calls) == 2

@@ -1,47 +1,41 @@
-"""The Triton kernels without a GPU: interpreted against the definition, in processes of their own, and compiled.
+"""Every case on Triton's kernels, interpreted on the CPU, against the definition; gradients and outputs together.
 
-Interpreted and compiled kernels cannot share a process.
+Each case comes in float32 or in bfloat16, in turns, and one that saves weights once more without room for any. What an
+interpreter does with a dtype is the same for every case, and a GPU runs all of them (tests/ops/suite).
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+import torch
 
-pytest.importorskip("triton")
-ROOT = Path(__file__).parents[2]
+from fused_margins.backends import registry
+from fused_margins.backends.triton import launch
+from fused_margins.ops import cases
 
-
-def interpreted(*options: str) -> None:
-    """Run tests with the kernels interpreted; none may skip for want of the backend."""
-    command = [sys.executable, "-m", "pytest", "--require-backends=triton", "-W", "ignore::RuntimeWarning", *options]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
-
-
-@pytest.mark.parametrize("op", ["contrast", "draw", "margin_softmax", "nearest", "scores"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_interpreted_kernels_agree_with_the_definition(op, dtype):
-    # Gradients where there are any: they come with the outputs.
-    function = "test_forward" if op in ("draw", "nearest") else "test_gradients"
-    interpreted("tests/ops/test_parity.py", "-k", f"{function}[{op}- and -triton-{dtype}")
+DTYPES = [torch.float32, torch.bfloat16]
+OPS = {name: cases.load(name) for name in registry.OPS if registry.has_kernel(name, "triton")}
+CASES = [
+    pytest.param(op, case, DTYPES[number % 2], id=f"{op}-{case.name}")
+    for op in OPS
+    for number, case in enumerate(OPS[op].CASES)
+]
 
 
-def test_interpreted_kernels_recompute_what_they_may_not_keep():
-    interpreted("tests/ops/test_parity.py", "-k", "test_gradients_without_kept_weights and softmax and triton")
+@pytest.mark.parametrize(("op", "case", "dtype"), CASES)
+def test_agrees_with_the_definition(op, case, dtype):
+    inputs = cases.convert(case.make(torch.Generator().manual_seed(0)), torch.float64)
+    options = {"exact": case.exact, "gradients": bool(OPS[op].DIFFERENTIABLE), "device": launch.device}
+    assert not cases.disagreements(OPS[op], inputs, "triton", dtype, **options), case.reason
 
 
-def test_interpreted_kernels_at_the_edges():
-    names = "near_duplicates or memory_bank or not_a_number or subnormal or differences or outlier or negative"
-    interpreted("tests/ops/test_extremes.py", "-k", f"triton and ({names})")
+PLANNED = [name for name in OPS if hasattr(registry.kernel(name, "triton"), "plan")]
 
 
-def test_interpreted_searches():
-    interpreted("tests/ops/test_rank.py", "tests/ops/test_semihard.py", "-k", "test_rank or triton")
-
-
-def test_interpreted_derivatives():
-    interpreted("tests/ops/test_gradients.py", "-k", "triton and (exactly_zero or budget or undefined)")
+@pytest.mark.parametrize(
+    ("op", "case"),
+    [pytest.param(name, case, id=f"{name}-{case.name}") for name in PLANNED for case in OPS[name].CASES[::6]],
+)
+def test_agrees_where_nothing_may_be_saved(op, case):
+    inputs = cases.convert(case.make(torch.Generator().manual_seed(0)), torch.float64)
+    with registry.within_memory_budget(0):
+        lines = cases.disagreements(OPS[op], inputs, "triton", torch.float32, exact=case.exact, device=launch.device)
+    assert not lines, case.reason

@@ -194,9 +194,7 @@ def test_rows_whose_class_lives_elsewhere(backend, epilogue):
     torch.testing.assert_close(negative_lse[target == ABSENT], everything[target == ABSENT])
     loss = contrast(x, y, target, scale=3.0, epilogue=epilogue, backend=backend)
     kept = target != ABSENT
-    torch.testing.assert_close(
-        loss, contrast(x[kept], y, target[kept], scale=3.0, epilogue=epilogue, backend=backend)
-    )
+    torch.testing.assert_close(loss, contrast(x[kept], y, target[kept], scale=3.0, epilogue=epilogue, backend=backend))
     (grad,) = torch.autograd.grad(loss, x)
     assert not grad[~kept].any()
     assert grad[kept].any(1).all()

@@ -127,9 +127,9 @@ def main() -> None:
 
 
 def _short(value: Any) -> Any:
-    return f"{tuple(value.shape)} {value.dtype} {value.stride() if value.layout == torch.strided else value.layout}" if (
-        isinstance(value, Tensor)
-    ) else value  # fmt: skip
+    if not isinstance(value, Tensor):
+        return value
+    return f"{tuple(value.shape)} {value.dtype} {value.stride() if value.layout == torch.strided else value.layout}"
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from fused_margins.backends import registry
 from fused_margins.ops import cases
 from fused_margins.ops.cases import Inputs
 from fused_margins.ops.fields import Embeddings
-from fused_margins.backends import registry
 from tests.ops.suite.problems import DIFFERENTIABLE, OPS, device_of, make, pairs, richest
 
 PAIRS = pairs()

@@ -126,9 +126,7 @@ def bad_values(op: str, name: str, field: Any, inputs: dict[str, Any]) -> list[B
             for v in ("unknown", field.options.names()[0].upper(), None)
         ]
     if isinstance(field, kinds.Integer):
-        found: list[Bad] = [
-            (f"{v}", v, TypeError, f"expected an integer, got {v!r}") for v in (None, 1.5, True, "1")
-        ]
+        found: list[Bad] = [(f"{v}", v, TypeError, f"expected an integer, got {v!r}") for v in (None, 1.5, True, "1")]
         found.append(("large", 2**64, ValueError, "expected an integer of 64 bits"))
         if field.low > -(2**63):
             found.append(("low", field.low - 1, ValueError, f"expected at least {field.low}, got {field.low - 1}"))
@@ -169,7 +167,7 @@ def test_every_field_says_what_it_takes(op: str, change: dict[str, Any], error: 
 
 @pytest.mark.parametrize("op", OPS)
 def test_what_is_no_field(op):
-    with pytest.raises(ValueError, match="^backend: expected one of 'auto', .*'reference', got 'gpu'"):
+    with pytest.raises(ValueError, match=r"^backend: expected one of 'auto', .*'reference', got 'gpu'"):
         OPS[op].run(problem(op), "gpu")
     with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
         OPS[op].run(problem(op) | {"colour": 3}, "auto")

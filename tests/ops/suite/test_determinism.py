@@ -92,7 +92,7 @@ def transposed(t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("op", "backend"), PAIRS)
 def test_a_call_like_one_before(op, backend):
-    """Routes are remembered for calls of the same kind: other values in them, and tensors that are written to between."""
+    """Routes are remembered for calls of a kind: with other values in them, and where gradients are wanted or not."""
     case = richest(op, backend) if OPS[op].DIFFERENTIABLE else OPS[op].CASES[0]
     inputs = make(case, torch.float32, device_of(backend))
     for _ in range(2):
