@@ -7,21 +7,26 @@ runs on the CPU, so that the GPU runs hardly anything but the kernels.
 
 import argparse
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fused_margins.ops import cases, registry
+import fused_margins.functional  # noqa: F401  # every op registers itself
+from fused_margins.backends import registry
+from fused_margins.ops import cases
 
 DTYPES = (torch.float32, torch.bfloat16)
-BAD = (-7, 5, 2**40, -(2**63))  # out of range for 5 columns; -1 is none
+INDICES = ("target", "self_index", "clusters")  # fields whose values are numbers of columns
+BAD = (-7, 2**31, 2**40, -(2**62))  # numbers of no column; -1 is none
 
 
 def refusal(op: str, backend: str, device: str, inputs: cases.Inputs) -> str | None:
+    """Why a backend cannot run these inputs there, or None."""
     row = next(b for b in registry.BACKENDS if b.name == backend)
-    x, columns = inputs["x"], inputs.get("y", inputs.get("cluster_labels"))
-    relation = inputs.get("relation", "same" if op == "nearest" else "different")
-    return registry.refusal(row, registry.Problem(op, device, x.dtype, x.shape[0], len(columns), x.shape[1], relation))
+    shell: Any = registry.OPS[op]
+    problem = shell.problem(shell.checked(shell.arguments(**inputs)))
+    return registry.refusal(row, problem._replace(device=device))
 
 
 def check_cases(op: str, backend: str, device: str) -> int:
@@ -45,32 +50,47 @@ def check_cases(op: str, backend: str, device: str) -> int:
 
 
 def check_bad_labels(op: str, backend: str, device: str) -> None:
-    """A row of a label out of range is NaN, or draws nothing; the others are not. On a CPU it may be an IndexError."""
-    rows, columns, width = 37, 5, 19
-    bad = torch.arange(rows) % 9 == 4
-    labels = torch.where(bad, torch.tensor(BAD).repeat(rows)[:rows], torch.arange(rows) % columns)
-    x, y = torch.randn(rows, width), torch.randn(columns, width)
-    inputs: cases.Inputs = {"x": x, "y": y, "target": labels, "scale": 4.0}
-    if op in ("draw", "nearest"):
-        inputs = {"x": x, "y": y, "row_labels": torch.arange(rows) % 2, "column_labels": torch.arange(columns) % 2}
-        inputs |= {"self_index": labels} | ({"seed": torch.tensor(3)} if op == "draw" else {})
-    elif op == "magnet":
-        inputs = {"x": x, "clusters": labels, "cluster_labels": torch.arange(columns) % 2, "alpha": 3.0}
-    if op in ("margin_softmax", "magnet"):
-        inputs["reduction"] = "none"
+    """A row of an index out of range is NaN, or draws nothing; the others are not. On a CPU it may be an IndexError."""
     module = cases.load(op)
-    if refusal(op, backend, device, inputs) is not None:
-        return
-    try:
-        results = cases.evaluate(module, cases.convert(inputs, torch.float32, device), backend)
-    except IndexError:
-        assert device == "cpu", op
-        return
-    of_row: Tensor = results[module.OUTPUTS[0]].cpu().reshape(rows, -1)
-    # A sample of no cluster leaves nothing certain about the others: means and variance are of all of them.
-    marked = of_row == -1 if op == "draw" else of_row.isnan()
-    wrong = marked.any(1) != bad
-    assert not (wrong[bad] if op == "magnet" else wrong).any(), f"{op}: rows {wrong.nonzero()[:, 0].tolist()}"
+    for field in INDICES:
+        inputs = _with_index(op, field, backend, device)
+        if inputs is None:
+            continue
+        index = inputs[field]
+        bad = torch.arange(len(index)) % 9 == 4
+        wrong = inputs | {field: torch.where(bad, torch.tensor(BAD).repeat(len(index))[: len(index)], index.long())}
+        try:
+            results = cases.evaluate(module, cases.convert(wrong, torch.float32, device), backend)
+        except IndexError:
+            assert device == "cpu", op
+            continue
+        expected = bad | _is_marked(cases.evaluate(module, inputs, "reference"))
+        differs = _is_marked(results) != expected
+        # A sample of no cluster leaves nothing certain about the others: means and variance are of all of them.
+        assert not (differs[bad] if field == "clusters" else differs).any(), (
+            f"{op}, {field}: rows {differs.nonzero()[:, 0].tolist()}"
+        )
+
+
+def _with_index(op: str, field: str, backend: str, device: str) -> cases.Inputs | None:
+    """The first case that has the field and a result for each of several rows."""
+    for case in cases.load(op).CASES:
+        inputs = cases.convert(case.make(torch.Generator().manual_seed(0)), torch.float32)
+        if field not in inputs or len(inputs["x"]) < 9:
+            continue
+        if "reduction" in inputs:
+            inputs["reduction"] = "none"
+        results = cases.evaluate(cases.load(op), inputs, "reference", gradients=False)
+        if all(t.dim() for t in results.values()) and refusal(op, backend, device, inputs) is None:
+            return inputs
+    return None
+
+
+def _is_marked(results: dict[str, Tensor]) -> Tensor:
+    """The rows of the first output that are NaN, or -1 where it is an index."""
+    first = next(iter(results.values())).cpu()
+    first = first.reshape(first.shape[0], -1)
+    return (first.isnan() if first.is_floating_point() else first == -1).any(1)
 
 
 def main() -> None:

@@ -242,8 +242,9 @@ def index_status(index, size, ignored):
 @triton.jit
 def target_status(target, columns, ignored):
     """`index_status`, and ABSENT for a row whose class lives elsewhere."""
-    status = index_status(target, columns, ignored)
-    return tl.where((target == ABSENT_TARGET) & (status == INVALID), ABSENT, status)
+    valid = (target >= 0) & (target < columns)
+    other = tl.where(target == ABSENT_TARGET, ABSENT, INVALID)
+    return tl.where(target == ignored, IGNORED, tl.where(valid, target, other)).to(tl.int32)
 
 
 @triton.jit
