@@ -4,14 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo reproduce parity test lint format bench growth tables sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
+.PHONY: demo reproduce parity test test-kernels lint format bench growth tables sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
 
-# A file a core: in one process the suite takes twice as long.
+# A test a core, but for those that share something: in one process the suite takes twice as long.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal --ignore=tests/kernels $(TEST_ARGS)
+
+# The kernels for a GPU without one: compiled for every architecture (nvcc, where it is there; Triton), and Triton's
+# interpreted on the CPU. The two cannot share a process.
+test-kernels: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/kernels $(TEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --dist worksteal --require-backends=triton -W ignore::RuntimeWarning tests/kernels tests/ops --ignore=tests/ops/suite -k "test_interpreted or triton" $(TEST_ARGS)
 
 # Omniglot and CIFAR-FS where FUSED_MARGINS_DATA says, or in ./data; three quarters of an hour on two cores. Called again, it goes
 # on where it stopped.
@@ -91,7 +97,7 @@ gpu-build:
 # cuBLAS is deterministic, as the tests ask, with a workspace of a fixed size.
 gpu-test: export CUBLAS_WORKSPACE_CONFIG = :4096:8
 gpu-test:
-	$(GPU_PYTHON) -m pytest tests/ops/test_parity.py tests/ops/test_rank.py tests/ops/test_semihard.py tests/ops/test_draw.py tests/ops/test_large.py tests/losses/test_sampling.py --require-backends=triton,cuda -k "triton or cuda or test_rank" $(TEST_ARGS)
+	$(GPU_PYTHON) -m pytest tests/ops/test_parity.py tests/ops/test_rank.py tests/ops/test_semihard.py tests/ops/test_draw.py tests/ops/test_large.py tests/mining/test_sampling.py --require-backends=triton,cuda -k "triton or cuda or test_rank" $(TEST_ARGS)
 	$(GPU_PYTHON) -m pytest tests/ops/test_determinism.py --require-backends=triton,cuda -k "test_same_bits and (triton or cuda)" $(TEST_ARGS)
 
 # Every tensor an allocation of its own: in torch's cache, who reads beyond one reads another.

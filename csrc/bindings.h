@@ -39,7 +39,8 @@ inline void* address_of(PyObject* tensor) {
 }
 // A tensor of two axes as it lies.
 inline Matrix matrix_of(PyObject* tensor) {
-  static PyObject *const shape = PyUnicode_InternFromString("shape"), *const stride = PyUnicode_InternFromString("stride"),
+  static PyObject *const shape = PyUnicode_InternFromString("shape"),
+                         *const stride = PyUnicode_InternFromString("stride"),
                          *const dtype = PyUnicode_InternFromString("dtype");
   const auto sizes = py::reinterpret_steal<py::object>(own(PyObject_GetAttr(tensor, shape)));
   const auto strides = py::reinterpret_steal<py::object>(own(PyObject_CallMethodNoArgs(tensor, stride)));
@@ -94,8 +95,8 @@ struct Argument {
 template <class Struct, class Indices, class = void>
 constexpr bool takes = false;
 template <class Struct, size_t... I>
-constexpr bool takes<Struct, std::index_sequence<I...>, std::void_t<decltype(Struct{Argument{(void(I), nullptr)}...})>> =
-    true;
+constexpr bool
+    takes<Struct, std::index_sequence<I...>, std::void_t<decltype(Struct{Argument{(void(I), nullptr)}...})>> = true;
 template <class Struct, size_t count = 1>
 constexpr size_t count_fields() {
   if constexpr (takes<Struct, std::make_index_sequence<count + 1>>)

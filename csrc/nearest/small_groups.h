@@ -214,13 +214,14 @@ class SmallGroups {
 
   // -u, and -infinity where u is not below the limit.
   void negate(const View& v) const {
-    const I unbounded = I{} - Int(answers_.args.below ? 0 : 1);
-    for (int64_t j = 0; j < v.batch.deepest; ++j)
-      for (int64_t first = 0; first < v.stride; first += LANES) {
-        T* line = v.u + j * v.stride + first;
-        const V value = load(line);
-        save(line, (I)(value < load(v.limit + first)) | unbounded ? -value : V{} + none<T>);
+    const bool unbounded = !answers_.args.below;
+    for_each(v, [&](int64_t, const Group& group, const int64_t*, const int64_t*, int64_t lane, int64_t) {
+      for (int64_t j = 0; j < group.columns; ++j) {
+        T *line = v.u + j * v.stride + lane, *limit = v.limit + lane;
+#pragma omp simd
+        for (int64_t r = 0; r < group.rows; ++r) line[r] = unbounded || line[r] < limit[r] ? -line[r] : none<T>;
       }
+    });
   }
 
   // Whether a limit is still to be applied.

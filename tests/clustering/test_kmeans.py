@@ -7,9 +7,8 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from fused_margins import kmeans
-from fused_margins.kmeans import kmeans_per_class
-from fused_margins.ops import kmeans_cpu
+from fused_margins.clustering import kmeans_per_class
+from fused_margins.ops.kmeans import kernel_cpu, reference
 
 from .checks import assert_clustering_holds, inertia, seeded
 
@@ -73,7 +72,7 @@ def test_empty_clusters_are_reseeded(backend):
     x = torch.tensor([[0.0], [1.0], [2.0], [10.0], [20.0], [0.0], [0.5], [9.0]])
     sample_class, slot_class = torch.tensor([0] * 5 + [1] * 3), torch.tensor([0, 0, 0, 1, 1])
     seeds = torch.tensor([[1.0], [1e3], [2e3], [0.0], [-1e3]])
-    centroids, assignments, squared = kmeans._lloyd(x, sample_class, seeds, slot_class, 20, backend)
+    centroids, assignments, squared = reference._lloyd(x, sample_class, seeds, slot_class, 20, backend)
     assert torch.bincount(assignments, minlength=5).min() >= 1
     assert sorted(centroids[:3].flatten().tolist()) == [1.0, 10.0, 20.0]
     assert sorted(centroids[3:].flatten().tolist()) == [0.25, 9.0]
@@ -125,11 +124,11 @@ def test_one_call_is_the_loop_over_nearest(monkeypatch, device_for, samples, tra
     if transposed:
         x = x.T.contiguous().T
     calls = []
-    cluster = kmeans_cpu.cluster
-    monkeypatch.setattr(kmeans_cpu, "cluster", lambda *args: calls.append(1) or cluster(*args))
+    call = kernel_cpu.call
+    monkeypatch.setattr(kernel_cpu, "call", lambda *args: calls.append(1) or call(*args))
     one_call = kmeans_per_class(x, labels, 4, generator=seeded(1))
     assert calls == [1]
-    monkeypatch.setattr(kmeans_cpu, "CLASS_BYTES", 0)
+    monkeypatch.setattr(kernel_cpu, "CLASS_BYTES", 0)
     loop = kmeans_per_class(x, labels, 4, generator=seeded(1))
     assert calls == [1]
     assert torch.equal(one_call[1], loop[1])

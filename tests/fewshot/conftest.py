@@ -1,6 +1,7 @@
 """A data set and a configuration small enough to train in well under a second."""
 
 import hashlib
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fused_margins.fewshot import report
+from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Augmentation, Backbone, TrainConfig
-from fused_margins.fewshot.datasets import ImageSet
+from fused_margins.fewshot.datasets import ImageSet, load, registry
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,6 +27,45 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("FUSED_MARGINS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def pictures() -> None:
+    """For tests that look at the pictures of a report, which take far longer than the training they show."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request, monkeypatch):
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(report, "_draw", lambda run, trainer, task: {})
+
+
+@pytest.fixture
+def few_digits(monkeypatch) -> None:
+    """Every fifth image of the digits: enough where it is not the numbers that count."""
+    every = load("digits")
+    few = {split: images.subset(torch.arange(0, len(images), 5)) for split, images in every.items()}
+    monkeypatch.setattr(registry, "LOADERS", registry.LOADERS | {"digits": lambda *args: few})
+
+
+SMALL = ["--blocks", "2", "--channels", "4", "--embedding-size", "8", "--epochs", "2"]
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory) -> Path:
+    """The folder of a run of the command, which no test may change."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    options = [*SMALL, "--loss", "margin-softmax", "--margin", "-0.3", "--neighbours", "1", "--episodes", "5"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_draw", lambda run, trainer, task: {})
+        assert main(["train", "--output", str(folder), *options]) == 0
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path) -> Path:
+    """A copy of that run: margin softmax of margin -0.3, two epochs, judged by the nearest neighbour."""
+    return Path(shutil.copytree(trained_once, tmp_path / "run"))
 
 
 @pytest.fixture

@@ -1,22 +1,21 @@
 """A training asks a backend for what its loss calls, and for nothing else."""
 
+import dataclasses
+
 import pytest
 
+from fused_margins.backends import registry
 from fused_margins.fewshot import doctor, trainer
 from fused_margins.fewshot.backends import available, calls_of, of_all
 from fused_margins.fewshot.config import InfoNCE, Magnet, MarginSoftmax, Softmax, TrainConfig, Triplet
 from fused_margins.fewshot.errors import UserError
-from fused_margins.ops import crossovers, registry
 
 
 @pytest.fixture
 def a_gpu(monkeypatch):
-    """The registry as it is beside a GPU: cuda and triton refuse what they have no kernel for, and nothing else."""
-    refuses = {"cuda": crossovers.cuda_refuses, "triton": lambda problem: None, "cpu": lambda problem: "runs on a CPU"}
-    backends = [
-        registry.Backend(b.name, refuses.get(b.name, b.refuses), lambda problem: "", b.slower)
-        for b in registry.BACKENDS
-    ]
+    """The registry as it is beside a GPU: cuda and triton are there, and refuse what their kernels cannot run."""
+    why_not = {"cuda": lambda device: None, "triton": lambda device: None, "cpu": lambda device: "runs on a CPU"}
+    backends = [dataclasses.replace(b, why_not=why_not.get(b.name, b.why_not)) for b in registry.BACKENDS]
     monkeypatch.setattr(registry, "BACKENDS", backends)
 
 
@@ -36,7 +35,7 @@ def test_a_training_is_refused_for_its_own_ops_alone():
     trainer._check_backend(config, 64, 64)
     with pytest.raises(UserError, match="backend 'triton' cannot run this magnet: has no kernel for magnet"):
         trainer._check_backend(config.model_copy(update={"loss": Magnet()}), 64, 64)
-    with pytest.raises(UserError, match="backend 'cuda' cannot run this margin_softmax: takes up to 1024 columns"):
+    with pytest.raises(UserError, match="backend 'cuda' cannot run this contrast: takes up to 1024 columns"):
         trainer._check_backend(config.model_copy(update={"backend": "cuda"}), 5000, 64)
 
 

@@ -5,10 +5,10 @@ import types
 
 import pytest
 
+from fused_margins.backends import registry
 from fused_margins.fewshot import doctor
 from fused_margins.fewshot.cli import main, parse
 from fused_margins.fewshot.errors import UserError
-from fused_margins.ops import registry
 
 
 def test_doctor_knows_this_machine_and_finds_nothing_wrong(capsys):
@@ -38,12 +38,13 @@ def test_doctor_finds_a_wrong_backend(monkeypatch):
 def test_doctor_and_parity_find_a_backend_that_returns_nan(tmp_path):
     if "cpu" not in doctor.available("cpu", [doctor.SOFTMAX]):
         pytest.skip("the cpu backend is not built")
-    right = registry.kernel("margin_softmax", "cpu")
+    right = registry.kernel("contrast", "cpu")
 
-    def forward(*args):
-        return tuple(t * float("nan") for t in right.forward(*args))
+    def forward(a, plan):
+        return tuple(t if t is None else t * float("nan") for t in right.forward(a, plan))
 
-    with registry.substitute("margin_softmax", "cpu", types.SimpleNamespace(forward=forward, backward=right.backward)):
+    wrong = types.SimpleNamespace(**(vars(right) | {"forward": forward}))
+    with registry.substitute("contrast", "cpu", wrong):
         assert main(["doctor"]) == 1
         options = ["--loss", "margin-softmax", "--steps", "2", "--epochs", "1", "--episodes", "5", "--workers", "1"]
         with pytest.raises(UserError, match="training diverged"):

@@ -1,5 +1,6 @@
 """Many jobs in several processes."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -12,6 +13,14 @@ import torch
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.interrupts import stop_on_interrupt
 from fused_margins.fewshot.jobs import available_cores, run_all
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Workers that are forked from a process that has imported everything; as users start them, each imports torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
 def square(number):
@@ -34,6 +43,7 @@ def test_a_single_worker_is_this_process():
     assert [r[:2] for r in results] == [(9, os.getpid()), (1, os.getpid())]
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_job_that_fails_fails_them_all(workers):
     with pytest.raises(ValueError, match=r"job . failed"):
@@ -48,11 +58,12 @@ def wait(number):
     time.sleep(60)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_the_workers_at_once(number):
     start = time.monotonic()
     before = signal.getsignal(signal.SIGTERM)
-    interrupt = threading.Timer(2.0, lambda: os.kill(os.getpid(), number))
+    interrupt = threading.Timer(1.0, lambda: os.kill(os.getpid(), number))
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         run_all(wait, [1, 2], "waiting", workers=2)
@@ -101,6 +112,7 @@ def train_while_another_is_idle(place):
     raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_idle_worker_that_ends_holds_up_nobody(tmp_path):
     def interrupt():
         while not (tmp_path / "1.begun").exists():
@@ -127,6 +139,7 @@ def train_through_signals(place):
     raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_repeated_sigterm_does_not_keep_a_training_from_saving(tmp_path):
     def interrupt():
         while len(list(tmp_path.glob("*.begun"))) < 2:
@@ -139,6 +152,7 @@ def test_a_repeated_sigterm_does_not_keep_a_training_from_saving(tmp_path):
     assert len(list(tmp_path.glob("*.saved"))) == 2
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_interrupt_while_a_worker_starts_is_not_lost(monkeypatch):
     submit = ProcessPoolExecutor.submit
 
@@ -155,6 +169,7 @@ def end(number):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_worker_that_is_killed_is_told_in_one_line():
     with pytest.raises(UserError, match=r"ending: a worker was killed from outside"):
         run_all(end, [1, 2], "ending", workers=2)
@@ -166,6 +181,7 @@ def refuse_to_end(place):
     time.sleep(60)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_second_interrupt_does_not_wait(tmp_path):
     def interrupt():
         while len(list(tmp_path.iterdir())) < 2:

@@ -6,12 +6,12 @@ import types
 import pytest
 import torch
 
+from fused_margins.backends import registry
 from fused_margins.fewshot.backends import SOFTMAX, available
 from fused_margins.fewshot.config import make_loss
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.parity import TOLERANCE, Parity, relative_difference
 from fused_margins.fewshot.trainer import Trainer
-from fused_margins.ops import registry
 
 LOSSES = [
     make_loss("margin-softmax", margin=-0.3),
@@ -54,17 +54,17 @@ def test_the_cpu_backend_agrees_with_the_reference(images, config, loss):
 
 def _wrong_kernel(gradient_factor=1.0, added_loss=0.0):
     """The C++ forward or backward, with a mistake."""
-    right = registry.kernel("margin_softmax", "cpu")
+    right = registry.kernel("contrast", "cpu")
 
-    def forward(*args):
-        loss, *rest = right.forward(*args)
-        return (loss + added_loss, *rest)
+    def forward(a, plan):
+        positive, negative_lse, loss, saved = right.forward(a, plan)
+        return positive, negative_lse, loss + added_loss, saved
 
     def backward(*args):
         grad_x, *rest = right.backward(*args)
         return (grad_x * gradient_factor, *rest)
 
-    return types.SimpleNamespace(forward=forward, backward=backward)
+    return types.SimpleNamespace(**(vars(right) | {"forward": forward, "backward": backward}))
 
 
 @needs_cpu_backend
@@ -79,7 +79,7 @@ def _wrong_kernel(gradient_factor=1.0, added_loss=0.0):
 )
 def test_a_wrong_backend_is_caught(images, config, wrong, field):
     parity = Parity(config, images, ("reference", "cpu"))
-    with registry.substitute("margin_softmax", "cpu", _wrong_kernel(**wrong)):
+    with registry.substitute("contrast", "cpu", _wrong_kernel(**wrong)):
         steps = list(parity.steps(3))
     assert steps
     assert all(getattr(s, field) > TOLERANCE for s in steps)

@@ -10,7 +10,8 @@ import sys
 
 import torch
 
-from fused_margins.ops import cases, registry
+from fused_margins.backends import registry
+from fused_margins.ops import cases
 
 from .sanitize import refusal
 
@@ -44,7 +45,7 @@ def main() -> None:
     backends = [b.name for b in registry.BACKENDS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], choices=backends, metavar="NAME")
-    parser.add_argument("--ops", nargs="+", default=registry.OPS, choices=registry.OPS, metavar="NAME")
+    parser.add_argument("--ops", nargs="+", default=list(registry.OPS), choices=list(registry.OPS), metavar="NAME")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=REPEATS)
     arguments = parser.parse_args()

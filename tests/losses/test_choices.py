@@ -7,8 +7,7 @@ from torch.nn import functional as F
 
 from fused_margins import CrossBatchMemory, EasyPositiveInfoNCELoss, EasyPositiveMarginLoss, EasyPositiveTripletLoss
 from fused_margins.functional import mine_positives
-from fused_margins.losses.easy_positive import NEGATIVES, POSITIVES
-from fused_margins.losses.sampling import all_positives, random_negatives
+from fused_margins.mining import NEGATIVES, POSITIVES, all_positives, random_negatives
 
 MARGIN, BETA, TEMPERATURE = 0.6, 1.1, 0.2
 BACKENDS = ("reference", "cpu")
@@ -258,7 +257,7 @@ def test_random_negatives_are_uniform_over_the_other_classes():
     labels, other = torch.tensor([1, 3, 5, 2, 1]), torch.tensor([3, 1, 2, 3, 1, 0], dtype=torch.int32)
     own = torch.tensor([1, 2, -1, 5, 0])  # the anchor itself: of its class, of another, nowhere, first and last
     generator, draws = torch.Generator().manual_seed(0), 1500
-    drawn = torch.stack([random_negatives(labels, other, own, generator) for _ in range(draws)], dim=1)
+    drawn = random_negatives(labels.repeat(draws), other, own.repeat(draws), generator).view(draws, 5).T
     for i in range(5):
         rest = [j for j in range(6) if other[j] != labels[i] and j != own[i]]
         counts = torch.bincount(drawn[i], minlength=6)

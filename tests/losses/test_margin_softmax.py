@@ -385,8 +385,8 @@ def test_options_are_checked_where_they_do_nothing(batch, options):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_losses_are_added_up_without_losing_digits(backend, reduction):
     generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(1 << 18, 4, generator=generator), torch.randn(7, 4, generator=generator)
-    labels = torch.randint(7, (1 << 18,), generator=generator)
+    x, weight = torch.randn(1 << 16, 4, generator=generator), torch.randn(7, 4, generator=generator)
+    labels = torch.randint(7, (1 << 16,), generator=generator)
     options = {"scale": 30.0, "margin": 0.35, "reduction": reduction, "backend": backend}
     ours = margin_softmax_loss(x, weight, labels, **options)
     truth = margin_softmax_loss(x.double(), weight.double(), labels, **options)

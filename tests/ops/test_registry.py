@@ -1,29 +1,40 @@
 """Which backend runs a problem, how that is said, and what happens where one is missing."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 import fused_margins
-from fused_margins.ops import native, registry
+from fused_margins.backends import cpu, registry
+from fused_margins.backends.registry import Backend, Problem, explain, resolve
+from fused_margins.functional import magnet_loss, margin_softmax_loss, mine_negatives, mine_positives
 from fused_margins.ops.contrast import contrast
-from fused_margins.ops.registry import Backend, Problem, explain, resolve
+from fused_margins.ops.nearest import nearest
+from tests.conftest import backends
 
 
 def problem(op: str = "contrast", device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
-    return Problem(op, device, dtype, 100, 200, 30)
+    return registry.problem(op, rows=100, columns=200, width=30, dtype=dtype, device=device)
+
+
+X, Y, LABELS = torch.randn(6, 4), torch.randn(5, 4), torch.arange(6) % 5
 
 
 @pytest.fixture
 def no_native_module(monkeypatch):
-    monkeypatch.setattr(native, "module", None)
-    monkeypatch.setattr(native, "missing", "no C++ compiler found (looked for g++)")
+    monkeypatch.setattr(cpu, "module", None)
+    monkeypatch.setattr(cpu, "missing", "no C++ compiler found (looked for g++)")
 
 
 def test_every_op_has_a_reference_and_every_backend_an_op():
-    assert {"contrast", "nearest", "scores"} <= set(registry.OPS)
+    folders = {p.parent.name for p in Path(registry.__file__).parents[1].glob("ops/*/op.py")}
+    assert set(registry.OPS) == folders
     for backend in registry.BACKENDS:
-        assert any(registry._HAS_KERNEL[op, backend.name] for op in registry.OPS)
-    assert all(registry._HAS_KERNEL[op, "reference"] for op in registry.OPS)
+        assert any(registry.has_kernel(op, backend.name) for op in registry.OPS)
+    assert all(registry.has_kernel(op, "reference") for op in registry.OPS)
 
 
 def test_auto_takes_the_first_that_can(device_for):
@@ -57,14 +68,22 @@ def test_an_unknown_backend_lists_the_valid_ones():
 
 
 def test_a_backend_without_a_kernel_for_the_op_says_so(monkeypatch):
-    row = Backend("quantum", lambda problem: None, lambda problem: "entangled")
+    row = Backend("quantum", lambda device: None, lambda: "entangled")
     monkeypatch.setattr(registry, "BACKENDS", [row, *registry.BACKENDS])
     for op in registry.OPS:
-        monkeypatch.setitem(registry._HAS_KERNEL, (op, "quantum"), op == "scores")
+        monkeypatch.setitem(registry._has_kernel, (op, "quantum"), op == "scores")
     with pytest.raises(RuntimeError, match="backend 'quantum' cannot run this contrast: has no kernel for contrast"):
         resolve("quantum", problem())
     assert resolve("auto", problem()) != "quantum"
-    assert resolve("auto", problem("scores")) == "quantum"
+    kernels = SimpleNamespace(can_run=lambda problem: None)
+    with registry.substitute("scores", "quantum", kernels):
+        assert resolve("auto", problem("scores")) == "quantum"
+        kernels.slower = lambda problem: "is slower here"
+        assert resolve("auto", problem("scores")) != "quantum"
+        assert resolve("quantum", problem("scores")) == "quantum"
+        kernels.can_run = lambda problem: "takes no pairs"
+        with pytest.raises(RuntimeError, match="backend 'quantum' cannot run this scores: takes no pairs"):
+            resolve("quantum", problem("scores"))
 
 
 def test_explain_prints_one_line_a_backend(device_for, capsys):
@@ -75,8 +94,8 @@ def test_explain_prints_one_line_a_backend(device_for, capsys):
     assert len(lines) == len(registry.BACKENDS)
     chosen = [line for line in lines if line.startswith("* ")]
     assert len(chosen) == 1
-    assert f"{threads} threads; with gradients it keeps 4.5 MiB for the backward: 3.00 products" in chosen[0]
-    assert native.module.instruction_set() in chosen[0]
+    assert f"{threads} threads; with gradients it saves 4.5 MiB for the backward: 3.00 products" in chosen[0]
+    assert cpu.module.instruction_set() in chosen[0]
     assert any(line.split() == ["reference", "PyTorch,", "differentiable", "to", "any", "order"] for line in lines)
 
 
@@ -119,3 +138,98 @@ def test_a_substitute_lasts_for_its_context(device_for):
             assert registry.kernel("scores", "cpu") is inner
         assert registry.kernel("scores", "cpu") is outer
     assert registry.kernel("scores", "cpu") is right
+
+
+@pytest.mark.parametrize("alias", ["margin_softmax", "draw", *registry.OPS])
+def test_explain_answers_to_every_name(alias, capsys):
+    explain(alias, rows=32, columns=32, width=16)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[2:].split()[0] for line in lines] == [b.name for b in registry.BACKENDS]
+
+
+@pytest.mark.parametrize("value", [None, 1.5, True, "1"])
+def test_sizes_are_integers(value):
+    with pytest.raises(TypeError, match="rows: expected an integer, got"):
+        explain(rows=value, columns=1, width=1)
+
+
+def test_options_that_an_op_does_not_have():
+    with pytest.raises(TypeError, match="nearest has no option margin"):
+        explain("nearest", rows=1, columns=1, width=1, margin=1.0)
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("labels", lambda: margin_softmax_loss(X, Y, None)),
+        ("labels", lambda: mine_positives(X, None)),
+        ("clusters", lambda: magnet_loss(X, None, LABELS)),
+        ("target", lambda: contrast(X, Y, None, scale=1.0)),
+        ("column_labels", lambda: nearest(X, X, LABELS, None)),
+    ],
+)
+def test_labels_that_are_needed_may_not_be_none(argument, call):
+    with pytest.raises(TypeError, match=f"{argument}: expected an integer tensor of shape"):
+        call()
+
+
+@pytest.mark.parametrize("bad", ["3", None, [1.0]])
+@pytest.mark.parametrize("argument", ["scale", "margin"])
+def test_a_scale_or_margin_that_is_no_number(argument, bad):
+    with pytest.raises(TypeError, match=f"{argument}: expected a number or a tensor, got {type(bad).__name__}"):
+        margin_softmax_loss(X, Y, LABELS, **{argument: bad})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: margin_softmax_loss(X, Y, LABELS, scale=True), "scale: expected a number or a tensor, got bool"),
+        pytest.param(
+            lambda: margin_softmax_loss(X, Y, LABELS, label_smoothing=Y),
+            "label_smoothing: expected a number, got Tensor",
+            marks=pytest.mark.xfail(raises=RuntimeError, reason="it is compared with 0 before it is checked"),
+        ),
+        (lambda: fused_margins.set_memory_budget(True), "num_bytes: expected a number, got bool"),
+        (lambda: margin_softmax_loss(X, Y, LABELS, ignore_index=2**63), "ignore_index: expected an integer of 64 bits"),
+        (lambda: nearest(X, Y, LABELS, LABELS[:5], k=2**64), "k: expected an integer of 64 bits"),
+        (lambda: mine_positives(X[0], LABELS), "embeddings: expected a matrix"),
+        (lambda: mine_positives(X, LABELS[:3]), r"labels: expected shape \(6,\), got \(3,\)"),
+        (lambda: mine_negatives(X.int(), LABELS), "embeddings: expected a floating dtype"),
+        (
+            lambda: mine_positives(X, LABELS, reference_embeddings=Y[:, :2], reference_labels=LABELS[:5]),
+            "reference_embeddings: expected width 4 as embeddings has, got 2",
+        ),
+        (
+            lambda: mine_negatives(X, LABELS, reference_embeddings=Y, reference_labels=LABELS),
+            r"reference_labels: expected shape \(5,\), got \(6,\)",
+        ),
+    ],
+)
+def test_arguments_are_called_what_the_caller_calls_them(call, message):
+    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+        call()
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64])
+def test_numbers_of_numpy_are_numbers(number):
+    ours = margin_softmax_loss(X, Y, LABELS, scale=number(16), margin=number(1))
+    assert ours == margin_softmax_loss(X, Y, LABELS, scale=16.0, margin=1.0)
+
+
+@pytest.mark.parametrize("backend", backends("magnet"))
+def test_numbers_that_are_negated_when_they_are_read(backend, device_for):
+    """The imaginary part of a conjugate lies in memory with the other sign."""
+    g = torch.Generator().manual_seed(0)
+    negated = torch.randn(12, 8, dtype=torch.complex64, generator=g).to(device_for("magnet", backend)).conj().imag
+    assert negated.is_neg()
+    weight, labels = torch.ones(3, 8).triu().to(negated.device), torch.arange(12, device=negated.device)
+
+    def losses(x):
+        x = x.detach().requires_grad_()
+        loss = margin_softmax_loss(x, weight, labels % 3, backend=backend) + magnet_loss(
+            x, labels % 6, labels[:6] % 3, backend=backend
+        )
+        return loss.detach(), torch.autograd.grad(loss, x)[0]
+
+    for got, expected in zip(losses(negated), losses(negated.clone())):
+        torch.testing.assert_close(got, expected)

@@ -1,13 +1,13 @@
-"""What a forward keeps lies in memory that later forwards get again, and nobody else before it is free."""
+"""What a forward saves lies in memory that later forwards get again, and nobody else before it is free."""
 
 import pytest
 import torch
 
 import fused_margins
+from fused_margins.backends import cpu, registry
 from fused_margins.functional import margin_softmax_loss
-from fused_margins.ops import kept, native, registry
 
-pytestmark = pytest.mark.skipif(native.module is None, reason="the cpu backend is not built")
+pytestmark = pytest.mark.skipif(cpu.module is None, reason="the cpu backend is not built")
 LARGE = 2**21  # float32 values: 8 MiB
 
 
@@ -20,42 +20,42 @@ def nothing_waits():
 
 
 def waiting():
-    return native.module.Workspace.waiting_bytes()
+    return cpu.module.Workspace.waiting_bytes()
 
 
 def test_free_memory_comes_again_and_memory_in_use_does_not():
-    first = kept.empty(LARGE, torch.float32)
+    first = cpu.workspace(LARGE, torch.float32)
     assert first.shape == (LARGE,)
     assert first.dtype == torch.float32
     place = first.data_ptr()
     part = first[5:7]
     del first
     assert waiting() == 0  # its part is in use
-    second = kept.empty(LARGE, torch.float32)
+    second = cpu.workspace(LARGE, torch.float32)
     assert second.data_ptr() != place
     del part
     assert waiting() == 4 * LARGE
-    assert kept.empty(LARGE // 4 - 64, torch.float64).data_ptr() != place  # less than half of it is no use for it
-    assert kept.empty(LARGE // 2 - 64, torch.float64).data_ptr() == place
+    assert cpu.workspace(LARGE // 4 - 64, torch.float64).data_ptr() != place  # less than half of it is no use for it
+    assert cpu.workspace(LARGE // 2 - 64, torch.float64).data_ptr() == place
 
 
 def test_memory_waits_within_limits_and_until_the_budget_is_set():
     registry.set_memory_budget(8 * LARGE)
-    blocks = [kept.empty(LARGE, torch.float32) for _ in range(5)]
+    blocks = [cpu.workspace(LARGE, torch.float32) for _ in range(5)]
     places = [block.data_ptr() for block in blocks]
     while blocks:
         del blocks[0]
     assert waiting() == 12 * LARGE  # one and a half budgets
-    assert kept.empty(LARGE, torch.float32).data_ptr() == places[-1]  # the newest, which a cache may hold
+    assert cpu.workspace(LARGE, torch.float32).data_ptr() == places[-1]  # the newest, which a cache may hold
     fused_margins.set_memory_budget(registry.memory_budget())
     assert waiting() == 0
     fused_margins.set_memory_budget(0)
-    kept.empty(LARGE, torch.float32)
+    cpu.workspace(LARGE, torch.float32)
     assert waiting() == 0
 
 
 def test_small_memory_is_left_to_torch():
-    kept.empty(kept.REUSED_BYTES // 4 - 1, torch.float32)
+    cpu.workspace(cpu.REUSED_BYTES // 4 - 1, torch.float32)
     assert waiting() == 0
 
 
@@ -85,7 +85,7 @@ def test_forwards_that_wait_for_their_backward_share_nothing():
             assert torch.equal(grad, expected)
 
 
-def test_the_benchmarks_count_what_is_kept_between_calls():
+def test_the_benchmarks_count_what_is_saved_between_calls():
     memory = pytest.importorskip("benchmarks.memory")
     if not memory.available():
         pytest.skip("Linux only")
@@ -95,7 +95,7 @@ def test_the_benchmarks_count_what_is_kept_between_calls():
     assert waiting() > 5000 * 128 * 4
 
 
-def test_weights_are_kept_for_gradients_of_columns_alone():
+def test_weights_are_saved_for_gradients_of_columns_alone():
     x, y, target = _problem(0)
     alone = torch.autograd.grad(_loss(x, y, target), x)[0]
     registry.set_memory_budget(2**27)  # nothing waits

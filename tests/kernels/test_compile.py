@@ -1,0 +1,276 @@
+"""Every Triton kernel compiles for every GPU we name, within its shared memory and without spilling registers.
+
+No GPU is needed. What is compiled is what a call with sizes and strides of 16 bytes compiles; the launch of each kernel
+is caught in place of a run, so that the configurations are those of the code itself.
+"""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
+
+from fused_margins.backends import registry  # noqa: E402
+from fused_margins.backends.triton import launch  # noqa: E402
+from fused_margins.core.enums import Relation, Similarity  # noqa: E402
+from fused_margins.core.similarity import accumulation_dtype  # noqa: E402
+from fused_margins.ops.contrast.epilogues import Epilogue  # noqa: E402
+from fused_margins.ops.contrast.op import Contrast  # noqa: E402
+from fused_margins.ops.nearest.op import Nearest  # noqa: E402
+from fused_margins.ops.sample.op import Sample  # noqa: E402
+from fused_margins.ops.scores.op import Scores  # noqa: E402
+
+pytestmark = pytest.mark.skipif(launch.interpreted, reason="interpreted kernels are not compiled")
+# Shared memory that a block may have, in bytes.
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+MATRIX_UNIT = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]  # float16 has bfloat16's tiles
+COSINE, DOT, EUCLIDEAN = Similarity
+ROWS, COLUMNS, WIDTH = 1024, 2048, 512
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+TYPES = {
+    torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64",
+    torch.int32: "i32",
+}  # fmt: skip
+
+Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """What the code launches, in place of launching it."""
+    caught: list[Launch] = []
+    monkeypatch.setattr(launch, "launch", lambda kernel, grid, *args, **options: caught.append((kernel, args, options)))
+    return caught
+
+
+def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: int) -> Any:
+    signature, constants, attributes = {}, {}, {}
+    settings = {name: options[name] for name in ("num_warps", "num_stages") if name in options}
+    for n, name in enumerate(kernel.arg_names):
+        value = args[n] if n < len(args) else options[name]
+        if n >= len(args) or value is None or (isinstance(value, int) and value == 1):
+            signature[name], constants[(n,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name], attributes[(n,)] = f"*{TYPES[value.dtype]}", [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>".replace(" ", "")
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32"
+            if value % 16 == 0:
+                attributes[(n,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=settings)
+
+
+def resources(program: Any, folder: Path) -> tuple[int, int]:
+    """Registers of a thread and bytes of its stack: a spill shows as stack."""
+    file = folder / "kernel.cubin"
+    file.write_bytes(program.asm["cubin"])
+    usage = subprocess.run(
+        [CUOBJDUMP, "--dump-resource-usage", file], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, usage
+    return int(found[1]), int(found[2])
+
+
+def assert_compiles(
+    launches: list[Launch], arch: int, folder: Path, record: Callable[[str, object], None] = lambda name, value: None
+) -> None:
+    assert launches
+    faults = []
+    for kernel, args, options in launches:
+        program = compiled(kernel, args, options, arch)
+        registers, stack = resources(program, folder)
+        record(kernel.fn.__name__, registers)
+        name = f"{kernel.fn.__name__} ({registers} registers, {program.metadata.shared} bytes shared)"
+        # In float64, which has no use but gradcheck, two numbers may leave the registers.
+        if stack > (16 if options.get("DTYPE") == triton.language.float64 else 0):
+            faults.append(f"{name}: {stack} bytes of stack")
+        if program.metadata.shared > SHARED[arch]:
+            faults.append(f"{name}: more than {SHARED[arch]} bytes of shared memory")
+        narrow = any(isinstance(a, torch.Tensor) and a.dtype in (torch.bfloat16, torch.float16) for a in args)
+        multiplies = options.get("SIMILARITY") != EUCLIDEAN
+        if narrow and multiplies and options.get("BM", 0) >= 64 and MATRIX_UNIT[arch] not in program.asm["ptx"]:
+            faults.append(f"{name}: no {MATRIX_UNIT[arch]}")
+    assert not faults, "\n".join(faults)
+
+
+def labels(count: int) -> torch.Tensor:
+    return torch.zeros(count, dtype=torch.int64)
+
+
+def numbers(count: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(count, dtype=accumulation_dtype(dtype))
+
+
+def contrast(
+    dtype: torch.dtype, similarity: Similarity, of_scale: bool = True, saved_blocks: int = 0, **options: Any
+) -> None:
+    kernel = registry.kernel("contrast", "triton")
+    x, y = torch.zeros(ROWS, WIDTH, dtype=dtype), torch.zeros(COLUMNS, WIDTH, dtype=dtype)
+    scale = torch.tensor(30.0, dtype=accumulation_dtype(dtype))
+    a = Contrast(x, y, labels(ROWS), scale=scale, similarity=similarity, **options)
+    *outputs, saved = kernel.forward(a, saved_blocks)
+    kernel.backward(outputs, a, saved, saved_blocks, [True, True, of_scale, a.bias is not None, False])
+
+
+def saved_contrast(dtype: torch.dtype, similarity: Similarity) -> None:
+    """Some blocks of similarities are saved, the others made again."""
+    contrast(dtype, similarity, saved_blocks=4)
+
+
+def margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
+    """Of a scale without gradient."""
+    angle = 0.5 if similarity == COSINE else 0.0
+    contrast(dtype, similarity, of_scale=False, epilogue=Epilogue.MARGIN_SOFTMAX, angle_rad=angle)
+
+
+def labelled_contrast(dtype: torch.dtype, similarity: Similarity) -> None:
+    of_rows, of_columns = labels(ROWS), labels(COLUMNS)
+    options = {"row_labels": of_rows, "column_labels": of_columns, "self_index": of_rows}
+    contrast(dtype, similarity, bias=numbers(COLUMNS, dtype), **options)
+
+
+def info_nce(dtype: torch.dtype, similarity: Similarity) -> None:
+    """A batch against others, with labels of both."""
+    of_rows, of_columns = labels(ROWS), labels(COLUMNS)
+    options = {"row_labels": of_rows, "column_labels": of_columns, "self_index": of_rows}
+    contrast(dtype, similarity, of_scale=False, epilogue=Epilogue.INFO_NCE, **options)
+
+
+def any_contrast(dtype: torch.dtype, similarity: Similarity) -> None:
+    """Every column but those that no relation admits."""
+    contrast(dtype, similarity, column_labels=labels(COLUMNS), relation=Relation.ANY)
+
+
+def scores(dtype: torch.dtype, similarity: Similarity, sign: int = 1) -> None:
+    kernel = registry.kernel("scores", "triton")
+    x, y = torch.zeros(ROWS, WIDTH, dtype=dtype), torch.zeros(COLUMNS, WIDTH, dtype=dtype)
+    one = torch.tensor(1.0, dtype=accumulation_dtype(dtype))
+    a = Scores(x, y, labels(ROWS), scale=one, margin=one, similarity=similarity, sign=sign)
+    out, saved = kernel.forward(a, None)
+    kernel.backward([out], a, saved, None, [True, True, True, False, True])
+
+
+def distances(dtype: torch.dtype, similarity: Similarity) -> None:
+    scores(dtype, similarity, sign=-1)
+
+
+def nearest(
+    dtype: torch.dtype,
+    similarity: Similarity,
+    k: int = 1,
+    relation: Relation = Relation.DIFFERENT,
+    width: int = WIDTH,
+    itself: bool = True,
+    **options: Any,
+) -> None:
+    x, of_rows = torch.zeros(ROWS, width, dtype=dtype), labels(ROWS)
+    own = of_rows if itself else None
+    options |= {"self_index": own, "similarity": similarity, "relation": relation, "k": k}
+    registry.kernel("nearest", "triton").forward(Nearest(x, x, of_rows, of_rows, **options), None)
+
+
+def semihard(dtype: torch.dtype, similarity: Similarity) -> None:
+    nearest(dtype, similarity, below=numbers(ROWS, dtype))
+
+
+def least_similar(dtype: torch.dtype, similarity: Similarity) -> None:
+    """Hard positives."""
+    nearest(dtype, similarity, relation=Relation.SAME, largest=False)
+
+
+def assignment(dtype: torch.dtype, similarity: Similarity) -> None:
+    """Of k-means: narrow vectors, every column open."""
+    nearest(dtype, similarity, relation=Relation.ANY, width=128, itself=False)
+
+
+def sample(dtype: torch.dtype, similarity: Similarity) -> None:
+    x, of_rows = torch.zeros(ROWS, WIDTH, dtype=dtype), labels(ROWS)
+    a = Sample(x, x, of_rows, of_rows, torch.tensor(0), of_rows)
+    registry.kernel("sample", "triton").forward(a, None)
+
+
+EVERYTHING = [
+    (op, dtype, similarity) for op in (contrast, scores, nearest) for dtype in DTYPES for similarity in Similarity
+]
+# What is compiled otherwise in special cases, in the dtypes that count.
+SPECIAL = [
+    (op, dtype, similarity)
+    for op, similarity in (
+        (margin_softmax, COSINE),
+        (margin_softmax, DOT),
+        (labelled_contrast, COSINE),
+        (info_nce, COSINE),
+        (any_contrast, COSINE),
+        (semihard, COSINE),
+        (semihard, EUCLIDEAN),
+        (least_similar, COSINE),
+        (least_similar, EUCLIDEAN),
+        (distances, EUCLIDEAN),
+        (assignment, EUCLIDEAN),
+        (sample, COSINE),
+    )
+    for dtype in (torch.float32, torch.bfloat16)
+] + [(saved_contrast, torch.float32, COSINE)]
+
+
+def variants(arch: int) -> list[tuple[Any, torch.dtype, Similarity]]:
+    """All on Hopper, on which they are tuned. A dot product is a cosine with less to hold, and in float64 no
+    architecture has a matrix unit of its own: elsewhere these say nothing new."""
+    if arch == 90:
+        return EVERYTHING + SPECIAL
+    wide = [v for v in EVERYTHING if v[1] != torch.float64 and v[2] != DOT]
+    return wide + [v for v in SPECIAL if v[1] == torch.bfloat16 and v[0] in (labelled_contrast, assignment, sample)]
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype", "similarity", "arch"),
+    [
+        pytest.param(op, dtype, similarity, arch, id=f"{op.__name__}-{similarity.name.lower()}-{TYPES[dtype]}-{arch}")
+        for arch in SHARED
+        for op, dtype, similarity in variants(arch)
+    ],
+)
+def test_compiles(
+    op: Callable[..., None],
+    similarity: Similarity,
+    dtype: torch.dtype,
+    arch: int,
+    launches: list[Launch],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:
+    monkeypatch.setattr(launch, "capability", lambda device: arch // 10)
+    op(dtype, similarity)
+    assert_compiles(launches, arch, tmp_path, record_property)
+
+
+@pytest.mark.parametrize(("k", "largest"), [(5, True), (128, True), (5, False)])
+def test_compiles_for_several_neighbours(k, largest, launches, tmp_path):
+    nearest(torch.bfloat16, COSINE, k, largest=largest)
+    assert_compiles(launches, 90, tmp_path)
+
+
+def test_a_spill_is_seen(launches, tmp_path):
+    """A tile far larger than the registers."""
+    nearest(torch.float32, EUCLIDEAN)
+    search = next(
+        (kernel, args, options | {"BM": 128, "num_warps": 4}) for kernel, args, options in launches if "BM" in options
+    )
+    with pytest.raises(AssertionError, match="bytes of stack"):
+        assert_compiles([search], 90, tmp_path)

@@ -1,0 +1,41 @@
+"""Every case on Triton's kernels, interpreted on the CPU, against the definition; gradients and outputs together.
+
+Each case comes in float32 or in bfloat16, in turns, and one that saves weights once more without room for any. What an
+interpreter does with a dtype is the same for every case, and a GPU runs all of them (tests/ops/suite).
+"""
+
+import pytest
+import torch
+
+from fused_margins.backends import registry
+from fused_margins.backends.triton import launch
+from fused_margins.ops import cases
+
+DTYPES = [torch.float32, torch.bfloat16]
+OPS = {name: cases.load(name) for name in registry.OPS if registry.has_kernel(name, "triton")}
+CASES = [
+    pytest.param(op, case, DTYPES[number % 2], id=f"{op}-{case.name}")
+    for op in OPS
+    for number, case in enumerate(OPS[op].CASES)
+]
+
+
+@pytest.mark.parametrize(("op", "case", "dtype"), CASES)
+def test_agrees_with_the_definition(op, case, dtype):
+    inputs = cases.convert(case.make(torch.Generator().manual_seed(0)), torch.float64)
+    options = {"exact": case.exact, "gradients": bool(OPS[op].DIFFERENTIABLE), "device": launch.device}
+    assert not cases.disagreements(OPS[op], inputs, "triton", dtype, **options), case.reason
+
+
+PLANNED = [name for name in OPS if hasattr(registry.kernel(name, "triton"), "plan")]
+
+
+@pytest.mark.parametrize(
+    ("op", "case"),
+    [pytest.param(name, case, id=f"{name}-{case.name}") for name in PLANNED for case in OPS[name].CASES[::6]],
+)
+def test_agrees_where_nothing_may_be_saved(op, case):
+    inputs = cases.convert(case.make(torch.Generator().manual_seed(0)), torch.float64)
+    with registry.within_memory_budget(0):
+        lines = cases.disagreements(OPS[op], inputs, "triton", torch.float32, exact=case.exact, device=launch.device)
+    assert not lines, case.reason

@@ -1,0 +1,49 @@
+"""Every op on every backend, in every dtype, agrees with the definition; see `fused_margins.ops.cases` for the rule."""
+
+import re
+
+import pytest
+import torch
+
+from fused_margins.backends import registry
+from fused_margins.ops import cases
+from tests.ops.suite.problems import DIFFERENTIABLE, OPS, device_of, make, pairs, refusal
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+CASES = [
+    pytest.param(op, case, backend, id=f"{op}-{case.name}-{backend}")
+    for op, backend in pairs()
+    for case in OPS[op].CASES
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize(("op", "case", "backend"), CASES)
+def test_parity(op, case, backend, dtype, device_for):
+    """Outputs without gradients; outputs and gradients; and those once more where nothing may be saved for them."""
+    device = device_of(backend)
+    inputs = make(case)
+    if reason := refusal(op, make(case, dtype, device), backend):
+        with pytest.raises(RuntimeError, match=re.escape(reason)):
+            cases.evaluate(OPS[op], make(case, dtype, device), backend)
+        return
+
+    def agrees(gradients: bool) -> None:
+        lines = cases.disagreements(
+            OPS[op], inputs, backend, dtype, exact=case.exact, gradients=gradients, device=device
+        )
+        assert not lines, f"{case.reason}\n" + "\n".join(lines)
+
+    agrees(gradients=False)
+    if op in DIFFERENTIABLE:
+        agrees(gradients=True)
+        if dtype == torch.float32 and hasattr(registry.kernel(op, backend), "plan"):
+            with registry.within_memory_budget(0):
+                agrees(gradients=True)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cases_have_names_of_their_own_and_reasons(op):
+    names = [case.name for case in OPS[op].CASES]
+    assert len(set(names)) == len(names)
+    assert all(case.reason for case in OPS[op].CASES)

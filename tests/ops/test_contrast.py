@@ -1,0 +1,599 @@
+"""`contrast`: its formula, and where usual formulas lose everything: tiny losses, long vectors, huge logits."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from fused_margins.backends import registry
+from fused_margins.core.enums import Relation, Similarity
+from fused_margins.core.indices import ABSENT, INVALID, UNADMITTED
+from fused_margins.functional import margin_softmax_loss
+from fused_margins.ops import cases
+from fused_margins.ops.cases import Inputs
+from fused_margins.ops.contrast import contrast, kernel_cpu
+from fused_margins.ops.contrast import reference as definition
+from fused_margins.ops.nearest import nearest
+from tests.conftest import backends
+from tests.ops.by_hand import admits, of_row, similarity_of
+from tests.ops.drawn import labels_of, matrices, self_index_of
+
+OP = cases.load("contrast")
+EUCLIDEAN = "negative_squared_euclidean"
+on_every_backend = pytest.mark.parametrize("backend", backends("contrast"))
+on_every_kernel = pytest.mark.parametrize("backend", backends("contrast", reference=False))
+of_losses = pytest.mark.parametrize("backend", backends("contrast", reference=False, epilogue="margin_softmax"))
+on_cpu = pytest.mark.parametrize("backend", [b for b in backends("contrast") if b == "cpu"])
+BY_WIDTH = {"argvalues": [torch.float32, torch.bfloat16], "ids": ["float32", "bfloat16"]}
+
+
+# The definition, by hand.
+
+
+def vectors_by_hand(inputs: Inputs) -> tuple[list[float], list[float]]:
+    x, y, target = inputs["x"].numpy(), inputs["y"].numpy(), inputs["target"].tolist()
+    similarity, relation = inputs.get("similarity", "cosine"), inputs.get("relation", "different")
+    positive, negative_lse = [], []
+    for i in range(len(x)):
+        if target[i] == inputs.get("ignore_index", -1):
+            positive.append(0.0)
+            negative_lse.append(-math.inf)
+            continue
+        positive.append(0.0 if target[i] == ABSENT else similarity_of(x[i], y[target[i]], similarity))
+        label = int(inputs["row_labels"][i]) if "row_labels" in inputs else target[i]
+        logits = [
+            of_row(inputs["scale"], i) * similarity_of(x[i], y[j], similarity) + of_row(inputs.get("bias", 0.0), j)
+            for j in range(len(y))
+            if admits(inputs, i, j, label, relation)
+        ]
+        top = max(logits, default=0.0)
+        negative_lse.append(top + math.log(math.fsum(math.exp(z - top) for z in logits)) if logits else -math.inf)
+    return positive, negative_lse
+
+
+def turned(u: float, angle: float, beyond_pi: str) -> float:
+    """A cosine after a margin on its angle."""
+    theta = math.acos(max(-1.0, min(1.0, u)))
+    if angle > 0 and beyond_pi == "easy":
+        return math.cos(theta + angle) if u > 0 else u
+    if theta + angle > math.pi:
+        return u - angle * math.sin(angle) if beyond_pi == "standard" else -2 - math.cos(theta + angle)
+    return math.cos(theta + angle) if theta + angle >= 0 else u + 1 - math.cos(angle)
+
+
+def loss_by_hand(inputs: Inputs) -> Tensor:
+    losses, counted = [], 0
+    for i, (u, negative_lse) in enumerate(zip(*vectors_by_hand(inputs))):
+        has_target = inputs["target"][i].item() not in (inputs.get("ignore_index", -1), ABSENT)
+        counted += has_target and (inputs["epilogue"] != "info_nce" or negative_lse > -math.inf)
+        if "angle_rad" in inputs:
+            u = turned(u, inputs["angle_rad"], inputs.get("beyond_pi", "standard"))
+        gap = negative_lse - of_row(inputs["scale"], i) * (u - of_row(inputs.get("margin", 0.0), i))
+        losses.append(max(gap, 0.0) + math.log1p(math.exp(-abs(gap))) if has_target else 0.0)
+    values, reduction = torch.tensor(losses, dtype=torch.float64), inputs.get("reduction", "mean")
+    return values if reduction == "none" else values.sum() / (counted or 1 if reduction == "mean" else 1)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in OP.CASES])
+def test_the_definition_is_its_formula(case):
+    inputs = case.make(torch.Generator().manual_seed(0))
+    got = OP.run(inputs, "reference")
+    if "loss" in got:
+        torch.testing.assert_close(got["loss"], loss_by_hand(inputs), rtol=1e-11, atol=1e-11)
+        return
+    for value, expected in zip(got.values(), vectors_by_hand(inputs)):
+        torch.testing.assert_close(value, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=1e-11)
+
+
+# Values that are checked where they are read.
+
+B, N, D = 6, 9, 4
+
+
+def valid() -> Inputs:
+    of_rows = {"row_labels": torch.arange(B), "column_labels": torch.arange(N), "self_index": torch.arange(B)}
+    return {"x": torch.randn(B, D), "y": torch.randn(N, D), "target": torch.arange(B), "scale": torch.ones(B)} | of_rows
+
+
+@pytest.mark.parametrize("gradients", [False, True], ids=["forward", "gradients"])
+@pytest.mark.parametrize("value", [N, -2, 2**40, -(2**63)])
+@pytest.mark.parametrize("argument", ["target", "self_index"])
+@on_every_backend
+def test_an_index_out_of_range_raises_before_anything_is_read(argument, value, backend, gradients, device_for):
+    if device_for("contrast", backend) != "cpu" or (argument, value) == ("target", ABSENT):
+        return
+    inputs = valid()
+    inputs[argument] = torch.tensor([0, 1, -1, 3, value, N])  # the first bad row is named, -1 is none
+    inputs["x"].requires_grad_(gradients)
+    with pytest.raises(IndexError) as raised:
+        contrast(**inputs, backend=backend)
+    assert str(raised.value) == f"{argument}: expected values in [0, {N}) or -1 (ignored), got {value} in row 4"
+
+
+@on_every_backend
+def test_another_ignore_index_makes_minus_one_an_error(backend):
+    inputs = valid() | {"target": torch.tensor([0, -100, -1, 0, 0, 0]), "ignore_index": -100}
+    with pytest.raises(IndexError, match=r"target: .* or -100 \(ignored\), got -1 in row 2"):
+        contrast(**inputs, backend=backend)
+
+
+@on_every_backend
+@pytest.mark.parametrize("value", [0.0, -2.0, torch.nan])
+@pytest.mark.parametrize("rows", [(), (B,)], ids=["single", "rows"])
+def test_a_scale_that_is_not_positive(value, rows, backend):
+    scale = torch.ones(rows)
+    scale.view(-1)[-1] = value
+    with pytest.raises(ValueError, match="scale: expected positive values, got "):
+        contrast(**valid() | {"scale": scale}, backend=backend)
+
+
+def test_a_bad_row_is_not_a_number_where_checks_cannot_raise(monkeypatch):
+    """As on a GPU: the check marks the row, and the definition turns the mark into NaN."""
+    marked = torch.tensor([0, 1, INVALID, 3, 4, 5])
+    monkeypatch.setattr(definition, "check_index", lambda *args, **kwargs: marked)
+    for values in contrast(torch.randn(B, D), torch.randn(N, D), marked, scale=1.0, backend="reference"):
+        assert values.isnan().tolist() == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"angle_rad": 3.2}, ValueError, r"angle_rad: expected radians within \[-pi, pi\], got 3.2"),
+        ({"angle_rad": 0.5, "similarity": "dot"}, ValueError, "similarity: expected 'cosine' with an angle_rad"),
+        ({"epilogue": "none", "margin": 0.1}, ValueError, "margin: expected with an epilogue that takes margins"),
+        ({"epilogue": "info_nce", "margin": torch.ones(())}, ValueError, "margin: .* got epilogue 'info_nce'"),
+        ({"epilogue": "none", "angle_rad": 0.1}, ValueError, "angle_rad: expected with an epilogue that takes margins"),
+    ],
+)
+def test_margins_and_angles(options, error, message):
+    with pytest.raises(error, match=message):
+        contrast(**valid() | {"epilogue": "margin_softmax"} | options)
+
+
+# Rows and columns that are reserved.
+
+
+@on_every_backend
+@pytest.mark.parametrize("relation", Relation.names())
+def test_columns_that_no_relation_admits_change_nothing(backend, relation, device_for):
+    """Padding, whatever lies in its memory, has no share in a value and no gradient."""
+    device, g = device_for("contrast", backend), torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 5, generator=g) for n in (8, 12))
+    inputs = {"target": torch.arange(8), "row_labels": torch.arange(8) % 3, "column_labels": torch.arange(12) % 3}
+    padded = torch.cat([y, torch.full((7, 5), 1e4)])
+    labels = torch.cat([inputs["column_labels"], torch.full((7,), UNADMITTED)])
+    inputs = {n: t.to(device) for n, t in inputs.items()}
+    results = []
+    for columns, column_labels in ((y, inputs["column_labels"]), (padded, labels)):
+        leaves = [t.to(device).requires_grad_() for t in (x, columns)]
+        options = inputs | {"column_labels": column_labels.to(device)}
+        outputs = contrast(*leaves, **options, scale=3.0, relation=relation, backend=backend)
+        weights = [torch.ones_like(t).where(t.isfinite(), 0.0) for t in outputs]
+        of_x, of_y = torch.autograd.grad(outputs, leaves, weights)
+        results.append((*(t.detach() for t in outputs), of_x, of_y[:12]))
+        assert not of_y[12:].any()
+    for plain, with_padding in zip(*results):
+        torch.testing.assert_close(with_padding, plain, rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+@pytest.mark.parametrize("epilogue", ["margin_softmax", "info_nce"])
+def test_rows_whose_class_lives_elsewhere(backend, epilogue):
+    """They have negatives, no positive, no loss and no gradient, and count for nothing in a mean."""
+    x, y = torch.randn(6, 5, requires_grad=True), torch.randn(9, 5)
+    target = torch.tensor([0, ABSENT, 2, ABSENT, 4, 5])
+    positive, negative_lse = contrast(x, y, target, scale=3.0, backend=backend)
+    everything = contrast(x, y, torch.zeros(6).long(), scale=3.0, relation="any", backend=backend)[1]
+    assert positive[target == ABSENT].eq(0).all()
+    torch.testing.assert_close(negative_lse[target == ABSENT], everything[target == ABSENT])
+    loss = contrast(x, y, target, scale=3.0, epilogue=epilogue, backend=backend)
+    kept = target != ABSENT
+    torch.testing.assert_close(loss, contrast(x[kept], y, target[kept], scale=3.0, epilogue=epilogue, backend=backend))
+    (grad,) = torch.autograd.grad(loss, x)
+    assert not grad[~kept].any()
+    assert grad[kept].any(1).all()
+
+
+# Tiny losses, huge logits, long and short vectors.
+
+
+@on_every_backend
+def test_a_loss_far_below_the_rounding_of_its_logits(backend, device_for):
+    """Scale 64, margin 0.35, 1e5 classes, cosine 0.85 to the right one, 0.0608 to the others: the loss is 6.24e-8."""
+    device = device_for("contrast", backend)
+    classes, scale, margin, cosine = 100_000, 64.0, 0.35, 0.0608
+    others = torch.tensor([cosine, 0.0, math.sqrt(1 - cosine**2)])
+    weight = others.repeat(classes, 1)
+    weight[7] = torch.tensor([0.85, math.sqrt(1 - 0.85**2), 0.0])
+    x, weight = torch.tensor([[1.0, 0.0, 0.0]], device=device, requires_grad=True), weight.to(device)
+    target = torch.tensor([7], device=device)
+    positive, negative_lse = contrast(x, weight, target, scale=scale, backend=backend)
+    logit = scale * (positive - margin)
+    by_rows = F.softplus(negative_lse - logit)
+    fused = contrast(x, weight, target, scale=scale, margin=margin, epilogue="margin_softmax", backend=backend)
+    expected = math.log1p((classes - 1) * math.exp(scale * (cosine - (0.85 - margin))))
+    assert expected == pytest.approx(6.24e-8, rel=0.01)
+    for loss in (by_rows, fused):
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
+        (grad,) = torch.autograd.grad(loss, x)
+        # d loss / d cosine of the right class is scale * loss, and x turns towards it by the part at right angles.
+        assert grad[0, 1].item() == pytest.approx(-scale * expected * math.sqrt(1 - 0.85**2), rel=1e-3)
+    # What is lost otherwise: the log-sum-exp over all classes minus the logit is exactly 0.
+    assert (torch.logaddexp(negative_lse, logit) - logit).item() == 0
+
+
+def loss_gradients(x: Tensor, y: Tensor, labels: Tensor, backend: str, weight: float = 1.0, **options: Any) -> Any:
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    return torch.autograd.grad(weight * margin_softmax_loss(x, y, labels, backend=backend, **options), [x, y])
+
+
+def assert_near_the_truth(x: Tensor, y: Tensor, labels: Tensor, backend: str, **options: Any) -> None:
+    """Gradients of the loss, in norm."""
+    truth = loss_gradients(x.double(), y.double(), labels, "reference", **options)
+    for got, true in zip(loss_gradients(x, y, labels, backend, **options), truth):
+        assert (got - true).norm() <= (1e-4 if x.dtype == torch.float32 else 1e-2) * true.norm()
+
+
+@pytest.mark.parametrize("dtype", **BY_WIDTH)
+@on_cpu
+def test_gradients_where_all_similarities_are_near_the_scale(dtype, backend):
+    """exp(-logsumexp) is then near the smallest number of float32, and so is what it is multiplied by."""
+    g = torch.Generator().manual_seed(0)
+    centre = torch.randn(1, 32, generator=g)
+    x, y = ((centre + 0.02 * torch.randn(n, 32, generator=g)).to(dtype) for n in (256, 100))
+    assert_near_the_truth(x, y, torch.arange(256) % 100, backend, scale=80.0, margin=-0.3)
+
+
+@pytest.mark.parametrize("similarity", [EUCLIDEAN, "dot"])
+@on_cpu
+def test_a_block_of_columns_that_admits_nothing_for_a_row(similarity, backend):
+    """193 columns: the own class of some rows is the only one in its block, and all others are far away."""
+    g = torch.Generator().manual_seed(0)
+    x, y = 4 * torch.rand(64, 128, generator=g), -4 * torch.rand(193, 128, generator=g)
+    assert_near_the_truth(x, y, torch.arange(64) * 3 + 3, backend, scale=1.0, similarity=similarity)
+
+
+@pytest.mark.parametrize("dtype", **BY_WIDTH)
+@pytest.mark.parametrize("weight", [1.0, 1e-9])
+@on_cpu
+def test_gradients_where_some_rows_agree_with_all_classes_and_some_with_none(dtype, weight, backend):
+    """Their exp(-logsumexp) are 60 orders of magnitude apart."""
+    g = torch.Generator().manual_seed(0)
+    centre = torch.randn(1, 32, generator=g)
+    x, y = ((centre + 0.05 * torch.randn(n, 32, generator=g)).to(dtype) for n in (256, 100))
+    x[::8] = -x[::8]
+    labels = torch.randint(100, (256,), generator=g)
+    assert_near_the_truth(x, y, labels, backend, scale=79.0, margin=-0.1, weight=weight)
+
+
+@pytest.mark.parametrize("length", [1e-20, 1e30])
+@on_cpu
+def test_gradients_of_classes_from_rows_far_from_unit_length(length, backend):
+    g = torch.Generator().manual_seed(0)
+    x, y = length * torch.randn(64, 32, generator=g), torch.randn(50, 32, generator=g)
+    labels = torch.randint(50, (64,), generator=g)
+    true = loss_gradients(x.double(), y.double(), labels, "reference", scale=64.0)[1]
+    assert (loss_gradients(x, y, labels, backend, scale=64.0)[1] - true).norm() <= 1e-4 * true.norm()
+
+
+@of_losses
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_directions_of_very_long_and_very_short_vectors(backend, factor, device_for):
+    """Their squares are beyond float32."""
+    device, g = device_for("contrast", backend, epilogue="margin_softmax"), torch.Generator().manual_seed(0)
+    x, y, labels = torch.randn(5, 4, generator=g), torch.randn(5, 4, generator=g), torch.arange(5)
+    x, y, labels = x.to(device), y.to(device), labels.to(device)
+    truth = margin_softmax_loss(x.double(), y.double(), labels, backend="reference")
+    loss = margin_softmax_loss(x * factor, y * factor, labels, backend=backend)
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("similarity", ["dot", EUCLIDEAN])
+@pytest.mark.parametrize("size", [1e3, 1e4, 5e4, 2e5])
+@on_cpu
+def test_logits_whose_own_rounding_is_one_and_more(similarity, size, backend):
+    """The largest exponential is 1: the loss and its gradients are still the definition's."""
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 16, generator=g) * size for n in (64, 50))
+    target = torch.randint(50, (64,), generator=g)
+    options = {"scale": 30.0, "margin": 0.1, "similarity": similarity, "epilogue": "margin_softmax"}
+    results = []
+    for name in (backend, "reference"):
+        leaves = x.clone().requires_grad_(), y.clone().requires_grad_()
+        loss = contrast(*leaves, target, **options, backend=name)
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    for got, expected in zip(*results):
+        assert got.isfinite().all()
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 16.0, 64.0, 82.0])
+@pytest.mark.parametrize("name", ["softmax", "poles", "pointing-away", "some-ignored", "zero-rows", "one-class"])
+@on_cpu
+def test_with_and_without_a_running_maximum(name, scale, dtype, backend, monkeypatch):
+    """Up to about scale + ln N = 86 both apply."""
+    case = next(c for c in OP.CASES if c.name == name)
+    inputs = cases.convert(case.make(torch.Generator().manual_seed(0)) | {"scale": scale}, dtype)
+    plain = OP.run(inputs, backend)
+    monkeypatch.setattr(kernel_cpu, "force_running_maximum", True)
+    with registry.substitute("contrast", backend, kernel_cpu):  # no route of the first call
+        shifted = OP.run(inputs, backend)
+    assert torch.equal(plain["positive"], shifted["positive"])
+    assert torch.equal(plain["negative_lse"] == -torch.inf, shifted["negative_lse"] == -torch.inf)
+    # Relative errors of the sums, a few units each and more where logits are large, are absolute errors of logarithms.
+    error = 8 * torch.finfo(plain["positive"].dtype).eps * (1 + scale)
+    torch.testing.assert_close(plain["negative_lse"], shifted["negative_lse"], rtol=0, atol=error)
+
+
+@on_cpu
+def test_the_running_maximum_starts_where_it_must(backend):
+    """Just below the limit nothing overflows; just above it the sum without a maximum would."""
+    columns = 1000
+    x, y = torch.ones(2, 8), torch.ones(columns, 8)
+    for scale in (86 - math.log(columns) - 0.1, 86 - math.log(columns) + 0.1, 88.0, 512.0):
+        lse = contrast(x, y, torch.tensor([0, 5]), scale=scale, backend=backend)[1]
+        torch.testing.assert_close(lse, torch.full((2,), scale + math.log(columns - 1)), rtol=1e-6, atol=0)
+
+
+@of_losses
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("noise", [30.0, 1.0], ids=["untrained", "trained"])
+def test_gradients_of_16_bits_have_at_most_half_the_error_of_eager_pytorch(noise, dtype, backend, device_for):
+    """Sums in float32 are worth it against what PyTorch does in 16 bits."""
+    device, scale, margin = device_for("contrast", backend, epilogue="margin_softmax"), 16.0, -0.1
+    g = torch.Generator().manual_seed(0)
+    weight, labels = torch.randn(60, 96, generator=g), torch.randint(60, (64,), generator=g)
+    embeddings = weight[labels] + noise * torch.randn(64, 96, generator=g)
+    embeddings, weight, labels = embeddings.to(device, dtype), weight.to(device, dtype), labels.to(device)
+
+    def eager(x: Tensor, y: Tensor) -> Tensor:
+        z = F.linear(scale * F.normalize(x), F.normalize(y))
+        z = z.scatter_add(1, labels[:, None], z.new_full((1, 1), -scale * margin).expand(len(labels), 1))
+        return F.cross_entropy(z, labels)
+
+    options = {"scale": scale, "margin": margin}
+    truth = loss_gradients(embeddings.double(), weight.double(), labels, "reference", **options)
+    ours = loss_gradients(embeddings, weight, labels, backend, **options)
+    leaves = embeddings.requires_grad_(), weight.requires_grad_()
+    for right, our, their in zip(truth, ours, torch.autograd.grad(eager(*leaves), leaves)):
+        assert (our.double() - right).norm() <= (their.double() - right).norm() / 2
+
+
+# Values that are no numbers, and edges.
+
+
+@on_every_backend
+@pytest.mark.parametrize("similarity", Similarity.names())
+def test_nan_columns_reach_the_row_that_admits_them(backend, similarity):
+    """A whole strip of NaN is neither an empty strip nor nothing."""
+    y = torch.randn(1024, 4)
+    y[256:512] = torch.nan
+    _, lse = contrast(torch.randn(6, 4), y, torch.arange(6), scale=1.0, similarity=similarity, backend=backend)
+    assert lse.isnan().all()
+
+
+@on_every_backend
+@pytest.mark.parametrize("similarity", Similarity.names())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_not_a_number_stays_in_its_row(backend, dtype, similarity):
+    x, y = torch.randn(5, 6).to(dtype), torch.randn(7, 6).to(dtype)
+    x[2, 3] = torch.nan
+    for values in contrast(x, y, torch.arange(5), scale=10.0, similarity=similarity, backend=backend):
+        assert values.isnan().tolist() == [False, False, True, False, False]
+
+
+@on_every_backend
+def test_gradient_at_the_edges_is_exactly_zero(backend, device_for):
+    """Zero vectors under cosine, ignored rows, rows that admit nothing: 0, not NaN, and not nearly 0."""
+    device = device_for("contrast", backend)
+    x, y = torch.randn(4, 6), torch.randn(5, 6)
+    x[1] = 0
+    y[2] = 0
+    x, y = x.to(device).requires_grad_(), y.to(device).requires_grad_()
+    target, ones = torch.tensor([0, 1, -1, 3], device=device), torch.ones(4, device=device)
+    labels = {"row_labels": torch.tensor([0, 0, 0, 9]), "column_labels": torch.tensor([0, 1, 0, 1, 9])}
+    labels = {n: t.to(device) for n, t in labels.items()}
+    positive, negative_lse = contrast(x, y, target, **labels, relation="same", scale=20.0, backend=backend)
+    assert positive[1:3].tolist() == [0, 0]
+    assert negative_lse[2] == -torch.inf
+    grad_x, grad_y = torch.autograd.grad((positive, negative_lse), (x, y), (ones, ones))
+    assert not grad_x[1:3].any()
+    assert not grad_y[2].any()
+    assert grad_x[0].any()
+    assert grad_x[3].any()
+
+
+@on_every_backend
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_number_of_16_bits_is_read(backend, dtype):
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    one, target = torch.ones(1, 1).to(dtype), torch.zeros(2**16, dtype=torch.int64)
+    positive, _ = contrast(every[:, None], one, target, scale=1.0, similarity="dot", backend=backend)
+    torch.testing.assert_close(positive, every.float(), rtol=0, atol=0, equal_nan=True)
+
+
+@on_every_kernel
+@pytest.mark.parametrize("similarity", [None, EUCLIDEAN], ids=["default", "euclidean"])
+def test_half_precision_whose_squares_overflow(similarity, backend, device_for):
+    """|x|^2 of 512 numbers near 300 is 4.6e7, far above float16's 65504."""
+    device = device_for("contrast", backend)
+    for name in ("cosine-same", "margin_softmax-cosine-mean"):
+        inputs = next(c for c in OP.CASES if c.name == name).make(torch.Generator().manual_seed(0))
+        inputs |= {n: 300 + 10 * torch.randn(inputs[n].shape[0], 512).double() for n in ("x", "y")}
+        inputs |= {"similarity": similarity, "scale": 1e-4} if similarity else {}
+        assert cases.disagreements(OP, inputs, backend, torch.float16, device=device) == []
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize("columns", [20, 64, 191, 200, 250, 400, 2311])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@on_cpu
+def test_same_bits_of_few_and_many_columns(columns, dtype, backend):
+    """The tasks then depend on the threads, and weights come in blocks of 192 columns."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 128, generator=g), torch.randn(columns, 128, generator=g)
+    inputs = {"x": x, "y": y, "target": torch.randint(columns, (300,), generator=g), "scale": torch.tensor(4.0)}
+    inputs = cases.convert(inputs | {"bias": torch.randn(columns, generator=g)}, dtype)
+    before = torch.get_num_threads()
+    try:
+        for epilogue in ("none", "margin_softmax"):
+            results = []
+            for threads in (1, 2, 3, 7):
+                torch.set_num_threads(threads)
+                results.append(cases.evaluate(OP, inputs | {"epilogue": epilogue}, backend))
+            for name, value in results[0].items():
+                assert all(torch.equal(result[name], value) for result in results), name
+    finally:
+        torch.set_num_threads(before)
+
+
+@on_every_kernel
+def test_more_similarities_than_32_bits_count(backend, device_for):
+    """The first rows, the last ones and some between are those of a small problem."""
+    device, side = device_for("contrast", backend), 46_400  # its square is more than 2^31
+    picked = torch.tensor([0, 7, side // 2, side - 2, side - 1], device=device)
+    x, y = (torch.randn(side, 2, generator=torch.Generator().manual_seed(s)).to(device) for s in (0, 1))
+    x, y, incoming = x.requires_grad_(), y.requires_grad_(), torch.zeros(side, device=device).index_fill_(0, picked, 1)
+    outputs = contrast(x, y, torch.arange(side, device=device), scale=4.0, backend=backend)
+    grads = torch.autograd.grad(outputs, (x, y), (incoming, incoming))
+    few, all_columns = x.detach()[picked].double().requires_grad_(), y.detach().double().requires_grad_()
+    expected = contrast(few, all_columns, picked, scale=4.0, backend="reference")
+    of_few, of_columns = torch.autograd.grad([t.sum() for t in expected], (few, all_columns))
+    for got, truth in zip(outputs, expected):
+        torch.testing.assert_close(got[picked].double(), truth, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grads[0][picked].double(), of_few, rtol=1e-4, atol=1e-4)
+    assert not grads[0][incoming == 0].any()
+    torch.testing.assert_close(grads[1].double(), of_columns, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", [b for b in backends("contrast", epilogue="margin_softmax") if b == "cuda"])
+def test_more_rows_of_few_classes_than_a_grid(backend, device_for):
+    device = device_for("contrast", backend, epilogue="margin_softmax")
+    rows, classes = 2**21 + 1000, 1024
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 2, generator=g).to(device).requires_grad_() for n in (rows, classes))
+    target = torch.arange(rows, device=device) % classes
+    picked = torch.tensor([0, 2**20, rows - 2, rows - 1], device=device)
+    incoming = torch.zeros(rows, device=device).index_fill_(0, picked, 1)
+    options = {"scale": 4.0, "margin": 0.2, "reduction": "none", "epilogue": "margin_softmax"}
+    loss = contrast(x, y, target, **options, backend=backend)
+    grads = torch.autograd.grad(loss, (x, y), incoming)
+    few, weight = x.detach()[picked].double().requires_grad_(), y.detach().double().requires_grad_()
+    expected = contrast(few, weight, target[picked], **options, backend="reference")
+    of_few, of_weight = torch.autograd.grad(expected.sum(), (few, weight))
+    torch.testing.assert_close(loss[picked].double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grads[0][picked].double(), of_few, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(grads[1].double(), of_weight, rtol=1e-3, atol=1e-5)
+
+
+# Compiled together with what surrounds it.
+
+
+def by_rows(x: Tensor, y: Tensor, target: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    positive, negative_lse = contrast(x, y, target, scale=scale, bias=bias, backend="cpu")
+    return F.softplus(negative_lse - scale * (positive - 0.3)).mean()
+
+
+def with_itself(x: Tensor, y: Tensor, target: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """A batch against itself: one tensor on both sides, and labels twice."""
+    labels = target % 3
+    _, index = nearest(x, x, labels, labels, self_index=torch.arange(x.shape[0]), backend="cpu")
+    positive, negative_lse = contrast(x, x, index[:, 0].clamp(min=0), labels, labels, scale=scale, backend="cpu")
+    return (negative_lse - scale * positive).exp().log1p().mean() + 0 * (y.sum() + bias.sum())
+
+
+def arguments(rows: int, columns: int) -> list[Tensor]:
+    g = torch.Generator().manual_seed(rows)
+    x, y, bias = (torch.randn(*s, generator=g) for s in ((rows, 16), (columns, 16), (columns,)))
+    floating = [t.requires_grad_() for t in (x, y, torch.tensor(8.0), bias)]
+    return [x, y, torch.arange(rows) % columns, floating[2], bias]
+
+
+def value_and_gradients(loss: Callable[..., Tensor], args: list[Tensor]) -> list[Tensor]:
+    value = loss(*args)
+    wanted = [t for t in args if t.requires_grad]
+    return [value.detach(), *torch.autograd.grad(value, wanted, materialize_grads=True)]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("loss", [by_rows, with_itself], ids=lambda f: f.__name__)
+@on_cpu
+def test_a_compiled_loss_is_the_eager_one(loss, backend):
+    """Of any size, in one graph each way."""
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows, columns in [(12, 20), (15, 33), (7, 20)]:
+            args = arguments(rows, columns)
+            for a, b in zip(value_and_gradients(compiled, args), value_and_gradients(loss, args)):
+                torch.testing.assert_close(a, b)
+                assert a.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@on_cpu
+def test_a_bad_label_raises_from_a_compiled_graph(backend):
+    torch.compiler.reset()
+    compiled = torch.compile(by_rows, fullgraph=True, backend="aot_eager")
+    args = arguments(12, 20)
+    compiled(*args)
+    args[2] = args[2].index_fill(0, torch.tensor([4]), 20)
+    with pytest.raises(IndexError, match=r"target: expected values in \[0, 20\) or -1 \(ignored\), got 20 in row 4"):
+        compiled(*args)
+
+
+# Shapes, labels and options drawn by Hypothesis, the same at every run (see the profile in tests/conftest.py).
+
+
+@st.composite
+def drawn_inputs(draw: Any) -> Inputs:
+    inputs = draw(matrices())
+    rows, columns = inputs["x"].shape[0], inputs["y"].shape[0]
+    inputs |= {"relation": draw(st.sampled_from(Relation.names())), "target": self_index_of(draw, rows, columns)}
+    classes, offset = draw(st.integers(1, 6)), draw(st.sampled_from([0, 0, 2**31 - 3, -(2**62)]))
+    if draw(st.booleans()):
+        inputs["row_labels"] = labels_of(draw, rows, classes, offset)
+    if draw(st.booleans()):
+        inputs["column_labels"] = labels_of(draw, columns, classes, offset)
+    if draw(st.booleans()):
+        inputs["self_index"] = self_index_of(draw, rows, columns)
+    if draw(st.booleans()):
+        inputs["bias"] = torch.linspace(-3, 3, columns, dtype=torch.float64)
+    scale = draw(st.sampled_from([0.01, 1.0, 7.0]))
+    kinds = [scale, torch.tensor(scale).double(), torch.linspace(scale, 2 * scale, rows, dtype=torch.float64)]
+    epilogue = draw(st.sampled_from(["none", "none", "margin_softmax", "info_nce"]))
+    return inputs | {"scale": draw(st.sampled_from(kinds)), "epilogue": epilogue}
+
+
+@on_every_kernel
+@settings(max_examples=150)
+@given(inputs=drawn_inputs(), dtype=st.sampled_from([torch.float64, torch.float32]))
+def test_what_is_drawn_agrees(inputs, dtype, backend):
+    assert cases.disagreements(OP, inputs, backend, dtype) == []
+
+
+@on_every_kernel
+@settings(max_examples=40)
+@given(inputs=drawn_inputs(), seed=st.integers(0, 2**32))
+def test_the_order_of_the_columns_does_not_matter(inputs, seed, backend):
+    columns = inputs["y"].shape[0]
+    order = torch.randperm(columns, generator=torch.Generator().manual_seed(seed))
+    place = torch.cat([order.argsort(), torch.tensor([-1])])  # -1 stays -1
+    target = inputs["target"]
+    inputs.setdefault("row_labels", target)
+    inputs.setdefault("column_labels", torch.arange(columns))
+    moved = {n: inputs[n][order] for n in ("y", "column_labels", "bias") if n in inputs}
+    moved |= {n: place[inputs[n]] for n in ("target", "self_index") if n in inputs}
+    expected = OP.run(inputs, backend)
+    for name, value in OP.run(inputs | moved, backend).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-10)
