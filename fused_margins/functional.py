@@ -103,6 +103,7 @@ def margin_softmax_loss(
     >>> margin_softmax_loss(embeddings, weight, labels, scale=4.0, margin=-0.5)
     tensor(0.0049)
     """
+    label_smoothing = checks.number("label_smoothing", label_smoothing)
     if isinstance(margin, Tensor) or isinstance(scale, Tensor) or isinstance(angular_margin_rad, Tensor):
         embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
         checks.labels("labels", labels, embeddings.shape[0], embeddings)
@@ -119,7 +120,7 @@ def margin_softmax_loss(
         return contrast.run(call, backend, _OF_CLASSES, valid=False)
 
     reduced = checks.choice("reduction", reduction, Reduction)
-    if not 0 <= checks.number("label_smoothing", label_smoothing) <= 1:
+    if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
     measure, relation = checks.choice("similarity", similarity, Similarity), Relation.DIFFERENT
     call = Contrast(

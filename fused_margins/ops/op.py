@@ -115,7 +115,8 @@ class Op:
         i, dim = self.sizes[axis]
         t = values[i]
         if not isinstance(t, Tensor) or t.dim() <= dim:
-            raise ValueError(f"{called[i]}: expected a tensor with {dim + 1} axes or more")
+            got = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
+            raise ValueError(f"{called[i]}: expected a tensor with {dim + 1} axes or more, got {got}")
         return t.shape[dim]
 
     def problem(self, a: Any) -> registry.Problem:

@@ -111,5 +111,5 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float 
     moved = 8 * eps * (1 + inputs["num_iterations"]) * largest(x)
     if name == "centroids":
         return moved
-    spread = largest(x - x.mean(0)) if x.numel() else 0.0
-    return 4 * x.shape[1] * (moved * spread + eps * spread**2)
+    width, distance = x.shape[1], largest(kmeans(**inputs, backend="reference")[2]) ** 0.5
+    return 2 * width**0.5 * distance * moved + width * moved**2 + 4 * width * eps * distance**2

@@ -88,14 +88,11 @@ def lines_of(op: str, name: str, wrong: Callable[[Tensor], Tensor]) -> list[str]
     return found
 
 
-# The error that its cases grant is larger than 1e-3 of the value.
-LOOSE = pytest.mark.xfail(reason="the small term of this output is too large")
 WRONG = [
     pytest.param(
         op,
         name,
         wrong,
-        marks=LOOSE if name == "squared_distances" and wrong is slightly_larger else (),
         id=f"{op}-{name}-{wrong.__name__}",
     )
     for op in ON_CPU
