@@ -70,6 +70,20 @@ def test_what_kernels_index_memory_by_is_read_first(change, error, message):
         kmeans(**inputs_of() | change)
 
 
+@pytest.mark.parametrize("backend", backends("kmeans"))
+def test_so_many_updates_as_were_asked_for(backend):
+    """Of samples without heaps, whose clusters still move: the cases have settled before their last update."""
+    inputs = inputs_of() | {"x": torch.randn(45, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)}
+    before = None
+    for num_iterations in range(4):
+        centroids, assignments = by_hand(inputs | {"num_iterations": num_iterations})
+        got = OP.run(inputs | {"num_iterations": num_iterations}, backend)
+        torch.testing.assert_close(got["centroids"], centroids, rtol=1e-10, atol=1e-10)
+        assert torch.equal(got["assignments"], assignments)
+        assert before is None or not torch.allclose(before, centroids)
+        before = centroids
+
+
 @pytest.mark.parametrize("name", [c.name for c in OP.CASES])
 @on_cpu
 def test_in_one_call_and_in_passes(name, backend, monkeypatch):

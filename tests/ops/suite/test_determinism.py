@@ -1,6 +1,7 @@
 """The same bits twice, on any number of threads, for any strides, and for a call that was routed before."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,3 +127,26 @@ def test_a_thread_of_python_obeys_set_num_threads(op):
         thread.start()
         thread.join()
     assert counts == [1, 3]
+
+
+TASKS = Path("/proc/self/task")
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="no /proc to count threads in")
+@pytest.mark.usefixtures("threads_afterwards")
+@pytest.mark.parametrize("op", [op for op in OPS if "cpu" in backends(op)])
+def test_the_kernels_do_use_several_threads(op):
+    """Else the same bits on several threads would be those of one. A new thread of Python has a pool of its own."""
+    inputs, started = large(op, "cpu", torch.float32)[0], []
+
+    def run() -> None:
+        before = len(list(TASKS.iterdir()))
+        OPS[op].run(inputs, "cpu")
+        started.append(len(list(TASKS.iterdir())) - before)
+
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert started == [0, 2]
