@@ -87,6 +87,12 @@ def device_for(pytestconfig: pytest.Config) -> Callable[..., str]:
 
 
 @pytest.fixture(autouse=True)
+def _the_same_numbers_in_any_order() -> None:
+    """Tests run in whatever order the processes take them: what one draws must not depend on those before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _runs_on_a_cpu(request: pytest.FixtureRequest) -> None:
     """Tests that do not ask for a device make their tensors on the CPU, where a GPU's backend has nothing to do."""
     backend = request.node.callspec.params.get("backend") if hasattr(request.node, "callspec") else None
