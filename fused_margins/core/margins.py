@@ -158,17 +158,6 @@ def row_margin(argument: str, margin: float | Tensor, labels: Tensor, weight: Te
     )
 
 
-def row_scale(scale: float | Tensor, embeddings: Tensor) -> float | Tensor:
-    """A number, 0-d or (B, 1) scale as the ops take it: 0-d or (B,), in the accumulation dtype."""
-    if isinstance(scale, Tensor) and tuple(scale.shape) == (embeddings.shape[0], 1):
-        scale = scale[:, 0]
-    elif isinstance(scale, Tensor) and scale.dim() != 0:
-        raise ValueError(
-            f"scale: expected a number, a 0-d tensor or shape ({embeddings.shape[0]}, 1), got {tuple(scale.shape)}"
-        )
-    return checks.row_factor("scale", scale, embeddings, positive=True)
-
-
 def apply_margin(
     u: Tensor,
     margin: float | Tensor,

@@ -1,14 +1,14 @@
 """The one shell around every op: of its NamedTuple of fields it makes all that torch and a caller need.
 
-    what a call is (fields)  ->  checks, schema, fake kernels, routing to a backend,
-                                 the autograd Function around torch's dispatcher and the one that torch.func and
-                                 torch.compile understand, second derivatives and forward mode by the reference
+    what a call is (fields)  ->  checks, routing to a backend, second derivatives and forward mode by the reference;
+                                 around torch's dispatcher (`around_dispatcher`) an autograd Function that calls a
+                                 kernel module at once; through it (`through_dispatcher`) schema, fake kernels, and the
+                                 autograd Functions that torch.func and torch.compile understand
 
 A call goes  __call__ (checks, once)  ->  run (which backend)  ->  kernel module.  Nothing below `__call__` checks
 again, but for the implementation that is registered with the dispatcher, which anybody may call.
 """
 
-import inspect
 import operator
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..backends import epoch, registry
+from ..backends import registry
 from ..core import checks
-from ..core.similarity import accumulation_dtype
+from .around_dispatcher import Route, Routes, can_bypass_dispatcher, only
 from .fields import Embeddings, Field, Output, RowFactor
+from .through_dispatcher import as_bits, define
 
 NO_NAMES: Mapping[str, str] = {}
-_library = torch.library.Library("fused_margins", "FRAGMENT")
 
 
 class Op:
@@ -76,13 +76,12 @@ class Op:
         self.others = [(i, n, f) for i, (n, f) in enumerate(self.fields.items()) if not isinstance(f, Embeddings)]
         self.factors = [i for i, f in enumerate(kinds) if isinstance(f, RowFactor)]
         self.no_needs = (False,) * len(self.differentiable)
-        self._routes: dict[Any, Route] = {}
-        self._describers: dict[Any, tuple[list[int] | None, Callable[[Any], Any]]] = {}
+        self._routes = Routes(list(self.fields))
         self.registered: Any = None
         self.registered_backward: Any = None
         self.through_dispatcher: Any = None
         self.differentiable_backward: Any = None
-        _define(self)
+        define(self)
         registry.register(self, **aliases)
 
     def __call__(self, *args: Any, backend: str = "auto", names: Mapping[str, str] = NO_NAMES, **kwargs: Any) -> Any:
@@ -149,11 +148,7 @@ class Op:
         if torch.compiler.is_compiling():
             return self._run(a if valid else self.checked(a, names), backend)
         try:
-            key = self._key(a, backend)
-            try:
-                route = self._routes.get(key)
-            except TypeError:  # of a value without a hash, which is no option
-                key = route = None
+            key, route = self._routes.find(a, backend)
             if route is not None:
                 return route(a)
             checked = a if valid else self.checked(a, names)
@@ -164,53 +159,16 @@ class Op:
                 raise
             raise type(error)(f"{names[name]}: {text}") from None
 
-    def _key(self, a: Any, backend: str) -> Any:
-        """All that checks and routing look at; None where this call cannot be like another, or something watches it."""
-        if is_watched() or _is_any_autocast_enabled():
-            return None
-        kinds = tuple([value.__class__ for value in a])
-        found = self._describers.get(kinds)
-        if found is None:
-            found = self._describers[kinds] = self._describer(kinds)
-        tensors, describe = found
-        if tensors is None:
-            return None
-        for i in tensors:
-            t = a[i]
-            if t.is_neg() or _is_batched(t) or t._is_zerotensor():
-                return None
-        return kinds, backend, torch.is_grad_enabled(), epoch.now, describe(a)
-
-    def _describer(self, kinds: Sequence[type]) -> tuple[list[int] | None, Callable[[Any], Any]]:
-        """Of arguments of these types: which are tensors (None: some are of a subclass), and what gives all that
-        decides, which is what describes the tensors, and the others themselves."""
-        wanted, tensors = [], []
-        of_tensor = ("dtype", "shape", "device", "requires_grad", "layout", "is_nested")
-        for i, (name, kind) in enumerate(zip(self.fields, kinds)):
-            if kind in _PLAIN:
-                tensors.append(i)
-                wanted += [f"{name}.{attribute}" for attribute in of_tensor]
-            elif issubclass(kind, Tensor):
-                return None, operator.attrgetter(name)
-            elif kind is not type(None):
-                wanted.append(name)
-        return tensors, operator.attrgetter(*wanted)
-
     def _run(self, a: Any, backend: str, key: Any = None) -> Any:
         """The outputs of a valid call; key: remember what is found out for calls like it."""
         backend = registry.resolve(backend, self.problem(a))
         if backend == "reference" or self._has_tangent(a):  # forward-mode derivatives, too, are the reference's
-            return _only(self._by_reference(a))
+            return only(self._by_reference(a))
         needs = self.no_needs
         if torch.is_grad_enabled():
             needs = tuple([isinstance(a[i], Tensor) and a[i].requires_grad for i in self.differentiable])
         if not torch.compiler.is_compiling() and can_bypass_dispatcher(a[: self.num_tensors]):
-            route = Route(self, a, backend, needs, as_given=key is not None and key[0] == tuple(map(type, a)))
-            if key is not None:
-                if len(self._routes) >= MOST_ROUTES:
-                    self._routes.clear()
-                self._routes[key] = route
-            return route(a)
+            return self._routes.remember(key, Route(self, a, backend, needs, key))(a)
         flat = self.flat(a)
         if True in needs:
             # Dynamo refuses a Function that is handed one tensor twice (a batch against itself, labels as targets and
@@ -263,7 +221,7 @@ class Op:
     def _given(self, a: Any, results: Sequence[Tensor]) -> Any:
         """Of what the registered op returned, the outputs that this call gives."""
         results = [results] if isinstance(results, Tensor) else results
-        return _only([t if out.given(a) else None for t, out in zip(results, self.results.values())])
+        return only([t if out.given(a) else None for t, out in zip(results, self.results.values())])
 
     def from_bits(self, argument: str, bits: int) -> tuple[bool, ...]:
         """Of each differentiable field whether its gradient is needed: what `as_bits` made a number of."""
@@ -336,317 +294,6 @@ class Op:
             results = iter(pullback(cotangents))
         of_grads = [None if g is None else next(results) for g in grads]
         return of_grads, [next(results) if i in places else None for i in self.differentiable]
-
-
-class Route:
-    """Where a call goes, and all that is the same in every call like it: no tensor, and no address."""
-
-    def __init__(self, op: Op, a: Any, backend: str, needs: tuple[bool, ...], as_given: bool) -> None:
-        """as_given: callers have the options as they are here, so that their arguments may be passed on."""
-        self.as_given = as_given
-        self.op, self.backend, self.needs = op, backend, needs
-        self.kernel = registry.kernel(op.name, backend)
-        self.plan = plan_of(self.kernel, a, needs) if op.differentiable else None
-        self.tensors = [i for i, value in enumerate(a) if isinstance(value, Tensor)]
-        self.rest = [None if isinstance(value, Tensor) else value for value in a]
-        self.given = [i for i, out in enumerate(op.results.values()) if out.given(a)]
-        self.variables = [i for i, need in zip(op.differentiable, needs) if need]  # that a gradient is wanted of
-        self.places = [op.differentiable.index(i) for i in self.variables]
-
-    def __call__(self, a: Any) -> Any:
-        """The given outputs, or the only one."""
-        if not self.as_given:
-            a = self.with_rest([a[i] for i in self.tensors])
-        if self.variables:
-            return _apply(self, a, *[a[i] for i in self.variables])
-        return self.only(self.kernel.forward(a, self.plan))
-
-    def only(self, outputs: Sequence[Any]) -> Any:
-        """Those that are given; one alone as it is."""
-        given = self.given
-        return outputs[given[0]] if len(given) == 1 else tuple([outputs[i] for i in given])
-
-    def with_rest(self, tensors: Sequence[Tensor]) -> Any:
-        """The arguments, from their tensors."""
-        values = self.rest.copy()
-        for i, t in zip(self.tensors, tensors):
-            values[i] = t
-        return self.op.arguments._make(values)
-
-    def gradients(self, a: Any, grads: Sequence[Tensor | None], saved: Tensor, wanted: Sequence[bool]) -> Any:
-        """Of the variables: wanted says which."""
-        needs = [False] * len(self.needs)
-        of_outputs: list[Tensor | None] = [None] * len(self.op.results)
-        for place, want in zip(self.places, wanted):
-            needs[place] = want
-        for i, grad in zip(self.given, grads):
-            of_outputs[i] = grad
-        of_outputs = self.op.complete(a, of_outputs)
-        # Second derivatives are wanted where a graph is being made of this backward.
-        if torch.is_grad_enabled() or not can_bypass_dispatcher(grads):
-            results = self.op.gradients(a, of_outputs, saved, self.needs, needs, self.backend)
-        else:
-            results = self.kernel.backward(of_outputs, a, saved, self.plan, needs)
-        return [results[place] for place in self.places]
-
-
-def as_bits(needs: Sequence[bool]) -> int:
-    """A number, since a traced graph holds no list of truth values."""
-    return sum(1 << i for i, need in enumerate(needs) if need)
-
-
-def plan_of(kernel: Any, a: Any, needs: tuple[bool, ...]) -> Any:
-    """What a kernel module's forward will save; `needs` themselves where it has no choice."""
-    plan = getattr(kernel, "plan", None)
-    return needs if plan is None else plan(a, needs)
-
-
-MOST_ROUTES = 256  # of an op, that are remembered
-_PLAIN = (Tensor, torch.nn.Parameter)
-_is_batched = torch._C._functorch.is_legacy_batchedtensor  # of autograd's batched gradients, which no stack shows
-_func_transform = torch._C._functorch.peek_interpreter_stack
-_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
-_tracing = torch._C._get_tracing_state
-_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
-
-
-def is_watched() -> bool:
-    """Whether compilation, torch.func, forward-mode derivatives, modes or tracing see every call of torch."""
-    return (
-        torch.compiler.is_compiling()
-        or forward_ad._current_level >= 0
-        or _func_transform() is not None
-        or _dispatch_modes() > 0
-        or _function_modes() > 0
-        or _tracing() is not None
-    )
-
-
-def can_bypass_dispatcher(tensors: Sequence[Any]) -> bool:
-    """Whether nothing watches these tensors but autograd, so that a kernel may be called around torch's dispatcher.
-
-    The dispatcher and a Function that torch.func understands cost as much as a small problem. Whatever `is_watched`
-    names needs them, and so do batched gradients, subclasses of tensors, zeros without memory, and tensors that are
-    negated when they are read (imaginary parts of conjugates); nothing else does.
-    """
-    if is_watched():
-        return False
-    for t in tensors:
-        if t is None or type(t) is float:
-            continue
-        if type(t) not in _PLAIN or t.is_neg() or _is_batched(t) or t._is_zerotensor():
-            return False
-    return True
-
-
-class _AroundDispatcher(torch.autograd.Function):
-    """A kernel module's forward and backward, called at once: a third of the cost of a small call."""
-
-    @staticmethod
-    def forward(ctx, route, a, *variables):  # type: ignore[no-untyped-def]
-        outputs = route.kernel.forward(a, route.plan)
-        ctx.route = route
-        # Tensors go through autograd, which may move their memory until the backward.
-        ctx.save_for_backward(*[a[i] for i in route.tensors], outputs[-1])
-        ctx.set_materialize_grads(False)
-        return route.only(outputs)
-
-    @staticmethod
-    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        route = ctx.route
-        *tensors, saved = ctx.saved_tensors
-        a = route.with_rest(tensors)
-        return None, None, *route.gradients(a, grads, saved, ctx.needs_input_grad[2:])
-
-
-# torch's own `apply` looks for the transforms that `is_watched` has looked for.
-_apply = super(torch.autograd.Function, _AroundDispatcher).apply
-
-
-def _define(op: Op) -> None:
-    """Register an op and its backward with torch; make the Functions that torch.func and torch.compile understand."""
-    fields, results = list(op.fields.items()), list(op.results)
-    written = ", ".join(_schema(op, name, field) for name, field in fields)
-    made = ", ".join(f"Tensor {name}" for name in results)
-    has_backward = bool(op.differentiable)
-    saved = ", Tensor saved" if has_backward else ""
-    _library.define(f"{op.name}({written}, int needs, str backend) -> ({made}{saved})")
-    _library.impl(op.name, lambda *flat: _forward(op, flat), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fused_margins::{op.name}", lambda *flat: _fake_forward(op, flat), lib=_library)
-    registered = getattr(torch.ops.fused_margins, op.name).default
-    op.registered = registered
-    if not has_backward:
-        return
-
-    variables = [fields[i][0] for i in op.differentiable]
-    incoming = ", ".join(f"Tensor? grad_{name}" for name in results)
-    outgoing = ", ".join(f"Tensor grad_{name}" for name in variables)
-    called, name = op.name, f"{op.name}_backward"
-    _library.define(
-        f"{name}({incoming}, {written}, Tensor saved, int saved_for, int needs, str backend) -> ({outgoing})"
-    )
-    _library.impl(name, lambda *flat: _backward(op, flat), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fused_margins::{name}", lambda *flat: _fake_backward(op, flat), lib=_library)
-    registered_backward = getattr(torch.ops.fused_margins, name).default
-
-    places = _places(op)
-    num_results = len(results)
-
-    class ThroughDispatcher(torch.autograd.Function):
-        @staticmethod
-        def forward(*flat):  # type: ignore[no-untyped-def]
-            return registered(*flat)
-
-        @staticmethod
-        def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-            ctx.rest = [None if isinstance(t, Tensor) else t for t in inputs]
-            ctx.mark_non_differentiable(output[-1])
-            ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*[t if isinstance(t, Tensor) else None for t in inputs], output[-1])
-
-        @staticmethod
-        def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-            op = registry.OPS[called]  # which Dynamo finds there, but not in a closure
-            *tensors, saved = ctx.saved_tensors
-            flat = [r if t is None else t for t, r in zip(tensors, ctx.rest)]
-            a, (bits, backend) = op.unflat(flat)
-            saved_for = op.from_bits("saved_for", bits)
-            needs = [bool(ctx.needs_input_grad[i]) for i in places]
-            gradients = op.gradients(a, op.complete(a, grads[:num_results]), saved, saved_for, needs, backend)
-            return _scattered(gradients, places, len(flat))
-
-    class Backward(torch.autograd.Function):
-        """The gradient as a function of its own: by the kernel, and once more differentiable by the reference."""
-
-        @staticmethod
-        def forward(*flat):  # type: ignore[no-untyped-def]
-            return registered_backward(*flat)
-
-        @staticmethod
-        def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-            ctx.rest = [None if isinstance(t, Tensor) else t for t in inputs]
-            ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*[t if isinstance(t, Tensor) else None for t in inputs])
-
-        @staticmethod
-        def backward(ctx, *grad_grads):  # type: ignore[no-untyped-def]
-            flat = [r if t is None else t for t, r in zip(ctx.saved_tensors, ctx.rest)]
-            a, (_, _, bits, _) = op.unflat(flat[num_results:])
-            needs = op.from_bits("needs", bits)
-            of_grads, of_variables = op.second_order(a, flat[:num_results], needs, grad_grads)
-            at = [num_results + i for i in places]
-            return _scattered((*of_grads, *of_variables), [*range(num_results), *at], len(flat))
-
-    op.through_dispatcher, op.differentiable_backward, op.registered_backward = (
-        ThroughDispatcher,
-        Backward,
-        registered_backward,
-    )
-    # torch binds the arguments of `forward` at every call; with the signature at hand that takes a third of the time.
-    for function in (ThroughDispatcher, Backward):
-        function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
-
-
-def _forward(op: Op, flat: Sequence[Any]) -> Any:
-    """What the dispatcher calls: of anybody's arguments."""
-    a, (bits, backend) = op.unflat(flat)
-    needs = op.from_bits("needs", bits)
-    a, kernel = _callable(op, a, backend)
-    if not op.differentiable:
-        outputs = kernel.forward(a, None)
-        return _as_schema([a[0].new_empty(0) if t is None else t for t in outputs])
-    *outputs, saved = kernel.forward(a, plan_of(kernel, a, needs))
-    saved = saved if any(needs) else saved.new_empty(0)
-    return (*[saved.new_empty(0) if t is None else t for t in outputs], saved)
-
-
-def _backward(op: Op, flat: Sequence[Any]) -> Any:
-    """The same, of a backward; an empty tensor for each gradient that is not needed."""
-    count = len(op.results)
-    a, (saved, bits_of_saved, bits, backend) = op.unflat(flat[count:])
-    saved_for, needs = op.from_bits("saved_for", bits_of_saved), op.from_bits("needs", bits)
-    a, kernel = _callable(op, a, backend)
-    grads = op.complete(a, flat[:count])
-    for grad, (name, out) in zip(grads, op.results.items()):
-        if grad is not None:
-            _expect(f"grad_{name}", grad, op.shape(a, out), out.dtype(a[0]), a[0])
-    recover = getattr(kernel, "recover_plan", None)
-    plan = saved_for if recover is None else recover(a, saved_for, saved.numel())
-    _expect("saved", saved, (kernel.saved_size(a, plan),), accumulation_dtype(a[0].dtype), a[0])
-    gradients = kernel.backward(grads, a, saved.contiguous(), plan, needs)
-    everywhere = zip(op.differentiable, gradients)
-    return _as_schema([a[0].new_empty(0, dtype=_dtype(op, a, i)) if g is None else g for i, g in everywhere])
-
-
-def _callable(op: Op, a: Any, backend: str) -> tuple[Any, Any]:
-    """Valid arguments, and the kernel module that runs them; an error else."""
-    a = op.checked(a, autocast=False)
-    chosen = registry.resolve(backend, op.problem(a))
-    if chosen == "reference":
-        raise ValueError(f"backend: expected one with kernels for this {op.name}, got {backend!r}")
-    return a, registry.kernel(op.name, chosen)
-
-
-def _expect(argument: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype, x: Tensor) -> None:
-    if tuple(t.shape) != shape or t.dtype != dtype or t.device != x.device:
-        expected, got = f"{shape} of {dtype} on {x.device}", f"{tuple(t.shape)} of {t.dtype} on {t.device}"
-        raise ValueError(f"{argument}: expected shape {expected}, got {got}")
-
-
-def _fake_forward(op: Op, flat: Sequence[Any]) -> Any:
-    """Tensors without data. How much is saved depends on the memory budget, and is known when it is done."""
-    a, (bits, _) = op.unflat(flat)
-    x = a[0]
-    outputs = [x.new_empty(op.shape(a, out), dtype=out.dtype(x)) for out in op.results.values()]
-    if not op.differentiable:
-        return _as_schema(outputs)
-    size = torch.library.get_ctx().new_dynamic_size() if bits else 0
-    return (*outputs, x.new_empty(size, dtype=accumulation_dtype(x.dtype)))
-
-
-def _fake_backward(op: Op, flat: Sequence[Any]) -> Any:
-    a, (_, _, bits, _) = op.unflat(flat[len(op.results) :])
-    gradients, needs = [], op.from_bits("needs", bits)
-    for i, need in zip(op.differentiable, needs):
-        shape = a[i].shape if need and isinstance(a[i], Tensor) else (0,)
-        gradients.append(a[0].new_empty(shape, dtype=_dtype(op, a, i)))
-    return _as_schema(gradients)
-
-
-def _dtype(op: Op, a: Any, i: int) -> torch.dtype:
-    """Of the gradient of field i."""
-    return a[0].dtype if i in op.matrices else accumulation_dtype(a[0].dtype)
-
-
-def _schema(op: Op, name: str, field: Field) -> str:
-    """A field as a schema writes it."""
-    if isinstance(field, RowFactor):
-        return f"Tensor? {name}, float {name}_number"
-    return f"{field.schema}{'?' if name in op.optional else ''} {name}"
-
-
-def _places(op: Op) -> list[int]:
-    """Where the differentiable fields are among the flat arguments."""
-    return [i + sum(f < i for f in op.factors) for i in op.differentiable]
-
-
-def _as_schema(results: Sequence[Tensor]) -> Any:
-    """What a registered op returns: one result as it is, several as a tuple."""
-    return tuple(results) if len(results) > 1 else results[0]
-
-
-def _scattered(values: Sequence[Any], places: Sequence[int], count: int) -> tuple[Any, ...]:
-    """`count` values, None but for those at the places."""
-    everywhere = [None] * count
-    for i, value in zip(places, values):
-        everywhere[i] = value
-    return tuple(everywhere)
-
-
-def _only(outputs: Sequence[Tensor | None]) -> Any:
-    """Those that are given; one alone as it is."""
-    given = tuple([t for t in outputs if t is not None])
-    return given[0] if len(given) == 1 else given
 
 
 def _hints(named_tuple: Any) -> dict[str, Any]:

@@ -228,22 +228,10 @@ SPECIAL = [
 ] + [(saved_contrast, torch.float32, COSINE)]
 
 
-def variants(arch: int) -> list[tuple[Any, torch.dtype, Similarity]]:
-    """All on Hopper, on which they are tuned. A dot product is a cosine with less to hold, and in float64 no
-    architecture has a matrix unit of its own: elsewhere these say nothing new."""
-    if arch == 90:
-        return EVERYTHING + SPECIAL
-    wide = [v for v in EVERYTHING if v[1] != torch.float64 and v[2] != DOT]
-    return wide + [v for v in SPECIAL if v[1] == torch.bfloat16 and v[0] in (labelled_contrast, assignment, sample)]
-
-
+@pytest.mark.parametrize("arch", SHARED)
 @pytest.mark.parametrize(
-    ("op", "dtype", "similarity", "arch"),
-    [
-        pytest.param(op, dtype, similarity, arch, id=f"{op.__name__}-{similarity.name.lower()}-{TYPES[dtype]}-{arch}")
-        for arch in SHARED
-        for op, dtype, similarity in variants(arch)
-    ],
+    ("op", "dtype", "similarity"),
+    [pytest.param(*p, id=f"{p[0].__name__}-{p[2].name.lower()}-{TYPES[p[1]]}") for p in EVERYTHING + SPECIAL],
 )
 def test_compiles(
     op: Callable[..., None],

@@ -95,3 +95,28 @@ def test_in_one_call_and_in_passes(name, backend, monkeypatch):
     assert torch.equal(together["assignments"], in_passes["assignments"])
     for output in ("centroids", "squared_distances"):
         torch.testing.assert_close(together[output], in_passes[output], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    ("name", "values", "error"),
+    [
+        ("members", [0, 1, 2, 9], IndexError),
+        ("members", [0, 1, 2, 2], IndexError),
+        ("sizes", [4, 4], ValueError),
+        ("slots", [1, 2], ValueError),
+    ],
+)
+def test_values_are_looked_at_in_every_call(backend, name, values, error):
+    inputs = {
+        "x": torch.eye(4),
+        "members": torch.arange(4),
+        "sizes": torch.tensor([2, 2]),
+        "slots": torch.tensor([1, 1]),
+        "waiting": torch.ones(1, 4, dtype=torch.float64),
+        "num_clusters": 2,
+        "largest_class": 2,
+    }
+    kmeans(**inputs, backend=backend)  # a call of the same sizes, which was right
+    with pytest.raises(error, match=f"{name}: expected"):
+        kmeans(**(inputs | {name: torch.tensor(values)}), backend=backend)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...backends.cpu import call, int64, module
 from ...core.similarity import accumulation_dtype
-from .reference import in_passes
+from .reference import check_values, in_passes
 
 if TYPE_CHECKING:
     from ...backends.registry import Problem
@@ -40,6 +40,7 @@ def forward(a: KMeans, plan: Any) -> tuple[Tensor, Tensor, Tensor]:
     assert module is not None
     if not _is_cached(a.largest_class, a.x.shape[1], a.x.dtype):
         return in_passes(a, "cpu")
+    check_values(a)
     first_member, first_cluster = (torch.cat([t.new_zeros(1), t.cumsum(0)]) for t in (int64(a.sizes), int64(a.slots)))
     dtype = accumulation_dtype(a.x.dtype)
     centroids = torch.empty(a.num_clusters, a.x.shape[1], dtype=dtype)

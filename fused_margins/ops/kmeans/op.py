@@ -34,22 +34,4 @@ class Outputs(NamedTuple):
     squared_distances: Annotated[Tensor, Output(("rows",))]
 
 
-def _check(a: KMeans) -> None:
-    """What the kernels index memory by lies within it: values are read, as k-means does at every iteration."""
-    rows, classes = a.x.shape[0], a.sizes.shape[0]
-    for name, values, total in (("sizes", a.sizes, rows), ("slots", a.slots, a.num_clusters)):
-        if bool((values < 1).any()) or int(values.sum()) != total:
-            raise ValueError(f"{name}: expected {classes} numbers from 1 on, {total} together")
-    if bool((a.slots > a.sizes).any()):
-        raise ValueError("slots: expected at most as many clusters as samples in each class")
-    if classes and int(a.sizes.max()) != a.largest_class:
-        raise ValueError(f"largest_class: expected the largest of sizes, got {a.largest_class}")
-    if bool(((a.members < 0) | (a.members >= rows)).any()) or torch.unique(a.members).shape[0] != rows:
-        raise IndexError(f"members: expected every one of the {rows} samples once")
-    if tuple(a.waiting.shape) != (int(a.slots.max()) if classes else 0, rows):
-        raise ValueError(
-            f"waiting: expected one row for each cluster of a class, {rows} wide, got {tuple(a.waiting.shape)}"
-        )
-
-
-kmeans = Op("kmeans", KMeans, Outputs, reference, check=_check)
+kmeans = Op("kmeans", KMeans, Outputs, reference)

@@ -23,6 +23,7 @@ def reference(a: KMeans) -> tuple[Tensor, Tensor, Tensor]:
 
 def in_passes(a: KMeans, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """The definition: all classes in the same passes, each an assignment by `nearest` on that backend."""
+    check_values(a)
     x = a.x.to(accumulation_dtype(a.x.dtype))
     classes = torch.arange(len(a.sizes), device=x.device)
     sample_class = torch.empty_like(a.members)
@@ -30,6 +31,24 @@ def in_passes(a: KMeans, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     slot_class = classes.repeat_interleave(a.slots)  # (K,)
     seeds = _seeds(x, sample_class, a.slots, a.waiting)
     return _lloyd(x, sample_class, seeds, slot_class, a.num_iterations, backend)
+
+
+def check_values(a: KMeans) -> None:
+    """What memory is indexed by lies within it. Every backend asks, at every call: the values are another call's."""
+    rows, classes = a.x.shape[0], a.sizes.shape[0]
+    for name, values, total in (("sizes", a.sizes, rows), ("slots", a.slots, a.num_clusters)):
+        if bool((values < 1).any()) or int(values.sum()) != total:
+            raise ValueError(f"{name}: expected {classes} numbers from 1 on, {total} together")
+    if bool((a.slots > a.sizes).any()):
+        raise ValueError("slots: expected at most as many clusters as samples in each class")
+    if classes and int(a.sizes.max()) != a.largest_class:
+        raise ValueError(f"largest_class: expected the largest of sizes, got {a.largest_class}")
+    if bool(((a.members < 0) | (a.members >= rows)).any()) or torch.unique(a.members).shape[0] != rows:
+        raise IndexError(f"members: expected every one of the {rows} samples once")
+    if tuple(a.waiting.shape) != (int(a.slots.max()) if classes else 0, rows):
+        raise ValueError(
+            f"waiting: expected one row for each cluster of a class, {rows} wide, got {tuple(a.waiting.shape)}"
+        )
 
 
 def _seeds(x: Tensor, sample_class: Tensor, slots: Tensor, waiting: Tensor) -> Tensor:

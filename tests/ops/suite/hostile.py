@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fused_margins.functional  # noqa: F401  # every op registers itself
 from fused_margins.backends import registry
-from fused_margins.ops.op import as_bits
+from fused_margins.ops.through_dispatcher import as_bits
 from tests.ops.suite.problems import make, representatives
 
 INTEGERS = (-(2**63), -(2**31) - 1, -2, -1, 0, 1, 7, 2**31 - 1, 2**31, 2**62, 2**63 - 1)

@@ -9,7 +9,8 @@ from torch import Tensor
 from fused_margins.backends import registry
 from fused_margins.core.similarity import accumulation_dtype
 from fused_margins.ops import cases
-from fused_margins.ops.op import as_bits, plan_of
+from fused_margins.ops.around_dispatcher import plan_of
+from fused_margins.ops.through_dispatcher import as_bits
 from tests.ops.suite.problems import DIFFERENTIABLE, OPS, device_of, make, pairs, refusal, representatives
 
 PAIRS = pairs(DIFFERENTIABLE)
