@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo reproduce parity test test-kernels test-interpreted lint format bench growth tables sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
+.PHONY: demo reproduce parity test test-kernels lint format bench growth tables sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
@@ -17,10 +17,7 @@ test: $(VENV)/installed-test
 # interpreted on the CPU. The two cannot share a process.
 test-kernels: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/kernels $(TEST_ARGS)
-
-# Triton's interpreter on the CPU: some minutes.
-test-interpreted: $(VENV)/installed-test
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --dist worksteal --require-backends=triton -W ignore::RuntimeWarning tests/kernels tests/ops --ignore=tests/ops/suite -k "test_interpreted or triton" $(TEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --dist worksteal --require-backends=triton -W ignore::RuntimeWarning tests/kernels $(TEST_ARGS)
 
 # Omniglot and CIFAR-FS where FUSED_MARGINS_DATA says, or in ./data; three quarters of an hour on two cores. Called again, it goes
 # on where it stopped.
