@@ -10,6 +10,7 @@ from fused_margins.backends import registry
 from fused_margins.backends.triton import launch
 from fused_margins.ops import cases
 
+pytestmark = pytest.mark.interpreted
 DTYPES = [torch.float32, torch.bfloat16]
 OPS = {name: cases.load(name) for name in registry.OPS if registry.has_kernel(name, "triton")}
 CASES = [

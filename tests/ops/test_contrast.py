@@ -161,6 +161,7 @@ def test_margins_and_angles(options, error, message):
 
 @on_every_backend
 @pytest.mark.parametrize("relation", Relation.names())
+@pytest.mark.interpreted
 def test_columns_that_no_relation_admits_change_nothing(backend, relation, device_for):
     """Padding, whatever lies in its memory, has no share in a value and no gradient."""
     device, g = device_for("contrast", backend), torch.Generator().manual_seed(0)
@@ -184,6 +185,7 @@ def test_columns_that_no_relation_admits_change_nothing(backend, relation, devic
 
 @on_every_backend
 @pytest.mark.parametrize("epilogue", ["margin_softmax", "info_nce"])
+@pytest.mark.interpreted
 def test_rows_whose_class_lives_elsewhere(backend, epilogue):
     """They have negatives, no positive, no loss and no gradient, and count for nothing in a mean."""
     x, y = torch.randn(6, 5, requires_grad=True), torch.randn(9, 5)
@@ -252,6 +254,7 @@ def test_gradients_where_all_similarities_are_near_the_scale(dtype, backend):
 
 @pytest.mark.parametrize("similarity", [EUCLIDEAN, "dot"])
 @on_cpu
+@pytest.mark.interpreted
 def test_a_block_of_columns_that_admits_nothing_for_a_row(similarity, backend):
     """193 columns: the own class of some rows is the only one in its block, and all others are far away."""
     g = torch.Generator().manual_seed(0)
@@ -284,6 +287,7 @@ def test_gradients_of_classes_from_rows_far_from_unit_length(length, backend):
 
 @of_losses
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
+@pytest.mark.interpreted
 def test_directions_of_very_long_and_very_short_vectors(backend, factor, device_for):
     """Their squares are beyond float32."""
     device, g = device_for("contrast", backend, epilogue="margin_softmax"), torch.Generator().manual_seed(0)
@@ -297,6 +301,7 @@ def test_directions_of_very_long_and_very_short_vectors(backend, factor, device_
 @pytest.mark.parametrize("similarity", ["dot", EUCLIDEAN])
 @pytest.mark.parametrize("size", [1e3, 1e4, 5e4, 2e5])
 @on_cpu
+@pytest.mark.interpreted
 def test_logits_whose_own_rounding_is_one_and_more(similarity, size, backend):
     """The largest exponential is 1: the loss and its gradients are still the definition's."""
     g = torch.Generator().manual_seed(0)
@@ -371,6 +376,7 @@ def test_gradients_of_16_bits_have_at_most_half_the_error_of_eager_pytorch(noise
 
 @on_every_backend
 @pytest.mark.parametrize("similarity", Similarity.names())
+@pytest.mark.interpreted
 def test_nan_columns_reach_the_row_that_admits_them(backend, similarity):
     """A whole strip of NaN is neither an empty strip nor nothing."""
     y = torch.randn(1024, 4)
@@ -382,6 +388,7 @@ def test_nan_columns_reach_the_row_that_admits_them(backend, similarity):
 @on_every_backend
 @pytest.mark.parametrize("similarity", Similarity.names())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.interpreted
 def test_not_a_number_stays_in_its_row(backend, dtype, similarity):
     x, y = torch.randn(5, 6).to(dtype), torch.randn(7, 6).to(dtype)
     x[2, 3] = torch.nan
@@ -390,6 +397,7 @@ def test_not_a_number_stays_in_its_row(backend, dtype, similarity):
 
 
 @on_every_backend
+@pytest.mark.interpreted
 def test_gradient_at_the_edges_is_exactly_zero(backend, device_for):
     """Zero vectors under cosine, ignored rows, rows that admit nothing: 0, not NaN, and not nearly 0."""
     device = device_for("contrast", backend)
@@ -421,6 +429,7 @@ def test_every_number_of_16_bits_is_read(backend, dtype):
 
 @on_every_kernel
 @pytest.mark.parametrize("similarity", [None, EUCLIDEAN], ids=["default", "euclidean"])
+@pytest.mark.interpreted
 def test_half_precision_whose_squares_overflow(similarity, backend, device_for):
     """|x|^2 of 512 numbers near 300 is 4.6e7, far above float16's 65504."""
     device = device_for("contrast", backend)

@@ -86,6 +86,7 @@ def test_labels_that_only_compare_may_have_any_value(largest, backend, device_fo
 @on_every_backend
 @pytest.mark.parametrize("relation", Relation.names())
 @pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.interpreted
 def test_columns_that_no_relation_admits_are_not_found(largest, relation, backend):
     """Not even by rows that carry their label."""
     x = torch.randn(8, 5)
@@ -96,6 +97,7 @@ def test_columns_that_no_relation_admits_are_not_found(largest, relation, backen
 
 
 @on_every_backend
+@pytest.mark.interpreted
 def test_the_nearest_of_points_that_only_their_differences_tell_apart(backend, device_for):
     """Points on a grid of 1/64 about 10000 from the origin: exact in float32, though no expanded distance is."""
     device_for("nearest", backend)
@@ -113,6 +115,7 @@ def test_the_nearest_of_points_that_only_their_differences_tell_apart(backend, d
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine", EUCLIDEAN])
 @on_every_backend
+@pytest.mark.interpreted
 def test_equal_columns_tie_whatever_their_place(backend, similarity, device_for):
     """Numbers that no dtype holds exactly: copies of one column must still give the same bits, wherever they stand."""
     device_for("nearest", backend)
@@ -125,6 +128,7 @@ def test_equal_columns_tie_whatever_their_place(backend, similarity, device_for)
 
 
 @on_every_backend
+@pytest.mark.interpreted
 def test_near_duplicates_are_neighbours_not_the_row_itself(backend, device_for):
     device_for("nearest", backend)
     x = torch.randn(20, 16)
@@ -138,6 +142,7 @@ def test_near_duplicates_are_neighbours_not_the_row_itself(backend, device_for):
 
 
 @on_every_backend
+@pytest.mark.interpreted
 def test_a_memory_bank_that_holds_the_batch(backend, device_for):
     """The batch is enqueued before it is mined: each row must find a positive other than its own copy."""
     device_for("nearest", backend)
@@ -152,6 +157,7 @@ def test_a_memory_bank_that_holds_the_batch(backend, device_for):
 
 
 @on_every_backend
+@pytest.mark.interpreted
 def test_an_outlier_whose_square_overflows_hides_no_other_column(backend, device_for):
     device_for("nearest", backend)
     x, y = torch.randn(11, 5), torch.randn(40, 5)
@@ -166,6 +172,7 @@ def test_an_outlier_whose_square_overflows_hides_no_other_column(backend, device
 
 @on_cpu
 @pytest.mark.parametrize("relation", ["any", "same"])
+@pytest.mark.interpreted
 def test_an_infinite_similarity_is_the_nearest(relation, backend):
     x, label = torch.tensor([[1e30]]), torch.zeros(1, dtype=torch.long)
     best, index = nearest(x, x, label, label, relation=relation, similarity="dot", backend=backend)
@@ -198,6 +205,7 @@ def test_equal_columns_tie_whatever_their_number(backend, similarity):
 @on_every_backend
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("similarity", Similarity.names())
+@pytest.mark.interpreted
 def test_a_copy_of_the_positive_is_no_semihard_negative(similarity, dtype, backend, device_for):
     """Whatever computes the two similarities, and in whatever order."""
     device, count = device_for("nearest", backend), 12
@@ -213,6 +221,7 @@ def test_a_copy_of_the_positive_is_no_semihard_negative(similarity, dtype, backe
 
 
 @on_every_kernel
+@pytest.mark.interpreted
 def test_half_precision_whose_squares_overflow(backend, device_for):
     """|x|^2 of 512 numbers near 300 is 4.6e7, far above float16's 65504."""
     inputs = OP.CASES[1].make(torch.Generator().manual_seed(0))
@@ -401,12 +410,14 @@ def assert_same(results):
     ],
 )
 @on_triton
+@pytest.mark.interpreted
 def test_numbers_that_squares_leave(x, y, dtype, device_for, backend):
     assert_same(by_products(torch.tensor(x), torch.tensor(y), dtype, device_for))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @on_triton
+@pytest.mark.interpreted
 def test_equal_distances_go_to_the_lowest_column(dtype, device_for, backend):
     x, y = torch.full((1, 8), 100.0), torch.zeros(3, 8)
     y[1, 0], y[2, 0] = 1e-6, 2e-6  # nearer, but not in these dtypes
@@ -419,6 +430,7 @@ def test_equal_distances_go_to_the_lowest_column(dtype, device_for, backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [24, 136])
 @on_triton
+@pytest.mark.interpreted
 def test_far_from_the_origin(width, dtype, device_for, backend):
     g = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, width, generator=g) + 100 for n in (9, 130))

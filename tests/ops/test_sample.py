@@ -114,6 +114,7 @@ def test_a_reference_in_blocks_draws_the_same(monkeypatch):
 
 @pytest.mark.parametrize("seed", [torch.tensor(7, dtype=torch.uint8), torch.tensor(7 + 2**40), torch.tensor(7)])
 @on_every_backend
+@pytest.mark.interpreted
 def test_the_lowest_bits_of_a_seed_count(seed, backend, device_for):
     device = device_for("sample", backend)
     x, labels = torch.eye(9, device=device), torch.arange(9, device=device)
@@ -136,6 +137,7 @@ def test_an_own_column_out_of_range_raises_before_anything_is_read(value, backen
 
 
 @on_every_kernel
+@pytest.mark.interpreted
 def test_half_precision_whose_squares_overflow(backend, device_for):
     """|x|^2 of 512 numbers near 300 is 4.6e7, far above float16's 65504."""
     inputs = OP.CASES[0].make(torch.Generator().manual_seed(0))

@@ -64,6 +64,7 @@ def test_a_scale_that_is_not_positive(value, rows, backend):
 
 
 @on_every_backend
+@pytest.mark.interpreted
 def test_signs(backend):
     """A sign is 1 or -1; with -1 distances are written without a negative zero."""
     x = torch.randint(-4, 5, (8, 5)).float()  # numbers whose centre is exact, and so every distance
@@ -79,6 +80,7 @@ def test_signs(backend):
 
 @on_cpu
 @pytest.mark.parametrize("length", [1e-38, 1e-30, 1e-20, 1e-3, 1e18, 1e30, 1e38])
+@pytest.mark.interpreted
 def test_cosines_of_vectors_of_any_length(length, backend):
     """Squares of these lengths leave float32's range; the C++ kernels square in double."""
     g = torch.Generator().manual_seed(0)
@@ -112,6 +114,7 @@ def test_cosines_of_float64_vectors_of_any_length(length, backend, device_for):
 
 
 @on_every_backend
+@pytest.mark.interpreted
 def test_vectors_of_subnormal_numbers_count_as_zero(backend, device_for):
     device_for("scores", backend)
     x = torch.full((2, 4), 1e-41, requires_grad=True)
@@ -122,6 +125,7 @@ def test_vectors_of_subnormal_numbers_count_as_zero(backend, device_for):
 
 @on_every_backend
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.interpreted
 def test_no_distance_is_negative(backend, dtype, device_for):
     device_for("scores", backend)
     x = (5 + torch.randn(60, 33)).to(dtype)
@@ -156,6 +160,7 @@ def test_every_number_of_16_bits_is_read_and_written(backend, dtype):
 @on_every_backend
 @pytest.mark.parametrize("similarity", Similarity.names())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.interpreted
 def test_not_a_number_stays_in_its_row(backend, dtype, similarity):
     x, y = torch.randn(5, 6).to(dtype), torch.randn(7, 6).to(dtype)
     x[2, 3] = torch.nan
@@ -164,6 +169,7 @@ def test_not_a_number_stays_in_its_row(backend, dtype, similarity):
 
 
 @on_every_kernel
+@pytest.mark.interpreted
 def test_half_precision_whose_squares_overflow(backend, device_for):
     """|x|^2 of 512 numbers near 300 is 4.6e7, far above float16's 65504."""
     inputs = OP.CASES[0].make(torch.Generator().manual_seed(0))
@@ -173,6 +179,7 @@ def test_half_precision_whose_squares_overflow(backend, device_for):
 
 @on_every_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.interpreted
 def test_a_value_that_is_not_a_number_is_alone_in_the_gradient(backend, dtype, device_for):
     device_for("scores", backend)
     x, y = torch.randn(6, 4).to(dtype), torch.randn(5, 4).to(dtype).requires_grad_()
@@ -183,6 +190,7 @@ def test_a_value_that_is_not_a_number_is_alone_in_the_gradient(backend, dtype, d
 
 
 @on_every_backend
+@pytest.mark.interpreted
 def test_second_derivative_at_a_distance_of_zero(backend, device_for):
     device_for("scores", backend)
     x = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
