@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
     hypothesis.settings.load_profile("suite")
     # torch.empty then returns NaN and the largest integer: a kernel that forgets to write is seen.
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import Inductor, for seconds
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
@@ -89,7 +89,9 @@ def device_for(pytestconfig: pytest.Config) -> Callable[..., str]:
 @pytest.fixture(autouse=True)
 def _the_same_numbers_in_any_order() -> None:
     """Tests run in whatever order the processes take them: what one draws must not depend on those before it."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed would look at every kind of device, for milliseconds
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,8 @@ def test_a_forward_saves_as_much_as_its_kernel_says(op, backend, dtype, budget):
             assert saved.dtype == accumulation_dtype(dtype)
             plan = plan_of(kernel, a, needs)
             assert saved.numel() == kernel.saved_size(a, plan), case.name
+            if all(t.isfinite().all() for t in inputs.values() if isinstance(t, Tensor)):
+                assert not saved.isnan().any(), f"{case.name}: memory that nobody wrote"
             if hasattr(kernel, "recover_plan"):
                 recovered = kernel.recover_plan(a, needs, saved.numel())
                 assert kernel.saved_size(a, recovered) == saved.numel(), case.name
