@@ -97,8 +97,7 @@ gpu-build:
 # cuBLAS is deterministic, as the tests ask, with a workspace of a fixed size.
 gpu-test: export CUBLAS_WORKSPACE_CONFIG = :4096:8
 gpu-test:
-	$(GPU_PYTHON) -m pytest tests/ops/test_parity.py tests/ops/test_rank.py tests/ops/test_semihard.py tests/ops/test_draw.py tests/ops/test_large.py tests/mining/test_sampling.py --require-backends=triton,cuda -k "triton or cuda or test_rank" $(TEST_ARGS)
-	$(GPU_PYTHON) -m pytest tests/ops/test_determinism.py --require-backends=triton,cuda -k "test_same_bits and (triton or cuda)" $(TEST_ARGS)
+	$(GPU_PYTHON) -m pytest $(addprefix tests/ops/suite/test_,parity.py memory.py determinism.py) $(wildcard tests/ops/test_*.py) tests/mining --require-backends=triton,cuda -k "triton or cuda" $(TEST_ARGS)
 
 # Every tensor an allocation of its own: in torch's cache, who reads beyond one reads another.
 gpu-sanitize:
