@@ -158,6 +158,15 @@ def flag(argument: str, value: object) -> bool:
     return value
 
 
+def not_in_a_backward(what: str) -> None:
+    """Activation checkpointing calls a module again in the backward: an error for one that would do something else."""
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            f"{what}: expected a call outside of a backward, got one within, where it would not do what it did in the "
+            "forward; leave it out of the part that activation checkpointing runs again"
+        )
+
+
 def positive(argument: str, value: float | Tensor) -> None:
     """Values of a reference's argument, where reading them neither breaks a compiled graph nor makes a GPU wait."""
     if not isinstance(value, Tensor) or value.device.type != "cpu" or torch.compiler.is_compiling():

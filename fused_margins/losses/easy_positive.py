@@ -12,11 +12,17 @@ from torch.nn import functional as F
 
 from ..core import checks
 from ..core.enums import Reduction, Similarity
+from ..core.indices import UNADMITTED
 from ..core.reductions import reduce_loss
 from ..core.similarity import accumulation_dtype, pair_similarity, take_rows, unit_rows
 from ..mining.negatives import NEGATIVES, distance_weighted_negatives, nearest_negatives, random_negatives
 from ..mining.positives import POSITIVES, all_positives, nearest_positives, random_positives
 from ..mining.sides import Sides, check_sides
+
+
+def _zero_or_nan(t: Tensor) -> Tensor:
+    """(B,) NaN for a row with a value that is not finite, 0 for the others; in the accumulation dtype."""
+    return (t.detach() * 0).sum(1, dtype=accumulation_dtype(t.dtype))
 
 
 def checked_margin(margin: float) -> float:
@@ -78,11 +84,29 @@ class EasyPositiveLoss(nn.Module):
         self_index: Tensor | None,
     ) -> Sides:
         """Checked, and of unit length where asked for."""
+        draws = self.positives == "random" or self.negatives in ("random", "distance-weighted")
+        if draws and self.generator is not None and not torch.compiler.is_compiling():
+            checks.not_in_a_backward(f"{type(self).__name__} with a generator")
         sides = check_sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
         if not self.normalize:
             return sides
         x = unit_rows(sides.x.to(accumulation_dtype(sides.x.dtype)))
         return sides._replace(x=x, y=x if sides.y is sides.x else unit_rows(sides.y.to(x.dtype)))
+
+    def _or_nan(self, loss: Tensor, sides: Sides, positives: Positives) -> Tensor:
+        """The loss of an anchor that is not finite is NaN, and so is that of all anchors where a reference is not.
+
+        Whatever is not finite is never found as a positive or negative, so that without this a dead network would have
+        the loss 0. Nothing is read by the host.
+        """
+        not_finite = _zero_or_nan(sides.x)
+        if sides.y is sides.x:
+            not_finite = not_finite.sum()
+        else:
+            references = torch.where(sides.reference_labels == UNADMITTED, 0.0, _zero_or_nan(sides.y))
+            not_finite = not_finite + references.sum()
+            not_finite = positives.of_anchor(not_finite) if self._reduction == Reduction.NONE else not_finite.sum()
+        return loss * (1 + not_finite)
 
     def _find_positives(self, sides: Sides) -> Positives:
         x, y, anchor = sides.x, sides.y, None
@@ -193,7 +217,7 @@ class EasyPositiveTripletLoss(EasyPositiveLoss):
         to_positive = pair_similarity(x, take_rows(sides.y, positives.reference), self._similarity)
         to_negative = pair_similarity(x, take_rows(sides.y, negative), self._similarity)
         loss = torch.where(active, F.relu(self.margin + to_negative - to_positive), 0.0)
-        return reduce_loss(loss, active.to(loss.dtype), self._reduction)
+        return self._or_nan(reduce_loss(loss, active.to(loss.dtype), self._reduction), sides, positives)
 
     def extra_repr(self) -> str:
         parts = [f"margin={self.margin:g}", f"negatives={self.negatives!r}", f"positives={self.positives!r}"]

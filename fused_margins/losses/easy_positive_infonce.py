@@ -90,7 +90,7 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
         if self.negatives == "all" and positives.anchor is None:
             against_all = self._against_all(sides, positives.reference, scale)
             call = against_all._replace(epilogue=Epilogue.INFO_NCE, reduction=self._reduction)
-            return contrast.run(call, self.backend, valid=False)
+            return self._or_nan(contrast.run(call, self.backend, valid=False), sides, positives)
         x = positives.of_anchor(sides.x)
         u = pair_similarity(x, take_rows(sides.y, positives.reference), Similarity.COSINE)
         if self.negatives == "all":
@@ -104,7 +104,7 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
             negative_lse = torch.where(negative >= 0, negative_lse, -torch.inf)
         active = (positives.reference >= 0) & (negative_lse > -torch.inf)
         loss = torch.where(active, softplus(negative_lse - u * scale), 0.0)
-        return reduce_loss(loss, active.to(loss.dtype), self._reduction)
+        return self._or_nan(reduce_loss(loss, active.to(loss.dtype), self._reduction), sides, positives)
 
     def _against_all(self, sides: Sides, target: Tensor, scale: float) -> Contrast:
         """Each anchor against all its negatives."""

@@ -96,7 +96,7 @@ class EasyPositiveMarginLoss(EasyPositiveLoss):
         too_far = torch.where(active, too_far, 0.0)
         too_near = torch.where(active & (negative >= 0), too_near, 0.0)
         terms = (too_far > 0).to(x.dtype) + (too_near > 0).to(x.dtype)
-        return reduce_loss(too_far + too_near, terms, self._reduction)
+        return self._or_nan(reduce_loss(too_far + too_near, terms, self._reduction), sides, positives)
 
     def _beta_of_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """beta of each row, (P,) or 0-d, and which rows (P,) take part."""

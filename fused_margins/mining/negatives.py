@@ -107,9 +107,10 @@ def random_negatives(
     if size == 0:
         return torch.full_like(labels, -1, dtype=torch.int64)
     runs = runs_of(labels, reference_labels, self_index)
-    own_outside = (runs.own >= 0) & ~runs.own_inside  # of another label than the anchor, and still not its negative
-    count = size - runs.size - own_outside.long()
-    place = below(count, generator)
+    # Of another label than the anchor, and still not its negative.
+    own_outside = (runs.own >= runs.unadmitted) & ~runs.own_inside
+    count = size - runs.unadmitted - runs.size - own_outside.long()
+    place = runs.unadmitted + below(count, generator)
     # The order without the run and without the anchor closes up: open it again where each of them was.
     own = torch.where(runs.own >= runs.first, runs.own - runs.size, runs.own)
     place = place + (own_outside & (place >= own)).long()

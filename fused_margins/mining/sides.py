@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core import checks
-from ..core.indices import IGNORED, check_index
+from ..core.indices import IGNORED, UNADMITTED, check_index
 
 
 class Sides(NamedTuple):
@@ -80,6 +80,7 @@ class Runs(NamedTuple):
     size: Tensor  # (B,) its length, with the anchor itself where it is among the references
     own: Tensor  # (B,) place of the anchor itself, -1 where there is none
     own_inside: Tensor  # (B,) bool: that place is in the run
+    unadmitted: Tensor  # 0-d: references that no anchor may have; the order begins with them
 
     def mate(self, i: Tensor, anchor: Tensor | None = None) -> Tensor:
         """Reference number i of the anchor's class, itself not counted; `anchor` says whose."""
@@ -94,7 +95,7 @@ def runs_of(labels: Tensor, reference_labels: Tensor, self_index: Tensor | None)
     by_label, order = torch.sort(reference_labels.long(), stable=True)
     wanted = labels.long().contiguous()
     first = torch.searchsorted(by_label, wanted)
-    last = torch.searchsorted(by_label, wanted, right=True)
+    last = torch.where(wanted == UNADMITTED, first, torch.searchsorted(by_label, wanted, right=True))
     if self_index is None:
         own = torch.full_like(first, -1)
     else:
@@ -102,7 +103,8 @@ def runs_of(labels: Tensor, reference_labels: Tensor, self_index: Tensor | None)
         place = torch.empty_like(order).scatter_(0, order, torch.arange(size, device=order.device))
         self_index = check_index(self_index, size, IGNORED, "self_index")
         own = torch.where(self_index >= 0, place[self_index.clamp(min=0)], -1)
-    return Runs(order, first, last - first, own, (own >= first) & (own < last))
+    unadmitted = (by_label == UNADMITTED).sum()
+    return Runs(order, first, last - first, own, (own >= first) & (own < last), unadmitted)
 
 
 def below(count: Tensor, generator: torch.Generator | None) -> Tensor:

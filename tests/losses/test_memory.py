@@ -1,14 +1,19 @@
 """The memory across batches: what it holds, whom an anchor may meet there, and that a resumed run goes on."""
 
 import copy
+import subprocess
+import sys
 
 import hypothesis.strategies as st
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fused_margins import CrossBatchMemory, EasyPositiveMarginLoss, EasyPositiveTripletLoss
+from fused_margins.core.indices import UNADMITTED
 
 
 class Spy(EasyPositiveTripletLoss):
@@ -16,8 +21,10 @@ class Spy(EasyPositiveTripletLoss):
 
     def forward(self, embeddings, labels, reference_embeddings, reference_labels, self_index):
         sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
-        self.references = list(zip(reference_embeddings[:, 0].tolist(), reference_labels.tolist()))
-        self.self_index, self.chosen = self_index.tolist(), self._find_positives(sides).reference.tolist()
+        holds = reference_labels != UNADMITTED
+        self.references = list(zip(reference_embeddings[holds, 0].tolist(), reference_labels[holds].tolist()))
+        place = torch.cat([holds.cumsum(0) - 1, torch.tensor([-1])])  # among those that are searched; the last: none
+        self.self_index, self.chosen = (place[i].tolist() for i in (self_index, self._find_positives(sides).reference))
         return super().forward(embeddings, labels, reference_embeddings, reference_labels, self_index)
 
 
@@ -170,4 +177,116 @@ def test_bad_settings_and_input():
     with pytest.raises(ValueError, match=r"sample_ids: expected shape \(3,\), got \(2,\)"):
         memory(x, labels, labels[:2])
     assert memory.seen == 0
-    assert "embedding_size=2, size=5, seen=0" in repr(memory)
+    assert "embedding_size=2, size=5" in repr(memory)
+
+
+def test_what_is_not_filled_is_nobodys_positive_or_negative():
+    """Also where other rows than the memory's own were never written, as after a broadcast."""
+    x, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    for positives in ("easy", "hard", "random", "all"):
+        for negatives in ("hard", "semihard", "random", "distance-weighted"):
+            loss = EasyPositiveTripletLoss(positives=positives, negatives=negatives, reduction="none")
+            memory = CrossBatchMemory(loss, 4, 64)
+            memory.embeddings.normal_()
+            assert torch.equal(memory(x, labels), loss(x, labels))
+
+
+def test_tensors_alone_hold_the_memory():
+    memory = CrossBatchMemory(EasyPositiveTripletLoss(), 4, 6)
+    shapes = {name: t.shape for name, t in memory.state_dict().items()}
+    memory(torch.randn(5, 4), torch.arange(5))
+    state = memory.state_dict()
+    assert all(isinstance(t, Tensor) and t.shape == shapes[name] for name, t in state.items())
+    saved = safetensors.torch.save(state)
+    fresh = CrossBatchMemory(EasyPositiveTripletLoss(), 4, 6)
+    fresh.load_state_dict(safetensors.torch.load(saved))
+    assert all(torch.equal(t, state[name]) for name, t in fresh.state_dict().items())
+    assert fresh.seen == 5
+
+
+def test_a_copy_that_averages_takes_the_memory_along():
+    memory = CrossBatchMemory(EasyPositiveTripletLoss(), 4, 6)
+    model = torch.nn.ModuleList([torch.nn.Linear(4, 4), memory])
+    copied = torch.optim.swa_utils.AveragedModel(model)
+    for _ in range(3):
+        memory(torch.randn(4, 4), torch.arange(4))
+        copied.update_parameters(model)
+    assert all(torch.equal(t, copied.module[1].state_dict()[name]) for name, t in memory.state_dict().items())
+
+
+def test_a_state_dict_of_an_earlier_version():
+    memory = CrossBatchMemory(EasyPositiveTripletLoss(), 2, 4)
+    state = {"embeddings": torch.zeros(4, 2), "labels": torch.zeros(4).long(), "sample_ids": torch.full((4,), -1)}
+    memory.load_state_dict(state | {"_extra_state": {"seen": 3}})
+    assert memory.labels.tolist() == [0, 0, 0, UNADMITTED]
+    assert memory.seen == 3
+    assert state["labels"].tolist() == [0] * 4
+
+
+def test_reset_forgets_also_after_to_empty():
+    with torch.device("meta"):
+        memory = CrossBatchMemory(EasyPositiveTripletLoss(), 4, 6)
+    memory.to_empty(device="cpu").reset_parameters()
+    x, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    assert torch.equal(memory(x, labels), memory.loss(x, labels))
+    memory.reset_parameters()
+    assert torch.equal(memory(x, labels), memory.loss(x, labels))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing_is_refused_where_it_would_compute_something_else(use_reentrant):
+    def loss_within(module, **options):
+        x = torch.randn(8, 4, requires_grad=True)
+        function = lambda x: module(x, torch.arange(8) % 2, **options).exp()  # exp: its backward asks for the result
+        checkpoint(function, x, use_reentrant=use_reentrant).backward()
+        return x.grad
+
+    memory = CrossBatchMemory(EasyPositiveTripletLoss(), 4, 6)
+    with pytest.raises(RuntimeError, match="CrossBatchMemory: expected a call outside of a backward"):
+        loss_within(memory)
+    assert loss_within(memory.eval()).isfinite().all()
+    drawing = EasyPositiveMarginLoss(generator=torch.Generator())
+    with pytest.raises(RuntimeError, match="EasyPositiveMarginLoss with a generator: expected a call outside"):
+        loss_within(drawing)
+    drawing.generator = None  # torch's own is put back by the checkpoint
+    assert loss_within(drawing).isfinite().all()
+
+
+BROADCAST = """
+import os, sys, torch, torch.distributed as dist
+from fused_margins import CrossBatchMemory, EasyPositiveTripletLoss
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+torch.manual_seed(rank)
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.memory = torch.nn.Linear(4, 4), CrossBatchMemory(EasyPositiveTripletLoss(), 4, 16)
+    def forward(self, x, labels):
+        return self.memory(self.net(x), labels)
+model = Model()
+ddp = torch.nn.parallel.DistributedDataParallel(model)
+for step in range(3):
+    x, rows = torch.randn(8, 4), 4 + 4 * rank  # other rows, and another number of them
+    ddp(x[:rows], torch.arange(rows) % 2).backward()
+    if step == 1 and rank == 0:
+        torch.save(model.memory.state_dict(), sys.argv[2] + ".memory")
+dist.barrier()
+if rank == 1:  # the last broadcast was that of what process 0 had after the second step
+    before, after = torch.load(sys.argv[2] + ".memory"), model.memory.state_dict()
+    kept = torch.arange(8)
+    assert torch.equal(after["embeddings"][kept], before["embeddings"][kept])
+    assert torch.equal(after["labels"][kept], before["labels"][kept])
+    assert before["seen"] == 8 and after["seen"] == 16, (before["seen"], after["seen"])
+dist.destroy_process_group()
+"""
+
+
+def test_a_broadcast_of_buffers_gives_all_processes_the_memory_of_the_first(tmp_path):
+    command = [sys.executable, "-c", BROADCAST]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "rendezvous")], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
