@@ -166,6 +166,14 @@ def slower(backend: Backend, problem: Problem) -> str | None:
     return None if passes_over is None else passes_over(problem)
 
 
+def known(backend: str) -> str:
+    """The name of a backend, or "auto"; an error for any other."""
+    names = ("auto", *(b.name for b in BACKENDS))
+    if backend not in names:
+        raise ValueError(f"backend: expected one of {', '.join(map(repr, names))}, got {backend!r}")
+    return backend
+
+
 def resolve(backend: str, problem: Problem) -> str:
     """The backend that runs `problem`: for "auto" the first that can, else the one asked for, or an error."""
     for candidate in BACKENDS:
@@ -177,8 +185,7 @@ def resolve(backend: str, problem: Problem) -> str:
             if reason is not None:
                 raise RuntimeError(f"backend {backend!r} cannot run this {problem.op}: {reason}")
             return backend
-    valid = ", ".join(repr(name) for name in ("auto", *(b.name for b in BACKENDS)))
-    raise ValueError(f"backend: expected one of {valid}, got {backend!r}")
+    raise AssertionError(known(backend))  # which raises
 
 
 def explain(

@@ -110,6 +110,8 @@ def ordered_sum(values: Tensor) -> Tensor:
 def checked_embeddings(embeddings: Tensor) -> Tensor:
     """The embeddings (n, D) in float32 or float64; every distance between two of them is finite."""
     checks.matrices(embeddings, embeddings, ("embeddings", "embeddings"))
+    if embeddings.shape[1] == 0:
+        raise ValueError("embeddings: expected a width of at least 1, got 0")
     x = embeddings.detach().to(accumulation_dtype(embeddings.dtype))
     finite = (4 * torch.linalg.vector_norm(x, dim=1).square()).isfinite()
     if not bool(finite.all()):

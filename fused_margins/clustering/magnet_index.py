@@ -1,14 +1,20 @@
 """The magnet index: clusters within classes, the batches that they make, and classification by the nearest of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..backends import registry
+from ..core import checks
 from ..core.enums import Relation, Similarity
+from ..core.modules import keeps_values
 from ..ops.nearest import nearest
 from .kmeans import at_least_1, checked_embeddings, draw, kmeans_per_class, ordered_sum, sum_by
+
+SAVED = ("centroids", "centroid_labels", "assignments", "variance", "cluster_losses", "losses_seen")
+DERIVED = ("members", "sizes")
 
 
 class MagnetBatch(NamedTuple):
@@ -43,7 +49,9 @@ class MagnetIndex(nn.Module):
         assignments: (n,) int64, the cluster of each sample.
         variance: 0-d, sum_i |x_i - mu_own|^2 / (n - 1), at least the floor.
         cluster_losses: (M,) mean of the losses seen since the fit, 0 where none was.
-        All are buffers, so that a state dict restores a fitted index, also into a fresh one.
+        They move with the module, and a state dict restores a fitted index, also into a fresh one. They are no buffers,
+        since only a fit says how large they are: copies of averaged weights keep the index that they were made with,
+        and DistributedDataParallel leaves each process its own, which a fit on the same embeddings makes the same.
 
     Raises:
         ValueError, TypeError: shapes, dtypes, sizes below 1, embeddings that are not finite. RuntimeError: not fitted.
@@ -84,21 +92,21 @@ class MagnetIndex(nn.Module):
     ) -> None:
         super().__init__()
         at_least_1(clusters_per_class=clusters_per_class, num_iterations=num_iterations, num_restarts=num_restarts)
-        if not variance_floor > 0:
-            raise ValueError(f"variance_floor: expected a positive number, got {variance_floor}")
-        self.clusters_per_class, self.variance_floor = clusters_per_class, float(variance_floor)
+        self.clusters_per_class = clusters_per_class
+        self.variance_floor = checks.positive_number("variance_floor", variance_floor)
         self.num_iterations, self.num_restarts = num_iterations, num_restarts
-        self.generator, self.backend = generator, backend
-        none = torch.empty(0, dtype=torch.int64)
-        self.register_buffer("centroids", torch.empty(0, 0))
-        self.register_buffer("centroid_labels", none.clone())
-        self.register_buffer("assignments", none.clone())
-        self.register_buffer("variance", torch.tensor(self.variance_floor))
-        self.register_buffer("cluster_losses", torch.empty(0))
-        self.register_buffer("losses_seen", none.clone())  # (M,) how many losses each mean is of
+        self.generator, self.backend = checks.generator(generator), registry.known(backend)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Forget the fit."""
+        device = self.centroids.device if "centroids" in self.__dict__ else None
+        none = torch.empty(0, dtype=torch.int64, device=device)
+        self.centroids, self.centroid_labels = torch.empty(0, 0, device=device), none
+        self.assignments, self.variance = none, torch.tensor(self.variance_floor, device=device)
+        self.cluster_losses, self.losses_seen = torch.empty(0, device=device), none  # (M,) of how many each mean is
         # Derived from the assignments: the samples grouped by cluster, and the number in each.
-        self.register_buffer("members", none.clone(), persistent=False)
-        self.register_buffer("sizes", none.clone(), persistent=False)
+        self.members = self.sizes = none
 
     @property
     def classes(self) -> Tensor:
@@ -255,14 +263,42 @@ class MagnetIndex(nn.Module):
         self.members = self.assignments.argsort(stable=True)
         self.sizes = torch.bincount(self.assignments, minlength=len(self.centroid_labels))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # The sizes of the buffers are those of the fit that was saved, not of this index.
-        for name in self._buffers.keys() - self._non_persistent_buffers_set:
-            saved, own = state_dict.get(prefix + name), getattr(self, name)
-            if isinstance(saved, Tensor):
-                setattr(self, name, torch.empty_like(saved, device=own.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._group_members()
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MagnetIndex":
+        for name in (*SAVED, *DERIVED):
+            setattr(self, name, fn(getattr(self, name)))
+        if not keeps_values(fn):
+            self.reset_parameters()
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: getattr(self, name) for name in SAVED})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        given = {name: state_dict.pop(prefix + name) for name in SAVED if prefix + name in state_dict}
+        rest = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        missing_keys += [prefix + name for name in SAVED if name not in given]
+        if len(given) == len(SAVED):
+            for name, saved in given.items():
+                setattr(self, name, saved.detach().to(getattr(self, name).device, copy=True))
+            self._group_members()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name in (*SAVED, *DERIVED):  # an earlier version pickled buffers
+            if name in self._buffers:
+                setattr(self, name, self._buffers.pop(name))
+        self._non_persistent_buffers_set.clear()
 
 
 def _draw_members(size: int, count: int, generator: torch.Generator | None) -> Tensor:

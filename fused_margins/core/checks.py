@@ -139,6 +139,36 @@ def number(argument: str, value: object, expected: str = "a number") -> float:
         raise ValueError(f"{argument}: expected {expected} in the range of float64, got {value}") from None
 
 
+def positive_number(argument: str, value: object) -> float:
+    """A number above 0, not infinite."""
+    checked = number(argument, value)
+    if not 0 < checked < float("inf"):
+        raise ValueError(f"{argument}: expected a positive number, got {value}")
+    return checked
+
+
+def values(argument: str, value: object, shape: tuple[int, ...]) -> Tensor:
+    """A dense tensor of that shape and of numbers; integers become floating."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a tensor of shape {shape}, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{argument}: expected a dense tensor, got {_kind(value)}")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{argument}: expected shape {shape}, got {tuple(value.shape)}")
+    if value.dtype in INTEGER:
+        return value.to(torch.get_default_dtype())
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{argument}: expected a floating dtype, got {value.dtype}")
+    return value
+
+
+def generator(value: object) -> torch.Generator | None:
+    """A generator of torch's, or None for the global one."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator or None, got {type(value).__name__}")
+    return value
+
+
 def integer(argument: str, value: object, low: int = -(2**63), high: int = 2**63 - 1) -> int:
     """An integer of Python's or NumPy's within [low, high], which is within 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer | torch.SymInt):

@@ -87,7 +87,7 @@ def check_margin(
     """The options of a margin, each of a known kind and all together of a kind that exists."""
     options = (similarity, margin, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient)
     if isinstance(margin, Tensor) or isinstance(angular_margin_rad, Tensor):
-        checked = _check(*options)
+        checked = check_margin_options(*options)
         of_row = row_margin("margin", margin, labels, weight)
         if checked.type == MarginType.ANGULAR:
             return checked._replace(angle_rad=of_row)
@@ -95,14 +95,14 @@ def check_margin(
             margin=of_row, angle_rad=row_margin("angular_margin_rad", angular_margin_rad, labels, weight)
         )
     if torch.compiler.is_compiling():
-        return _check(*options)
+        return check_margin_options(*options)
     try:
         return _check_once(*options)
     except TypeError:  # of a value without a hash: the check has a better word for it
-        return _check(*options)
+        return check_margin_options(*options)
 
 
-def _check(
+def check_margin_options(
     similarity: str | Similarity,
     margin: float | Tensor,
     margin_type: str,
@@ -138,7 +138,7 @@ def _check(
     return Margin(kind, additive, angle, multiplier, continuation, margin_gradient == "straight_through", measure)
 
 
-_check_once = functools.lru_cache(maxsize=256, typed=True)(_check)
+_check_once = functools.lru_cache(maxsize=256, typed=True)(check_margin_options)
 
 
 def row_margin(argument: str, margin: float | Tensor, labels: Tensor, weight: Tensor) -> float | Tensor:

@@ -164,10 +164,10 @@ def _build_loss(loss: config.Loss, num_classes: int, size: int, backend: str, ge
     pairs: EasyPositiveTripletLoss | EasyPositiveMarginLoss | EasyPositiveInfoNCELoss
     match loss:
         case config.Softmax():
-            return MarginSoftmaxLoss(num_classes, size, loss.scale, backend=backend)
+            return MarginSoftmaxLoss(num_classes, size, scale=loss.scale, backend=backend)
         case config.MarginSoftmax():
             return MarginSoftmaxLoss(
-                num_classes, size, loss.scale, loss.margin, similarity=loss.similarity, backend=backend
+                num_classes, size, scale=loss.scale, margin=loss.margin, similarity=loss.similarity, backend=backend
             )
         case config.Triplet():
             pairs = EasyPositiveTripletLoss(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..backends import registry
 from ..core import checks
 from ..core.enums import Reduction, Similarity
 from ..core.indices import UNADMITTED
@@ -26,9 +27,10 @@ def _zero_or_nan(t: Tensor) -> Tensor:
 
 
 def checked_margin(margin: float) -> float:
-    if not margin >= 0:
+    checked = checks.number("margin", margin)
+    if not 0 <= checked < float("inf"):
         raise ValueError(f"margin: expected a number of at least 0, got {margin}")
-    return float(margin)
+    return checked
 
 
 class Positives(NamedTuple):
@@ -64,8 +66,8 @@ class EasyPositiveLoss(nn.Module):
         checks.choice("similarity", similarity, Similarity)
         checks.choice("reduction", reduction, Reduction)
         self.positives, self.negatives = positives, negatives
-        self.similarity, self.normalize = similarity, normalize
-        self.reduction, self.backend, self.generator = reduction, backend, generator
+        self.similarity, self.normalize = similarity, checks.flag("normalize", normalize)
+        self.reduction, self.backend, self.generator = reduction, registry.known(backend), checks.generator(generator)
 
     @property
     def _similarity(self) -> Similarity:

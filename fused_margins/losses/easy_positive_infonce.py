@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..core import checks
 from ..core.enums import Similarity
 from ..core.indices import IGNORED
 from ..core.reductions import reduce_loss, softplus
@@ -72,9 +73,7 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
             generator,
             valid_negatives=("all", *NEGATIVES),
         )
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature}")
-        self.temperature = float(temperature)
+        self.temperature = checks.positive_number("temperature", temperature)
 
     def forward(
         self,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core import checks
 from ..core.enums import Similarity
 from ..core.indices import IGNORED, INVALID, check_index
 from ..core.reductions import reduce_loss
@@ -50,7 +51,7 @@ class EasyPositiveMarginLoss(EasyPositiveLoss):
     >>> from fused_margins import EasyPositiveMarginLoss
     >>> loss = EasyPositiveMarginLoss(num_classes=2, beta=1.0)
     >>> loss(torch.eye(3), torch.tensor([0, 0, 1]))  # every distance is sqrt 2: two positive terms of 0.614
-    tensor(0.6142, grad_fn=<DivBackward0>)
+    tensor(0.6142, grad_fn=<MulBackward0>)
     """
 
     def __init__(
@@ -66,16 +67,20 @@ class EasyPositiveMarginLoss(EasyPositiveLoss):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(positives, negatives, "negative_squared_euclidean", True, reduction, backend, generator)
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, or None, got {num_classes}")
-        if not beta > 0:
-            raise ValueError(f"beta: expected a positive number, got {beta}")
+        if num_classes is not None:
+            num_classes = checks.integer("num_classes", num_classes, 1)
         self.num_classes, self.margin = num_classes, checked_margin(margin)
-        self.initial_beta = float(beta)
+        self.initial_beta = checks.positive_number("beta", beta)
         if num_classes is None:
-            self.register_buffer("beta", torch.tensor(self.initial_beta))
+            self.register_buffer("beta", torch.empty(()))
         else:
-            self.beta = nn.Parameter(torch.full((num_classes,), self.initial_beta))
+            self.beta = nn.Parameter(torch.empty(num_classes))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Every radius is what it began with."""
+        self.beta.fill_(self.initial_beta)
 
     def forward(
         self,

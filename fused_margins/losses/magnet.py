@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..backends import registry
 from ..core import checks
 from ..core.enums import Reduction
 from ..functional import magnet_loss
@@ -50,10 +51,9 @@ class MagnetLoss(nn.Module):
     ) -> None:
         super().__init__()
         checks.choice("reduction", reduction, Reduction)
-        if not variance_floor > 0:
-            raise ValueError(f"variance_floor: expected a positive number, got {variance_floor}")
-        self.alpha, self.variance_floor = float(alpha), float(variance_floor)
-        self.reduction, self.backend = reduction, backend
+        self.alpha = checks.number("alpha", alpha)
+        self.variance_floor = checks.positive_number("variance_floor", variance_floor)
+        self.reduction, self.backend = reduction, registry.known(backend)
 
     def forward(self, embeddings: Tensor, clusters: Tensor, cluster_labels: Tensor | None = None) -> Tensor:
         if cluster_labels is None:

@@ -5,12 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backends import registry
 from ..core import checks
-from ..core.enums import MarginType, Reduction, Similarity
+from ..core.enums import Reduction
+from ..core.margins import check_margin_options
+from ..core.modules import WithUserValues
 from ..functional import margin_logits, margin_softmax_loss
 
 
-class MarginSoftmaxLoss(nn.Module):
+class MarginSoftmaxLoss(WithUserValues):
     """Softmax cross entropy over class similarities, with a margin of any sign on the own class.
 
         loss_i = -log softmax(z)_{y_i},   z_j = s u_ij  (j != y_i),   z_{y_i} = s psi(u_{i,y_i})
@@ -18,14 +21,18 @@ class MarginSoftmaxLoss(nn.Module):
     Args:
         num_classes: C. embedding_size: D.
         scale: s > 0. learnable_scale: make it a parameter.
-        margin: m, a number or a (C,) tensor, of any sign; radians for "angular". learnable_margin: make it a parameter.
+        margin: m, a number or a (C,) tensor, of any sign; radians for "angular". learnable_margin: make it a parameter,
+            which a margin that is one is anyway.
         similarity, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient, label_smoothing,
-        ignore_index,
-            reduction, backend: as for `fused_margins.functional.margin_softmax_loss`.
+            ignore_index, reduction, backend: as for `fused_margins.functional.margin_softmax_loss`.
         class_weight: (C,) tensor or None; kept as a buffer.
 
     Attributes:
         weight: (C, D) parameter, one row a class.
+        scale, margin: numbers, parameters where they learn; a margin that was a tensor and does not learn is a buffer.
+
+    `reset_parameters` draws the weight anew and gives scale and margin what they began with. Buffers keep their values;
+    after `to_empty`, which takes them, a call is refused until a state dict has been loaded.
 
     Call: loss(embeddings (B, D), labels (B,) integers) gives a scalar, or (B,) for reduction "none".
 
@@ -46,14 +53,17 @@ class MarginSoftmaxLoss(nn.Module):
     """
 
     class_weight: Tensor | None
+    initial_scale: float | None = None  # of a module that an earlier version pickled
+    initial_margin: float | Tensor | None = None
+    _of_user = ("margin", "class_weight")
 
     def __init__(
         self,
         num_classes: int,
         embedding_size: int,
+        *,
         scale: float = 30.0,
         margin: float | Tensor = 0.0,
-        *,
         similarity: str = "cosine",
         margin_type: str = "additive",
         angular_margin_rad: float = 0.0,
@@ -69,45 +79,64 @@ class MarginSoftmaxLoss(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        for name, value in (("num_classes", num_classes), ("embedding_size", embedding_size)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        if not scale > 0:
-            raise ValueError(f"scale: expected a positive number, got {scale}")
-        checks.choice("similarity", similarity, Similarity)
-        checks.choice("margin_type", margin_type, MarginType)
-        checks.choice("reduction", reduction, Reduction)
-        if class_weight is not None and tuple(class_weight.shape) != (num_classes,):
-            raise ValueError(f"class_weight: expected shape ({num_classes},), got {tuple(class_weight.shape)}")
-        if isinstance(margin, Tensor) and margin.dim() > 0 and tuple(margin.shape) != (num_classes,):
-            raise ValueError(f"margin: expected a number or shape ({num_classes},), got {tuple(margin.shape)}")
+        num_classes = checks.integer("num_classes", num_classes, 1)
+        embedding_size = checks.integer("embedding_size", embedding_size, 1)
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
-        self.scale: float | Tensor = nn.Parameter(torch.tensor(float(scale))) if learnable_scale else float(scale)
-        if learnable_margin:
-            self.margin: float | Tensor = nn.Parameter(torch.as_tensor(margin, dtype=torch.float32).clone())
-        elif isinstance(margin, Tensor):
-            self.register_buffer("margin", margin.detach().clone())
-        else:
-            self.margin = float(margin)
-        self.register_buffer("class_weight", None if class_weight is None else class_weight.detach().clone())
+        self.initial_scale = checks.positive_number("scale", scale)
+        learns = checks.flag("learnable_scale", learnable_scale)
+        self.scale: float | Tensor = nn.Parameter(torch.empty(())) if learns else self.initial_scale
+        self._set_margin(margin, checks.flag("learnable_margin", learnable_margin))
+        if class_weight is not None:
+            class_weight = checks.values("class_weight", class_weight, (num_classes,)).detach().clone()
+        self.register_buffer("class_weight", class_weight)
         self.margin_options: dict[str, Any] = {
             "similarity": similarity,
             "margin_type": margin_type,
-            "angular_margin_rad": angular_margin_rad,
+            "angular_margin_rad": checks.number("angular_margin_rad", angular_margin_rad),
             "angular_multiplier": angular_multiplier,
             "beyond_pi": beyond_pi,
             "margin_gradient": margin_gradient,
         }
-        self.label_smoothing, self.ignore_index = label_smoothing, ignore_index
-        self.reduction, self.backend = reduction, backend
+        check_margin_options(margin=margin, **self.margin_options)
+        checks.choice("reduction", reduction, Reduction)
+        self.label_smoothing = checks.number("label_smoothing", label_smoothing)
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+        self.ignore_index = checks.integer("ignore_index", ignore_index)
+        self.reduction, self.backend = reduction, registry.known(backend)
         self.reset_parameters()
 
+    def _set_margin(self, margin: float | Tensor, learns: bool) -> None:
+        """A number, a buffer, or a parameter and what it begins with."""
+        if isinstance(margin, Tensor):
+            margin = checks.values("margin", margin, () if margin.dim() == 0 else (self.num_classes,))
+        else:
+            margin = checks.number("margin", margin, "a number or a tensor")
+        if learns or isinstance(margin, nn.Parameter):
+            self.initial_margin = margin.detach().clone() if isinstance(margin, Tensor) else margin
+            is_parameter = isinstance(margin, nn.Parameter)
+            self.margin: float | Tensor = margin if is_parameter else nn.Parameter(torch.as_tensor(margin).clone())
+        elif isinstance(margin, Tensor):
+            self.register_buffer("margin", margin.detach().clone())
+        else:
+            self.margin = margin
+
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Rows of about unit length: a cosine head's step size is relative to the length of its rows."""
+        """The weight drawn anew, scale and margin as they began.
+
+        Rows are of about unit length: a cosine head's step size is relative to the length of its rows.
+        """
         nn.init.normal_(self.weight, std=self.embedding_size**-0.5)
+        if isinstance(self.scale, Tensor) and self.initial_scale is not None:
+            self.scale.fill_(self.initial_scale)
+        if self.initial_margin is not None and isinstance(self.margin, Tensor):
+            begins = self.initial_margin
+            self.margin.copy_(begins) if isinstance(begins, Tensor) else self.margin.fill_(begins)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        self.require_values()
         return margin_softmax_loss(
             embeddings,
             self.weight,
@@ -121,6 +150,30 @@ class MarginSoftmaxLoss(nn.Module):
             backend=self.backend,
             **self.margin_options,
         )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        differ = set()
+        for name in ("scale", "margin"):
+            saved, own = state_dict.get(prefix + name), getattr(self, name)
+            if isinstance(saved, Tensor) != isinstance(own, Tensor) and prefix + "weight" in state_dict:
+                here, there = (
+                    f"a tensor of shape {tuple(t.shape)}" if isinstance(t, Tensor) else "a number" for t in (own, saved)
+                )
+                error_msgs.append(f"{prefix}{name}: expected {here}, as this module has, got {there} in the state dict")
+                differ.add(prefix + name)
+        state_dict = {name: t for name, t in state_dict.items() if name not in differ}
+        rest = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        missing_keys[:] = [name for name in missing_keys if name not in differ]
 
     def predictions(self, embeddings: Tensor) -> Tensor:
         """Logits (B, C) without the margin: what accuracy is computed from."""
@@ -156,8 +209,8 @@ class NormalizedSoftmaxLoss(MarginSoftmaxLoss):
     30.0
     """
 
-    def __init__(self, num_classes: int, embedding_size: int, scale: float = 30.0, **options) -> None:  # type: ignore[no-untyped-def]
-        super().__init__(num_classes, embedding_size, scale, **options)
+    def __init__(self, num_classes: int, embedding_size: int, *, scale: float = 30.0, **options) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(num_classes, embedding_size, scale=scale, **options)
 
 
 class CosFaceLoss(MarginSoftmaxLoss):
@@ -178,11 +231,12 @@ class CosFaceLoss(MarginSoftmaxLoss):
         self,
         num_classes: int,
         embedding_size: int,
+        *,
         scale: float = 64.0,
         margin: float | Tensor = 0.35,
         **options,
     ) -> None:
-        super().__init__(num_classes, embedding_size, scale, margin, **options)
+        super().__init__(num_classes, embedding_size, scale=scale, margin=margin, **options)
 
 
 class ArcFaceLoss(MarginSoftmaxLoss):
@@ -203,11 +257,12 @@ class ArcFaceLoss(MarginSoftmaxLoss):
         self,
         num_classes: int,
         embedding_size: int,
+        *,
         scale: float = 64.0,
         margin: float | Tensor = 0.5,
         **options,
     ) -> None:
-        super().__init__(num_classes, embedding_size, scale, margin, margin_type="angular", **options)
+        super().__init__(num_classes, embedding_size, scale=scale, margin=margin, margin_type="angular", **options)
 
 
 class NegativeMarginLoss(MarginSoftmaxLoss):
@@ -228,11 +283,12 @@ class NegativeMarginLoss(MarginSoftmaxLoss):
         self,
         num_classes: int,
         embedding_size: int,
+        *,
         scale: float = 30.0,
         margin: float | Tensor = -0.05,
         **options,
     ) -> None:
-        super().__init__(num_classes, embedding_size, scale, margin, **options)
+        super().__init__(num_classes, embedding_size, scale=scale, margin=margin, **options)
 
 
 class NegativeSoftmaxLoss(MarginSoftmaxLoss):
@@ -253,8 +309,9 @@ class NegativeSoftmaxLoss(MarginSoftmaxLoss):
         self,
         num_classes: int,
         embedding_size: int,
+        *,
         scale: float = 5.0,
         margin: float | Tensor = -0.3,
         **options,
     ) -> None:
-        super().__init__(num_classes, embedding_size, scale, margin, similarity="dot", **options)
+        super().__init__(num_classes, embedding_size, scale=scale, margin=margin, similarity="dot", **options)

@@ -314,7 +314,7 @@ def test_margin_loss_labels():
         (lambda: EasyPositiveInfoNCELoss(negatives="easy"), "negatives: expected one of 'all', 'hard'"),
         (lambda: EasyPositiveTripletLoss(similarity="l1"), "similarity: expected one of"),
         (lambda: EasyPositiveTripletLoss(reduction="max"), "reduction: expected one of"),
-        (lambda: EasyPositiveMarginLoss(0), "num_classes: expected at least 1, or None, got 0"),
+        (lambda: EasyPositiveMarginLoss(0), "num_classes: expected at least 1, got 0"),
         (lambda: EasyPositiveMarginLoss(beta=0.0), "beta: expected a positive number"),
         (lambda: EasyPositiveMarginLoss(negatives="easy"), r"negatives: expected one of .*'distance-weighted'"),
         (lambda: EasyPositiveInfoNCELoss(0.0), "temperature: expected a positive number, got 0.0"),
