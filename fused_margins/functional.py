@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .core import checks
 from .core.enums import MarginType, Reduction, Relation, Similarity
-from .core.indices import check_index
+from .core.indices import ABSENT, check_index
 from .core.margins import check_margin
 from .core.reductions import reduce_loss, softplus
 from .core.similarity import pair_similarity, similarity_sum, take_rows
@@ -30,6 +30,7 @@ _OF_CLASSES = {"x": "embeddings", "y": "weight", "target": "labels"}
 
 def _row_scale(scale: float | Tensor, embeddings: Tensor) -> float | Tensor:
     """A number, 0-d or (B, 1) scale as the ops take it: a number, or 0-d or (B,) in the accumulation dtype."""
+    checks.dense("scale", scale)
     if isinstance(scale, Tensor) and tuple(scale.shape) == (embeddings.shape[0], 1):
         scale = scale[:, 0]
     elif isinstance(scale, Tensor) and scale.dim() != 0:
@@ -81,7 +82,7 @@ def margin_softmax_loss(
         margin_gradient: "exact", or "straight_through": d psi / d u taken as 1 for the angular types.
         label_smoothing: epsilon in [0, 1]; as torch.nn.functional.cross_entropy defines it.
         class_weight: (C,), weight of each class; "mean" then divides by the sum of the weights of the labels.
-        ignore_index: label of rows that count for nothing.
+        ignore_index: label of rows that count for nothing; so does -2**63, which is reserved.
         reduction: "mean" (over rows that are not ignored; 0 if there are none), "sum" or "none".
         backend: "auto", or the name of one; see `fused_margins.explain`.
 
@@ -133,8 +134,8 @@ def margin_softmax_loss(
     u, negative_lse = contrast.run(call, backend, _OF_CLASSES)
     z = scale * own.psi(u)
     loss = softplus(negative_lse - z)
-    counted = (labels != ignore_index).to(loss.dtype)
-    row_weight = counted
+    counted = ((labels != ignore_index) & (labels != ABSENT)).to(loss.dtype)
+    loss, row_weight = torch.where(counted > 0, loss, 0.0), counted
     if class_weight is not None:
         row_weight = counted * take_rows(class_weight, labels)
         loss = loss * row_weight

@@ -13,7 +13,7 @@ VARIABLE = "FUSED_MARGINS_MEMORY_BUDGET"
 def _from_environment() -> int:
     text = os.environ.get(VARIABLE, "").strip() or str(128 * 2**20)
     if not text.isdecimal():
-        raise ValueError(f"{VARIABLE}: expected a whole number of bytes, at least 0, got {text!r}")
+        raise ValueError(f"{VARIABLE}: expected an integer of bytes, at least 0, got {text!r}")
     return int(text)
 
 
@@ -37,12 +37,7 @@ def set_memory_budget(num_bytes: int) -> None:
     >>> fused_margins.set_memory_budget(64 * 2**20)
     """
     global _memory_budget_bytes
-    checks.number("num_bytes", num_bytes)
-    if not num_bytes >= 0:
-        raise ValueError(f"num_bytes: expected at least 0, got {num_bytes}")
-    if num_bytes >= 2**63:
-        raise ValueError(f"num_bytes: expected less than 2^63, got {num_bytes}")
-    _memory_budget_bytes = int(num_bytes)
+    _memory_budget_bytes = checks.integer("num_bytes", num_bytes, 0)
     epoch.begin()
     for release in _on_change:
         release()

@@ -109,8 +109,13 @@ def load_kernels() -> None:
     """Import the kernel modules of every backend that is there, so that no traced call has to."""
     for op, backend in _has_kernel:
         row = next((b for b in BACKENDS if b.name == backend), None)
-        if row is not None and has_kernel(op, backend) and any(row.why_not(d) is None for d in ("cpu", "cuda")):
+        if row is not None and has_kernel(op, backend) and any(row.why_not(d) is None for d in _devices()):
             kernel(op, backend)
+
+
+def _devices() -> list[str]:
+    accelerator = torch.accelerator.current_accelerator()
+    return ["cpu"] if accelerator is None else ["cpu", accelerator.type]
 
 
 def _module(backend: str) -> str:
@@ -238,6 +243,8 @@ def problem(
 ) -> Problem:
     """A call of these sizes without data; op and options as for `explain`."""
     name, given = ALIASES.get(op, (op, {}))
+    for option in given.keys() & options.keys():
+        raise ValueError(f"{option}: expected none, since {op!r} is {name!r} with {given[option]!r}")
     if name not in OPS:
         raise ValueError(f"op: expected one of {', '.join(map(repr, sorted((*OPS, *ALIASES))))}, got {op!r}")
     rows, columns, width = (
@@ -246,7 +253,11 @@ def problem(
     if dtype not in checks.FLOATING:
         raise ValueError(f"dtype: expected one of {', '.join(map(str, checks.FLOATING))}, got {dtype}")
     arguments = OPS[name].example(rows, columns, width, dtype, **(given | options))
-    return Problem(name, torch.device(device).type, dtype, rows, columns, width, arguments)
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: expected one of torch's, got {device!r}") from None
+    return Problem(name, device.type, dtype, rows, columns, width, arguments)
 
 
 def _state(backend: Backend, problem: Problem) -> str:

@@ -121,6 +121,6 @@ def checked_embeddings(embeddings: Tensor) -> Tensor:
 
 
 def at_least_1(**values: int) -> None:
-    """Whole numbers from 1 on."""
+    """Integers from 1 on."""
     for argument, value in values.items():
         checks.integer(argument, value, 1)

@@ -96,6 +96,7 @@ def vector(argument: str, value: Tensor | None, size: int, x: Tensor) -> Tensor 
     """A floating vector of `size` in the accumulation dtype of x, or None."""
     if value is None:
         return None
+    dense(argument, value)
     if not isinstance(value, Tensor) or value.dim() != 1 or value.shape[0] != size:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{argument}: expected a tensor of shape ({size},), got {got}")
@@ -109,6 +110,7 @@ def row_factor(argument: str, value: float | Tensor, x: Tensor, positive: bool) 
         if positive and not 0 < value < float("inf"):
             raise ValueError(f"{argument}: expected a positive number, got {value}")
         return value
+    dense(argument, value)
     if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != x.shape[0]):
         raise ValueError(
             f"{argument}: expected a number, a 0-d tensor or shape ({x.shape[0]},), got {tuple(value.shape)}"
@@ -151,8 +153,7 @@ def values(argument: str, value: object, shape: tuple[int, ...]) -> Tensor:
     """A dense tensor of that shape and of numbers; integers become floating."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a tensor of shape {shape}, got {type(value).__name__}")
-    if value.layout != torch.strided or value.is_nested:
-        raise TypeError(f"{argument}: expected a dense tensor, got {_kind(value)}")
+    dense(argument, value)
     if tuple(value.shape) != shape:
         raise ValueError(f"{argument}: expected shape {shape}, got {tuple(value.shape)}")
     if value.dtype in INTEGER:
@@ -210,6 +211,12 @@ def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A number as a 0-d tensor that nobody writes to."""
     with torch.inference_mode(False):  # else autograd could not save it later
         return torch.full((), value, dtype=dtype, device=device)
+
+
+def dense(argument: str, value: object) -> None:
+    """No tensor that has no strides; what is no tensor passes."""
+    if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_nested):
+        raise TypeError(f"{argument}: expected a dense tensor, got {_kind(value)}")
 
 
 def _integers(argument: str, value: Tensor, x: Tensor) -> None:

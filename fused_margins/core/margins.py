@@ -145,6 +145,7 @@ def row_margin(argument: str, margin: float | Tensor, labels: Tensor, weight: Te
     """A number, 0-d, (C,) or (B, 1) margin as a number, a 0-d or a (B,) tensor; weight (C, D) gives its dtype."""
     if not isinstance(margin, Tensor):
         return checks.number(argument, margin, "a number or a tensor")
+    checks.dense(argument, margin)
     margin, num_classes = checks.floating(argument, margin, weight), weight.shape[0]
     if margin.dim() == 0:
         return margin

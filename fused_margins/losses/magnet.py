@@ -25,8 +25,7 @@ class MagnetLoss(nn.Module):
 
     Call: loss(embeddings (B, D), clusters (B,) in [0, M), cluster_labels (M,)) gives a scalar, or (B,) for "none";
     float32, float64 for float64. loss(embeddings, labels) takes every class of the batch for one cluster; the labels
-    may be any integers. This form counts the classes, which makes a GPU wait and breaks a compiled graph; the form
-    with clusters does neither.
+    may be any integers. This form counts the classes, which makes a GPU wait; the form with clusters does not.
 
     Raises:
         ValueError, TypeError: shapes, dtypes, devices, unknown names, a variance floor that is not positive; on a

@@ -8,7 +8,7 @@ from ..core.enums import Relation, Similarity
 from ..core.similarity import less_by_rounding, take_rows
 from ..ops.nearest.op import Nearest, nearest
 from ..ops.sample import sample
-from .sides import CALLED, Sides, below, runs_of, sides_of
+from .sides import CALLED, Sides, below, check_labels, runs_of, sides_of
 
 STRATEGIES = ("hard", "semihard")
 NEGATIVES = (*STRATEGIES, "random", "distance-weighted")
@@ -34,7 +34,7 @@ def mine_negatives(
     given): a copy of the positive with another label is none of them.
 
     Args:
-        embeddings: (B, D) anchors. labels: (B,) integers.
+        embeddings: (B, D) anchors. labels: (B,) integers; -2**63 is reserved for what nobody finds.
         strategy: "hard" or "semihard".
         positive_similarity: (B,) the bound of "semihard"; None mines the easy positives for it.
         similarity, reference_embeddings, reference_labels, self_index, backend: as for `mine_positives`.
@@ -103,6 +103,7 @@ def random_negatives(
     >>> random_negatives(labels[:2], labels[:2], None)
     tensor([1, 0])
     """
+    check_labels(labels, reference_labels, self_index)
     size = reference_labels.shape[0]
     if size == 0:
         return torch.full_like(labels, -1, dtype=torch.int64)
@@ -152,7 +153,8 @@ def distance_weighted_negatives(
     >>> distance_weighted_negatives(x[:1], torch.tensor([0]), x, torch.tensor([0, 1, 0]))
     tensor([1])
     """
+    checks.labels("labels", labels, embeddings.shape[0], embeddings)
     source = labels.device if generator is None else generator.device
     seed = torch.randint(1 << 32, (), generator=generator, device=source).to(labels.device)
     sides = (embeddings, reference_embeddings, labels, reference_labels)
-    return sample(*sides, seed, self_index=self_index, backend=backend)
+    return sample(*sides, seed, self_index=self_index, backend=backend, names=CALLED)

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..core import checks
 from ..core.enums import Relation, Similarity
 from ..ops.nearest.op import Nearest, nearest
-from .sides import CALLED, Sides, below, runs_of, sides_of
+from .sides import CALLED, Sides, below, check_labels, runs_of, sides_of
 
 POSITIVE_STRATEGIES = ("easy", "hard")
 POSITIVES = ("easy", "random", "hard", "all")
@@ -28,7 +28,7 @@ def mine_positives(
         index_i = argmax (easy) or argmin (hard) over j != i with label_j = label_i of  u_ij
 
     Args:
-        embeddings: (B, D) anchors. labels: (B,) integers.
+        embeddings: (B, D) anchors. labels: (B,) integers; -2**63 is reserved for what nobody finds.
         strategy: "easy" or "hard".
         similarity: "cosine", "dot" or "negative_squared_euclidean".
         reference_embeddings, reference_labels: (N, D) and (N,): search these instead of the batch, a memory bank or a
@@ -89,6 +89,7 @@ def random_positives(
     >>> random_positives(labels, labels, self_index=torch.arange(3))
     tensor([ 2, -1,  0])
     """
+    check_labels(labels, reference_labels, self_index)
     if reference_labels.shape[0] == 0:
         return torch.full_like(labels, -1, dtype=torch.int64)
     runs = runs_of(labels, reference_labels, self_index)
@@ -112,6 +113,7 @@ def all_positives(labels: Tensor, reference_labels: Tensor, self_index: Tensor |
     >>> all_positives(labels, labels, self_index=torch.arange(4))
     (tensor([0, 0, 2, 2, 3, 3]), tensor([2, 3, 0, 3, 0, 2]))
     """
+    check_labels(labels, reference_labels, self_index)
     if reference_labels.shape[0] == 0:
         return labels.new_empty(0, dtype=torch.int64), labels.new_empty(0, dtype=torch.int64)
     runs = runs_of(labels, reference_labels, self_index)

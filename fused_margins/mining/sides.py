@@ -90,6 +90,13 @@ class Runs(NamedTuple):
         return self.order[place.clamp(max=self.order.shape[0] - 1)]
 
 
+def check_labels(labels: Tensor, reference_labels: Tensor, self_index: Tensor | None) -> None:
+    """For who looks at no embeddings."""
+    for name, t in (("labels", labels), ("reference_labels", reference_labels)):
+        checks.labels(name, t, t.shape[0] if isinstance(t, Tensor) and t.dim() else 0, labels)
+    checks.labels("self_index", self_index, labels.shape[0], labels, optional=True)
+
+
 def runs_of(labels: Tensor, reference_labels: Tensor, self_index: Tensor | None) -> Runs:
     """O((B + N) log N); there is at least one reference."""
     by_label, order = torch.sort(reference_labels.long(), stable=True)
@@ -108,7 +115,7 @@ def runs_of(labels: Tensor, reference_labels: Tensor, self_index: Tensor | None)
 
 
 def below(count: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One whole number in [0, count) for each count; 0 where it is 0."""
+    """One integer in [0, count) for each count; 0 where it is 0."""
     drawn = (_uniform(count.shape, count.device, generator) * count).long()
     return torch.minimum(drawn, count - 1).clamp(min=0)  # the product may round up to the count
 

@@ -159,7 +159,7 @@ class Routes:
             return None
         for i in tensors:
             t = a[i]
-            if t.is_neg() or _is_batched(t) or t._is_zerotensor():
+            if t.is_neg() or _is_batched(t) or t._is_zerotensor() or t.is_nested:
                 return None
         return kinds, backend, torch.is_grad_enabled(), epoch.now, describe(a)
 
@@ -167,7 +167,7 @@ class Routes:
         """Of arguments of these types: which are tensors (None: some are of a subclass), and what gives all that
         decides, which is what describes the tensors, and the others themselves."""
         wanted, tensors = [], []
-        of_tensor = ("dtype", "shape", "device", "requires_grad", "layout", "is_nested")
+        of_tensor = ("dtype", "shape", "device", "requires_grad", "layout")
         for i, (name, kind) in enumerate(zip(self._fields, kinds)):
             if kind in _PLAIN:
                 tensors.append(i)

@@ -50,7 +50,6 @@ class OpCases(Protocol):
 
     CASES: tuple[Case, ...]
     SHAPES: tuple[Shape, ...]
-    OUTPUTS: tuple[str, ...]
     DIFFERENTIABLE: tuple[str, ...]
 
     def run(self, inputs: Inputs, backend: str) -> dict[str, Tensor]:
@@ -70,9 +69,6 @@ class OpCases(Protocol):
 
     def multiply_adds(self, shape: Shape) -> int:
         """Of forward and backward together."""
-
-    def compulsory_bytes(self, shape: Shape, dtype: torch.dtype) -> int:
-        """That forward and backward must read and write: inputs, outputs and their gradients, each once."""
 
 
 def similarity_of(inputs: Inputs) -> Similarity:

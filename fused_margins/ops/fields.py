@@ -108,14 +108,12 @@ class Choice(Field):
     schema = "int"
 
     def check(self, name: str, value: Any, x: Tensor, size: int) -> Any:
-        if type(value) is int:  # of a call of the registered op
-            return self.options(value)
         return checks.choice(name, value, self.options)
 
 
 @dataclass(frozen=True)
 class Integer(Field):
-    """A whole number within [low, high]."""
+    """An integer within [low, high]."""
 
     low: int = -(2**63)
     high: int = 2**63 - 1

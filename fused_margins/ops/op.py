@@ -73,6 +73,8 @@ class Op:
                     self.sizes.setdefault(name_of_axis, (i, axis))
         self.of_columns = self.sizes.get("columns", (0, 0))
         self.matrices = [i for i, f in enumerate(kinds) if isinstance(f, Embeddings)]
+        if len(self.matrices) > 2:
+            raise TypeError(f"{name}: expected at most two fields of embeddings, got {len(self.matrices)}")
         self.others = [(i, n, f) for i, (n, f) in enumerate(self.fields.items()) if not isinstance(f, Embeddings)]
         self.factors = [i for i, f in enumerate(kinds) if isinstance(f, RowFactor)]
         self.no_needs = (False,) * len(self.differentiable)
@@ -133,6 +135,8 @@ class Op:
                 values[name] = field.example([sizes.get(axis, 1) for axis in field.axes], dtype)
             elif name in options:
                 value = options[name]
+                if field.is_tensor and not isinstance(value, Tensor | float):
+                    raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
                 values[name] = value if field.is_tensor else field.check(name, value, values["x"], 0)
         unknown = options.keys() - self.fields.keys()
         if unknown:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..backends import registry
 from ..core.similarity import accumulation_dtype
 from .around_dispatcher import plan_of
-from .fields import Field, RowFactor
+from .fields import Choice, Field, RowFactor
 
 if TYPE_CHECKING:
     from .op import Op
@@ -148,11 +148,19 @@ def _backward(op: Op, flat: Sequence[Any]) -> Any:
 
 def _callable(op: Op, a: Any, backend: str) -> tuple[Any, Any]:
     """Valid arguments, and the kernel module that runs them; an error else."""
-    a = op.checked(a, autocast=False)
+    a = op.checked(op.arguments._make(map(_option, op.fields.items(), a)), autocast=False)
     chosen = registry.resolve(backend, op.problem(a))
     if chosen == "reference":
         raise ValueError(f"backend: expected one with kernels for this {op.name}, got {backend!r}")
     return a, registry.kernel(op.name, chosen)
+
+
+def _option(named: tuple[str, Field], value: Any) -> Any:
+    """The option of a number, of a field that has options; what else there is as it is."""
+    name, field = named
+    if not isinstance(field, Choice) or value in field.options._value2member_map_:
+        return field.options(value) if isinstance(field, Choice) else value
+    raise ValueError(f"{name}: expected a number in [0, {len(field.options)}), got {value}")
 
 
 def _expect(argument: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype, x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""`reset_parameters`, the meta device, `to_empty` and state dicts: what a module has is what its constructor was given."""
+"""`reset_parameters`, the meta device, `to_empty`, state dicts: a module has what its constructor was given."""
 
 import pytest
 import torch

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fused_margins.backends import registry
-from fused_margins.mining import distance_weighted_negatives, random_positives
+from fused_margins.core.indices import UNADMITTED
+from fused_margins.functional import mine_positives
+from fused_margins.mining import all_positives, distance_weighted_negatives, random_negatives, random_positives
 
 BACKENDS = [b.name for b in registry.BACKENDS if registry.has_kernel("sample", b.name)]
 
@@ -122,3 +124,34 @@ def test_a_generator_draws_the_same_on_every_backend(drawn):
     first = drawn(*batch)
     torch.manual_seed(5)
     assert torch.equal(drawn(*batch), first)
+
+
+def test_labels_that_cannot_be_are_refused_by_name():
+    x, labels = torch.randn(3, 4), torch.tensor([3, 5, 3])
+    for function in (random_positives, all_positives, random_negatives):
+        with pytest.raises(TypeError, match="labels: expected an integer dtype"):
+            function(labels.float(), labels, None)
+        with pytest.raises(ValueError, match=r"reference_labels: expected shape \(3,\), got \(3, 1\)"):
+            function(labels, labels[:, None], None)
+        with pytest.raises(ValueError, match=r"self_index: expected shape \(3,\), got \(2,\)"):
+            function(labels, labels, labels[:2])
+        with pytest.raises(TypeError, match="labels: expected an integer tensor"):
+            function(None, labels, None)
+    for bad in (None, labels.float()):
+        with pytest.raises(TypeError, match=r"^labels: expected"):
+            distance_weighted_negatives(x, bad, x, labels)
+        with pytest.raises(TypeError, match=r"^reference_labels: expected"):
+            distance_weighted_negatives(x, labels, x, bad)
+
+
+def test_the_reserved_label_is_in_no_class():
+    labels = torch.tensor([0, 0, UNADMITTED, UNADMITTED, 1])
+    itself, x = torch.arange(5), torch.eye(5)
+    assert random_positives(labels, labels, itself).tolist() == [1, 0, -1, -1, -1]
+    assert all_positives(labels, labels, itself)[0].tolist() == [0, 1]
+    assert mine_positives(x, labels)[1].tolist() == [1, 0, -1, -1, -1]
+    for _ in range(20):
+        drawn = random_negatives(labels, labels, itself)
+        assert not set(drawn.tolist()) & {2, 3}
+        assert drawn[4] in (0, 1)
+        assert not set(distance_weighted_negatives(x, labels, x, labels).tolist()) & {2, 3}

@@ -188,7 +188,7 @@ def test_a_scale_or_margin_that_is_no_number(argument, bad):
             lambda: margin_softmax_loss(X, Y, LABELS, label_smoothing=Y),
             "label_smoothing: expected a number, got Tensor",
         ),
-        (lambda: fused_margins.set_memory_budget(True), "num_bytes: expected a number, got bool"),
+        (lambda: fused_margins.set_memory_budget(True), "num_bytes: expected an integer, got True"),
         (lambda: margin_softmax_loss(X, Y, LABELS, ignore_index=2**63), "ignore_index: expected an integer of 64 bits"),
         (lambda: nearest(X, Y, LABELS, LABELS[:5], k=2**64), "k: expected an integer of 64 bits"),
         (lambda: mine_positives(X[0], LABELS), "embeddings: expected a matrix"),
@@ -215,7 +215,7 @@ def test_numbers_of_numpy_are_numbers(number):
     assert ours == margin_softmax_loss(X, Y, LABELS, scale=16.0, margin=1.0)
 
 
-@pytest.mark.parametrize("backend", backends("magnet"))
+@pytest.mark.parametrize("backend", [b for b in backends("magnet") if b in backends("contrast")])
 def test_numbers_that_are_negated_when_they_are_read(backend, device_for):
     """The imaginary part of a conjugate lies in memory with the other sign."""
     g = torch.Generator().manual_seed(0)
@@ -232,3 +232,61 @@ def test_numbers_that_are_negated_when_they_are_read(backend, device_for):
 
     for got, expected in zip(losses(negated), losses(negated.clone())):
         torch.testing.assert_close(got, expected)
+
+
+def test_explain_says_what_is_wrong_with_an_option():
+    sizes = {"rows": 4, "columns": 4, "width": 4}
+    for op, options, error, message in (
+        ("contrast", {"row_labels": True}, TypeError, "row_labels: expected a tensor, got bool"),
+        ("contrast", {"epilogue": 1}, ValueError, "epilogue: expected one of 'none', .*got 1"),
+        (
+            "margin_softmax",
+            {"epilogue": "none"},
+            ValueError,
+            "epilogue: expected none, since 'margin_softmax' is 'contrast'",
+        ),
+        ("nearest", {"device": "abacus"}, ValueError, "device: expected one of torch's, got 'abacus'"),
+    ):
+        with pytest.raises(error, match=message):
+            registry.explain(op, **sizes, **options)
+
+
+def test_options_are_words_at_the_public_door_and_numbers_below_it():
+    clusters = LABELS % 3
+    with pytest.raises(ValueError, match=r"reduction: expected one of .mean., .sum., .none., got 1"):
+        magnet_loss(X, clusters, torch.arange(3), reduction=1)
+    shell = registry.OPS["nearest"]
+    flat = shell.flat(shell.checked(shell.arguments(X, X, LABELS, LABELS)))
+    place = list(shell.fields).index("relation")
+    with pytest.raises(ValueError, match=r"relation: expected a number in \[0, 3\), got 7"):
+        torch.ops.fused_margins.nearest(*flat[:place], 7, *flat[place + 1 :], 0, "cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_nested_tensors_are_refused():
+    nested = torch.nested.nested_tensor([torch.randn(3), torch.randn(3)])
+    weights = torch.nested.nested_tensor([torch.randn(2), torch.randn(2)])
+    for argument, call in (
+        ("embeddings", lambda: margin_softmax_loss(nested, Y, LABELS)),
+        ("weight", lambda: margin_softmax_loss(X, nested, LABELS)),
+        ("labels", lambda: margin_softmax_loss(X, Y, nested)),
+        ("scale", lambda: margin_softmax_loss(X, Y, LABELS, scale=nested)),
+        ("margin", lambda: margin_softmax_loss(X, Y, LABELS, margin=nested)),
+        ("class_weight", lambda: margin_softmax_loss(X, Y, LABELS, class_weight=weights)),
+    ):
+        with pytest.raises(TypeError, match=f"{argument}: expected .*, got a nested one"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.1}, {"margin_type": "combined", "angular_multiplier": 1.5}]
+)
+def test_the_reserved_label_counts_for_nothing_on_every_path(options):
+    labels = LABELS.clone()
+    labels[1] = -(2**63)
+    for weights in (None, torch.rand(len(Y)) + 0.5):
+        losses = margin_softmax_loss(X, Y, labels, class_weight=weights, reduction="none", **options)
+        assert losses[1] == 0
+        kept = torch.arange(len(X)) != 1
+        expected = margin_softmax_loss(X[kept], Y, labels[kept], class_weight=weights, **options)
+        torch.testing.assert_close(margin_softmax_loss(X, Y, labels, class_weight=weights, **options), expected)

@@ -70,7 +70,7 @@ def test_explain_answers_to_names_of_before(capsys, name, op):
 @pytest.mark.parametrize("text", ["-1", "plenty", "1e6"])
 def test_a_memory_budget_of_the_environment_is_bounded_too(monkeypatch, text):
     monkeypatch.setenv("FUSED_MARGINS_MEMORY_BUDGET", text)
-    message = f"FUSED_MARGINS_MEMORY_BUDGET: expected a whole number of bytes, at least 0, got {text!r}"
+    message = f"FUSED_MARGINS_MEMORY_BUDGET: expected an integer of bytes, at least 0, got {text!r}"
     with pytest.raises(ValueError, match=re.escape(message)):
         budget._from_environment()  # as an import does
 

@@ -221,11 +221,6 @@ def multiply_adds(shape: Shape) -> int:
     return 3 * shape.rows * shape.columns * shape.width
 
 
-def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
-    matrices = 2 * (shape.rows + shape.columns) * shape.width * dtype.itemsize  # x, y and their gradients
-    return matrices + shape.rows * (8 + 4 * accumulation_dtype(dtype).itemsize)  # target; outputs and their gradients
-
-
 def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
     """Four roundings of the sum of absolute values behind an entry; a logit's error is a weight's relative one."""
     if inputs.get("epilogue", "none") != "none":

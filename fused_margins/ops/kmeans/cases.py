@@ -101,10 +101,6 @@ def multiply_adds(shape: Shape) -> int:
     return 20 * 5 * shape.rows * shape.width
 
 
-def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
-    return shape.rows * (shape.width * accumulation_dtype(dtype).itemsize + 8 + accumulation_dtype(dtype).itemsize)
-
-
 def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
     """A few roundings of a coordinate each time that a centroid moves; for distances, what the square makes of them."""
     x, eps = inputs["x"], torch.finfo(accumulation_dtype(dtype)).eps

@@ -10,7 +10,6 @@ from ...core.similarity import accumulation_dtype
 from ..cases import Case, Inputs, Shape, largest
 from .op import magnet
 
-OUTPUTS = ("loss",)
 DIFFERENTIABLE = ("x",)
 
 
@@ -80,10 +79,6 @@ def make_benchmark(shape: Shape, dtype: torch.dtype, generator: Generator) -> In
 
 def multiply_adds(shape: Shape) -> int:
     return 4 * shape.rows * shape.columns * shape.width
-
-
-def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
-    return 2 * shape.rows * shape.width * dtype.itemsize + shape.rows * 8
 
 
 def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:

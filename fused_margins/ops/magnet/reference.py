@@ -28,12 +28,14 @@ def reference(a: Magnet) -> tuple[Tensor]:
     means = (belongs @ x) / counts[:, None]
     own = (x - take_rows(means, clusters)).square().sum(1)  # (B,) squared distances
     variance = (own.sum() / max(rows - 1, 1)).clamp(min=a.variance_floor)
+    # A cluster's class by the first cluster that has it: its label may be any integer, also a reserved one.
+    first = ((a.cluster_labels[:, None] == a.cluster_labels).long().cumsum(1) == 0).sum(1)
     others = Contrast(
         x,
         means,
         clusters,
-        take_rows(a.cluster_labels, clusters),
-        a.cluster_labels,
+        take_rows(first, clusters),
+        first,
         scale=0.5 / variance,
         similarity=Similarity.NEGATIVE_SQUARED_EUCLIDEAN,
         relation=Relation.DIFFERENT,

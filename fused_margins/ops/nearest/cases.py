@@ -250,11 +250,6 @@ def multiply_adds(shape: Shape) -> int:
     return shape.rows * (SAMPLES_PER_CLASS if shape.name.startswith("positives") else shape.columns) * shape.width
 
 
-def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
-    matrix = shape.rows * shape.width * dtype.itemsize  # one tensor on both sides
-    return matrix + shape.rows * (3 * 8 + accumulation_dtype(dtype).itemsize)  # labels, self_index, index; similarity
-
-
 def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
     """Four roundings of the largest similarity; twice that for a choice, which compares two."""
     similarity_largest, _ = reach(inputs["x"].nan_to_num(), inputs["y"].nan_to_num(), similarity_of(inputs))

@@ -13,7 +13,6 @@ from ..cases import Case, Inputs, Shape, relation_of
 from .op import sample
 from .reference import exponentials, log_weight
 
-OUTPUTS = ("index",)
 DIFFERENTIABLE = ()
 
 
@@ -148,10 +147,6 @@ def make_benchmark(shape: Shape, dtype: torch.dtype, generator: Generator) -> In
 
 def multiply_adds(shape: Shape) -> int:
     return shape.rows * shape.columns * shape.width
-
-
-def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
-    return shape.rows * (shape.width * dtype.itemsize + 3 * 8)  # one tensor on both sides; labels, self_index, index
 
 
 def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:

@@ -12,7 +12,6 @@ from ..cases import Case, Inputs, Shape, largest, reach, similarity_of
 from .op import scores
 
 SIMILARITIES = Similarity.names()
-OUTPUTS = ("scores",)
 DIFFERENTIABLE = ("x", "y", "scale", "bias", "margin")
 
 
@@ -146,13 +145,6 @@ def make_benchmark(shape: Shape, dtype: torch.dtype, generator: Generator) -> In
 
 def multiply_adds(shape: Shape) -> int:
     return 3 * shape.rows * shape.columns * shape.width
-
-
-def compulsory_bytes(shape: Shape, dtype: torch.dtype) -> int:
-    matrices = 2 * (shape.rows + shape.columns) * shape.width  # x, y and their gradients
-    return (
-        matrices + 2 * shape.rows * shape.columns
-    ) * dtype.itemsize + shape.rows * 8  # scores, their gradient; target
 
 
 def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:

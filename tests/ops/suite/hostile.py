@@ -76,7 +76,9 @@ def bad_values(value: Any) -> Iterator[Any]:
 
 def problems(op: Any) -> Iterator[Any]:
     """Valid arguments of every kind."""
-    for case, dtype in zip(representatives(op.name), itertools.cycle((torch.float32, torch.bfloat16, torch.float64))):
+    for case, dtype in zip(
+        representatives(op.name, "cpu"), itertools.cycle((torch.float32, torch.bfloat16, torch.float64))
+    ):
         yield op.checked(op.arguments(**make(case, dtype)))
 
 
