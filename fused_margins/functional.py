@@ -28,6 +28,11 @@ __all__ = [
 _OF_CLASSES = {"x": "embeddings", "y": "weight", "target": "labels"}
 
 
+def _is_exporting() -> bool:
+    """Whether a graph is made that others are to read, who know torch's own operations alone."""
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
+
+
 def _row_scale(scale: float | Tensor, embeddings: Tensor) -> float | Tensor:
     """A number, 0-d or (B, 1) scale as the ops take it: a number, or 0-d or (B,) in the accumulation dtype."""
     checks.dense("scale", scale)
@@ -207,7 +212,7 @@ def margin_logits(
     own = check_margin(labels, weight, measure, *options)
     call = Scores(embeddings, weight, scale=scale, similarity=measure, ignore_index=ignore_index)
     if plain:
-        return scores.run(call, backend)
+        return scores.run(call, "reference" if _is_exporting() else backend)
     # What psi takes away from the own class: constant for additive margins, else a function of its similarity.
     taken = own.margin
     if own.type != MarginType.ADDITIVE:
