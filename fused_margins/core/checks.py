@@ -199,8 +199,10 @@ def not_in_a_backward(what: str) -> None:
 
 
 def positive(argument: str, value: float | Tensor) -> None:
-    """Values of a reference's argument, where reading them neither breaks a compiled graph nor makes a GPU wait."""
+    """Values of a reference's argument, where reading them breaks no graph and makes no GPU wait."""
     if not isinstance(value, Tensor) or value.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap has no value to read
         return
     if not bool((value > 0).all()):
         raise ValueError(f"{argument}: expected positive values, got {float(value.detach().min())}")

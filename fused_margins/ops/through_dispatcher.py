@@ -103,6 +103,14 @@ def define(op: Op) -> None:
             at = [num_results + i for i in places]
             return _scattered((*of_grads, *of_variables), [*range(num_results), *at], len(flat))
 
+    def refuse(*args):  # type: ignore[no-untyped-def]
+        raise RuntimeError(
+            f"{called}: expected neither torch.vmap nor forward mode over gradients, as jacrev and hessian use them; "
+            'backend="reference" takes them'
+        )
+
+    for function in (ThroughDispatcher, Backward):
+        function.vmap = function.jvp = staticmethod(refuse)  # type: ignore[assignment,method-assign]
     op.through_dispatcher, op.differentiable_backward, op.registered_backward = (
         ThroughDispatcher,
         Backward,
