@@ -107,9 +107,20 @@ def test_a_changed_archive_is_decoded_anew(decoded, folder, archive):
     assert torch.equal(pixels(archive)[0].mean((1, 2)), torch.tensor([1.0, 0, 0]))
 
 
+def one_bit(array: Path, place: int) -> None:
+    data = bytearray(array.read_bytes())
+    data[place] ^= 1
+    array.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        lambda array, note: one_bit(array, -1),
+        lambda array, note: one_bit(array, -3 * 3 * 8 * 8),
+        lambda array, note: array.write_bytes(array.read_bytes().replace(b"False", b"True ")),
+        lambda array, note: array.write_bytes(b"PK\x03\x04" + array.read_bytes()),
+        lambda array, note: note.write_text(note.read_text().replace("array_crc32", "other")),
         lambda array, note: array.write_bytes(array.read_bytes()[:-1]),
         lambda array, note: array.write_bytes(b""),
         lambda array, note: array.write_bytes(b"noise" * 100),
@@ -122,7 +133,24 @@ def test_a_changed_archive_is_decoded_anew(decoded, folder, archive):
         lambda array, note: note.write_text('{"checksum": "0"}'),
         lambda array, note: note.unlink(),
     ],
-    ids=["cut", "empty", "noise", "gone", "shape", "dtype", "json", "utf8", "list", "other", "unnoted"],
+    ids=[
+        "bit",
+        "first-bit",
+        "order",
+        "zip",
+        "unsummed",
+        "cut",
+        "empty",
+        "noise",
+        "gone",
+        "shape",
+        "dtype",
+        "json",
+        "utf8",
+        "list",
+        "other",
+        "unnoted",
+    ],
 )
 def test_a_damaged_cache_is_made_anew(damage, decoded, folder):
     first = pixels(folder)

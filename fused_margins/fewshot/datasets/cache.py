@@ -99,7 +99,7 @@ def _open(array_path: Path, note_path: Path, checksum: str, shape: tuple[int, ..
     try:
         note = json.loads(note_path.read_text(encoding="utf-8"))
         # Copy on write: torch wants an array that it could write to, and nothing ever changes the file.
-        array = np.load(array_path, mmap_mode="c")
+        array = np.lib.format.open_memmap(array_path, mode="c")
         fits = note["checksum"] == checksum and array.shape == shape and array.dtype == np.uint8
         return array if fits and note["array_crc32"] == zlib.crc32(array) else None
     except Exception:  # damage shows itself in many ways
