@@ -311,10 +311,27 @@ def test_fashion_mnist(root, place, compressed):
             gzip.compress(idx(np.array([10], np.uint8))),
             "t10k-l.*: expected labels 0 to 9, got 10",
         ),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(0, np.uint8))), "train-labels-.*: no labels in it"),
+        (
+            "train-images-idx3-ubyte.gz",
+            gzip.compress(idx(np.zeros((12, 0, 28), np.uint8))),
+            r"train-images-.*: expected images of 28 x 28 pixels, got \(0, 28\)",
+        ),
         ("t10k-labels-idx1-ubyte.gz", None, "t10k-labels-idx1-ubyte: No such file or directory"),
     ],
     # Compressed bytes hold the second they were made in: as names they would differ between the workers of one run.
-    ids=["no-gzip", "cut-gzip", "too-few-labels", "labels-for-images", "empty", "cut-idx", "label-10", "missing"],
+    ids=[
+        "no-gzip",
+        "cut-gzip",
+        "too-few-labels",
+        "labels-for-images",
+        "empty",
+        "cut-idx",
+        "label-10",
+        "none",
+        "size",
+        "missing",
+    ],
 )
 def test_fashion_mnist_that_is_not_whole(root, name, data, message):
     place = root / "fashion-mnist"

@@ -49,6 +49,11 @@ def test_a_link_to_what_is_read_already_or_lies_above_is_left_out_and_said(tree,
     )
 
 
+def test_a_folder_is_read_where_it_lies_and_not_where_a_link_says(tree):
+    (tree / "train/0").symlink_to("b")
+    assert load(f"folder:{tree}", 4)["train"].class_names == ("a", "b")
+
+
 def test_links_that_lead_to_each_other_end(tree):
     for name in "xyz":
         (tree / "train/a" / name).symlink_to("../b")
