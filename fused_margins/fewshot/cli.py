@@ -1,6 +1,7 @@
 """The command `fused-margins`: train few-shot embeddings, judge them, and compare backends."""
 
 import dataclasses
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -94,6 +95,8 @@ def _fail(message: str) -> int:
 def script() -> None:
     """`main` as a process of its own."""
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no reason to fail
     sys.exit(main())
 
 
