@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .config import flat_settings
 from .errors import UserError
 from .html import Page
 from .metrics import mean_and_student_interval
 from .plots import training_curves
-from .report import flat_settings
 from .runs import Run, write_json, write_text
 from .tables import Table, figure_text
 

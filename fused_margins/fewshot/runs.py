@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected an object, got {type(value).__name__}")
@@ -76,15 +77,17 @@ class Run:
         self.metrics_path = folder / "metrics.jsonl"
         self.checkpoint_path = folder / "checkpoint.pt"
         self.judging_path = folder / "judging.json"
+        self.preset_path = folder / "preset.json"
         self.usage_path = folder / "usage.json"
         self.result_path = folder / "report.json"
 
     @classmethod
-    def create(cls, folder: Path, config: TrainConfig) -> "Run":
-        """A new run; refuses a folder that holds one already."""
+    def create(cls, folder: Path, config: TrainConfig, preset: str | None = None) -> "Run":
+        """A new run, and the preset that its settings began with; refuses a folder that holds one already."""
         run = cls(folder)
         if run.config_path.exists():
             raise UserError(f"output: {folder} holds a run already: choose another folder, or give --resume")
+        write_json(run.preset_path, {"preset": preset})
         run.save_config(config)
         return run
 
@@ -126,9 +129,16 @@ class Run:
         except ValidationError as error:
             raise UserError(f"{self.judging_path}: {explain_validation(error)}") from None
 
+    def preset(self) -> str | None:
+        """The preset that the run's settings began with; None where there was none, or none was stored."""
+        return read_json(self.preset_path).get("preset")
+
     def usage(self) -> dict[str, float]:
         """Seconds of training and the peak memory in MiB, over all resumptions; empty before the first."""
-        return read_json(self.usage_path)
+        usage = read_json(self.usage_path)
+        if not all(isinstance(value, int | float) for value in usage.values()):
+            raise UserError(f"{self.usage_path}: expected numbers, got {usage}")
+        return usage
 
     def save_usage(self, usage: dict[str, float]) -> None:
         write_json(self.usage_path, usage)
@@ -155,11 +165,11 @@ class Run:
         if not self.metrics_path.exists():
             return []
         rows = []
-        for number, line in enumerate(self.metrics_path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(self.metrics_path.read_bytes().splitlines(), start=1):
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{self.metrics_path}: line {number} is not JSON ({error.msg})") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{self.metrics_path}: line {number} is not JSON ({error})") from None
         return rows
 
     def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -184,5 +194,7 @@ class Run:
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         except Exception as error:  # damage shows itself in many ways, all of which mean the same to the user
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            # torch's first line names the module that did not take its state.
+            reason = re.sub(r"^Error\(s\) in loading state_dict for \w+:", "", str(error))
+            reason = " ".join(reason.split())[:200] or "it is none"
             raise UserError(f"{path}: not a usable checkpoint: {reason}") from error

@@ -1,5 +1,6 @@
 """`fused-margins train` and `fused-margins evaluate`."""
 
+import shlex
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,19 +78,23 @@ class Train:
         folder = run.folder
         with tensorboard_log(folder, trainer.steps_done) if self.tensorboard else nullcontext() as log:
             if not self.resume:
-                Run.create(folder, trainer.config)
+                Run.create(folder, trainer.config, self.preset)
             run.save_judging(self.judging)
             if not self._train(run, trainer, log):
-                say(f"stopped in epoch {trainer.epoch}; continue with: fused-margins train --resume --output {folder}")
+                say(f"stopped in epoch {trainer.epoch}; continue with: {self._resume_command(folder)}")
                 return INTERRUPTED
             try:
                 figures = _judge_and_report(run, trainer, task, self.judging)
             except KeyboardInterrupt:
-                say(f"stopped while judging; continue with: fused-margins train --resume --output {folder}")
+                say(f"stopped while judging; continue with: {self._resume_command(folder)}")
                 raise
             if log is not None:
                 log.figures(trainer.total_steps, figures)
         return 0
+
+    def _resume_command(self, folder: Path) -> str:
+        arguments = ["fused-margins", "train", "--resume", "--output", str(folder)]
+        return shlex.join([*arguments, *(["--tensorboard"] if self.tensorboard else [])])
 
     def _train(self, run: Run, trainer: Trainer, log: TensorboardLog | None) -> bool:
         """Whether it may go on to the judgement: trained to the end, and nobody asked to stop in the last step."""
