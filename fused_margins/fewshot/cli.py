@@ -4,6 +4,7 @@ import dataclasses
 import io
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from . import commands
-from .config import Judging, TrainConfig, contradictions, explain_validation
+from .config import contradictions, explain_validation
 from .errors import UserError
 from .memory import keep_freed_memory
 from .presets import preset
@@ -21,7 +22,7 @@ from .runs import Run
 from .terminal import INTERRUPTED, errors
 
 USER_ERROR = 2
-
+LONGEST = 1000  # characters of an error
 
 SUBCOMMANDS: dict[str, type] = {
     "demo": commands.Demo,
@@ -55,7 +56,7 @@ def parse(arguments: Sequence[str] | None, default: Any = None) -> Any:
             if isinstance(error, ValidationError):
                 raise UserError(explain_validation(error)) from None
         if exit_.__context__ is not None:  # a value that is none; what it prints of unknown options helps as it is
-            raise UserError(_unboxed(printed.getvalue())) from None
+            raise UserError(_reason(printed.getvalue())) from None
         sys.stderr.write(printed.getvalue())
         raise
 
@@ -68,15 +69,21 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__context__
 
 
-def _unboxed(text: str) -> str:
-    """The first paragraph of a message that is drawn in a box, in one line.
+def _reason(text: str) -> str:
+    """Why a value is none, out of the message with a box and help around it that the parser prints.
 
-    >>> _unboxed("╭─ Value error ─╮\\n│ Error parsing │\\n│ --seed: no    │\\n│ ───────────── │\\n│ ... │\\n")
-    'Error parsing --seed: no'
+    >>> _reason("╭─ Value error ─╮\\n│ Error parsing │\\n│ --seed: no │\\n│ ─────── │\\n│ Argument helptext: │\\n")
+    '--seed: no'
     """
-    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
-    rules = [number for number, line in enumerate(lines) if re.fullmatch("─+", line)]
-    return " ".join(lines[: rules[0]] if rules else lines) or text
+    lines = (line.strip("│| ") for line in text.splitlines())
+    words = " ".join(line for line in lines if not re.fullmatch("[─-]*", line))
+    found = re.search("Error parsing (.*?) ?(?:Argument helptext:|For full helptext|$)", words)
+    reason = found[1] if found else words
+    # What an optional value can be, and then Python's names of these types.
+    reason = re.sub(
+        r"no type matching (.*) could be instantiated from (.*?)\. Got errors.*", r"expected \1, got \2", reason
+    )
+    return textwrap.shorten(re.sub(r"\d{30}[\d ]+", "...", reason), 300)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,6 +127,7 @@ def _with_stored_settings(command: commands.Train, arguments: Sequence[str] | No
 
 
 def _fail(message: str) -> int:
+    message = message if len(message) < LONGEST else f"{message[:LONGEST]}..."  # what came may be of any length
     errors.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return USER_ERROR
 

@@ -5,13 +5,21 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from .errors import UserError
 
-# The kernels compute in float32: beyond 1e38 a number is infinite to them. Counts end where nothing could be meant.
+
+def _not_tiny(value: float) -> float:
+    if value < 1e-38:
+        raise ValueError("Input should be at least 1e-38")
+    return value
+
+
+# In float32, in which kernels compute, these numbers and their inverses are neither 0 nor infinite. Counts end where
+# nothing more could be meant.
 Number = Annotated[float, Field(ge=-1e38, le=1e38)]
-Positive = Annotated[float, Field(gt=0, le=1e38)]
+Positive = Annotated[float, Field(gt=0, le=1e38), AfterValidator(_not_tiny)]
 AtLeast0 = Annotated[float, Field(ge=0, le=1e38)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
 Side = Annotated[int, Field(ge=1, le=1024)]

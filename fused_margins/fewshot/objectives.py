@@ -166,9 +166,7 @@ def build_objective(
             raise UserError(f"warm_epochs: expected fewer than the {settings.epochs} epochs, got {loss.warm_epochs}")
         warm_loss = MarginSoftmaxLoss(num_classes, size, scale=loss.scale, backend=backend)
         objective = MagnetObjective(loss, warm_loss, labels, sampler, generator, backend)
-        _check_batch(
-            "samples_per_cluster", objective.clusters_per_batch, "clusters", loss.samples_per_cluster, labels
-        )
+        _check_batch("samples_per_cluster", objective.clusters_per_batch, "clusters", loss.samples_per_cluster, labels)
         return objective
     return Objective(_build_loss(loss, num_classes, size, backend, generator), labels, sampler)
 

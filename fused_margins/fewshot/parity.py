@@ -98,7 +98,7 @@ def _gradients(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
-    """Largest |a - b| over the largest finite entry of either; 0 where both are 0, infinite where one alone is not finite.
+    """Largest |a - b| over the largest finite entry of either; 0 where both are 0, infinite where one alone is finite.
 
     >>> relative_difference(torch.tensor([1.0, -4.0]), torch.tensor([1.0, -3.0]))
     0.25

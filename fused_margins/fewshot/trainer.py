@@ -119,6 +119,7 @@ class Trainer:
         self.losses.append(value)
         self.latest = (value, learning_rate)
         if len(self.losses) == self.objective.num_batches(self.epoch):
+            self._check_weights()  # running variances overflow unseen by a training step
             mean = sum(self.losses) / len(self.losses)
             self.history.append({"epoch": self.epoch, "loss": mean, "learning_rate": learning_rate})
             self.epoch, self.losses = self.epoch + 1, []
@@ -129,11 +130,14 @@ class Trainer:
             f"training diverged: {what} in epoch {self.epoch}, batch {len(self.losses)}; try a lower learning rate"
         )
 
-    def _save(self, run: Run) -> None:
-        """A checkpoint, unless the network is dead: the one before it may not be."""
+    def _check_weights(self) -> None:
         weights = [*self.model.state_dict().values(), *self.objective.parameters()]
         if not torch.stack([weight.isfinite().all() for weight in weights]).all():
             raise self._diverged("weights that are not finite")
+
+    def _save(self, run: Run) -> None:
+        """A checkpoint, unless the network is dead: the one before it may not be."""
+        self._check_weights()
         run.save_checkpoint(self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:

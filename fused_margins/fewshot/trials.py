@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .config import Judging, TrainConfig, contradictions
 from .datasets import Task, load, make_task
 from .errors import UserError
 from .evaluation import check_judging, evaluate
 from .interrupts import stop_on_interrupt
+from .jobs import check_threads, set_threads
 from .memory import PeakMemory
 from .runs import Run, plain
 from .trainer import Trainer, resume
@@ -65,6 +64,7 @@ class Trial:
             run.load_checkpoint(trainer.load_state_dict)
 
     def _check_settings(self, run: Run, task: Task) -> None:
+        check_threads(self.config.threads)
         check_judging(task, self.judging, self.config.dataset)
         changed = contradictions(run.config(), self.config) if run.config_path.exists() else []
         if changed:
@@ -76,7 +76,7 @@ class Trial:
             self._carry_out(run)
 
     def _carry_out(self, run: Run) -> None:
-        torch.set_num_threads(self.config.threads or torch.get_num_threads())
+        set_threads(self.config.threads)
         task = task_of(self.config)
         self._check_settings(run, task)
         if run.checkpoint_path.exists():

@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import tyro
 
 from ..config import Judging, TrainConfig
@@ -13,6 +12,7 @@ from ..datasets import Task
 from ..errors import UserError
 from ..evaluation import check_judging
 from ..interrupts import stop_on_interrupt
+from ..jobs import set_threads
 from ..options import ConfigFlags, JudgingFlags, LossFlags, LossOptions, as_file_name
 from ..plan import estimate, plan_table
 from ..report import write_run_report
@@ -58,9 +58,7 @@ class Train:
     def main(self) -> int:
         config, folder = self.settings(), self.folder()
         # Stored with the run, because a resumed run has the same numbers only with as many threads.
-        threads = config.threads or torch.get_num_threads()
-        config = config.model_copy(update={"threads": threads})
-        torch.set_num_threads(threads)
+        config = config.model_copy(update={"threads": set_threads(config.threads)})
         task = task_of(config)
         check_judging(task, self.judging, config.dataset)
         if self.dry_run:
@@ -122,7 +120,7 @@ class Evaluate:
 
     def main(self) -> int:
         run = Run(self.run)
-        torch.set_num_threads(run.config().threads or torch.get_num_threads())
+        set_threads(run.config().threads)
         with run.locked():
             return self._carry_out(run)
 
