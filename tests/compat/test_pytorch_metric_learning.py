@@ -386,6 +386,22 @@ def test_a_hook_of_a_miner_is_heard():
     assert all(map(torch.equal, found, their_miners.BatchHardMiner()(*BATCH)))
 
 
+@pytest.mark.parametrize("name", [*HEADS, *PAIRS])
+def test_transformed_calls_are_left_to_them(name):
+    ours, theirs = pair(name, **(HEAD if name in HEADS else {}))
+    with left_to_them(name) as seen:
+        gradient = torch.func.grad(lambda embeddings: ours(embeddings, BATCH[1]))(BATCH[0])
+    assert seen == [type(ours)]
+    torch.testing.assert_close(gradient, run(theirs, *BATCH)[1], rtol=1e-9, atol=1e-9)
+
+
+def test_another_loss_method_is_used():
+    ours, theirs = pair("SupConLoss")
+    for loss in (ours, theirs):
+        loss.loss_method = lambda mat, pairs: loss.zero_losses()  # noqa: B023
+    assert_equal(run(ours, *BATCH), run(theirs, *BATCH), 0, 0)
+
+
 def test_another_cross_entropy_is_used():
     ours, theirs = pair("CosFaceLoss", **HEAD)
     for loss in (ours, theirs):
@@ -608,6 +624,25 @@ def test_the_nearest_sample_is_found_although_theirs_rounds():
     of_ours, of_theirs = ((unit[a] - unit[other]).norm(dim=1) for other in (p, q))
     assert (of_ours <= of_theirs * (1 + 1e-3)).all()
     assert (of_ours < of_theirs * 0.99).any()
+
+
+@pytest.mark.parametrize("name", [*HEADS, *PAIRS])
+def test_a_row_that_is_not_finite_makes_the_loss_nan(name):
+    embeddings = BATCH[0].index_fill(0, torch.tensor([2]), torch.nan)
+    options = {"reducer": reducers.DoNothingReducer()}  # a comparison drops NaN
+    ours, theirs = (
+        numbers(loss(embeddings, BATCH[1])) for loss in pair(name, **options, **HEAD if name in HEADS else {})
+    )
+    assert ours[0].isnan().any()
+    assert bool((ours[0].isnan() >= theirs[0].isnan()).all())
+
+
+def test_a_row_of_nan_is_never_mined():
+    embeddings = BATCH[0].index_fill(0, torch.tensor([2]), torch.nan)
+    for strategies in (("easy", "hard"), ("hard", "easy"), ("easy", "semihard"), ("hard", "hard")):
+        found = miners.BatchEasyHardMiner(*strategies)(embeddings, BATCH[1])
+        assert found[0].tolist() == [0, 1, *range(3, 12)]
+        assert not any((t == 2).any() for t in found)
 
 
 def test_a_missing_or_old_package_names_the_extra(monkeypatch):

@@ -112,7 +112,7 @@ def sides_of(distance: Any, embeddings: Any, labels: Any, pairs: Any, ref_emb: A
         return None
     if not are_matrices(embeddings, ref_emb) or not are_labels(labels, embeddings):
         return None
-    if not are_labels(ref_labels, ref_emb) or bool((ref_labels.long() == UNADMITTED).any()):
+    if not are_labels(ref_labels, ref_emb) or int(ref_labels.min()) == UNADMITTED:
         return None
     if pairs is not None:
         self_index = pairs.self_index

@@ -132,7 +132,7 @@ def _is_plain(cross_entropy: Any) -> bool:
 
 
 class NTXentLoss(_theirs.NTXentLoss):
-    """Theirs, of all pairs in O(B D + P D) memory for P positive pairs; in float32 without its ceiling of 87.3.
+    """Theirs, without a matrix of positives times negatives; in float32 without its ceiling of 87.3.
 
         loss_ip = -log( exp(u_ip / t) / (exp(u_ip / t) + sum_{j: label_j != label_i} exp(u_ij / t)) )
 
@@ -159,7 +159,7 @@ class NTXentLoss(_theirs.NTXentLoss):
 
 
 class SupConLoss(_theirs.SupConLoss):
-    """Theirs, of all pairs in O(B D) memory: the mean over a row's positives is a product with their sum.
+    """Theirs, without a matrix: the mean over a row's positives is a product with their sum.
 
         loss_i = log sum_{j != i} exp(u_ij / t) - mean_{p != i: label_p = label_i} u_ip / t
 
@@ -218,12 +218,11 @@ def _sum_of_positives(sides: Sides) -> tuple[Tensor, Tensor]:
     classes, group, sizes = torch.unique(sides.reference_labels.long(), return_inverse=True, return_counts=True)
     y = sides.y.to(accumulation_dtype(sides.y.dtype))
     sums = y.new_zeros(classes.shape[0], y.shape[1]).index_add(0, group, y)
-    if sides.labels is sides.reference_labels:
-        total, count = take_rows(sums, group), sizes[group]
-    else:
-        labels = sides.labels.long().contiguous()
-        own = torch.searchsorted(classes, labels).clamp(max=classes.shape[0] - 1)
-        total, count = take_rows(sums, own), torch.where(classes[own] == labels, sizes[own], 0)
+    if sides.labels is sides.reference_labels:  # each row is its own reference
+        return take_rows(sums, group) - y, sizes[group] - 1
+    labels = sides.labels.long().contiguous()
+    own = torch.searchsorted(classes, labels).clamp(max=classes.shape[0] - 1)
+    total, count = take_rows(sums, own), torch.where(classes[own] == labels, sizes[own], 0)
     if sides.self_index is not None:
         total, count = total - take_rows(y, sides.self_index), count - 1
     return total, count
