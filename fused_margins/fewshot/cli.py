@@ -1,8 +1,12 @@
 """The command `fused-margins`: train few-shot embeddings, judge them, and compare backends."""
 
 import dataclasses
+import io
+import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr
 from typing import Annotated, Any
 
 import tyro
@@ -10,7 +14,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from . import commands
-from .config import Judging, TrainConfig, explain_validation
+from .config import contradictions, explain_validation
 from .errors import UserError
 from .memory import keep_freed_memory
 from .presets import preset
@@ -18,7 +22,7 @@ from .runs import Run
 from .terminal import INTERRUPTED, errors
 
 USER_ERROR = 2
-
+LONGEST = 1000  # characters of an error
 
 SUBCOMMANDS: dict[str, type] = {
     "demo": commands.Demo,
@@ -36,19 +40,50 @@ SUBCOMMANDS: dict[str, type] = {
 }
 
 
-def parse(arguments: Sequence[str] | None, base: TrainConfig | None = None, judging: Judging | None = None) -> Any:
-    """The subcommand and its options; `base` and `judging` take the place of the defaults of training and judgement."""
+def parse(arguments: Sequence[str] | None, default: Any = None) -> Any:
+    """The subcommand and its options; `default` is what a command of its type has where an option is not given."""
     choices: Any = None
     for name, command in SUBCOMMANDS.items():
-        trains = any(f.name == "config" for f in dataclasses.fields(command))
-        default = command(config=base) if trains and base is not None else tyro.MISSING_NONPROP
-        if isinstance(default, commands.Train) and judging is not None:
-            default = dataclasses.replace(default, judging=judging)
-        if command is commands.Evaluate and judging is not None:
-            default = commands.Evaluate(tyro.MISSING, judging)
-        choice = Annotated[command, tyro.conf.subcommand(name, default=default)]  # type: ignore[valid-type]
+        starts_from = default if type(default) is command else tyro.MISSING_NONPROP
+        choice = Annotated[command, tyro.conf.subcommand(name, default=starts_from)]  # type: ignore[valid-type]
         choices = choice if choices is None else choices | choice
-    return tyro.cli(choices, prog="fused-margins", args=arguments, description=__doc__)
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            return tyro.cli(choices, prog="fused-margins", args=arguments, description=__doc__)
+    except SystemExit as exit_:
+        for error in _causes(exit_):
+            if isinstance(error, ValidationError):
+                raise UserError(explain_validation(error)) from None
+        if exit_.__context__ is not None:  # a value that is none; what it prints of unknown options helps as it is
+            raise UserError(_reason(printed.getvalue())) from None
+        sys.stderr.write(printed.getvalue())
+        raise
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What led to an error, the last first."""
+    cause = error.__context__
+    while cause is not None:
+        yield cause
+        cause = cause.__context__
+
+
+def _reason(text: str) -> str:
+    """Why a value is none, out of the message with a box and help around it that the parser prints.
+
+    >>> _reason("╭─ Value error ─╮\\n│ Error parsing │\\n│ --seed: no │\\n│ ─────── │\\n│ Argument helptext: │\\n")
+    '--seed: no'
+    """
+    lines = (line.strip("│| ") for line in text.splitlines())
+    words = " ".join(line for line in lines if not re.fullmatch("[─-]*", line))
+    found = re.search("Error parsing (.*?) ?(?:Argument helptext:|For full helptext|$)", words)
+    reason = found[1] if found else words
+    # What an optional value can be, and then Python's names of these types.
+    reason = re.sub(
+        r"no type matching (.*) could be instantiated from (.*?)\. Got errors.*", r"expected \1, got \2", reason
+    )
+    return textwrap.shorten(re.sub(r"\d{30}[\d ]+", "...", reason), 300)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,9 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = parse(arguments)
         if getattr(command, "preset", None) is not None:
-            command = parse(arguments, preset(command.preset))
+            command = parse(arguments, type(command)(config=preset(command.preset)))
         if isinstance(command, commands.Evaluate):
-            command = parse(arguments, judging=Run(command.run).judging())
+            command = parse(arguments, commands.Evaluate(tyro.MISSING, Run(command.run).judging()))
         if isinstance(command, commands.Train) and command.resume:
             command = _with_stored_settings(command, arguments)
         return command.main()
@@ -66,6 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(explain_validation(error))
     except UserError as error:
         return _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        return _fail("not enough memory: try a smaller batch_size, image_size, memory or network, or fewer workers")
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
@@ -76,17 +115,19 @@ def _with_stored_settings(command: commands.Train, arguments: Sequence[str] | No
     """The command with the settings of the run it resumes; others would lead to other numbers and are refused."""
     run = Run(command.folder())
     stored = run.config()
-    resumed = parse(arguments, stored, run.judging())
-    # A preset says every setting, as options say some; the threads are those that the run found.
-    asked, kept = (command if command.preset else resumed).settings().model_dump(), stored.model_dump()
-    changed = [name for name in kept if asked[name] != kept[name] and not (name == "threads" and asked[name] is None)]
+    resumed = parse(arguments, commands.Train(config=stored, judging=run.judging()))
+    # Another preset than the run began with says every setting, as options say some.
+    asked = (resumed if command.preset in (None, run.preset()) else command).settings()
+    if asked.threads is None:  # those that the run found
+        asked = asked.model_copy(update={"threads": stored.threads})
+    changed = contradictions(stored, asked)
     if changed:
-        name = changed[0]
-        raise UserError(f"resume: the run has {name} = {kept[name]}, which cannot become {asked[name]}")
-    return resumed
+        raise UserError(f"resume: the run has {', '.join(changed)}; leave out what is to stay as it was")
+    return dataclasses.replace(resumed, output=run.folder)
 
 
 def _fail(message: str) -> int:
+    message = message if len(message) < LONGEST else f"{message[:LONGEST]}..."  # what came may be of any length
     errors.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return USER_ERROR
 
@@ -94,6 +135,8 @@ def _fail(message: str) -> int:
 def script() -> None:
     """`main` as a process of its own."""
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no reason to fail
     sys.exit(main())
 
 

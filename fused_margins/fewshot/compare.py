@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .config import flat_settings
 from .errors import UserError
 from .html import Page
 from .metrics import mean_and_student_interval
 from .plots import training_curves
-from .report import flat_settings
 from .runs import Run, write_json, write_text
 from .tables import Table, figure_text
 
@@ -50,11 +50,40 @@ def read_run(folder: Path) -> StoredRun:
         costs = {name: float(report[name]) for name in COSTS if report.get(name) is not None}
     except FileNotFoundError:
         raise UserError(f"{folder}: no report.json; write it with: fused-margins evaluate {folder}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a report of a run ({type(error).__name__}: {error})") from None
     settings = flat_settings(config.model_dump(mode="json")) | flat_settings(report.get("judging", {}), "judging.")
     seed = settings.pop("seed")
     return StoredRun(folder, settings, seed, figures, costs, history)
+
+
+def read_runs(places: Sequence[Path]) -> tuple[list[StoredRun], list[str]]:
+    """The runs in these folders, and what was left out and why.
+
+    A place is the folder of a run or one with runs below it, as a study has; what a shell's `*` adds to them, pictures
+    and reports, is left out. Below a folder, so are runs that are not finished, or the same again.
+    """
+    runs: list[StoredRun] = []
+    left_out: list[str] = []
+    for place in places:
+        if place.is_file():
+            left_out.append(f"{place}: not a folder")
+            continue
+        below = [] if Run(place).config_path.exists() else sorted(p.parent for p in place.rglob("config.json"))
+        if not below:
+            runs.append(read_run(place))
+        for folder in below:
+            try:
+                run = read_run(folder)
+            except UserError as error:
+                left_out.append(str(error))
+                continue
+            same = next((r.folder for r in runs if (r.settings, r.seed) == (run.settings, run.seed)), None)
+            if same is None:
+                runs.append(run)
+            else:
+                left_out.append(f"{folder}: the same settings and seed as {same}")
+    return runs, left_out
 
 
 @dataclass(frozen=True)

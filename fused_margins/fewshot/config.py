@@ -1,16 +1,32 @@
 """Every setting of a training run, typed: what is not listed here is rejected, and what is stored suffices to rerun."""
 
-from typing import Annotated, Literal, get_args
+import reprlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from .errors import UserError
 
-Positive = Annotated[float, Field(gt=0)]
-AtLeast0 = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-AtLeast0Count = Annotated[int, Field(ge=0)]
+
+def _not_tiny(value: float) -> float:
+    if value < 1e-38:
+        raise ValueError("Input should be at least 1e-38")
+    return value
+
+
+# In float32, in which kernels compute, these numbers and their inverses are neither 0 nor infinite. Counts end where
+# nothing more could be meant.
+Number = Annotated[float, Field(ge=-1e38, le=1e38)]
+Positive = Annotated[float, Field(gt=0, le=1e38), AfterValidator(_not_tiny)]
+AtLeast0 = Annotated[float, Field(ge=0, le=1e38)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
+Side = Annotated[int, Field(ge=1, le=1024)]
+Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
+AtLeast0Epochs = Annotated[int, Field(ge=0, le=1_000_000)]
+Memory = Annotated[int, Field(ge=0, le=10_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positives = Literal["easy", "random", "hard", "all"]
 Negatives = Literal["semihard", "hard", "random", "distance-weighted"]
 
@@ -33,7 +49,7 @@ class MarginSoftmax(Settings):
 
     name: Literal["margin-softmax"] = "margin-softmax"
     scale: Positive = 10.0
-    margin: float = 0.0
+    margin: Number = 0.0
     similarity: Literal["cosine", "dot"] = "cosine"
 
 
@@ -44,7 +60,7 @@ class Triplet(Settings):
     positives: Positives = "easy"
     negatives: Negatives = "semihard"
     margin: AtLeast0 = 0.2
-    memory: AtLeast0Count = 0
+    memory: Memory = 0
 
 
 class MarginLoss(Settings):
@@ -55,7 +71,7 @@ class MarginLoss(Settings):
     negatives: Negatives = "distance-weighted"
     margin: AtLeast0 = 0.2
     beta: Positive = 1.2
-    memory: AtLeast0Count = 0
+    memory: Memory = 0
 
 
 class InfoNCE(Settings):
@@ -65,20 +81,20 @@ class InfoNCE(Settings):
     positives: Positives = "easy"
     negatives: Literal[Negatives, "all"] = "all"
     temperature: Positive = 0.1
-    memory: AtLeast0Count = 0
+    memory: Memory = 0
 
 
 class Magnet(Settings):
     """Magnet loss over clusters, after some epochs of softmax that give the first index its shape."""
 
     name: Literal["magnet"] = "magnet"
-    alpha: float = 0.3
+    alpha: Number = 0.3
     variance_floor: Positive = 1e-4
     clusters_per_class: Count = 5
-    num_clusters: Annotated[int, Field(ge=2)] = 6
-    samples_per_cluster: Annotated[int, Field(ge=2)] = 8
-    warm_epochs: Annotated[int, Field(ge=0)] = 5
-    refresh_epochs: Count = 1
+    num_clusters: Annotated[Count, Field(ge=2)] = 6
+    samples_per_cluster: Annotated[Count, Field(ge=2)] = 8
+    warm_epochs: AtLeast0Epochs = 5
+    refresh_epochs: Epochs = 1
     scale: Positive = 10.0
 
 
@@ -95,7 +111,7 @@ class Backbone(Settings):
 
     name: Annotated[Literal["convnet", "conv4", "resnet12", "resnet18"], tyro.conf.arg(name="backbone")] = "convnet"
     """Network: a small one for quick runs, or one of the papers'."""
-    blocks: Count | None = None
+    blocks: Annotated[int, Field(ge=1, le=30)] | None = None
     """Blocks of convnet, each of which halves the image (3 if not given)."""
     channels: Count | None = None
     """Channels of the first stage (32 for convnet, 64 for the others if not given)."""
@@ -107,9 +123,9 @@ class Backbone(Settings):
     """Give the pixels of each channel mean 0 and deviation 1 over the training set."""
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Features that a ResNet drops in training: as dropout in its first two stages, as DropBlock in its last two."""
-    dropblock_size: Count = 5
+    dropblock_size: Side = 5
     """Side of the squares that DropBlock drops."""
-    dropblock_steps: Count = 40_000
+    dropblock_steps: Annotated[int, Field(ge=1, le=10**12)] = 40_000
     """Steps in which DropBlock's rate rises from 0 to drop_rate."""
 
     @property
@@ -149,7 +165,7 @@ class Augmentation(Settings):
     """Largest relative change of size either way."""
     flip: bool = False
     """Mirror half of the images, left to right."""
-    crop_padding: Annotated[int, Field(ge=0)] = 0
+    crop_padding: Annotated[int, Field(ge=0, le=1024)] = 0
     """Largest shift either way by whole pixels: a crop of the image padded with so much black (4 for 32 pixels)."""
     resized_crop: bool = False
     """Enlarge a random part, of 8% to 100% of the area and an aspect of 3/4 to 4/3, to the whole image."""
@@ -162,7 +178,7 @@ class TrainConfig(Settings):
 
     dataset: str = "digits"
     """Name of a data set (`fused-margins data` lists them), or folder:PATH."""
-    image_size: Count | None = None
+    image_size: Side | None = None
     """Width and height of the images in pixels; by default what is usual for the data set."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Fraction of each training class to keep for judging, where the data set has no such images of its own."""
@@ -173,11 +189,11 @@ class TrainConfig(Settings):
     loss: tyro.conf.Suppress[Loss] = MarginSoftmax()
     backbone: Backbone = Backbone()
     augmentation: Augmentation = Augmentation()
-    epochs: Count = 40
+    epochs: Epochs = 40
     """Passes over the training set."""
-    batch_size: Annotated[int, Field(ge=2)] = 128
+    batch_size: Annotated[Count, Field(ge=2)] = 128
     """Largest number of images in a batch; with samples_per_class few classes make smaller ones."""
-    samples_per_class: Annotated[int, Field(ge=2)] | None = None
+    samples_per_class: Annotated[Count, Field(ge=2)] | None = None
     """Make each batch of classes with this many samples each, instead of shuffling all images."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam, or SGD with Nesterov's momentum of 0.9."""
@@ -185,11 +201,11 @@ class TrainConfig(Settings):
     """Peak of the schedule."""
     schedule: Literal["one-cycle", "warmup-cosine"] = "one-cycle"
     """Learning rate, step by step: one cycle, or a linear rise from a sixteenth of the peak and a cosine to 1e-6."""
-    warmup_epochs: Annotated[int, Field(ge=0)] | None = None
+    warmup_epochs: AtLeast0Epochs | None = None
     """Epochs in which warmup-cosine rises (a quarter of all if not given)."""
     weight_decay: AtLeast0 = 0.0
     """L2 penalty that is added to the gradients."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     """Seed of initial weights, batches, augmentation and mining."""
     backend: str = "auto"
     """Backend of the loss kernels: auto, reference, cpu, ..."""
@@ -197,7 +213,7 @@ class TrainConfig(Settings):
     """Where model and losses live: cpu, cuda, cuda:1, ..."""
     perturbation: AtLeast0 = 0.0
     """Relative change of the network's first weights: at 1e-7 it shows what rounding alone does to a run."""
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of torch; by default as many as torch takes. The last bits of a convolution depend on them."""
 
 
@@ -206,8 +222,8 @@ class Judging(Settings):
 
     episodes: Count = 600
     """Few-shot episodes for each number of ways and shots."""
-    ways: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (5,)
-    """Novel classes of an episode."""
+    ways: Annotated[tuple[Annotated[Count, Field(ge=2)], ...], Field(min_length=1)] | None = None
+    """Novel classes of an episode (if not given, 5, or all where there are fewer)."""
     shots: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 5)
     """Labelled images of each class of an episode."""
     queries: Count = 16
@@ -218,7 +234,7 @@ class Judging(Settings):
     """Clusters of each class that this classifier has."""
     official_runs: bool = False
     """Also the official one-shot runs of Omniglot."""
-    judging_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    judging_seed: Seed = 0
     """Seed of episodes and clusterings; the same for every network, so that all see the same episodes."""
 
 
@@ -248,4 +264,30 @@ def explain_validation(error: ValidationError) -> str:
     if place[:1] == ["loss"]:
         del place[1:2]  # which of the losses it is
     where = ".".join(place)
-    return f"{where or 'settings'}: {problem['msg']}, got {problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        message = "Input should be an object"  # pydantic names the class
+    return f"{where or 'settings'}: {message}, got {reprlib.repr(problem['input'])}"
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names.
+
+    >>> flat_settings({"epochs": 2, "loss": {"name": "magnet", "alpha": 0.3}})
+    {'epochs': 2, 'loss.name': 'magnet', 'loss.alpha': 0.3}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def contradictions(kept: TrainConfig, asked: TrainConfig) -> list[str]:
+    """What two configurations do not agree in, a text each.
+
+    >>> contradictions(TrainConfig(epochs=2), TrainConfig(epochs=9, loss=Triplet()))
+    ["loss.name = 'margin-softmax', not 'triplet'", 'epochs = 2, not 9']
+    """
+    ours, theirs = (flat_settings(config.model_dump()) for config in (kept, asked))
+    # Another loss has other settings: its name says it all.
+    return [f"{n} = {ours[n]!r}, not {theirs[n]!r}" for n in ours if n in theirs and ours[n] != theirs[n]]

@@ -13,11 +13,21 @@ from .episodes import centroid_accuracy, head_accuracy, sample_episodes
 from .errors import UserError
 from .trainer import Trainer
 
+WAYS = 5  # of an episode, if nothing else is said
 VINYALS = "omniglot"  # the data set whose training classes are of all alphabets
 
 
 def check_judging(task: Task, judging: Judging, dataset: str) -> None:
     """Raise a `UserError` for what cannot be judged on this data set: before the training, which may take hours."""
+    if judging.ways is not None:
+        unseen = task.validation if task.novel is None else task.novel
+        if unseen is None:
+            raise UserError(f"ways: {dataset} has no novel classes for episodes (classes leaves some out)")
+        if max(judging.ways) > len(unseen.class_names):
+            raise UserError(
+                f"ways: expected at most the {len(unseen.class_names)} novel classes of {dataset}, "
+                f"got {max(judging.ways)}"
+            )
     for images in (task.validation, task.novel):
         if images is not None:
             sizes = torch.bincount(images.labels)
@@ -111,7 +121,9 @@ def _judge_unseen(trainer: Trainer, images: ImageSet, judging: Judging) -> dict[
     generator = torch.Generator().manual_seed(judging.judging_seed)
     smallest = int(torch.bincount(images.labels).min())
     figures = {}
-    for n_way in sorted({min(n_way, len(images.class_names)) for n_way in judging.ways} - {1}):
+    classes = len(images.class_names)
+    ways = {min(WAYS, classes)} - {1} if judging.ways is None else {n for n in judging.ways if n <= classes}
+    for n_way in sorted(ways):
         for k_shot in judging.shots:
             episodes = sample_episodes(
                 images.labels,

@@ -26,6 +26,21 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_threads(threads: int | None) -> None:
+    """Refuse more threads than can be meant: a process that cannot start them ends without a word."""
+    most = max(64, 4 * available_cores())  # 64 in any case, so that runs of larger machines are resumed
+    if threads is not None and threads > most:
+        raise UserError(f"threads: expected at most {most} on this machine, got {threads}")
+
+
+def set_threads(threads: int | None) -> int:
+    """From now on torch takes so many threads, by default as many as before: their number."""
+    check_threads(threads)
+    threads = threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    return threads
+
+
 POLL_SECONDS = 1.0
 
 

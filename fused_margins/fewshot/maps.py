@@ -12,7 +12,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from .plots import COLOURS, MARKERS, panels_of, save
+from .plots import COLOURS, MARKERS, literal, panels_of, save
 
 RIGHT, WRONG = COLOURS[2], COLOURS[1]
 MAP_POINTS = 2000  # t-SNE of more takes minutes
@@ -76,7 +76,7 @@ def _scatter(axes: Axes, points: np.ndarray, labels: Tensor, class_names: Sequen
             linewidths=0,
             color=COLOURS[s % len(COLOURS)],
             marker=MARKERS[s // len(COLOURS)],
-            label=class_names[number[style == s][0]],
+            label=_short([class_names[number[style == s][0]]])[0],
         )
     axes.set(xticks=[], yticks=[])
 
@@ -196,7 +196,7 @@ def neighbour_strips(
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    return [name if len(name) <= 20 else name[:19] + "…" for name in names]
+    return [literal(name if len(name) <= 20 else name[:19] + "…") for name in names]
 
 
 def _tile(pixels: Tensor, frame: str | None) -> np.ndarray:

@@ -228,6 +228,8 @@ def discriminability(embeddings: Tensor, labels: Tensor) -> float:
 
         D_inter = mean over pairs of classes of |m_c - m_d|^2,   D_intra = mean over classes of mean_i |x_i - m_c|^2
 
+    NaN where nothing is wide: no class wider than rounding, as where all embeddings are the same, or a single class.
+
     Source: Liu et al., Negative margin matters: understanding margin in few-shot classification, 2020, analysis of
     discriminability.
 
@@ -243,6 +245,8 @@ def discriminability(embeddings: Tensor, labels: Tensor) -> float:
     within = (sum_by(label, squared, classes)[:, 0] / size).mean()
     # The mean over pairs is twice the variance of the centres, with one degree of freedom less: no C x C matrix.
     between = 2 * (centres - centres.mean(0)).square().sum() / (classes - 1)
+    if within <= (4 * torch.finfo(embeddings.dtype).eps) ** 2:
+        return math.nan  # a ratio of what rounding left
     return float(between / within)
 
 

@@ -51,6 +51,10 @@ class Objective(nn.Module):
         """Batches in this epoch."""
         return len(self.sampler)
 
+    def steps_before(self, epoch: int) -> int:
+        """Batches in all epochs before this one."""
+        return epoch * self.num_batches(0)
+
     def start_epoch(self, epoch: int, embed: Callable[[], Tensor]) -> None:
         """Prepare an epoch; `embed()` gives the embeddings (N, D) of the whole training set."""
 
@@ -106,6 +110,10 @@ class MagnetObjective(Objective):
             return len(self.sampler)
         return max(1, len(self.labels) // (self.clusters_per_batch * self.settings.samples_per_cluster))
 
+    def steps_before(self, epoch: int) -> int:
+        warm_epochs = min(epoch, self.settings.warm_epochs)
+        return warm_epochs * self.num_batches(0) + (epoch - warm_epochs) * self.num_batches(warm_epochs)
+
     def start_epoch(self, epoch: int, embed: Callable[[], Tensor]) -> None:
         since_warm = epoch - self.settings.warm_epochs
         self.warm = since_warm < 0
@@ -152,12 +160,24 @@ def build_objective(
                 f"two classes at least, got {settings.samples_per_class}"
             )
         sampler = BalancedBatches(labels, classes, settings.samples_per_class, generator)
+        _check_batch("samples_per_class", sampler.classes_per_batch, "classes", settings.samples_per_class, labels)
     if isinstance(loss, config.Magnet):
         if loss.warm_epochs >= settings.epochs:
             raise UserError(f"warm_epochs: expected fewer than the {settings.epochs} epochs, got {loss.warm_epochs}")
         warm_loss = MarginSoftmaxLoss(num_classes, size, scale=loss.scale, backend=backend)
-        return MagnetObjective(loss, warm_loss, labels, sampler, generator, backend)
+        objective = MagnetObjective(loss, warm_loss, labels, sampler, generator, backend)
+        _check_batch("samples_per_cluster", objective.clusters_per_batch, "clusters", loss.samples_per_cluster, labels)
+        return objective
     return Objective(_build_loss(loss, num_classes, size, backend, generator), labels, sampler)
+
+
+def _check_batch(name: str, parts: int, kind: str, samples: int, labels: Tensor) -> None:
+    """Refuse a batch that must hold images twice because it has more of them than there are."""
+    if parts * samples > len(labels):
+        raise UserError(
+            f"{name}: expected at most {len(labels) // parts}, of which {parts} {kind} fill a batch "
+            f"from {len(labels)} images, got {samples}"
+        )
 
 
 def _build_loss(loss: config.Loss, num_classes: int, size: int, backend: str, generator: torch.Generator) -> nn.Module:

@@ -23,9 +23,9 @@ def build_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> 
     return Adam(parameters, rate, weight_decay=decay, fused=True)
 
 
-def build_scheduler(config: TrainConfig, optimizer: Optimizer, num_batches: Callable[[int], int]) -> LRScheduler:
-    """The schedule over all epochs, of which each has `num_batches(epoch)` steps."""
-    total_steps = sum(map(num_batches, range(config.epochs)))
+def build_scheduler(config: TrainConfig, optimizer: Optimizer, steps_before: Callable[[int], int]) -> LRScheduler:
+    """The schedule over all epochs, `steps_before(epoch)` of whose steps lie before an epoch."""
+    total_steps = steps_before(config.epochs)
     if config.schedule == "one-cycle":
         if config.warmup_epochs is not None:
             raise UserError("warmup_epochs: the schedule one-cycle has none, warmup-cosine does")
@@ -33,7 +33,7 @@ def build_scheduler(config: TrainConfig, optimizer: Optimizer, num_batches: Call
     warmup_epochs = config.epochs // 4 if config.warmup_epochs is None else config.warmup_epochs
     if warmup_epochs >= config.epochs:
         raise UserError(f"warmup_epochs: expected fewer than the {config.epochs} epochs, got {warmup_epochs}")
-    warmup_steps = sum(map(num_batches, range(warmup_epochs)))
+    warmup_steps = steps_before(warmup_epochs)
 
     def factor(step: int) -> float:
         return warmup_cosine(step, config.learning_rate, warmup_steps, total_steps) / config.learning_rate

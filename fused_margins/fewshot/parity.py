@@ -73,8 +73,8 @@ class Parity:
                 float(own),
                 relative_difference(loss, own),
             )
-            if not (loss.isfinite() and own.isfinite()):
-                return  # the difference says it: there is nothing to go on with
+            if loss.isfinite() and not own.isfinite():
+                return  # the drift says it: there is nothing to go on with
             for losses, trainer, value in (
                 (self.losses[0], self.first, loss),
                 (self.losses[1], self.second, own),
@@ -98,7 +98,7 @@ def _gradients(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
-    """Largest |a - b| over the largest entry of either; 0 where both are 0, infinite where one alone is not finite.
+    """Largest |a - b| over the largest finite entry of either; 0 where both are 0, infinite where one alone is finite.
 
     >>> relative_difference(torch.tensor([1.0, -4.0]), torch.tensor([1.0, -3.0]))
     0.25
@@ -107,5 +107,8 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     difference = torch.where(equal, 0.0, (a - b).abs())
     if not difference.isfinite().all():
         return math.inf
-    size = torch.maximum(a.abs().max(), b.abs().max())
-    return float(difference.max() / size) if difference.any() else 0.0
+    if not difference.any():
+        return 0.0
+    # Of the finite entries: beside an infinity that both have, no difference would count.
+    size = max(x[x.isfinite()].abs().max() for x in (a, b))
+    return float(difference.max() / size)

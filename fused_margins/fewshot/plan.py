@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .datasets import ImageSet, Task
+from .jobs import set_threads
 from .study import Study
 from .tables import Table
 from .trainer import Trainer
@@ -126,7 +127,7 @@ def suite_table(studies: Sequence[Study], folder: Path, workers: int) -> Table:
                 c.backend,
             )
             if kind not in seconds:
-                torch.set_num_threads(c.threads or torch.get_num_threads())
+                set_threads(c.threads)
                 seconds[kind] = estimate(Trainer(c, task_of(c).training)).total_seconds / c.epochs
             times.append(0.0 if trial.finished(folder / study.name / trial.name) else seconds[kind] * c.epochs)
         waiting = sum(t > 0 for t in times)

@@ -1,5 +1,6 @@
 """Curves as PNG files, drawn without pyplot and so without global state; each function returns what it has saved."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,8 +18,19 @@ MARKERS = ("o", "^", "s", "P")
 DOTS_PER_INCH = 144
 
 
+def literal(name: str) -> str:
+    r"""A user's name for a plot, as it is: a dollar begins no mathematics, an underscore hides it from no legend.
+
+    >>> literal("$x_{$"), literal("_a")
+    ('\\$x_{\\$', ' _a')
+    """
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def save(figure: Figure, path: Path) -> Figure:
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        # A script that no font here has becomes boxes; the tables have the names.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png", bbox_inches="tight", pad_inches=0.05)
     return figure
 

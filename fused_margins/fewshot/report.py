@@ -1,11 +1,11 @@
 """What is left of a single run for a reader: report.md, report.html and the plots."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .config import flat_settings
 from .datasets import ImageSet, Task
 from .doctor import versions
 from .html import Page
@@ -34,18 +34,6 @@ def figures_table(figures: Mapping[str, float | None]) -> Table:
         ["figure", "value ± normal, ddof 0", "Student's t"],
         rows,
     )
-
-
-def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names.
-
-    >>> flat_settings({"epochs": 2, "loss": {"name": "magnet", "alpha": 0.3}})
-    {'epochs': 2, 'loss.name': 'magnet', 'loss.alpha': 0.3}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def write_run_report(run: Run, trainer: Trainer, task: Task, figures: Mapping[str, float | None]) -> Table:

@@ -1,8 +1,11 @@
 """A run's folder: config.json, metrics.jsonl, checkpoint.pt, and the report. Files appear whole or not at all."""
 
+import hashlib
+import io
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected an object, got {type(value).__name__}")
@@ -67,6 +70,10 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _checksum(content: bytes) -> bytes:
+    return b"sha256:" + hashlib.sha256(content).hexdigest().encode()
+
+
 class Run:
     """One run's folder."""
 
@@ -76,15 +83,17 @@ class Run:
         self.metrics_path = folder / "metrics.jsonl"
         self.checkpoint_path = folder / "checkpoint.pt"
         self.judging_path = folder / "judging.json"
+        self.preset_path = folder / "preset.json"
         self.usage_path = folder / "usage.json"
         self.result_path = folder / "report.json"
 
     @classmethod
-    def create(cls, folder: Path, config: TrainConfig) -> "Run":
-        """A new run; refuses a folder that holds one already."""
+    def create(cls, folder: Path, config: TrainConfig, preset: str | None = None) -> "Run":
+        """A new run, and the preset that its settings began with; refuses a folder that holds one already."""
         run = cls(folder)
         if run.config_path.exists():
             raise UserError(f"output: {folder} holds a run already: choose another folder, or give --resume")
+        write_json(run.preset_path, {"preset": preset})
         run.save_config(config)
         return run
 
@@ -126,9 +135,16 @@ class Run:
         except ValidationError as error:
             raise UserError(f"{self.judging_path}: {explain_validation(error)}") from None
 
+    def preset(self) -> str | None:
+        """The preset that the run's settings began with; None where there was none, or none was stored."""
+        return read_json(self.preset_path).get("preset")
+
     def usage(self) -> dict[str, float]:
         """Seconds of training and the peak memory in MiB, over all resumptions; empty before the first."""
-        return read_json(self.usage_path)
+        usage = read_json(self.usage_path)
+        if not all(isinstance(value, int | float) for value in usage.values()):
+            raise UserError(f"{self.usage_path}: expected numbers, got {usage}")
+        return usage
 
     def save_usage(self, usage: dict[str, float]) -> None:
         write_json(self.usage_path, usage)
@@ -155,11 +171,11 @@ class Run:
         if not self.metrics_path.exists():
             return []
         rows = []
-        for number, line in enumerate(self.metrics_path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(self.metrics_path.read_bytes().splitlines(), start=1):
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{self.metrics_path}: line {number} is not JSON ({error.msg})") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{self.metrics_path}: line {number} is not JSON ({error})") from None
         return rows
 
     def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -167,22 +183,34 @@ class Run:
         write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """A zip archive as torch writes it, its comment the checksum of all that is before."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()[:-2]  # without the length of the comment, which torch leaves empty
+        comment = _checksum(content)
         with replacing(self.checkpoint_path) as temporary:
-            torch.save(state, temporary)
+            temporary.write_bytes(content + len(comment).to_bytes(2, "little") + comment)
 
     def load_checkpoint(self, restore: Callable[[dict[str, Any]], None]) -> None:
-        """Verify the checkpoint's checksums and hand its state to `restore`; failures name the file and the reason."""
+        """Verify the checkpoint's checksum and hand its state to `restore`; failures name the file and the reason."""
         path = self.checkpoint_path
         if not path.exists():
             raise UserError(f"{self.folder}: no checkpoint.pt to continue from")
         try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
+            data = path.read_bytes()
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                comment = archive.comment
+                # Without a comment an earlier version wrote it: the archive's own checksums cover the tensors alone.
+                damaged = None if comment else archive.testzip()
             if damaged is not None:
                 raise ValueError(f"checksum of {damaged} does not match")
-            restore(torch.load(path, weights_only=True))
+            if comment and comment != _checksum(data[: -2 - len(comment)]):
+                raise ValueError("its checksum does not match")
+            restore(torch.load(io.BytesIO(data), weights_only=True))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         except Exception as error:  # damage shows itself in many ways, all of which mean the same to the user
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            # torch's first line names the module that did not take its state.
+            reason = re.sub(r"^Error\(s\) in loading state_dict for \w+:", "", str(error))
+            reason = " ".join(reason.split())[:200] or "it is none"
             raise UserError(f"{path}: not a usable checkpoint: {reason}") from error

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from .config import TrainConfig
+from .datasets import Task
 from .errors import UserError
 from .metrics import mean_and_student_interval
 from .runs import Run
@@ -29,11 +31,16 @@ class Job(Protocol):
     def name(self) -> str: ...
 
     @property
+    def config(self) -> TrainConfig: ...
+
+    @property
     def work(self) -> int: ...
 
     def progress(self, folder: Path) -> int: ...
 
     def finished(self, folder: Path) -> bool: ...
+
+    def check(self, folder: Path, task: Task) -> None: ...
 
     def carry_out(self, folder: Path) -> None: ...
 

@@ -1,9 +1,11 @@
 """Studies run together: every unfinished job on a core of its own, then one report of all that is stored."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .datasets import Task
 from .doctor import versions
 from .errors import UserError
 from .html import Page
@@ -11,6 +13,7 @@ from .jobs import Work, run_all
 from .runs import write_json, write_text
 from .study import Job, Study
 from .terminal import say
+from .trials import task_of
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,19 @@ class _Placed:
     job: Job
     folder: Path
 
+    def check(self, task: Task) -> None:
+        with self._named():
+            self.job.check(self.folder, task)
+
     def carry_out(self) -> None:
-        try:
+        with self._named():
             self.job.carry_out(self.folder)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """An error within the block says which job it is of."""
+        try:
+            yield
         except UserError as error:
             raise UserError(f"{self.folder}: {error}") from None
 
@@ -35,12 +48,25 @@ def placed_jobs(studies: Sequence[Study], folder: Path) -> list[_Placed]:
     return [_Placed(job, folder / study.name / job.name) for study in studies for job in study.jobs]
 
 
+def waiting_jobs(studies: Sequence[Study], folder: Path) -> list[_Placed]:
+    """Those that are not done yet, each of them checked: a mistake in the last one shows before the first is begun."""
+    waiting = [placed for placed in placed_jobs(studies, folder) if not placed.job.finished(placed.folder)]
+    data = task = None
+    for placed in waiting:
+        config = placed.job.config
+        wanted = (config.dataset, config.image_size, config.classes, config.held_out)
+        if task is None or wanted != data:  # neighbours mostly have the same data
+            data, task = wanted, task_of(config)
+        placed.check(task)
+    return waiting
+
+
 def run_suite(studies: Sequence[Study], folder: Path, title: str, workers: int | None = None) -> None:
     """Do what is not done yet, and write the report. Interrupted and called again, it goes on where it stopped.
 
     Results of finished jobs are read from their folders, so that a second call reports without training again.
     """
-    waiting = [placed for placed in placed_jobs(studies, folder) if not placed.job.finished(placed.folder)]
+    waiting = waiting_jobs(studies, folder)
     work = Work(
         lambda: sum(placed.job.progress(placed.folder) for placed in waiting),
         sum(placed.job.work for placed in waiting),

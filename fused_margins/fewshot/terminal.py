@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from .errors import printable
+
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 
 # In a file or a pipe there is no edge to break a table at.
@@ -17,7 +19,7 @@ errors = Console(stderr=True)
 
 def say(text: str) -> None:
     """One line as it is: no markup, no line breaks within a path."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 class _RateColumn(ProgressColumn):

@@ -1,8 +1,9 @@
 """One training run: a step, an epoch, everything that a checkpoint needs, and the loop that survives an interrupt."""
 
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)  # not torch.manual_seed: that would seed GPUs as well
             channels, height, width = images.shape
+            _check_augmentation(config, height, width)
+            _check_memory(config, images.shape, self.device)
             self.model = Network(channels, (height, width), config.backbone).to(self.device)
             size = self.model.embedding_size
             _check_backend(config, num_classes, size)
@@ -48,8 +51,8 @@ class Trainer:
         if config.backbone.standardize:
             self.model.set_pixel_statistics(*_pixel_statistics(images))
         self.optimizer = build_optimizer(config, [*self.model.parameters(), *self.objective.parameters()])
-        self.scheduler = build_scheduler(config, self.optimizer, self.objective.num_batches)
-        self.total_steps = sum(self.objective.num_batches(epoch) for epoch in range(config.epochs))
+        self.scheduler = build_scheduler(config, self.optimizer, self.objective.steps_before)
+        self.total_steps = self.objective.steps_before(config.epochs)
         self.epoch = 0  # epochs completed
         self.losses: list[float] = []  # of the epoch in hand
         self.history: list[dict[str, Any]] = []  # a row for each completed epoch
@@ -61,25 +64,24 @@ class Trainer:
 
     @property
     def steps_done(self) -> int:
-        return sum(self.objective.num_batches(epoch) for epoch in range(self.epoch)) + len(self.losses)
+        return self.objective.steps_before(self.epoch) + len(self.losses)
 
     def embed(self, images: ImageSet, batch_size: int = 128) -> Tensor:
-        """Embeddings (N, D) of images as they are, with the network in evaluation mode."""
-        self.model.eval()
-        with torch.no_grad():
-            parts = [
-                self.model(images.pixels(slice(i, i + batch_size)).to(self.device))
-                for i in range(0, len(images), batch_size)
-            ]
-        self.model.train()
-        return torch.cat(parts)
+        """Embeddings (N, D) of images as they are, with the network in evaluation mode; `UserError` if not finite."""
+        parts = (images.pixels(slice(i, i + batch_size)) for i in range(0, len(images), batch_size))
+        return self._embed(parts)
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Embeddings (N, D) of float images (N, channels, height, width) in [0, 1], in evaluation mode."""
+        return self._embed([pixels])
+
+    def _embed(self, parts: Iterable[Tensor]) -> Tensor:
         self.model.eval()
         with torch.no_grad():
-            embeddings = self.model(pixels.to(self.device))
+            embeddings = torch.cat([self.model(part.to(self.device)) for part in parts])
         self.model.train()
+        if not _all_usable(embeddings):
+            raise self._diverged("embeddings that are not finite")
         return embeddings
 
     def next_batch(self) -> tuple[Tensor, Batch]:
@@ -91,11 +93,13 @@ class Trainer:
         return augment(images, self.config.augmentation, self.generator), batch
 
     def loss_and_gradients(self, images: Tensor, batch: Batch) -> Tensor:
-        """The loss of a batch; its gradients are left in the parameters."""
+        """The loss of a batch, NaN where embeddings are not finite; its gradients are left in the parameters."""
         self.optimizer.zero_grad()
-        loss = self.objective(self.model(images, self._drop_generator()), batch)
+        embeddings = self.model(images, self._drop_generator())
+        loss = self.objective(embeddings, batch)
         loss.backward()
-        return loss.detach()
+        # Whatever a loss makes of such embeddings. Told by the loss, which is read anyway: no other wait for a GPU.
+        return torch.where(_all_usable(embeddings.detach()), loss.detach(), math.nan)
 
     def _drop_generator(self) -> torch.Generator | None:
         """For the features that the network drops in this step: where they are, and seeded from the run's generator."""
@@ -108,20 +112,33 @@ class Trainer:
         """Apply the gradients that `loss_and_gradients` left; a completed epoch adds its row to `history`."""
         value = float(loss)
         if not math.isfinite(value):
-            raise UserError(
-                f"training diverged: loss {value} in epoch {self.epoch}, batch {len(self.losses)}; "
-                "try a lower learning rate"
-            )
+            raise self._diverged(f"loss {value}")
         learning_rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
         self.losses.append(value)
         self.latest = (value, learning_rate)
         if len(self.losses) == self.objective.num_batches(self.epoch):
+            self._check_weights()  # running variances overflow unseen by a training step
             mean = sum(self.losses) / len(self.losses)
             self.history.append({"epoch": self.epoch, "loss": mean, "learning_rate": learning_rate})
             self.epoch, self.losses = self.epoch + 1, []
         return value
+
+    def _diverged(self, what: str) -> UserError:
+        return UserError(
+            f"training diverged: {what} in epoch {self.epoch}, batch {len(self.losses)}; try a lower learning rate"
+        )
+
+    def _check_weights(self) -> None:
+        weights = [*self.model.state_dict().values(), *self.objective.parameters()]
+        if not torch.stack([weight.isfinite().all() for weight in weights]).all():
+            raise self._diverged("weights that are not finite")
+
+    def _save(self, run: Run) -> None:
+        """A checkpoint, unless the network is dead: the one before it may not be."""
+        self._check_weights()
+        run.save_checkpoint(self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, and the checksum of the images."""
@@ -148,9 +165,20 @@ class Trainer:
             raise UserError(
                 f"dataset: {self.config.dataset} holds other images or labels than when this run began; start a new one"
             )
-        epoch, history = state["epoch"], state["history"]
+        epoch, history, losses = state["epoch"], state["history"], state["losses"]
         if not (isinstance(epoch, int) and 0 <= epoch <= self.config.epochs and len(history) == epoch):
             raise ValueError(f"expected an epoch up to {self.config.epochs} and a history of as many, got {epoch!r}")
+        if not all(row.keys() == {"epoch", "loss", "learning_rate"} for row in history):
+            raise ValueError("expected a history of epoch, loss and learning_rate")
+        numbers = [*losses, *(row[column] for row in history for column in ("loss", "learning_rate"))]
+        if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
+            raise ValueError("expected losses and learning rates that are finite numbers")
+        if epoch < self.config.epochs and len(losses) >= self.objective.num_batches(epoch):
+            raise ValueError(f"expected fewer than the {self.objective.num_batches(epoch)} losses of an epoch")
+        for part in ("model", "objective"):
+            for name, value in state[part].items():
+                if isinstance(value, Tensor) and not value.isfinite().all():
+                    raise ValueError(f"{name} holds numbers that are not finite")
         for name in ("model", "objective", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
         self.generator.set_state(state["generator"])
@@ -178,7 +206,7 @@ class Trainer:
         `on_epoch` is given each row that `history` gains.
         """
         if run is not None:
-            run.save_checkpoint(self.state_dict())  # resumable from the first step on
+            self._save(run)  # resumable from the first step on
         saved = time.monotonic()
         while not self.finished and not stop():
             epoch = self.epoch
@@ -189,10 +217,10 @@ class Trainer:
                 if run is not None:
                     run.append_metrics(self.history[-1])
             if run is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                run.save_checkpoint(self.state_dict())
+                self._save(run)
                 saved = time.monotonic()
         if run is not None:
-            run.save_checkpoint(self.state_dict())
+            self._save(run)
         return self.finished
 
 
@@ -212,6 +240,11 @@ def usable_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device
+
+
+def _all_usable(embeddings: Tensor) -> Tensor:
+    """Whether all embeddings, and their squared distances, are finite: a bool (0-d) on their device."""
+    return (4 * embeddings.square().sum(1)).isfinite().all()
 
 
 def _pixel_statistics(images: ImageSet, at_once: int = 1024) -> tuple[Tensor, Tensor]:
@@ -235,3 +268,33 @@ def _check_backend(config: TrainConfig, num_classes: int, width: int) -> None:
             registry.resolve(config.backend, problem)
         except (ValueError, RuntimeError) as error:
             raise UserError(str(error)) from None
+
+
+def _check_augmentation(config: TrainConfig, height: int, width: int) -> None:
+    padding = config.augmentation.crop_padding
+    if padding >= min(height, width):
+        raise UserError(f"crop_padding: expected fewer than the {min(height, width)} pixels of a side, got {padding}")
+
+
+def _check_memory(config: TrainConfig, shape: tuple[int, int, int], device: torch.device) -> None:
+    """Refuse weights for which this machine has not the memory, before any of it is asked for."""
+    channels, height, width = shape
+    try:
+        with torch.device("meta"):
+            network = Network(channels, (height, width), config.backbone)
+    except (RuntimeError, OverflowError):  # sizes that no tensor can have
+        raise UserError(f"channels: no memory holds a {config.backbone.title}") from None
+    numbers = 4 * sum(p.numel() for p in network.parameters())  # weights, gradients, and the two moments of Adam
+    numbers += getattr(config.loss, "memory", 0) * network.embedding_size
+    there = _memory_bytes(device)
+    if 4 * numbers > there:
+        raise UserError(
+            f"channels, embedding_size, memory: {4 * numbers / 2**30:,.0f} GiB are needed to train these weights, "
+            f"{device} has {there / 2**30:,.0f} GiB"
+        )
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .config import Judging, TrainConfig
+from .config import Judging, TrainConfig, contradictions
 from .datasets import Task, load, make_task
 from .errors import UserError
 from .evaluation import check_judging, evaluate
 from .interrupts import stop_on_interrupt
+from .jobs import check_threads, set_threads
 from .memory import PeakMemory
 from .runs import Run, plain
 from .trainer import Trainer, resume
@@ -56,17 +55,30 @@ class Trial:
         wanted = (plain(self.config), plain(self.judging), self.config.epochs)
         return (stored.get("config"), stored.get("judging"), stored.get("epochs")) == wanted
 
+    def check(self, folder: Path, task: Task) -> None:
+        """Raise what `carry_out` would raise before its first step; nothing is written."""
+        run = Run(folder)
+        self._check_settings(run, task)
+        trainer = Trainer(self.config, task.training)
+        if run.checkpoint_path.exists():
+            run.load_checkpoint(trainer.load_state_dict)
+
+    def _check_settings(self, run: Run, task: Task) -> None:
+        check_threads(self.config.threads)
+        check_judging(task, self.judging, self.config.dataset)
+        changed = contradictions(run.config(), self.config) if run.config_path.exists() else []
+        if changed:
+            raise UserError(f"output: it holds a run of other settings, {', '.join(changed)}: choose another folder")
+
     def carry_out(self, folder: Path) -> None:
         """Train from where the folder has come to, and judge; KeyboardInterrupt if a signal stopped it, all saved."""
         with Run(folder).locked() as run:
             self._carry_out(run)
 
     def _carry_out(self, run: Run) -> None:
-        torch.set_num_threads(self.config.threads or torch.get_num_threads())
+        set_threads(self.config.threads)
         task = task_of(self.config)
-        check_judging(task, self.judging, self.config.dataset)
-        if run.config_path.exists() and run.config() != self.config:
-            raise UserError(f"output: {run.folder} holds a run with other settings: choose another folder")
+        self._check_settings(run, task)
         if run.checkpoint_path.exists():
             trainer = resume(run, task.training)
         else:

@@ -106,12 +106,11 @@ def define(op: Op) -> None:
 
     def refuse(*args):  # type: ignore[no-untyped-def]
         raise RuntimeError(
-            f"{called}: expected neither torch.vmap nor forward mode over gradients, as jacrev and hessian use them; "
-            'backend="reference" takes them'
+            f'{called}: expected no torch.vmap over gradients, as jacrev has it; backend="reference" takes it'
         )
 
     for function in (ThroughDispatcher, Backward):
-        function.vmap = function.jvp = staticmethod(refuse)  # type: ignore[assignment,method-assign]
+        function.vmap = staticmethod(refuse)  # type: ignore[assignment,method-assign]
     op.through_dispatcher, op.differentiable_backward, op.registered_backward = (
         ThroughDispatcher,
         Backward,

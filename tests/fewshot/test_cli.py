@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fused_margins.fewshot import doctor
+from fused_margins.fewshot import doctor, jobs, trainer
 from fused_margins.fewshot import report as report_module
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.runs import Run
@@ -129,6 +129,67 @@ def test_mistakes_get_one_clear_line_and_leave_no_run(tmp_path, capsys, argument
     assert not folder.exists()
 
 
+HUGE = "1" + 400 * "0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "epochs: Input should be greater than or equal to 1, got 0"),
+        (["--epochs", HUGE], "epochs: Input should be less than or equal to 1000000, got 1000"),
+        (["--epochs", "1" + 5000 * "0"], "--epochs: Exceeds the limit"),
+        (["--epochs", "many"], "--epochs: invalid literal for int() with base 10: 'many'"),
+        (["--ways", "many"], "--ways: expected {None}|{[INT [INT ...]]}, got ['many']"),
+        (["--episodes", HUGE], "episodes: Input should be less than"),
+        (["--threads", "1000000000"], "threads: Input should be less than or equal to 1024, got 1000000000"),
+        (["--channels", "1000000000"], "channels: Input should be less than or equal to 100000, got 1000000000"),
+        (["--channels", "100000"], "GiB are needed to train these weights"),
+        (["--embedding-size", "100000", "--loss", "triplet", "--memory", "10000000"], "GiB are needed"),
+        (["--loss", "triplet", "--memory", HUGE], "loss: triplet: memory: Input should be less than"),
+        (["--loss", "magnet", "--samples-per-cluster", "1000"], "samples_per_cluster: expected at most 199, of which"),
+        (["--loss", "magnet", "--num-clusters", HUGE], "loss: magnet: num_clusters: Input should be less than"),
+        (
+            ["--batch-size", "100000", "--samples-per-class", "9999"],
+            "samples_per_class: expected at most 119, of which",
+        ),
+        (["--crop-padding", "8"], "crop_padding: expected fewer than the 8 pixels of a side, got 8"),
+        (["--perturbation", "1e300"], "perturbation: Input should be less than or equal to 1e+38, got 1e+300"),
+        (["--scale", "1e-300"], "scale: Input should be at least 1e-38, got 1e-300"),
+        (["--backbone", "conv4", "--blocks", "3"], "blocks: only convnet takes a number of blocks, not conv4, got 3"),
+        (["--ways", "5"], "ways: digits has no novel classes for episodes"),
+        (["--ways", "6", "--classes", "0", "1", "2", "3", "4"], "ways: expected at most the 5 novel classes of digits"),
+    ],
+)
+def test_impossible_settings_get_one_line(tmp_path, capsys, arguments, message):
+    assert main(["train", "--output", str(tmp_path / "run"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert len(error) < 400
+    assert not any(word in error for word in ("pydantic", "tyro", "TrainConfig", "Judging", "Backbone", "class '"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_threads_than_a_machine_takes_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jobs, "available_cores", lambda: 2)
+    for command in (["train"], ["sweep", "--dry-run"]):
+        assert main([*command, "--threads", "65", "--output", str(tmp_path / "out")]) == 2
+        assert "threads: expected at most 64 on this machine, got 65" in capsys.readouterr().err
+
+
+def test_memory_that_is_not_there_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+    class Short(torch.nn.Module):
+        def __init__(self, *args):
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you ..."
+            )
+
+    monkeypatch.setattr(trainer, "_check_memory", lambda *args: None)
+    monkeypatch.setattr(trainer, "Network", Short)
+    assert main(["train", "--output", str(tmp_path / "run")]) == 2
+    assert "error: not enough memory: try a smaller batch_size" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -159,7 +220,7 @@ def test_without_tensorboard_nothing_is_begun(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train", "--epochs", "0"], ["train", "--episodes", "0"], ["train", "--los", "magnet"], ["nonsense"], []],
+    [["train", "--los", "magnet"], ["train", "--loss", "lion"], ["nonsense"], []],
 )
 def test_options_that_do_not_parse_exit_with_two(arguments):
     with pytest.raises(SystemExit) as exit_:
@@ -179,17 +240,32 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_it_was(trained, capsys, co
     assert _train(folder, "--margin", "-0.3") == 2
     assert "holds a run already" in capsys.readouterr().err
     assert main(["train", "--resume", "--output", str(folder), "--epochs", "9"]) == 2
-    assert "resume: the run has epochs = 2, which cannot become 9" in capsys.readouterr().err
+    assert "resume: the run has epochs = 2, not 9" in capsys.readouterr().err
     assert main(["train", "--resume", "--output", str(folder), "--margin", "0.1"]) == 2
-    assert "resume: the run has loss = " in capsys.readouterr().err
+    assert "resume: the run has loss.margin = -0.3, not 0.1" in capsys.readouterr().err
     assert main(["train", "--resume", "--output", str(folder), "--preset", "neg-cosine-digits"]) == 2
-    assert "resume: the run has loss = " in capsys.readouterr().err
+    assert "resume: the run has loss.margin = -0.3, not -0.1" in capsys.readouterr().err
     assert contents(folder) == before
     assert main(["train", "--resume", "--output", str(folder), "--margin", "-0.3", "--episodes", "5"]) == 0
     assert contents(folder)["metrics.jsonl"] == before["metrics.jsonl"]
 
 
-@pytest.mark.parametrize("damage", ["half", {"epoch": 99}, {"epoch": "a"}, {"history": []}, {}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "half",
+        {"epoch": 99},
+        {"epoch": "a"},
+        {"history": []},
+        {},
+        {"losses": ["a"], "epoch": 1},
+        {"history": [{"epoch": 0}, {"epoch": 1}]},
+        {"model": {}},
+        {"model": []},
+        {"optimizer": {}},
+        {"generator": torch.zeros(3)},
+    ],
+)
 def test_a_corrupt_checkpoint_is_one_line_and_changes_nothing(trained, capsys, contents, damage):
     folder = trained
     if damage == "half":
@@ -205,6 +281,7 @@ def test_a_corrupt_checkpoint_is_one_line_and_changes_nothing(trained, capsys, c
         error = capsys.readouterr().err
         assert "checkpoint.pt: not a usable checkpoint" in error
         assert error.count("\n") == 1
+        assert "Trainer" not in error
     assert contents(folder) == before
 
 

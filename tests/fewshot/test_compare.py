@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fused_margins.fewshot.compare import Comparison, read_run
+from fused_margins.fewshot.compare import Comparison, read_run, read_runs
 from fused_margins.fewshot.config import MarginSoftmax, TrainConfig
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run
@@ -44,6 +44,35 @@ def test_a_comparison_is_written(folders, tmp_path, suffix):
     assert "margin -0.3" in text
     if suffix == ".json":
         assert json.loads(text)["groups"][1]["minus_first"]["nmi"] == pytest.approx([0.1, 0.2])
+
+
+def test_a_study_s_folder_gives_its_runs_and_pictures_are_left_out(folders, tmp_path):
+    study = tmp_path / "study"
+    study.mkdir()
+    for folder in folders[2:]:
+        folder.rename(study / folder.name)
+    (study / "margins.png").write_bytes(b"picture")
+    runs, left_out = read_runs([*folders[:2], study])
+    assert [run.folder for run in runs] == [*folders[:2], study / "-0.3-0", study / "-0.3-1"]
+    assert left_out == []
+    runs, left_out = read_runs(sorted(study.iterdir()))  # as a shell makes of study/*
+    assert [run.seed for run in runs] == [0, 1]
+    assert left_out == [f"{study / 'margins.png'}: not a folder"]
+    with pytest.raises(UserError, match="expected two or more, got 0"):
+        Comparison(read_runs([study / "margins.png"])[0])
+
+
+def test_below_a_folder_what_cannot_be_compared_is_left_out_and_said(folders, tmp_path):
+    Run.create(tmp_path / "begun", TrainConfig(epochs=2))
+    _store(tmp_path / "twin", 0.0, 0, 0.5)
+    runs, left_out = read_runs([tmp_path])
+    assert sorted(run.folder for run in runs) == sorted(folders)
+    assert [text.split("; continue")[0] for text in left_out] == [
+        f"{tmp_path / 'begun'}: not finished, 0 of 2 epochs",
+        f"{tmp_path / 'twin'}: the same settings and seed as {tmp_path / '0.0-0'}",
+    ]
+    with pytest.raises(UserError, match="not finished"):
+        read_runs([tmp_path / "begun"])  # this one was meant
 
 
 def test_what_cannot_be_compared_is_named(folders, tmp_path):

@@ -105,7 +105,12 @@ def test_an_unknown_name_lists_the_known_ones(name):
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [(0, "expected at least 1, got 0"), (9, "digits have 8 x 8 pixels, got 9")]
+    ("size", "message"),
+    [
+        (0, "expected 1 to 4096, got 0"),
+        (10**9, "expected 1 to 4096, got 1000000000"),
+        (9, "digits have 8 x 8 pixels, got 9"),
+    ],
 )
 def test_a_size_that_cannot_be_is_rejected(size, message):
     with pytest.raises(UserError, match=f"image_size: {message}"):
@@ -179,10 +184,11 @@ def test_the_last_images_of_each_class_are_held_out(images):
     novel = replace(images, class_names=tuple("uvwxyz"))
     # Class a loses four of its ten images: a third of the smallest class, six, is two of every class.
     train = images.subset(torch.tensor([i for i in range(60) if i % 6 or i < 36]))
-    task = make_task({"train": train, "test": novel, "val": novel}, held_out_fraction=1 / 3)
+    validation = replace(images, class_names=tuple("mnopqr"))
+    task = make_task({"train": train, "test": novel, "val": validation}, held_out_fraction=1 / 3)
     assert task.held_out.labels.bincount().tolist() == [2] * 6
     assert task.training.labels.bincount().tolist() == [4] + [8] * 5
-    assert task.novel is task.validation is novel
+    assert (task.novel, task.validation) == (novel, validation)
     for label in range(6):
         rest, last = (part.subset(part.labels == label).pixels() for part in (task.training, task.held_out))
         assert torch.equal(torch.cat([rest, last]), train.subset(train.labels == label).pixels())
@@ -196,10 +202,22 @@ def test_validation_follows_the_chosen_classes_where_it_shares_them(images):
     assert task.validation.class_names == ("b", "a")
 
 
-def test_validation_shares_no_class_with_training_where_the_test_classes_are_novel(images):
-    novel, mixed = (replace(images, class_names=tuple(names)) for names in ("uvwxyz", "abcmno"))
-    with pytest.raises(UserError, match=r"those of validation must be, too; it shares 3 with training \(a, ...\)"):
-        make_task({"train": images, "test": novel, "val": mixed})
+@pytest.mark.parametrize(
+    ("test", "validation", "message"),
+    [
+        ("uvwxyz", "abcmno", r"validation must have classes of its own; it shares 3 with training \(a, ...\)"),
+        ("uvwxyz", "mnopqz", r"validation must have classes of its own; it shares 1 with test \(z, ...\)"),
+        (
+            "abcdef",
+            "abcmno",
+            r"validation must have the classes of training and test or none of them; it shares 3 of 6",
+        ),
+    ],
+)
+def test_validation_has_the_classes_of_training_and_test_or_its_own(images, test, validation, message):
+    test, validation = (replace(images, class_names=tuple(names)) for names in (test, validation))
+    with pytest.raises(UserError, match=message):
+        make_task({"train": images, "test": test, "val": validation})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fused_margins.fewshot.datasets import cache, load
+from fused_margins.fewshot.datasets import cache, decoding, load
 from fused_margins.fewshot.errors import UserError
 
 
@@ -40,8 +40,10 @@ def archive(folder) -> Path:
 def decoded(monkeypatch) -> list[int]:
     """Grows by one with each image that is decoded."""
     count: list[int] = []
-    decode = cache.Decoder.__call__
-    monkeypatch.setattr(cache.Decoder, "__call__", lambda self, data, size: count.append(1) or decode(self, data, size))
+    decode = decoding.Decoder.__call__
+    monkeypatch.setattr(
+        decoding.Decoder, "__call__", lambda self, data, size: count.append(1) or decode(self, data, size)
+    )
     return count
 
 
@@ -105,9 +107,20 @@ def test_a_changed_archive_is_decoded_anew(decoded, folder, archive):
     assert torch.equal(pixels(archive)[0].mean((1, 2)), torch.tensor([1.0, 0, 0]))
 
 
+def one_bit(array: Path, place: int) -> None:
+    data = bytearray(array.read_bytes())
+    data[place] ^= 1
+    array.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        lambda array, note: one_bit(array, -1),
+        lambda array, note: one_bit(array, -3 * 3 * 8 * 8),
+        lambda array, note: array.write_bytes(array.read_bytes().replace(b"False", b"True ")),
+        lambda array, note: array.write_bytes(b"PK\x03\x04" + array.read_bytes()),
+        lambda array, note: note.write_text(note.read_text().replace("array_crc32", "other")),
         lambda array, note: array.write_bytes(array.read_bytes()[:-1]),
         lambda array, note: array.write_bytes(b""),
         lambda array, note: array.write_bytes(b"noise" * 100),
@@ -120,7 +133,24 @@ def test_a_changed_archive_is_decoded_anew(decoded, folder, archive):
         lambda array, note: note.write_text('{"checksum": "0"}'),
         lambda array, note: note.unlink(),
     ],
-    ids=["cut", "empty", "noise", "gone", "shape", "dtype", "json", "utf8", "list", "other", "unnoted"],
+    ids=[
+        "bit",
+        "first-bit",
+        "order",
+        "zip",
+        "unsummed",
+        "cut",
+        "empty",
+        "noise",
+        "gone",
+        "shape",
+        "dtype",
+        "json",
+        "utf8",
+        "list",
+        "other",
+        "unnoted",
+    ],
 )
 def test_a_damaged_cache_is_made_anew(damage, decoded, folder):
     first = pixels(folder)
@@ -170,7 +200,7 @@ def test_an_interrupt_leaves_nothing_behind(folder, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache.Decoder, "__call__", interrupt)
+    monkeypatch.setattr(decoding.Decoder, "__call__", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pixels(folder)
     assert list(cache.cache_folder().iterdir()) == []
@@ -214,7 +244,7 @@ def test_photos_are_made_smaller_without_aliasing():
     checkers = Image.fromarray(np.indices((64, 64)).sum(0).astype(np.uint8) % 2 * 255)
     path = cache.cache_folder() / "checkers.png"
     checkers.save(path)
-    small = cache.PHOTO(path.read_bytes(), 8)
+    small = decoding.PHOTO(path.read_bytes(), 8)
     assert small.shape == (3, 8, 8)
     assert abs(small.astype(int) - 128).max() <= 1
 
@@ -224,7 +254,7 @@ def test_ink_is_its_share_of_a_pixel():
     drawing[0, :3] = 0
     path = cache.cache_folder() / "drawing.png"
     Image.fromarray(drawing).convert("1").save(path)
-    small = cache.INK(path.read_bytes(), 4)
+    small = decoding.INK(path.read_bytes(), 4)
     assert small.shape == (1, 4, 4)
     assert (small[0, 0, :3] == [128, 64, 0]).all() or (small[0, 0, :3] == [127, 63, 0]).all()
     assert small[0, 1:].max() == 0

@@ -75,6 +75,12 @@ def names(folder) -> list[str]:
     return sorted(path.name for path in folder.glob("below/*"))
 
 
+def test_what_is_no_file_in_its_place_is_named(file, tmp_path):
+    (tmp_path / file.place).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{tmp_path}/below/file.bin: expected a file, got a folder"):
+        fetch(file, tmp_path)
+
+
 def test_whole(server, file, tmp_path, capsys):
     path = fetch(file, tmp_path)
     assert path == tmp_path / "below/file.bin"

@@ -74,8 +74,8 @@ def test_an_interrupt_ends_the_workers_at_once(number):
 
 def train(place):
     """As a training does: it goes on until it is asked to stop, and then takes a moment to save."""
-    place.with_suffix(".begun").touch()
     with stop_on_interrupt() as stop:
+        place.with_suffix(".begun").touch()
         while not stop():
             time.sleep(0.01)
     time.sleep(0.5)
@@ -88,7 +88,6 @@ def test_after_an_interrupt_no_job_begins_and_those_that_run_are_saved(number, t
     def interrupt():
         while len(list(tmp_path.glob("*.begun"))) < 2:
             time.sleep(0.01)
-        time.sleep(0.2)  # within its loop
         os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt).start()

@@ -216,6 +216,19 @@ def test_discriminability_by_hand():
     assert measured == pytest.approx(between / within, rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_dead_network_has_no_discriminability(dtype):
+    labels = torch.arange(40) % 4
+    one = torch.rand(16, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    same = one.expand(40, 16)
+    rounded = same * (1 + torch.finfo(dtype).eps * (torch.arange(40) % 3 - 1))[:, None]  # of other batches
+    for embeddings in (same, rounded, torch.zeros_like(same), same * math.nan, torch.full_like(same, math.inf)):
+        assert math.isnan(metrics.discriminability(embeddings, labels))
+    collapsed = torch.eye(16, dtype=dtype)[labels]
+    assert math.isnan(metrics.discriminability(collapsed, labels))
+    assert math.isnan(metrics.discriminability(same + torch.eye(16, dtype=dtype)[labels], torch.zeros_like(labels)))
+
+
 def test_intervals_by_hand():
     mean, interval = metrics.mean_and_interval(torch.tensor([0.2, 0.4, 0.6, 0.8]))
     assert mean == pytest.approx(0.5)

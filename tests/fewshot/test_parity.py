@@ -86,6 +86,12 @@ def test_a_wrong_backend_is_caught(images, config, wrong, field):
     assert steps[0].worst_parameter
 
 
+def test_a_training_that_diverges_is_not_within_the_tolerance(images, config):
+    config = config.model_copy(update={"learning_rate": 1e30, "optimizer": "sgd"})
+    with pytest.raises(UserError, match="training diverged"):
+        list(Parity(config, images, ("reference", "reference")).steps())
+
+
 def test_two_backends_are_wanted(images, config):
     with pytest.raises(UserError, match="backends: expected two names"):
         Parity(config, images, ("reference",))
@@ -101,3 +107,5 @@ def test_relative_difference_is_symmetric_and_bounded():
         broken = torch.tensor([1.0, bad, 1.0])
         assert relative_difference(broken, ones) == relative_difference(ones, broken) == math.inf
         assert relative_difference(broken, broken) == 0
+        other = torch.tensor([1.0, bad, 3.0])  # beside what both have the difference counts
+        assert relative_difference(broken, other) == relative_difference(other, broken) == pytest.approx(2 / 3)

@@ -78,7 +78,13 @@ def test_a_run_is_not_started_over_another(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("{", "Invalid JSON"), ('{"epochz": 1}', "epochz: Extra inputs"), ('{"epochs": 0}', "epochs: Input should be")],
+    [
+        ("{", "Invalid JSON"),
+        ('{"epochz": 1}', "epochz: Extra inputs"),
+        ('{"epochs": 0}', "epochs: Input should be"),
+        ("[]", r"settings: Input should be an object, got \[\]"),
+        ('{"backbone": 3}', "backbone: Input should be an object, got 3"),
+    ],
 )
 def test_a_damaged_configuration_names_file_and_reason(tmp_path, text, reason):
     (tmp_path / "config.json").write_text(text)
@@ -107,7 +113,7 @@ def _flip_a_bit_of_a_weight(data):
     ("damage", "reason"),
     [
         (_truncate, "not a zip file"),
-        (_flip_a_bit_of_a_weight, "checksum of .* does not match"),
+        (_flip_a_bit_of_a_weight, "its checksum does not match"),
         (lambda data: b"", "not a zip file"),
         (lambda data: b"hello" * 100, "not a zip file"),
     ],
@@ -123,6 +129,29 @@ def test_a_damaged_checkpoint_names_file_and_reason_and_changes_nothing(tmp_path
         run.load_checkpoint(restored.append)
     assert not restored
     assert contents(run.folder) == before
+
+
+def test_whichever_bit_flips_the_checkpoint_is_refused(tmp_path):
+    run = Run.create(tmp_path / "run", TrainConfig())
+    run.save_checkpoint({"weight": torch.arange(3.0), "epoch": 1})
+    data = run.checkpoint_path.read_bytes()
+    run.load_checkpoint(lambda state: None)
+    for place in range(0, 8 * len(data), 61):
+        flipped = data[: place // 8] + bytes([data[place // 8] ^ 1 << place % 8]) + data[place // 8 + 1 :]
+        run.checkpoint_path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"checkpoint\.pt: not a usable checkpoint"):
+            run.load_checkpoint(lambda state: None)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_the_checksums_of_its_archive(tmp_path):
+    run = Run.create(tmp_path / "run", TrainConfig())
+    torch.save({"weight": torch.arange(1000.0)}, run.checkpoint_path)
+    restored = []
+    run.load_checkpoint(restored.append)
+    assert torch.equal(restored[0]["weight"], torch.arange(1000.0))
+    run.checkpoint_path.write_bytes(_flip_a_bit_of_a_weight(run.checkpoint_path.read_bytes()))
+    with pytest.raises(UserError, match=r"checksum of .* does not match"):
+        run.load_checkpoint(restored.append)
 
 
 def test_a_checkpoint_runs_no_code(tmp_path):
@@ -148,6 +177,20 @@ def test_metrics_are_cut_to_what_a_checkpoint_knows(tmp_path):
         run.read_metrics()
     run.write_metrics([{"epoch": 0}, {"epoch": 1}, {"epoch": 2}])
     assert run.read_metrics() == [{"epoch": 0}, {"epoch": 1}, {"epoch": 2}]
+
+
+def test_damaged_notes_are_named(tmp_path):
+    run = Run(tmp_path)
+    run.usage_path.write_text('{"seconds": "long"}')
+    with pytest.raises(UserError, match=r"usage\.json: expected numbers"):
+        run.usage()
+    for text in (b"\xff", b"{", b"[" * 100_000, b"[]"):
+        run.result_path.write_bytes(text)
+        with pytest.raises(UserError, match=r"report\.json: (not JSON|expected an object)"):
+            run.result()
+    run.metrics_path.write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is not JSON"):
+        run.read_metrics()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

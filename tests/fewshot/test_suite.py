@@ -5,17 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fused_margins.fewshot import trials
 from fused_margins.fewshot.cli import main
-from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax, TrainConfig
+from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax, TrainConfig, make_loss
 from fused_margins.fewshot.datasets import ImageSet
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.studies import margins, reproduce
 from fused_margins.fewshot.studies.margins import margin_sweep_study
+from fused_margins.fewshot.studies.parity import parity_study
 from fused_margins.fewshot.suite import placed_jobs, run_suite
 from fused_margins.fewshot.trials import Trial
 
@@ -58,8 +60,42 @@ def test_a_stricter_judgement_does_not_train_again(tmp_path, contents):
 @pytest.mark.usefixtures("few_digits")
 def test_other_settings_in_a_folder_are_refused(tmp_path):
     run_suite([_study()], tmp_path, "Title", workers=1)
-    with pytest.raises(UserError, match="holds a run with other settings"):
+    with pytest.raises(UserError, match=r"m--0\.1-seed0: output: it holds a run of other settings, epochs = 1, not 2"):
         run_suite([_study(epochs=2)], tmp_path, "Title", workers=1)
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_mistake_in_the_last_job_shows_before_the_first_is_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trial, "carry_out", lambda *args: pytest.fail("trained"))
+    good, bad = _study(), _study()
+    change = {
+        "warm_epochs: expected fewer than the 1 epochs, got 5": {"loss": make_loss("magnet")},
+        "samples_per_class: expected at most half": {"samples_per_class": 100},
+        "backend: expected one of": {"backend": "abacus"},
+        "warmup_epochs: the schedule one-cycle has none": {"warmup_epochs": 3},
+        "threads: expected at most": {"threads": 10**9},
+    }
+    for message, settings in change.items():
+        trial = replace(bad.trials[-1], config=bad.trials[-1].config.model_copy(update=settings))
+        study = replace(bad, name="bad", trials=[*bad.trials[:-1], trial])
+        with pytest.raises(UserError, match=f"bad/m-0-seed0: {message}"):
+            run_suite([good, study], tmp_path / "out", "Title", workers=1)
+    steps = parity_study(bad.trials[0].config, {"softmax": MarginSoftmax()}, ("reference", "abacus"), Judging())
+    with pytest.raises(UserError, match="parity/softmax-seed0-steps-reference-abacus: backend: expected one of"):
+        run_suite([good, steps], tmp_path / "out", "Title", workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_damaged_checkpoint_of_the_last_job_shows_before_the_first_is_begun(tmp_path, monkeypatch):
+    run_suite([_study()], tmp_path, "Title", workers=1)
+    folders = [tmp_path / "margins" / f"m-{m}-seed0" for m in ("-0.1", "0")]
+    for folder in folders:
+        (folder / "report.json").unlink()
+    (folders[1] / "checkpoint.pt").write_bytes(b"")
+    monkeypatch.setattr(Trial, "carry_out", lambda *args: pytest.fail("trained"))
+    with pytest.raises(UserError, match=r"m-0-seed0: .*checkpoint\.pt: not a usable checkpoint"):
+        run_suite([_study()], tmp_path, "Title", workers=1)
 
 
 def test_control_c_stops_all_and_the_same_command_goes_on(tmp_path):

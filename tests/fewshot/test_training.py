@@ -300,7 +300,7 @@ def test_a_checkpoint_of_another_network_is_refused(images, config, tmp_path, co
     run.append_metrics({"epoch": 0})
     run.save_checkpoint(Trainer(other, images).state_dict())
     before = contents(run.folder)
-    with pytest.raises(UserError, match=r"checkpoint\.pt: not a usable checkpoint: .*size mismatch"):
+    with pytest.raises(UserError, match=r"checkpoint\.pt: not a usable checkpoint: size mismatch for features"):
         resume(run, images)
     assert contents(run.folder) == before
 
@@ -320,6 +320,78 @@ def test_divergence_is_reported_and_does_not_reach_the_checkpoint(images, config
     with pytest.raises(UserError, match=r"training diverged: loss (nan|inf) in epoch 0"):
         trainer.train(run)
     assert contents(run.folder) == before
+
+
+@pytest.mark.parametrize("name", LossName.__args__)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_embeddings_that_are_not_finite_end_the_training_at_that_step(images, config, name, bad, tmp_path, contents):
+    """Whatever the loss makes of them: here it is as good as can be."""
+    loss = _loss(name)
+    trainer = Trainer(config.model_copy(update={"loss": loss, "epochs": 4}), images)
+    forward, steps = trainer.model.forward, []
+
+    def spoilt(*args):
+        embeddings = forward(*args)
+        if trainer.model.training:
+            steps.append(trainer.steps_done)
+        return embeddings.index_fill(0, torch.tensor([3]), bad) if trainer.steps_done == 6 else embeddings
+
+    trainer.model.forward = spoilt
+    trainer.objective.forward = lambda embeddings, batch: embeddings.nan_to_num(0, 0, 0).square().sum() * 0
+    if name == "magnet":
+        trainer.objective.index.update_losses = lambda *args: None
+    run = Run.create(tmp_path / "run", trainer.config)
+    with pytest.raises(UserError, match="training diverged: loss nan in epoch 1, batch "):
+        trainer.train(run)
+    assert steps[-1] == 6
+    assert all(row["loss"] == 0 for row in trainer.history)
+    assert len(run.read_metrics()) == 1
+    assert resume(run, images).steps_done == 0  # from before
+
+
+def test_a_network_that_died_in_its_last_step_is_neither_saved_nor_judged(images, config, tmp_path):
+    run = Run.create(tmp_path / "run", config)
+    trainer = Trainer(config, images)
+
+    def die():
+        if trainer.steps_done == trainer.total_steps - 1:
+            update = trainer.optimizer.step
+            trainer.optimizer.step = lambda: (update(), next(trainer.model.parameters()).data.fill_(float("inf")))
+
+    with pytest.raises(UserError, match="training diverged: weights that are not finite in epoch 2, batch 4"):
+        trainer.train(run, on_step=die)
+    assert resume(run, images).steps_done == 0
+    with pytest.raises(UserError, match="training diverged: embeddings that are not finite"):
+        trainer.embed(images)
+    with pytest.raises(UserError, match="training diverged: embeddings that are not finite"):
+        trainer.embed_pixels(images.pixels())
+
+
+def test_embeddings_whose_distances_are_not_finite_are_a_divergence(images, config):
+    trainer = Trainer(config, images)
+    trainer.model.forward = lambda *args: torch.full((len(args[0]), 8), 1e25)
+    with pytest.raises(UserError, match="training diverged"):
+        trainer.embed(images)
+
+
+@pytest.mark.parametrize("part", ["model", "objective"])
+def test_a_checkpoint_with_weights_that_are_not_finite_is_refused(images, config, tmp_path, part):
+    run = Run.create(tmp_path / "run", config)
+    state = Trainer(config, images).state_dict()
+    name, weight = next((n, w) for n, w in state[part].items() if isinstance(w, torch.Tensor) and w.ndim > 1)
+    weight.data.flatten()[0] = float("nan")
+    run.save_checkpoint(state)
+    with pytest.raises(UserError, match=rf"checkpoint\.pt: not a usable checkpoint: {name} holds numbers that are not"):
+        resume(run, images)
+
+
+def test_the_length_of_a_training_is_known_without_counting(images, config):
+    for loss in (make_loss("softmax"), MAGNET):
+        trainer = Trainer(config.model_copy(update={"loss": loss, "epochs": 1_000_000}), images)
+        for epoch in (0, 1, 2, 7):
+            counted = sum(trainer.objective.num_batches(e) for e in range(epoch))
+            assert trainer.objective.steps_before(epoch) == counted
+        assert trainer.total_steps == trainer.objective.steps_before(1_000_000)
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from ..compare import WRITERS, Comparison, read_run
+from ..compare import WRITERS, Comparison, read_runs
 from ..errors import UserError
 from ..terminal import console, say
 
@@ -18,14 +18,17 @@ class Compare:
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders; the first one's group is what the others are compared with."""
+    """Folders of runs, or with runs below them; the first run's group is what the others are compared with."""
     output: Path | None = None
     """File to write as well: .html, .md or .json."""
 
     def main(self) -> int:
         if self.output is not None and self.output.suffix not in WRITERS:
             raise UserError(f"output: expected a file name ending in {', '.join(WRITERS)}, got {self.output}")
-        comparison = Comparison([read_run(folder) for folder in self.runs])
+        runs, left_out = read_runs(self.runs)
+        for what in left_out:
+            say(f"left out: {what}")
+        comparison = Comparison(runs)
         for table in comparison.tables():
             console.print(table.rich())
         if self.output is not None:

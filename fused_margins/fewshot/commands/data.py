@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from ..datasets import LOADERS, data_root, load, omniglot
+from ..datasets import LOADERS, data_root, load, make_task, omniglot
 from ..datasets.download import Download, fetch
 from ..errors import UserError
 from ..tables import Table
@@ -61,8 +61,9 @@ def _inventory(name: str) -> Table:
     """What is there of a data set, Omniglot downloaded first."""
     if name in LOADERS and name.startswith("omniglot"):
         _fetch_all(omniglot.missing(data_root()), data_root())
-    rows = []
-    for split, images in load(name).items():
+    splits, rows = load(name), []
+    make_task(splits)  # or its classes cannot be trained and tested on, which it says
+    for split, images in splits.items():
         found = (len(images.class_names), len(images))
         published = PUBLISHED.get(name, {}).get(split, found)
         complete = (

@@ -20,13 +20,15 @@ from ..studies.margins import margin_sweep_study
 from ..studies.omniglot import official_study, vinyals_study
 from ..studies.reproduce import parity_studies, reproduce_studies
 from ..study import Study
-from ..suite import run_suite
+from ..suite import run_suite, waiting_jobs
 from ..terminal import console, say
 
 
-def checked_seeds(seeds: tuple[int, ...]) -> None:
+def check_seeds(seeds: tuple[int, ...]) -> None:
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UserError(f"seeds: expected one or more different numbers of at least 0, got {list(seeds)}")
+    for seed in seeds:
+        TrainConfig(seed=seed)
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,11 @@ class _StudyOptions:
     """Say what would be trained, and how long it would take, and do nothing."""
     config: ConfigFlags = field(default_factory=TrainConfig)
 
-    def __post_init__(self) -> None:
-        checked_seeds(self.seeds)
-        if self.config.seed != TrainConfig().seed:
-            raise UserError(f"seed: a study has several, give --seeds; got {self.config.seed}")
-
     def base(self) -> TrainConfig:
         """The settings that all trainings share. One thread each: that is fastest for many, and bits depend on it."""
+        check_seeds(self.seeds)
+        if self.config.seed != TrainConfig().seed:
+            raise UserError(f"seed: a study has several, give --seeds; got {self.config.seed}")
         return self.config.model_copy(update={"threads": self.config.threads or 1})
 
     def judging(self) -> Judging:
@@ -71,6 +71,7 @@ def _run(studies: Sequence[Study], folder: Path, title: str, workers: int | None
     if workers is not None and workers < 1:
         raise UserError(f"workers: expected at least 1, got {workers}")
     if dry_run:
+        waiting_jobs(studies, folder)
         console.print(suite_table(studies, folder, workers or available_cores()).rich())
         return 0
     try:
@@ -160,15 +161,18 @@ class ParityCommand(_StudyOptions):
     loss: LossFlags = field(default_factory=LossOptions)
 
     def main(self) -> int:
+        base = self.base()
         if self.steps < 1:
             raise UserError(f"steps: expected at least 1, got {self.steps}")
+        if not self.tolerance >= 0:
+            raise UserError(f"tolerance: expected a number of at least 0, got {self.tolerance}")
         if len(self.seeds) != 1:
             raise UserError(f"seeds: expected a single one, got {list(self.seeds)}")
         if self.config.backend != TrainConfig().backend:
             raise UserError(f"backend: it is --backends that are compared, got {self.config.backend}")
         if self.loss.loss is None and self.loss != LossOptions():
             raise UserError("loss: which one are these options for? Without --loss every loss is compared as it is")
-        config = self.loss.apply(self.base()).model_copy(update={"seed": self.seeds[0]})
+        config = self.loss.apply(base).model_copy(update={"seed": self.seeds[0]})
         losses: dict[str, Loss] = parity.LOSSES if self.loss.loss is None else {config.loss.name: config.loss}
         backends = self.backends or ("reference", *of_all(config.device, losses.values()))
         if len(backends) == 1:
@@ -204,7 +208,10 @@ class Demo:
     """Trainings at a time; by default as many as cores."""
 
     def main(self) -> int:
-        checked_seeds(self.seeds)
+        check_seeds(self.seeds)
+        warm_epochs = Magnet().warm_epochs
+        if self.epochs <= warm_epochs:
+            raise UserError(f"epochs: magnet begins with {warm_epochs} of softmax, expected more, got {self.epochs}")
         backends = ("reference", *of_all("cpu", parity.LOSSES.values()))
         if len(backends) == 1:
             say("only the reference backend is available: the parity part is left out")

@@ -1,10 +1,10 @@
 """`fused-margins train` and `fused-margins evaluate`."""
 
+import shlex
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import tyro
 
 from ..config import Judging, TrainConfig
@@ -12,6 +12,7 @@ from ..datasets import Task
 from ..errors import UserError
 from ..evaluation import check_judging
 from ..interrupts import stop_on_interrupt
+from ..jobs import set_threads
 from ..options import ConfigFlags, JudgingFlags, LossFlags, LossOptions, as_file_name
 from ..plan import estimate, plan_table
 from ..report import write_run_report
@@ -57,9 +58,7 @@ class Train:
     def main(self) -> int:
         config, folder = self.settings(), self.folder()
         # Stored with the run, because a resumed run has the same numbers only with as many threads.
-        threads = config.threads or torch.get_num_threads()
-        config = config.model_copy(update={"threads": threads})
-        torch.set_num_threads(threads)
+        config = config.model_copy(update={"threads": set_threads(config.threads)})
         task = task_of(config)
         check_judging(task, self.judging, config.dataset)
         if self.dry_run:
@@ -77,19 +76,23 @@ class Train:
         folder = run.folder
         with tensorboard_log(folder, trainer.steps_done) if self.tensorboard else nullcontext() as log:
             if not self.resume:
-                Run.create(folder, trainer.config)
+                Run.create(folder, trainer.config, self.preset)
             run.save_judging(self.judging)
             if not self._train(run, trainer, log):
-                say(f"stopped in epoch {trainer.epoch}; continue with: fused-margins train --resume --output {folder}")
+                say(f"stopped in epoch {trainer.epoch}; continue with: {self._resume_command(folder)}")
                 return INTERRUPTED
             try:
                 figures = _judge_and_report(run, trainer, task, self.judging)
             except KeyboardInterrupt:
-                say(f"stopped while judging; continue with: fused-margins train --resume --output {folder}")
+                say(f"stopped while judging; continue with: {self._resume_command(folder)}")
                 raise
             if log is not None:
                 log.figures(trainer.total_steps, figures)
         return 0
+
+    def _resume_command(self, folder: Path) -> str:
+        arguments = ["fused-margins", "train", "--resume", "--output", str(folder)]
+        return shlex.join([*arguments, *(["--tensorboard"] if self.tensorboard else [])])
 
     def _train(self, run: Run, trainer: Trainer, log: TensorboardLog | None) -> bool:
         """Whether it may go on to the judgement: trained to the end, and nobody asked to stop in the last step."""
@@ -117,7 +120,7 @@ class Evaluate:
 
     def main(self) -> int:
         run = Run(self.run)
-        torch.set_num_threads(run.config().threads or torch.get_num_threads())
+        set_threads(run.config().threads)
         with run.locked():
             return self._carry_out(run)
 

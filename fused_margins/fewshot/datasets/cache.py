@@ -4,50 +4,32 @@ An array lies beside a note with the checksum of its source, from which both hav
 vouches for another array. The checksum covers the layout of the array and the decoding, and for each image the name and
 a stamp: within a zip archive the size and CRC-32 that its directory states (hashing a few gigabytes at each start would
 take longer than to read what is needed, and a damaged entry fails its CRC-32 when it is decoded); within a folder the
-size and the time of the last change.
+size and the time of the last change. The note also has the CRC-32 of the array, which is computed at each opening: a
+gigabyte a second, and where it differs the images are decoded again.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
 from ..runs import replacing, write_json
 from ..terminal import progress
+from .decoding import Decoder
 from .sources import Tree
 
 CACHE_VARIABLE = "FUSED_MARGINS_CACHE"
-LAYOUT = 1  # to be raised when arrays, or what is decoded into them, change
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """How a file becomes channels x size x size bytes: the whole image is resized, whatever its proportions."""
-
-    mode: str  # of Pillow: L is grey, RGB is colour (a grey image gets three equal channels)
-    filter: Image.Resampling  # both filters widen with the reduction: nothing is aliased
-    inverted: bool = False
-
-    def __call__(self, data: bytes, size: int) -> np.ndarray:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(image.convert(self.mode).resize((size, size), self.filter))
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        return 255 - pixels if self.inverted else pixels
-
-
-INK = Decoder("L", Image.Resampling.BOX, inverted=True)  # the share of ink in each pixel, white on black
-PHOTO = Decoder("RGB", Image.Resampling.BILINEAR)
+LAYOUT = 2  # to be raised when arrays, or what is decoded into them, change
 
 
 def cache_folder() -> Path:
@@ -57,7 +39,7 @@ def cache_folder() -> Path:
 
 def decoded(name: str, files: Sequence[tuple[Tree, str]], decoder: Decoder, size: int) -> Tensor:
     """The images of these files, uint8 (N, channels, size, size), from the cache or into it."""
-    source = "\n".join([repr(decoder), *(f"{file} {tree.stamp(file)}" for tree, file in files)])
+    source = "\n".join([repr(decoder), *(f"{file!r} {tree.stamp(file)}" for tree, file in files)])
 
     def images() -> Iterator[np.ndarray]:
         with ExitStack() as stack:
@@ -95,8 +77,9 @@ def cached(
     array = _open(array_path, note_path, checksum, shape)
     if array is None:
         try:
-            _write(array_path, name, shape, images)
-            write_json(note_path, {"checksum": checksum, "layout": LAYOUT, "shape": shape, "images": list(names)})
+            crc = _write(array_path, name, shape, images)
+            note = {"checksum": checksum, "array_crc32": crc, "layout": LAYOUT, "shape": shape, "images": list(names)}
+            write_json(note_path, note)
         except OSError as error:
             raise UserError(
                 f"{cache_folder()}: the cache of decoded images cannot be written ({error.strerror or error}); "
@@ -116,15 +99,16 @@ def _open(array_path: Path, note_path: Path, checksum: str, shape: tuple[int, ..
     try:
         note = json.loads(note_path.read_text(encoding="utf-8"))
         # Copy on write: torch wants an array that it could write to, and nothing ever changes the file.
-        array = np.load(array_path, mmap_mode="c")
-    except (OSError, ValueError, EOFError):
+        array = np.lib.format.open_memmap(array_path, mode="c")
+        fits = note["checksum"] == checksum and array.shape == shape and array.dtype == np.uint8
+        return array if fits and note["array_crc32"] == zlib.crc32(array) else None
+    except Exception:  # damage shows itself in many ways
         return None
-    whole = isinstance(note, dict) and note.get("checksum") == checksum
-    return array if whole and array.shape == shape and array.dtype == np.uint8 else None
 
 
-def _write(path: Path, name: str, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
-    """Written from front to end rather than through a memory map: a full disk is then an error, not a crash."""
+def _write(path: Path, name: str, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> int:
+    """The CRC-32 of the images. Written from front to end, not through a map: a full disk is an error, not a crash."""
+    crc = 0
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with (
         replacing(path) as temporary,
@@ -133,5 +117,8 @@ def _write(path: Path, name: str, shape: tuple[int, ...], images: Iterable[np.nd
     ):
         np.lib.format.write_array_header_1_0(file, header)
         for image in images:
-            file.write(np.ascontiguousarray(image).tobytes())
+            pixels = np.ascontiguousarray(image).tobytes()
+            crc = zlib.crc32(pixels, crc)
+            file.write(pixels)
             advance()
+    return crc

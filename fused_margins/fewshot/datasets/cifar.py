@@ -5,8 +5,9 @@ from pathlib import Path
 from ..errors import UserError
 from .folders import SPLITS, Files, class_folders, classes_in, image_sets
 from .images import ImageSet
+from .lists import Once, lines
 from .registry import register
-from .sources import Tree, find, require
+from .sources import Tree, find, left_out, require
 
 # Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009: five classes each.
 SUPERCLASSES = {
@@ -52,8 +53,7 @@ def load(root: Path, image_size: int = 32) -> dict[str, ImageSet]:
         if missing:
             raise UserError(f"{tree.where('')}: {missing[0]} is in no split ({len(missing)} of 100 classes missing)")
     else:
-        tree, folders = original, classes_in(original, original.names(), "data/")
-        splits = {split: _listed(original, f"splits/bertinetto/{split}.txt", folders) for split in SPLITS}
+        tree, splits = original, _listed(original)
     for split, classes in splits.items():
         unknown = sorted(classes.keys() - COARSE.keys())
         if unknown:
@@ -61,10 +61,21 @@ def load(root: Path, image_size: int = 32) -> dict[str, ImageSet]:
     return image_sets("cifar-fs", splits, image_size, COARSE)
 
 
-def _listed(tree: Tree, file: str, folders: Files) -> Files:
-    """The classes that a list of names chooses."""
-    names = tree.text(file).split()
-    for number, name in enumerate(names, start=1):
-        if name not in folders:
-            raise UserError(f"{tree.where(file)}: line {number}: there is no folder data/{name}")
-    return {name: folders[name] for name in sorted(names)}
+def _listed(tree: Tree) -> dict[str, Files]:
+    """The classes that a list of names chooses for each split."""
+    folders = classes_in(tree, "data/")
+    splits: dict[str, Files] = {}
+    classes = Once("class")
+    for split in SPLITS:
+        file = f"splits/bertinetto/{split}.txt"
+        names = []
+        for line in lines(tree, file):
+            if line.text not in folders:
+                raise line.error(f"there is no folder data/{line.text}")
+            if classes.add(line, line.text, f"in {split}"):
+                names.append(line.text)
+        if not names:
+            raise UserError(f"{tree.where(file)}: no classes in this list")
+        splits[split] = {name: folders[name] for name in sorted(names)}
+    left_out(tree.where("splits/bertinetto"), "listed twice", classes.repeated)
+    return splits

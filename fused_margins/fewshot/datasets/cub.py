@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
-from .cache import PHOTO, decoded
+from .cache import decoded
+from .decoding import PHOTO
 from .images import ImageSet, from_classes
+from .lists import Finder, Line, Once, lines
 from .registry import register
-from .sources import Tree, require
+from .sources import Tree, left_out, require
 
 PLACE = "CUB_200_2011"
 _GUIDE = (
@@ -32,17 +34,27 @@ def _load(root: Path, image_size: int, split_of: Callable[[int, int], str]) -> d
     """The splits to which `split_of(class, number of classes)` sends each class."""
     lists = require(root, [PLACE], _GUIDE, holding="images.txt")
     photos = require(root, [PLACE], _GUIDE, holding="images/")
-    class_names = _column(lists, "classes.txt")
-    class_of = _column(lists, "image_class_labels.txt")
-    members: dict[str, list[int]] = {name: [] for name in sorted(class_names.values())}
+    class_names, labels = _column(lists, "classes.txt"), _column(lists, "image_class_labels.txt")
+    names = Once("class")
+    for label, (line, name) in class_names.items():
+        names.add(line, name, f"number {label}")
+    if not class_names:
+        raise UserError(f"{lists.where('classes.txt')}: no classes in this list")
+    members: dict[str, list[int]] = {name: [] for name in sorted(names.values)}
     files: list[tuple[Tree, str]] = []
-    for image, file in _column(lists, "images.txt").items():
-        name = class_names.get(class_of.get(image, ""))
-        if name is None:
-            labels = lists.where("image_class_labels.txt")
-            raise UserError(f"{labels}: no class of classes.txt for image {image} ({file})")
-        members[name].append(len(files))
-        files.append((photos, f"images/{file}"))
+    find_image, classes_of_files = Finder(photos, "images/"), Once("file")
+    for image, (line, listed) in _column(lists, "images.txt").items():
+        _, label = labels.pop(image, (line, ""))
+        if label not in class_names:
+            where = lists.where("image_class_labels.txt")
+            raise UserError(f"{where}: no class of classes.txt for image {image} ({listed})")
+        name, file = class_names[label][1], find_image(line, listed)
+        if classes_of_files.add(line, file, f"of the class {name}"):
+            members[name].append(len(files))
+            files.append((photos, file))
+    for line, _ in labels.values():
+        raise line.error("there is no such image in images.txt")
+    left_out(lists.where("images.txt"), "listed twice", classes_of_files.repeated)
     for name, rows in members.items():
         if not rows:
             raise UserError(f"{lists.where('images.txt')}: no images of the class {name}")
@@ -50,15 +62,19 @@ def _load(root: Path, image_size: int, split_of: Callable[[int, int], str]) -> d
     splits: dict[str, dict[str, list[int]]] = {"train": {}, "val": {}, "test": {}}
     for i, (name, rows) in enumerate(members.items()):
         splits[split_of(i, len(members))][name] = rows
+    if not splits["test"]:
+        raise UserError(f"{lists.where('classes.txt')}: too few classes to split, {len(members)}")
     return {split: from_classes(images, classes) for split, classes in splits.items() if classes}
 
 
-def _column(lists: Tree, file: str) -> dict[str, str]:
-    """The text that each identifier has in a list of lines `<identifier> <text>`."""
-    column = {}
-    for number, line in enumerate(lists.text(file).splitlines(), start=1):
-        identifier, _, text = line.strip().partition(" ")
-        if not text:
-            raise UserError(f"{lists.where(file)}: line {number}: expected a number and a name, got {line!r}")
-        column[identifier] = text
+def _column(lists: Tree, file: str) -> dict[str, tuple[Line, str]]:
+    """The text that each identifier has in a list of lines `<identifier> <text>`, and its line."""
+    texts, column = Once("identifier"), {}
+    for line in lines(lists, file):
+        identifier, *rest = line.text.split(maxsplit=1)
+        if not rest:
+            raise line.error(f"expected a number and a name, got {line.text!r}")
+        if texts.add(line, identifier, rest[0]):
+            column[identifier] = (line, rest[0])
+    left_out(lists.where(file), "listed twice", texts.repeated)
     return column

@@ -36,6 +36,8 @@ def fetch(download: Download, root: Path) -> Path:
     """
     path = root / download.place
     if path.exists():
+        if not path.is_file():
+            raise UserError(f"{path}: expected a file, got a folder, a pipe or a device")
         if _sha256(path) != download.sha256:
             if path.suffix == ".zip" and not zipfile.is_zipfile(path):
                 raise UserError(f"{path}: no whole zip archive; remove it, and the same command downloads it again")

@@ -1,6 +1,7 @@
 """Fashion-MNIST (Xiao, Rasul and Vollgraf, Fashion-MNIST: a Novel Image Dataset, 2017), where the user has it."""
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..errors import UserError
 from .cache import cached
 from .images import ImageSet
 from .registry import register
-from .sources import Tree, require
+from .sources import Tree, bounded, require
 
 SIZE = 28
 # The grouping is this project's: what is worn in the same place has much the same outline.
@@ -56,11 +57,15 @@ def _split(tree: Tree, part: str, image_size: int) -> ImageSet:
         raise UserError(f"{tree.where(_present(tree, labels_file))}: expected labels 0 to 9, got {int(labels.max())}")
     file = f"{part}-images-idx3-ubyte"
     name = _present(tree, file)
+    if not len(labels):
+        raise UserError(f"{tree.where(_present(tree, labels_file))}: no labels in it")
 
     def frames() -> Iterator[np.ndarray]:
         pixels = _read(tree, file)
         if len(pixels) != len(labels):
             raise UserError(f"{tree.where(name)}: {len(pixels)} images, but {len(labels)} labels")
+        if pixels.shape[1:] != (SIZE, SIZE):
+            raise UserError(f"{tree.where(name)}: expected images of {SIZE} x {SIZE} pixels, got {pixels.shape[1:]}")
         for frame in pixels:
             yield np.asarray(Image.fromarray(frame).resize((image_size, image_size), Image.Resampling.BOX))
 
@@ -71,7 +76,7 @@ def _split(tree: Tree, part: str, image_size: int) -> ImageSet:
 
 def _present(tree: Tree, file: str) -> str:
     """The file's name, which ends in .gz where it is compressed."""
-    return f"{file}.gz" if f"{file}.gz" in tree.names() else file
+    return f"{file}.gz" if f"{file}.gz" in tree.children() else file
 
 
 def _read(tree: Tree, file: str) -> np.ndarray:
@@ -80,7 +85,8 @@ def _read(tree: Tree, file: str) -> np.ndarray:
     with tree.open() as read:
         data = read(name)
     try:
-        data = gzip.decompress(data) if name.endswith(".gz") else data
+        if name.endswith(".gz"):
+            data = bounded(gzip.GzipFile(fileobj=io.BytesIO(data)), tree.where(name))
         dimensions = data[3]
         shape = np.frombuffer(data, ">u4", dimensions, offset=4)
         if data[:3] != b"\0\0\x08" or dimensions != int(file[-7]):

@@ -1,35 +1,42 @@
-"""Colour images in folders by split and class; mini-ImageNet, which comes so or with lists."""
+"""Colour images in folders by split and class, or by class; mini-ImageNet, which comes in folders or with lists."""
 
-import csv
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..errors import UserError
-from .cache import PHOTO, decoded
+from ..errors import UserError, printable
+from .cache import decoded
+from .decoding import PHOTO
 from .images import ImageSet, from_classes
+from .lists import Finder, Line, Once, lines
 from .registry import register
-from .sources import Archive, Folder, Tree, entries, find, require
+from .sources import Archive, Folder, Tree, find, left_out, require, say_once
 
-SPLITS = ("train", "val", "test")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm")
+# Of the classes of a folder that has no splits, as mini-ImageNet has them: 64, 16 and 20 of a hundred.
+VALIDATION_SHARE, TEST_SHARE = 0.16, 0.2
+SPLIT_SEED = 0
+NESTED = 3  # folders that may lie around those of splits or classes
 
 Files = dict[str, list[tuple[Tree, str]]]  # of each class
 
 
 @register("folder")
 def load(root: Path, image_size: int = 84) -> dict[str, ImageSet]:
-    """Any folder or zip archive with `{train,val,test}/<class>/<image>`; val may be missing."""
-    if root.is_dir():
-        tree: Tree = Folder(root)
-    elif root.exists():
-        # An archive may have everything within a folder of whatever name.
-        starts = {before for before, train, _ in (f"/{n}".partition("/train/") for n in entries(root)) if train}
-        tree = Archive(root, f"{min(starts, default='', key=len)}/"[1:])
-    else:
+    """Any folder or zip archive with `{train,val,test}/<class>/<image>` (val may be missing), or `<class>/<image>`.
+
+    Without folders of splits the classes are split by `split_by_name`, which it says.
+    """
+    if not root.exists():
         raise UserError(f"{root}: no such folder or zip archive")
-    name = f"folder-{root.stem}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]}"
-    return image_sets(name, class_folders(tree), image_size)
+    tree: Tree = Folder(root) if root.is_dir() else Archive(root, "")
+    base = _base(tree)
+    splits = class_folders(tree, base) if _split_folders(tree, base) else _without_splits(tree, base)
+    name = (
+        f"folder-{root.stem[:80]}-{hashlib.sha256(str(root.resolve()).encode(errors='surrogatepass')).hexdigest()[:8]}"
+    )
+    return image_sets(name, splits, image_size)
 
 
 @register("mini-imagenet")
@@ -49,7 +56,7 @@ def load_mini_imagenet(root: Path, image_size: int = 84) -> dict[str, ImageSet]:
     )
     images = require(root, places, guide, holding="images/")
     lists = require(root, [*places, *(f"{place}/ravi" for place in places)], guide, holding="train.csv")
-    return image_sets("mini-imagenet", {s: _from_csv(lists, f"{s}.csv", images) for s in SPLITS}, image_size)
+    return image_sets("mini-imagenet", _listed(lists, images), image_size)
 
 
 def image_sets(
@@ -68,41 +75,142 @@ def image_sets(
     return sets
 
 
-def class_folders(tree: Tree) -> dict[str, Files]:
+def class_folders(tree: Tree, base: str = "") -> dict[str, Files]:
     """The images of each class of each split that is there."""
-    names = tree.names()
-    splits = {split: classes_in(tree, names, f"{split}/") for split in SPLITS}
+    folders = _split_folders(tree, base)
     for split in ("train", "test"):
-        if not splits[split]:
-            raise UserError(f"{tree.where(split)}: no folders with images of a class each here")
-    return {split: classes for split, classes in splits.items() if classes}
+        if split not in folders:
+            raise UserError(f"{tree.where(base + split)}: no folders with images of a class each here")
+    others = [child for child in tree.children(base) if base + child not in folders.values()]
+    left_out(tree.where(base), "neither train, val nor test", others)
+    return {split: classes_in(tree, folders[split]) for split in SPLITS if split in folders}
 
 
-def classes_in(tree: Tree, names: Sequence[str], prefix: str) -> Files:
-    """The images below each folder at `prefix`, in the order of the names: those of `tree`, sorted."""
+def _split_folders(tree: Tree, base: str) -> dict[str, str]:
+    """Where each split is that has folders of classes."""
+    folders: dict[str, str] = {}
+    for child in _folders(tree, base):
+        for split, names in SPLITS.items():
+            if child[:-1].lower() in names and any(_folders(tree, base + child)):
+                if split in folders:
+                    raise UserError(
+                        f"{tree.where(base + child)}: {tree.where(folders[split])} is the {split} split, too"
+                    )
+                folders[split] = base + child
+    return folders
+
+
+def _folders(tree: Tree, base: str) -> Iterator[str]:
+    return (child for child in tree.children(base) if child.endswith("/"))
+
+
+def _base(tree: Tree) -> str:
+    """The folder of the splits or the classes: all, or the only one that can be meant, of whatever name."""
+    base = ""
+    for _ in range(NESTED):
+        if _split_folders(tree, base):
+            break
+        folders = [base + child for child in _folders(tree, base)]
+        inner = [folder for folder in folders if _split_folders(tree, folder)] or folders
+        if len(inner) != 1:
+            break
+        base = inner[0]
+    return base
+
+
+def classes_in(tree: Tree, folder: str) -> Files:
+    """The images below each folder in `folder`, in the order of the names."""
     classes: Files = {}
-    for name in names:
-        class_name, slash, file = name.removeprefix(prefix).partition("/")
-        if name.startswith(prefix) and slash:
+    others = []
+    for name in tree.names(folder):
+        class_name, slash, file = name[len(folder) :].partition("/")
+        if slash:
             members = classes.setdefault(class_name, [])
-            if file.lower().endswith(SUFFIXES):
-                members.append((tree, name))
+        if slash and file.lower().endswith(SUFFIXES):
+            members.append((tree, name))
+        elif not name.endswith("/"):
+            others.append(name)
+    left_out(tree.where(folder), "no images by their names, or in no class", others)
     for class_name, members in classes.items():
         if not members:
-            raise UserError(f"{tree.where(prefix + class_name)}: no images in this class ({', '.join(SUFFIXES)})")
+            raise UserError(f"{tree.where(folder + class_name)}: no images in this class ({', '.join(SUFFIXES)})")
     return classes
 
 
-def _from_csv(lists: Tree, file: str, images: Tree) -> Files:
-    """The images of each class by a list with the columns filename and label."""
-    classes: Files = {}
-    rows = csv.DictReader(lists.text(file).splitlines())
-    if not {"filename", "label"} <= set(rows.fieldnames or ()):
-        raise UserError(f"{lists.where(file)}: expected the columns filename and label, got {rows.fieldnames}")
-    for row in rows:
-        if not row["filename"] or not row["label"]:
-            raise UserError(f"{lists.where(file)}: line {rows.line_num}: expected a file name and a label")
-        classes.setdefault(row["label"], []).append((images, f"images/{row['filename']}"))
-    if not classes:
-        raise UserError(f"{lists.where(file)}: no images in this list")
-    return dict(sorted(classes.items()))
+def _without_splits(tree: Tree, base: str) -> dict[str, Files]:
+    """The classes of a folder of class folders, split by their names."""
+    classes = classes_in(tree, base)
+    where = tree.where(base)
+    if len(classes) < 4:
+        found = f"{len(classes)} ({', '.join(classes)})" if classes else "none"
+        packed = [name for name in tree.children(base) if name.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".7z"))]
+        raise UserError(
+            f"{where}: expected the folders train and test with a folder for each class, or at least 4 folders of "
+            f"classes, got {found}" + (f"; there is an archive within, {packed[0]}: unpack it" if packed else "")
+        )
+    chosen = split_by_name(list(classes))
+    say_once(f"{where}: no folders train and test, so the {len(classes)} classes are split by name, seed {SPLIT_SEED}:")
+    for split, names in chosen.items():
+        say_once(f"  {split}, {len(names)} of {where}: {', '.join(map(printable, names))}")
+    return {split: {name: classes[name] for name in names} for split, names in chosen.items()}
+
+
+def split_by_name(names: Sequence[str], seed: int = SPLIT_SEED) -> dict[str, list[str]]:
+    """The classes to train on, to choose by and to test on (novel), drawn by a hash of their names and a seed.
+
+    A fifth is for testing, two at least, and 16% for validation, which has two at least or does not take place. The
+    order of the names does not count, and where a class is added few others change their place.
+
+    >>> split_by_name(["ant", "bee", "cat", "dog", "eel"])
+    {'train': ['bee', 'cat', 'dog'], 'test': ['ant', 'eel']}
+    """
+
+    def drawn(name: str) -> bytes:
+        return hashlib.sha256(f"{seed} {name}".encode(errors="surrogatepass")).digest()
+
+    order = sorted(names, key=drawn)
+    num_test, num_validation = max(2, round(TEST_SHARE * len(order))), round(VALIDATION_SHARE * len(order))
+    num_validation = num_validation if num_validation > 1 else 0
+    ends = {"train": len(order), "val": num_test + num_validation, "test": num_test}
+    starts = {"train": ends["val"], "val": num_test, "test": 0}
+    return {split: sorted(order[starts[split] : end]) for split, end in ends.items() if end > starts[split]}
+
+
+def _listed(lists: Tree, images: Tree) -> dict[str, Files]:
+    """The images of each class of each split, by lists with the columns filename and label."""
+    files = lists.children()
+    find_image = Finder(images, "images/")
+    labels, splits = Once("image"), Once("class")
+    sets: dict[str, Files] = {}
+    for split, names in SPLITS.items():
+        file = next((f"{name}.csv" for name in names if f"{name}.csv" in files), f"{split}.csv")
+        classes: Files = {}
+        for line, name, label in _rows(lists, file):
+            image = find_image(line, name)
+            if label not in classes:
+                splits.add(line, label, f"in {split}")
+            if labels.add(line, image, f"of the class {label}"):
+                classes.setdefault(label, []).append((images, image))
+        if not classes:
+            raise UserError(f"{lists.where(file)}: no images in this list")
+        sets[split] = dict(sorted(classes.items()))
+    left_out(lists.where(""), "listed twice", labels.repeated)
+    return sets
+
+
+def _rows(lists: Tree, file: str) -> Iterator[tuple[Line, str, str]]:
+    """File name and label of each line of a table, whose head names its columns."""
+    columns: list[str] | None = None
+    for line in lines(lists, file):
+        if columns is None:
+            delimiter = next((d for d in ",;\t" if d in line.text), ",")
+            columns = [column.lower() for column in line.fields(delimiter)]
+            if not {"filename", "label"} <= set(columns):
+                break
+            continue
+        row = dict(zip(columns, line.fields(delimiter)))
+        if not row.get("filename") or not row.get("label"):
+            raise line.error("expected a file name and a label")
+        yield line, row["filename"], row["label"]
+    if columns is None or not {"filename", "label"} <= set(columns):
+        raise UserError(f"{lists.where(file)}: expected the columns filename and label, got {columns}")

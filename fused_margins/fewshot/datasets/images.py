@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, printable
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ def from_classes(
 
     Args:
         images: (M, channels, height, width), uint8.
-        members: rows of `images` for each class name; the classes are numbered in this order.
+        members: rows of `images` for each class name; the classes are numbered in this order. The set has the names as
+            text can show them.
         coarse: name of the coarse class for each class name; the class itself where there is none.
         quarter_turns: for each class name.
     """
@@ -151,8 +152,8 @@ def from_classes(
         images,
         labels,
         torch.tensor([coarse_number[name] for name in coarse_of])[labels],
-        class_names,
-        coarse_names,
+        tuple(map(printable, class_names)),
+        tuple(map(printable, coarse_names)),
         torch.tensor([row for rows in members.values() for row in rows], dtype=torch.int64),
         turns,
     )
@@ -201,12 +202,13 @@ def make_task(
     train, test, validation = splits["train"], splits["test"], splits.get("val")
     shared = set(train.class_names) & set(test.class_names)
     if not shared:
-        known = set(train.class_names) & set(validation.class_names if validation is not None else ())
-        if known:
-            raise UserError(
-                f"dataset: the test classes are novel, so those of validation must be, too; "
-                f"it shares {len(known)} with training ({min(known)}, ...)"
-            )
+        for other, part in (("training", train), ("test", test)):
+            known = set(part.class_names) & set(validation.class_names if validation is not None else ())
+            if known:
+                raise UserError(
+                    f"dataset: the test classes are novel, so validation must have classes of its own; "
+                    f"it shares {len(known)} with {other} ({min(known)}, ...)"
+                )
         training = train if classes is None else train.with_classes(classes)
         held_out = None
         if held_out_fraction:
@@ -219,6 +221,12 @@ def make_task(
         )
     if held_out_fraction:
         raise UserError(f"held_out_fraction: the test split is held out already, expected 0, got {held_out_fraction}")
+    known = set(train.class_names) & set(validation.class_names if validation is not None else ())
+    if validation is not None and known and validation.class_names != train.class_names:
+        raise UserError(
+            f"dataset: validation must have the classes of training and test or none of them; "
+            f"it shares {len(known)} of {len(train.class_names)} ({min(known)}, ...)"
+        )
     if classes is None:
         return Task(train, test, None, validation)
     others = [c for c in range(len(train.class_names)) if c not in classes]

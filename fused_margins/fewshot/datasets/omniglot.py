@@ -5,6 +5,7 @@ Images are one channel, ink white on black; coarse classes are alphabets. A char
 three quarters counts as a class of its own where the names of classes end in rot090, rot180 or rot270.
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .cache import INK, decoded
+from .cache import decoded
+from .decoding import INK
 from .download import Download
 from .images import ImageSet, from_classes
+from .lists import Finder, Once, lines
 from .registry import data_root, register
-from .sources import Tree, find, require
+from .sources import Tree, find, left_out, require
 
 SIZE = 28
 TURNS = {"rot000": 0, "rot090": 1, "rot180": 2, "rot270": 3}
@@ -78,9 +81,12 @@ def load(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
     """Omniglot by the split of Vinyals et al. 2016: 4112, 688 and 1692 classes of characters and rotations."""
     lists = require(root, _places(LISTS), f"{_GUIDE}{_PROTONETS}", holding="train.txt")
     images, background, evaluation = _drawings(root, image_size)
-    return {
-        split: _listed(lists, f"{split}.txt", images, background | evaluation) for split in ("train", "val", "test")
+    classes = Once("class")
+    splits = {
+        split: _listed(lists, split, classes, images, background | evaluation) for split in ("train", "val", "test")
     }
+    left_out(lists.where(""), "listed twice", classes.repeated)
+    return splits
 
 
 @register("omniglot-background")
@@ -130,16 +136,26 @@ def _drawings(root: Path, image_size: int) -> tuple[Tensor, Characters, Characte
     for part in (BACKGROUND, EVALUATION):
         tree = require(root, _places(part), f"{_GUIDE}{_OFFICIAL}/{part}.zip")
         characters: Characters = {}
+        others = []
         for file in tree.names():
-            match = re.fullmatch(r"(.+/character\d+)/\d+_(\d+)\.png", file)
+            match = re.fullmatch(r"(?:.+/)?([^/]+/character\d+)/\d+_(\d+)\.png", file, re.IGNORECASE)
             if match:
-                characters.setdefault(match[1], {})[int(match[2])] = len(files)
+                drawers = characters.setdefault(match[1], {})
+                former = drawers.setdefault(int(match[2]), len(files))
+                if former < len(files):
+                    raise UserError(f"{tree.where(file)}: {files[former][1]} is of the same character and drawer")
                 files.append((tree, file))
+            elif not file.endswith("/"):
+                others.append(file)
+        left_out(tree.where(""), "no <alphabet>/characterNN/NNNN_NN.png", others)
         if not characters:
             raise UserError(f"{tree.where('')}: no images <alphabet>/characterNN/NNNN_NN.png here")
         _check_without_gaps(tree, characters)
         parts.append(characters)
     background, evaluation = parts
+    both = sorted(background.keys() & evaluation.keys())
+    if both:
+        raise UserError(f"{root}: {both[0]} is in {BACKGROUND} and in {EVALUATION} ({len(both)} such characters)")
     return decoded("omniglot", files, INK, image_size), background, evaluation
 
 
@@ -150,9 +166,9 @@ def _check_without_gaps(tree: Tree, characters: Characters) -> None:
         alphabet, _, number = name.rpartition("/character")
         numbers.setdefault(alphabet, set()).add(int(number))
     for alphabet, found in numbers.items():
-        lacking = set(range(1, max(found) + 1)) - found
-        if lacking:
-            raise UserError(f"{tree.where(alphabet)}: character{min(lacking):02d} has no images")
+        lacking = next(number for number in itertools.count(1) if number not in found)
+        if lacking < max(found):
+            raise UserError(f"{tree.where(alphabet)}: character{lacking:02d} has no images")
 
 
 def _image_set(images: Tensor, characters: Characters, classes: dict[str, str]) -> ImageSet:
@@ -165,16 +181,19 @@ def _image_set(images: Tensor, characters: Characters, classes: dict[str, str]) 
     )
 
 
-def _listed(lists: Tree, file: str, images: Tensor, characters: Characters) -> ImageSet:
+def _listed(lists: Tree, split: str, once: Once, images: Tensor, characters: Characters) -> ImageSet:
     """The set of the classes that a list has, a line each: Alphabet/characterNN/rotRRR."""
     classes = {}
-    for number, line in enumerate(lists.text(file).split(), start=1):
-        character, _, turn = line.rpartition("/")
+    for line in lines(lists, f"{split}.txt"):
+        character, _, turn = line.text.rpartition("/")
         if turn not in TURNS:
-            raise UserError(f"{lists.where(file)}: line {number}: expected .../rot000, 090, 180 or 270, got {line!r}")
+            raise line.error(f"expected .../rot000, 090, 180 or 270, got {line.text!r}")
         if character not in characters:
-            raise UserError(f"{lists.where(file)}: line {number}: there are no images of {character}")
-        classes[line] = character
+            raise line.error(f"there are no images of {character}")
+        if once.add(line, line.text, f"in {split}"):
+            classes[line.text] = character
+    if not classes:
+        raise UserError(f"{lists.where(f'{split}.txt')}: no classes in this list")
     return _image_set(images, characters, classes)
 
 
@@ -192,17 +211,20 @@ def one_shot_runs(image_size: int = SIZE) -> OneShotRuns:
     tree = require(
         data_root(), _places(RUNS), f"{_GUIDE}{_OFFICIAL}/one-shot-classification/{RUNS}.zip", holding="run01/"
     )
+    find_image = Finder(tree, "")
     names, answers = [], []
     for run in (f"run{number:02d}" for number in range(1, NUM_RUNS + 1)):
         list_name = f"{run}/class_labels.txt"
-        pairs = [line.split() for line in tree.text(list_name).splitlines() if line.strip()]
+        listed = list(lines(tree, list_name))
+        pairs = [line.text.split() for line in listed]
         answer = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
         tests, classes = sorted(answer), sorted(set(answer.values()))
         if not len(pairs) == len(tests) == len(classes) == RUN_IMAGES:
             raise UserError(
                 f"{tree.where(list_name)}: expected {RUN_IMAGES} lines with a test and a training image each"
             )
-        names += [*classes, *tests]
+        found = {name: find_image(line, name) for line, pair in zip(listed, pairs) for name in pair}
+        names += [found[name] for name in (*classes, *tests)]
         answers.append([classes.index(answer[test]) for test in tests])
     images = decoded("omniglot-runs", [(tree, name) for name in names], INK, image_size)
     images = images.float().div_(255).view(NUM_RUNS, 2, RUN_IMAGES, *images.shape[1:])

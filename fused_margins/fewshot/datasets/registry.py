@@ -8,6 +8,7 @@ from ..errors import UserError
 from .images import ImageSet
 
 DATA_ROOT_VARIABLE = "FUSED_MARGINS_DATA"
+MAX_IMAGE_SIZE = 4096  # pixels
 
 # loader(root) or loader(root, image_size): the splits "train", "test", and "val" where there is one
 Loader = Callable[..., dict[str, ImageSet]]
@@ -33,7 +34,8 @@ def load(name: str, image_size: int | None = None) -> dict[str, ImageSet]:
     """The splits "train", "test", and "val" where there is one, of a data set in the data root.
 
     Args:
-        name: of a registered loader, or `folder:PATH` for a folder or a zip with `{train,val,test}/<class>/<image>`.
+        name: of a registered loader, or `folder:PATH` for a folder or a zip with `{train,val,test}/<class>/<image>` or
+            `<class>/<image>`.
         image_size: height and width in pixels; by default what is usual for the data set.
 
     Raises:
@@ -47,7 +49,10 @@ def load(name: str, image_size: int | None = None) -> dict[str, ImageSet]:
     if kind not in LOADERS or (kind == "folder") != bool(path):
         known = sorted(f"{known}:PATH" if known == "folder" else known for known in LOADERS)
         raise UserError(f"dataset: expected one of {', '.join(known)}, got {name!r}")
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image_size: expected at least 1, got {image_size}")
-    root = Path(path).expanduser() if path else data_root()
+    if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise UserError(f"image_size: expected 1 to {MAX_IMAGE_SIZE}, got {image_size}")
+    try:
+        root = Path(path).expanduser() if path else data_root()
+    except RuntimeError as error:  # nobody of this name has a home
+        raise UserError(f"{path}: {error}") from None
     return LOADERS[kind](root) if image_size is None else LOADERS[kind](root, image_size)

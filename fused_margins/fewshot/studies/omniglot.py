@@ -8,11 +8,12 @@ from ..study import Results, Study
 from ..tables import Table, figure_text
 from ..trials import Trial
 
-VINYALS_JUDGING = Judging(ways=(5, 20), shots=(1, 5))
+WAYS = (5, 20)
+VINYALS_JUDGING = Judging(ways=WAYS, shots=(1, 5))
 VINYALS_COLUMNS = {
     f"{n_way}-way {k_shot}-shot{', centroid' if kind else ''}": f"novel_{n_way}way_{k_shot}shot{kind}"
     for kind in ("", "_centroid")
-    for n_way in VINYALS_JUDGING.ways
+    for n_way in WAYS
     for k_shot in VINYALS_JUDGING.shots
 }
 OFFICIAL_COLUMNS = {"official runs": "official_runs", "20-way 1-shot, all alphabets": "novel_20way_1shot_centroid"}
@@ -44,7 +45,7 @@ def vinyals_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequen
 def official_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequence[int], episodes: int = 600) -> Study:
     """Trained on the 30 background alphabets, judged by the 20 official runs of 20-way one-shot within an alphabet."""
     config = config.model_copy(update={"dataset": "omniglot-background"})
-    judging = Judging(episodes=episodes, ways=(5, 20), shots=(1,), official_runs=True)
+    judging = Judging(episodes=episodes, ways=WAYS, shots=(1,), official_runs=True)
 
     def raw_pixels(results: Results) -> list[Table]:
         row = [

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..config import InfoNCE, Judging, Loss, Magnet, MarginLoss, MarginSoftmax, TrainConfig, Triplet
+from ..datasets import Task
 from ..parity import TOLERANCE, Parity, StepDifference
 from ..plots import parity_curves
 from ..runs import plain, read_json, write_json
 from ..study import Picture, Results, Study
 from ..tables import Table, figure_text
+from ..trainer import Trainer
 from ..trials import Trial, task_of
 
 # What the end of a training is compared by: the first that the data allow.
@@ -55,6 +57,11 @@ class StepParity:
         """Whether the folder has the differences of these very settings."""
         stored = read_json(folder / "steps.json")
         return bool(stored) and (stored["config"], stored["steps"]) == (plain(self.config), self.num_steps)
+
+    def check(self, folder: Path, task: Task) -> None:
+        """Raise what `carry_out` would raise before its first step."""
+        for backend in self.backends:
+            Trainer(self.config.model_copy(update={"backend": backend}), task.training)
 
     def carry_out(self, folder: Path) -> None:
         parity = Parity(self.config, task_of(self.config).training, self.backends)

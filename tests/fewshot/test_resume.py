@@ -1,0 +1,202 @@
+"""Every command that trains, stopped and called again: it goes on to the numbers that it would have had."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+
+from fused_margins.fewshot import doctor, trials
+from fused_margins.fewshot.cli import main
+from fused_margins.fewshot.commands import studies, train
+from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax, TrainConfig
+from fused_margins.fewshot.presets import preset
+from fused_margins.fewshot.runs import Run
+from fused_margins.fewshot.studies import demo
+from fused_margins.fewshot.studies.margins import margin_sweep_study
+
+SMALL = ["--backbone", "convnet", "--blocks", "2", "--channels", "4", "--embedding-size", "8", "--episodes", "5"]
+STUDY = [*SMALL, "--workers", "1"]
+needs_cpu_backend = pytest.mark.skipif(
+    "cpu" not in doctor.available("cpu", [doctor.SOFTMAX]), reason="the cpu backend is not built"
+)
+pytestmark = pytest.mark.usefixtures("few_digits")
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """`with interrupted(steps):` the user asks a training to stop after so many steps."""
+
+    @contextmanager
+    def after(steps):
+        left = iter(range(steps))
+
+        @contextmanager
+        def stop_on_interrupt():
+            yield lambda: next(left, None) is None
+
+        with monkeypatch.context() as patch:
+            for module in (train, trials):
+                patch.setattr(module, "stop_on_interrupt", stop_on_interrupt)
+            yield
+
+    return after
+
+
+def _figures(folder):
+    return json.loads((folder / "report.json").read_text())["figures"]
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch, interrupted, capsys):
+    """The folder of a run with a preset, a seed and changed options, stopped by the user."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--preset", "easy-positive-digits", "--seed", "4", "--epochs", "3", "--negatives", "hard", *SMALL]
+    with interrupted(2):
+        assert main(["train", *options]) == 130
+    assert main(["train", *options, "--output", "whole"]) == 0
+    folder = tmp_path / "runs" / "easy-positive-digits-seed4"
+    assert Run(folder).epochs_logged() < 3
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--output", "runs/easy-positive-digits-seed4"],  # as an interrupt says
+        ["--preset", "easy-positive-digits", "--seed", "4"],
+        ["--preset", "easy-positive-digits", "--seed", "4", "--epochs", "3", "--negatives", "hard", *SMALL],
+    ],
+)
+def test_a_training_resumes_with_its_own_settings(stopped, tmp_path, options):
+    config = Run(stopped).config()
+    assert main(["train", "--resume", *options]) == 0
+    assert Run(stopped).config() == config
+    assert (config.seed, config.epochs, config.loss.negatives, config.labels) == (4, 3, "hard", "coarse")
+    assert (stopped / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert _figures(stopped) == _figures(tmp_path / "whole")
+
+
+def test_an_interrupt_prints_the_command_that_resumes(tmp_path, interrupted, capsys):
+    folder = tmp_path / "a run of mine"
+    with interrupted(1):
+        assert main(["train", "--output", str(folder), "--seed", "7", "--epochs", "2", *SMALL]) == 130
+    assert f"continue with: fused-margins train --resume --output '{folder}'\n" in capsys.readouterr().out
+    assert main(["train", "--resume", "--output", str(folder)]) == 0
+    assert Run(folder).config().seed == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "contradiction"),
+    [
+        (["--epochs", "9"], "epochs = 3, not 9"),
+        (["--seed", "0"], "seed = 4, not 0"),
+        (
+            ["--negatives", "semihard", "--labels", "fine"],
+            "labels = 'coarse', not 'fine', loss.negatives = 'hard', not",
+        ),
+        (["--loss", "magnet"], "loss.name = 'triplet', not 'magnet'"),
+        (["--preset", "easy-positive-digits", "--channels", "5"], "backbone.channels = 4, not 5"),
+        (["--preset", "magnet-digits"], "loss.name = 'triplet', not 'magnet'"),
+    ],
+)
+def test_an_option_that_contradicts_the_run_is_named(stopped, capsys, contents, options, contradiction):
+    before = contents(stopped)
+    capsys.readouterr()
+    assert main(["train", "--resume", "--output", str(stopped), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: resume: the run has ")
+    assert contradiction in error
+    assert error.count("\n") == 1
+    assert contents(stopped) == before
+
+
+# A command, the option that changes its trainings, and what the same command with another value of it says.
+STUDIES = {
+    "sweep": (["sweep", "--preset", "cosine-digits", "--seeds", "3", "--margin", "-0.1", "0", *STUDY], 2),
+    "coarse-to-fine": (["coarse-to-fine", "--preset", "easy-positive-digits", "--seeds", "3", *STUDY], 2),
+    "magnet": (
+        [
+            "magnet",
+            "--preset",
+            "magnet-digits",
+            "--seeds",
+            "3",
+            "--warm-epochs",
+            "1",
+            "--clusters-per-class",
+            "2",
+            *STUDY,
+        ],
+        2,
+    ),
+    "parity": (
+        ["parity", "--preset", "easy-positive-digits", "--seeds", "3", "--loss", "triplet", "--steps", "2", *STUDY],
+        2,
+    ),
+    "one-shot": (["one-shot", "--preset", "cosine-omniglot", "--seeds", "3", *STUDY], 2),
+    "demo": (["demo", "--seeds", "3", "--episodes", "5", "--workers", "1"], 6),
+}
+
+
+@pytest.fixture
+def small_one_shot(monkeypatch):
+    """The study of `one-shot` on digits: Omniglot is not at hand."""
+
+    def study(config, losses, seeds, episodes):
+        config = config.model_copy(update={"dataset": "digits", "loss": MarginSoftmax()})
+        return margin_sweep_study(config, (0.0,), seeds, Judging(episodes=episodes), "one-shot")
+
+    monkeypatch.setattr(studies, "vinyals_study", study)
+    monkeypatch.setattr(studies, "official_study", lambda *args: study(*args).__class__("none", "", "", [], {}))
+
+
+@needs_cpu_backend
+@pytest.mark.usefixtures("small_one_shot")
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_same_command_resumes_a_study_and_names_a_changed_option(
+    tmp_path, capsys, interrupted, monkeypatch, contents, name
+):
+    command, epochs = STUDIES[name]
+    monkeypatch.setattr(demo, "MARGINS", (0.0,))
+    with interrupted(1):
+        assert main([*command, "--epochs", str(epochs), "--output", str(tmp_path / "out")]) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+    begun = [path.parent for path in (tmp_path / "out").rglob("config.json")]
+    assert len(begun) == 1
+    assert Run(begun[0]).config().seed == 3
+    before = contents(begun[0])
+    assert main([*command, "--epochs", str(epochs + 3), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"{begun[0]}: output: it holds a run of other settings, epochs = {epochs}, not {epochs + 3}" in error
+    assert error.count("\n") == 1
+    assert contents(begun[0]) == before
+    assert main([*command, "--epochs", str(epochs), "--output", str(tmp_path / "out")]) == 0
+    assert Run(begun[0]).epochs_logged() == epochs
+    if name != "sweep":  # the trainings of all studies are resumed by the same lines
+        return
+    assert main([*command, "--epochs", str(epochs), "--output", str(tmp_path / "whole")]) == 0
+    found, whole = (json.loads((tmp_path / out / "studies.json").read_text()) for out in ("out", "whole"))
+    for study, other in zip(found["studies"], whole["studies"]):
+        figures = [[(t["group"], t["config"], t["figures"]) for t in s["trials"]] for s in (study, other)]
+        assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("options", [[], ["--parity"]])
+def test_reproduce_resumes(tmp_path, capsys, interrupted, monkeypatch, options):
+    config = preset("cosine-digits").model_copy(
+        update={"epochs": 2, "threads": 1, "backbone": Backbone(blocks=2, channels=4, embedding_size=8)}
+    )
+    small = [margin_sweep_study(config, (0.0, 0.1), (1,), Judging(episodes=5))]
+    monkeypatch.setattr(studies, "parity_studies" if options else "reproduce_studies", lambda: small)
+    command = ["reproduce", *options, "--workers", "1", "--output"]
+    with interrupted(1):
+        assert main([*command, str(tmp_path / "out")]) == 130
+    for out in ("out", "whole"):
+        assert main([*command, str(tmp_path / out)]) == 0
+    assert (tmp_path / "out" / "report.md").read_text() == (tmp_path / "whole" / "report.md").read_text()
+
+
+def test_settings_of_a_run_are_not_those_of_other_commands(stopped):
+    """No other command's options are made from the run that is resumed: a study refuses a seed, say."""
+    assert TrainConfig().seed != Run(stopped).config().seed
+    assert main(["train", "--resume", "--output", str(stopped)]) == 0
