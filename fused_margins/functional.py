@@ -35,10 +35,12 @@ def _is_exporting() -> bool:
 
 def _row_scale(scale: float | Tensor, embeddings: Tensor) -> float | Tensor:
     """A number, 0-d or (B, 1) scale as the ops take it: a number, or 0-d or (B,) in the accumulation dtype."""
+    if not isinstance(scale, Tensor):
+        return checks.positive_number("scale", checks.number("scale", scale, "a number or a tensor"))
     checks.dense("scale", scale)
-    if isinstance(scale, Tensor) and tuple(scale.shape) == (embeddings.shape[0], 1):
+    if tuple(scale.shape) == (embeddings.shape[0], 1):
         scale = scale[:, 0]
-    elif isinstance(scale, Tensor) and scale.dim() != 0:
+    elif scale.dim() != 0:
         raise ValueError(
             f"scale: expected a number, a 0-d tensor or shape ({embeddings.shape[0]}, 1), got {tuple(scale.shape)}"
         )

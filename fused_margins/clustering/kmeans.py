@@ -62,6 +62,7 @@ def kmeans_per_class(
     if x.shape[0] == 0:
         raise ValueError("embeddings: expected at least one sample, got none")
     at_least_1(clusters_per_class=clusters_per_class, num_iterations=num_iterations, num_restarts=num_restarts)
+    checks.generator(generator)
     in_order, members = labels.long().sort(stable=True)
     classes, sizes = torch.unique_consecutive(in_order, return_counts=True)
     sample_class = torch.empty_like(members)

@@ -122,7 +122,7 @@ class MagnetIndex(nn.Module):
             self.clusters_per_class,
             num_iterations=self.num_iterations,
             num_restarts=self.num_restarts,
-            generator=generator or self.generator,
+            generator=self.generator if generator is None else generator,
             backend=self.backend,
         )
         squared = (embeddings - self.centroids[self.assignments]).square().sum(1)
@@ -145,7 +145,7 @@ class MagnetIndex(nn.Module):
         """
         self._require_fit()
         at_least_1(num_clusters=num_clusters, samples_per_cluster=samples_per_cluster)
-        generator = generator or self.generator
+        generator = self.generator if generator is None else checks.generator(generator)
         seed = draw(self._seed_weights(), torch.zeros_like(self.sizes), 1, generator)  # (1,)
         with torch.autocast(self.centroids.device.type, enabled=False):
             _, impostors = nearest(
@@ -224,6 +224,9 @@ class MagnetIndex(nn.Module):
         self._require_fit()
         at_least_1(num_neighbours=num_neighbours)
         x = checked_embeddings(embeddings).to(self.centroids.dtype)
+        if x.device != self.centroids.device or x.shape[1] != self.centroids.shape[1]:
+            expected = f"width {self.centroids.shape[1]} on {self.centroids.device}, as they were fitted"
+            raise ValueError(f"embeddings: expected {expected}, got width {x.shape[1]} on {x.device}")
         row_labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
             u, index = nearest(

@@ -109,6 +109,9 @@ def row_factor(argument: str, value: float | Tensor, x: Tensor, positive: bool) 
         value = number(argument, value, "a number or a tensor")
         if positive and not 0 < value < float("inf"):
             raise ValueError(f"{argument}: expected a positive number, got {value}")
+        dtype = accumulation_dtype(x.dtype)
+        if torch.finfo(dtype).max < abs(value) < float("inf"):
+            raise ValueError(f"{argument}: expected a number in the range of {dtype}, got {value}")
         return value
     dense(argument, value)
     if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != x.shape[0]):
@@ -142,10 +145,12 @@ def number(argument: str, value: object, expected: str = "a number") -> float:
 
 
 def positive_number(argument: str, value: object) -> float:
-    """A number above 0, not infinite."""
+    """A number above 0 that float32 can hold."""
     checked = number(argument, value)
     if not 0 < checked < float("inf"):
         raise ValueError(f"{argument}: expected a positive number, got {value}")
+    if checked > torch.finfo(torch.float32).max:
+        raise ValueError(f"{argument}: expected a number in the range of float32, got {value}")
     return checked
 
 

@@ -42,7 +42,7 @@ def similarity_matrix(x: Tensor, y: Tensor, similarity: Similarity) -> Tensor:
         return x @ y.T
     # The expansion cancels when the data lie far from the origin; moving the origin to their centre changes nothing
     # else.
-    centre = y.detach().mean(dim=0) if y.shape[0] else 0.0
+    centre = y.detach().nan_to_num(0.0, 0.0, 0.0).mean(dim=0) if y.shape[0] else 0.0
     x, y = x - centre, y - centre
     u = 2 * x @ y.T - x.square().sum(1, keepdim=True) - y.square().sum(1)
     return u - u.detach().clamp(min=0)  # at most 0 in spite of rounding; a clamp would lose the second derivative
@@ -64,7 +64,7 @@ def similarity_sum(x: Tensor, y: Tensor, weight: Tensor, similarity: Similarity)
     if similarity == Similarity.COSINE:
         x, y = unit_rows(x), unit_rows(y)
     elif similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN and y.shape[0]:
-        centre = y.detach().mean(0)  # the expansion below cancels far from the origin
+        centre = y.detach().nan_to_num(0.0, 0.0, 0.0).mean(0)  # the expansion below cancels far from the origin
         x, y = x - centre, y - centre
     together = (x * (weight @ y)).sum(1)
     if similarity != Similarity.NEGATIVE_SQUARED_EUCLIDEAN:

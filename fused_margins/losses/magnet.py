@@ -56,6 +56,7 @@ class MagnetLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, clusters: Tensor, cluster_labels: Tensor | None = None) -> Tensor:
         if cluster_labels is None:
+            checks.matrices(embeddings, embeddings, ("embeddings", "embeddings"))
             checks.labels("labels", clusters, embeddings.shape[0], embeddings)
             cluster_labels, clusters = torch.unique(clusters, return_inverse=True)
         return magnet_loss(

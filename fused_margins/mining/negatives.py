@@ -104,6 +104,7 @@ def random_negatives(
     tensor([1, 0])
     """
     check_labels(labels, reference_labels, self_index)
+    checks.generator(generator)
     size = reference_labels.shape[0]
     if size == 0:
         return torch.full_like(labels, -1, dtype=torch.int64)
@@ -153,7 +154,9 @@ def distance_weighted_negatives(
     >>> distance_weighted_negatives(x[:1], torch.tensor([0]), x, torch.tensor([0, 1, 0]))
     tensor([1])
     """
+    checks.matrices(embeddings, reference_embeddings, ("embeddings", "reference_embeddings"))
     checks.labels("labels", labels, embeddings.shape[0], embeddings)
+    checks.generator(generator)
     source = labels.device if generator is None else generator.device
     seed = torch.randint(1 << 32, (), generator=generator, device=source).to(labels.device)
     sides = (embeddings, reference_embeddings, labels, reference_labels)

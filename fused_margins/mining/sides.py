@@ -93,7 +93,8 @@ class Runs(NamedTuple):
 def check_labels(labels: Tensor, reference_labels: Tensor, self_index: Tensor | None) -> None:
     """For who looks at no embeddings."""
     for name, t in (("labels", labels), ("reference_labels", reference_labels)):
-        checks.labels(name, t, t.shape[0] if isinstance(t, Tensor) and t.dim() else 0, labels)
+        is_vector = isinstance(t, Tensor) and not t.is_nested and t.dim() > 0
+        checks.labels(name, t, t.shape[0] if is_vector else 0, labels)
     checks.labels("self_index", self_index, labels.shape[0], labels, optional=True)
 
 

@@ -56,6 +56,7 @@ class Values(Field):
     """A matrix that is computed with in float64, whatever the embeddings are."""
 
     def check(self, name: str, value: Any, x: Tensor, size: int) -> Any:
+        checks.dense(name, value)
         if not isinstance(value, Tensor) or value.dtype not in checks.FLOATING or value.dim() != 2:
             got = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{name}: expected a floating matrix, got {got}")

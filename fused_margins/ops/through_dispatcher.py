@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backends import registry
+from ..core import checks
 from ..core.similarity import accumulation_dtype
 from .around_dispatcher import plan_of
 from .fields import Choice, Field, RowFactor
@@ -139,12 +140,15 @@ def _backward(op: Op, flat: Sequence[Any]) -> Any:
     a, (saved, bits_of_saved, bits, backend) = op.unflat(flat[count:])
     saved_for, needs = op.from_bits("saved_for", bits_of_saved), op.from_bits("needs", bits)
     a, kernel = _callable(op, a, backend)
+    for name, grad in zip(op.results, flat[:count]):
+        checks.dense(f"grad_{name}", grad)
     grads = op.complete(a, flat[:count])
     for grad, (name, out) in zip(grads, op.results.items()):
         if grad is not None:
             _expect(f"grad_{name}", grad, op.shape(a, out), out.dtype(a[0]), a[0])
     if saved is None:
         raise TypeError("saved: expected what the forward saved, got None")
+    checks.dense("saved", saved)
     recover = getattr(kernel, "recover_plan", None)
     plan = saved_for if recover is None else recover(a, saved_for, saved.numel())
     _expect("saved", saved, (kernel.saved_size(a, plan),), accumulation_dtype(a[0].dtype), a[0])
@@ -180,6 +184,7 @@ def _fake_forward(op: Op, flat: Sequence[Any]) -> Any:
     """Tensors without data. How much is saved depends on the memory budget, and is known when it is done."""
     a, (bits, _) = op.unflat(flat)
     x = a[0]
+    _expect_one_device(op, a)
     outputs = [x.new_empty(op.shape(a, out), dtype=out.dtype(x)) for out in op.results.values()]
     if not op.differentiable:
         return _as_schema(outputs)
@@ -187,8 +192,16 @@ def _fake_forward(op: Op, flat: Sequence[Any]) -> Any:
     return (*outputs, x.new_empty(size, dtype=accumulation_dtype(x.dtype)))
 
 
+def _expect_one_device(op: Op, a: Any) -> None:
+    """Of tensors with and without data torch takes this implementation, whose outputs nobody would write."""
+    for name, value in zip(op.fields, a):
+        if isinstance(value, Tensor) and value.device != a[0].device:
+            raise ValueError(f"{name}: expected device {a[0].device}, got {value.device}")
+
+
 def _fake_backward(op: Op, flat: Sequence[Any]) -> Any:
     a, (_, _, bits, _) = op.unflat(flat[len(op.results) :])
+    _expect_one_device(op, a)
     gradients, needs = [], op.from_bits("needs", bits)
     for i, need in zip(op.differentiable, needs):
         shape = a[i].shape if need and isinstance(a[i], Tensor) else (0,)

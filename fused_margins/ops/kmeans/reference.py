@@ -36,6 +36,9 @@ def in_passes(a: KMeans, backend: str) -> tuple[Tensor, Tensor, Tensor]:
 def check_values(a: KMeans) -> None:
     """What memory is indexed by lies within it. Every backend asks, at every call: the values are another call's."""
     rows, classes = a.x.shape[0], a.sizes.shape[0]
+    for name, t in (("x", a.x), ("waiting", a.waiting)):
+        if not bool(t.isfinite().all()):
+            raise ValueError(f"{name}: expected finite values")
     for name, values, total in (("sizes", a.sizes, rows), ("slots", a.slots, a.num_clusters)):
         if bool((values < 1).any()) or int(values.sum()) != total:
             raise ValueError(f"{name}: expected {classes} numbers from 1 on, {total} together")

@@ -20,7 +20,7 @@ class Magnet(NamedTuple):
     clusters: Annotated[Tensor, Labels(("rows",))]
     cluster_labels: Annotated[Tensor, Labels(("columns",))]
     alpha: Annotated[float, Number()] = 1.0
-    variance_floor: Annotated[float, Number(valid=lambda floor: floor > 0, expected="a positive number")] = 1e-4
+    variance_floor: Annotated[float, Number(valid=lambda floor: 0 < floor < 1e38, expected="a positive number")] = 1e-4
     reduction: Annotated[Reduction, Choice(options=Reduction)] = Reduction.MEAN
 
 

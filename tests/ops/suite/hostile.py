@@ -30,6 +30,7 @@ def bad_tensors(t: Tensor) -> Iterator[Any]:
     yield t.new_empty(t.shape, device="meta")
     yield t.to_sparse() if t.dim() and t.numel() else t.to_sparse_coo()
     yield torch._efficientzerotensor(t.shape, dtype=t.dtype)
+    yield torch.nested.nested_tensor([t, t]) if t.dim() else t[None]
     for dtype in (torch.int8, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64, torch.complex64):
         if dtype != t.dtype:
             yield t.to(dtype)
@@ -82,27 +83,31 @@ def problems(op: Any) -> Iterator[Any]:
         yield op.checked(op.arguments(**make(case, dtype)))
 
 
-def calls(op: Any) -> Iterator[tuple[Any, list[Any]]]:
+def valid_calls(op: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """The registered forward, and the backward where there is one, with arguments that they take."""
     for a in problems(op):
         flat = op.flat(a)
         needs = as_bits([isinstance(a[i], Tensor) for i in op.differentiable])
         forward = [*flat, needs, "cpu"]
-        valid: list[tuple[Any, list[Any]]] = [(op.registered, forward)]
+        yield op.registered, forward
         if op.differentiable:
             *outputs, saved = op.registered(*forward)
             grads = [torch.ones_like(t) if out.given(a) else None for t, out in zip(outputs, op.results.values())]
-            valid.append((op.registered_backward, [*grads, *flat, saved, needs, needs, "cpu"]))
-        for function, arguments in valid:
-            for i, value in enumerate(arguments):
-                for bad in bad_values(value):
-                    yield function, [*arguments[:i], bad, *arguments[i + 1 :]]
-            # Two at once, of the options and sizes of the forward and of what it saved.
-            numbers = [i for i, v in enumerate(arguments) if isinstance(v, int) and not isinstance(v, bool)]
-            for i, j in itertools.combinations(numbers, 2):
-                for one, other in itertools.product((-1, 2, 2**31), repeat=2):
-                    changed = list(arguments)
-                    changed[i], changed[j] = one, other
-                    yield function, changed
+            yield op.registered_backward, [*grads, *flat, saved, needs, needs, "cpu"]
+
+
+def calls(op: Any) -> Iterator[tuple[Any, list[Any]]]:
+    for function, arguments in valid_calls(op):
+        for i, value in enumerate(arguments):
+            for bad in bad_values(value):
+                yield function, [*arguments[:i], bad, *arguments[i + 1 :]]
+        # Two at once, of the options and sizes of the forward and of what it saved.
+        numbers = [i for i, v in enumerate(arguments) if isinstance(v, int) and not isinstance(v, bool)]
+        for i, j in itertools.combinations(numbers, 2):
+            for one, other in itertools.product((-1, 2, 2**31), repeat=2):
+                changed = list(arguments)
+                changed[i], changed[j] = one, other
+                yield function, changed
 
 
 def main() -> None:
