@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo reproduce parity test test-kernels lint format bench growth tables sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
+.PHONY: demo reproduce parity test test-kernels lint format bench growth tables fuzz sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
@@ -61,6 +61,11 @@ growth: $(VENV)/installed-bench
 
 tables: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.tables
+
+# 20,000 random calls, 5,000 direct calls of the ops and 2,000 data sets and runs, damaged or not: about twenty minutes. The
+# same seed makes the same cases, and each finding comes with the command that replays it.
+fuzz: $(VENV)/installed-test
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 # The kernels without Python, under AddressSanitizer, UndefinedBehaviorSanitizer and valgrind.
 sanitize:

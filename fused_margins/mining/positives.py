@@ -115,8 +115,6 @@ def all_positives(labels: Tensor, reference_labels: Tensor, self_index: Tensor |
     (tensor([0, 0, 2, 2, 3, 3]), tensor([2, 3, 0, 3, 0, 2]))
     """
     check_labels(labels, reference_labels, self_index)
-    if labels.is_meta:
-        raise TypeError("labels: expected a tensor with data, got one on the meta device")
     if reference_labels.shape[0] == 0:
         return labels.new_empty(0, dtype=torch.int64), labels.new_empty(0, dtype=torch.int64)
     runs = runs_of(labels, reference_labels, self_index)

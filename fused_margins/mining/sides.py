@@ -96,6 +96,8 @@ def check_labels(labels: Tensor, reference_labels: Tensor, self_index: Tensor | 
         is_vector = isinstance(t, Tensor) and not t.is_nested and t.dim() > 0
         checks.labels(name, t, t.shape[0] if is_vector else 0, labels)
     checks.labels("self_index", self_index, labels.shape[0], labels, optional=True)
+    if labels.is_meta:
+        raise TypeError("labels: expected a tensor with data, got one on the meta device")
 
 
 def runs_of(labels: Tensor, reference_labels: Tensor, self_index: Tensor | None) -> Runs:

@@ -115,6 +115,8 @@ class Op:
             return values[list(self.fields).index(axis)]
         i, dim = self.sizes[axis]
         t = values[i]
+        if called:
+            checks.dense(called[i], t)
         if not isinstance(t, Tensor) or t.dim() <= dim:
             got = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
             raise ValueError(f"{called[i]}: expected a tensor with {dim + 1} axes or more, got {got}")

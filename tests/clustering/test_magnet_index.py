@@ -246,5 +246,10 @@ def test_bad_input(blobs):
         index.knc_predict(x, 0)
     with pytest.raises(ValueError, match=r'losses: expected one a sample, shape \(6,\).*reduction="none".*got \(\)'):
         index.update_losses(index.sample_batch(2, 3), torch.tensor(1.0))
-    with pytest.raises(ValueError, match="width"):
-        index.knc_predict(torch.randn(3, 5))
+    with pytest.raises(ValueError, match=rf"^embeddings: expected width {x.shape[1]} on cpu, .* got width 7 on cpu"):
+        index.knc_predict(torch.randn(3, 7))
+    with pytest.raises(ValueError, match=r"variance_floor: expected a number in the range of float32, got 1e\+300"):
+        MagnetIndex(variance_floor=1e300)
+    for call in (lambda: index.fit(x, labels, generator=0), lambda: index.sample_batch(generator=0)):
+        with pytest.raises(TypeError, match=r"^generator: expected a torch.Generator or None, got int"):
+            call()

@@ -28,7 +28,14 @@ WORDS: dict[str, tuple[str, ...]] = {
 }
 POSITIVE = ("scale", "beta", "temperature", "variance_floor", "angular_multiplier", "alpha")
 FLAGS = ("normalize", "learnable_scale", "learnable_margin")
-COUNTS = ("clusters_per_class", "num_iterations", "num_restarts", "num_clusters", "samples_per_cluster", "num_neighbours")
+COUNTS = (
+    "clusters_per_class",
+    "num_iterations",
+    "num_restarts",
+    "num_clusters",
+    "samples_per_cluster",
+    "num_neighbours",
+)
 
 
 class Draws:

@@ -13,10 +13,8 @@ import os
 import random
 import shutil
 import tempfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +29,7 @@ from tests.fewshot.conftest import SMALL
 from tests.fewshot.layouts import lay
 from tests.fewshot.test_datasets_layouts import clothes, idx
 
-Files = dict[str, bytes]
-ODD_NAMES = ("$x_{$", "\\frac", "a b", "été", "c\udce9f", "n\nl", "x" * 120, "[bold]", "-rf", "%s{0}", "CON", "a,b", '"q"')
-VALUES: tuple[Any, ...] = (None, -1, 0, 10**400, float("nan"), float("inf"), 1e308, "x", "", [], {}, [[]], True, "9" * 5000)
+from .damage import Files, changed_value, damaged, meaningless, on_disk
 
 
 def case(seed: int, number: int) -> str | None:
@@ -46,25 +42,37 @@ def case(seed: int, number: int) -> str | None:
 # Data sets
 
 
+FORMATS = {
+    "png": ("RGB", "L", "P", "RGBA", "LA", "I;16"),
+    "jpeg": ("L", "CMYK"),
+    "bmp": ("RGB",),
+    "tiff": ("L", "F"),
+    "webp": ("RGB",),
+}
+
+
 def picture(r: random.Random, value: int, plain: bool) -> bytes:
     """An image of one value, in a format and a mode that hold it."""
-    mode, form = r.choice((("RGB", "png"), ("L", "png"), ("P", "png"), ("RGBA", "png"), ("L", "jpeg"), ("RGB", "bmp"), ("L", "tiff"),
-                           ("I;16", "png"), ("LA", "png"), ("RGB", "webp"), ("CMYK", "jpeg"), ("1", "png"), ("F", "tiff")))  # fmt: skip
-    if plain:
-        mode, form = "RGB", "png"
+    form = "png" if plain else r.choice(list(FORMATS))
+    mode = "RGB" if plain else r.choice(FORMATS[form])
     size = (r.randint(1, 9), r.randint(1, 9))
-    image = Image.new("L", size, value).convert("RGB" if mode in ("P", "CMYK") else "L")
     if mode == "I;16":
         image = Image.fromarray(np.full(size, value * 257, np.uint16))
+    elif mode == "F":
+        image = Image.fromarray(np.full(size, value / 255, np.float32))
     else:
-        image = image.convert(mode)
+        image = Image.new("L", size, value).convert("RGB" if mode == "CMYK" else "L").convert(mode)
     buffer = io.BytesIO()
     image.save(buffer, form)
     return buffer.getvalue()
 
 
+def grey_values() -> Iterator[int]:
+    return iter(range(0, 256, 9))
+
+
 def folders(r: random.Random, plain: bool) -> tuple[str, Files]:
-    values = iter(r.sample(range(0, 256, 9), 24))
+    values = grey_values()
     splits = r.choice((("train/", "test/"), ("train/", "val/", "test/"), ("",)))
     files = {}
     for split in splits:
@@ -75,7 +83,7 @@ def folders(r: random.Random, plain: bool) -> tuple[str, Files]:
 
 
 def listed(r: random.Random, plain: bool) -> tuple[str, Files]:
-    values, files = iter(r.sample(range(0, 256, 9), 12)), {}
+    values, files = grey_values(), {}
     for split in ("train", "val", "test"):
         rows = ["filename,label"]
         for i in range(4):
@@ -86,86 +94,11 @@ def listed(r: random.Random, plain: bool) -> tuple[str, Files]:
 
 
 def arrays(r: random.Random, plain: bool) -> tuple[str, Files]:
-    return "fashion-mnist", {name: gzip.compress(idx(array)) for name, array in clothes(r.randint(1, 4)).items()}
-
-
-@functools.cache
-def bomb() -> bytes:
-    """2 GiB of zeros, deflated: one block again and again."""
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    block = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
-    head = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
-    return head + block * 2048 + zlib.compressobj(9, zlib.DEFLATED, -15).flush() + bytes(8)
-
-
-def huge_picture() -> bytes:
-    """A picture whose head says 60,000 x 60,000."""
-    data = bytearray(picture(random.Random(0), 3, True))
-    data[16:24] = (60_000).to_bytes(4, "big") * 2
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    return bytes(data)
-
-
-def meaningless(r: random.Random, files: Files) -> Files:
-    """The same to whoever reads it."""
-    lists = [n for n in files if n.endswith(".csv")]
-    name = r.choice(lists or sorted(files))
-    changes: list[Callable[[], Files]] = [
-        lambda: files,
-        lambda: files | {".DS_Store": b"x", "Thumbs.db": b"y", "__MACOSX/._x.png": b"z"},
-        lambda: files | {"notes.txt": b"of mine"},
-    ]
-    if lists:
-        text = files[name]
-        texts = (b"\xef\xbb\xbf" + text, text.replace(b"\n", b"\r\n"), text + b"\n\n", text.replace(b",", b" , "), text.rstrip())
-        changes.append(lambda: files | {name: r.choice(texts)})
-    else:
-        old, new = name.split("/")[-2], r.choice(ODD_NAMES)
-        changes.append(lambda: {n.replace(f"{old}/", f"{new}/"): data for n, data in files.items()})
-        changes.append(lambda: {f"around/{n}": data for n, data in files.items()})
-        changes.append(lambda: {n.replace(".png", r.choice((".PNG", ".Jpg", ".jfif"))): data for n, data in files.items()})
-    return r.choice(changes)()
-
-
-def damaged(r: random.Random, files: Files) -> Files:
-    name = r.choice(sorted(files))
-    data = bytearray(files[name])
-    kind = r.randrange(9)
-    if kind == 0:
-        for _ in range(r.choice((1, 1, 8))):
-            data[r.randrange(len(data))] ^= 1 << r.randrange(8)
-    elif kind == 1:
-        del data[r.randrange(len(data)) :]
-    elif kind == 2:
-        return {n: d for n, d in files.items() if n != name}
-    elif kind == 3:
-        data = bytearray(r.choice((b"", bytes(100), b"GIF89a", b"%PDF", r.randbytes(300), huge_picture(), bomb())))
-    elif kind == 4:
-        return files | {name.rpartition("/")[0] + "/more" + r.choice((".png", ".txt", "/x.png", ".zip")): bytes(data)}
-    elif kind == 5:
-        return {(f"{n}/x" if n == name else n): d for n, d in files.items()}
-    else:
-        lines = bytes(data).split(b"\n")
-        i = r.randrange(len(lines))
-        odd = (b"", b"\0", b"../../outside.jpg,x", b"/etc/passwd,x", b"a,b,c,d", b"," * 9, b"x" * 200_000, b"\xff\xfe", lines[0], b'"')
-        lines[i : i + r.choice((0, 1))] = [r.choice(odd)]
-        data = bytearray(b"\n".join(lines))
-    return files | {name: bytes(data)}
-
-
-def on_disk(r: random.Random, root: Path) -> None:
-    """What only a file system has: links and devices in place of a file or beside it."""
-    found = sorted(p for p in root.rglob("*") if p.is_file())
-    place = r.choice(found)
-    target = r.choice((root, place.parent, Path("/dev/zero"), Path("/dev/null"), Path("nowhere"), place, Path("/proc/self/mem")))
-    link = place.with_name("link" + r.choice(("", ".png")))
-    if r.random() < 0.5:
-        place.unlink()
-        link = place
-    if r.random() < 0.2:
-        os.mkfifo(link)
-    else:
-        link.symlink_to(target)
+    return "fashion-mnist", {
+        f"{part}-{name}.gz": gzip.compress(idx(array))
+        for part in ("train", "t10k")
+        for name, array in clothes(3).items()
+    }
 
 
 def data_case(r: random.Random, folder: Path) -> str | None:
@@ -192,7 +125,8 @@ def data_case(r: random.Random, folder: Path) -> str | None:
     if name == "folder":
         name = f"folder:{root / ('set' if form == 'folder' else 'set.zip')}"
     said = io.StringIO()
-    what = f"{name} as {form}, {'harmless' if harmless else 'damaged'}: {[n for n in changed if changed.get(n) != files.get(n)][:5]}"
+    others = [n for n in changed if changed.get(n) != files.get(n)][:5]
+    what = f"{name} as {form}, {'harmless' if harmless else 'damaged'}: {others}"
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             sets = load(name, 8 if name != "fashion-mnist" else 28)
@@ -204,8 +138,12 @@ def data_case(r: random.Random, folder: Path) -> str | None:
         return f"{type(error).__name__}: {error} ({what})"
     expected = sum(n.lower().endswith((".png", ".jpg", ".jfif")) and "MACOSX" not in n for n in changed)
     got = sum(map(len, sets.values()))
-    if name != "fashion-mnist" and got != expected and (harmless or not said.getvalue()):
+    if name.startswith("folder") and got != expected and (harmless or not said.getvalue()):
         return f"{got} of {expected} images, and said {said.getvalue()!r} ({what})"
+    if harmless and name != "fashion-mnist":
+        read = torch.cat([255 * s.pixels().flatten(1).mean(1) for s in sets.values()]).sort().values
+        if len(read) != expected or bool(((read - 9 * torch.arange(expected)).abs() > 4).any()):
+            return f"read as {read.tolist()} ({what})"
     return None
 
 
@@ -225,7 +163,18 @@ def trained() -> Path:
 
 def run_case(r: random.Random, folder: Path) -> str | None:
     run = Path(shutil.copytree(trained(), folder / "run"))
-    name = r.choice(("config.json", "config.json", "metrics.jsonl", "report.json", "judging.json", "usage.json", "checkpoint.pt", "checkpoint.pt"))
+    name = r.choice(
+        (
+            "config.json",
+            "config.json",
+            "metrics.jsonl",
+            "report.json",
+            "judging.json",
+            "usage.json",
+            "checkpoint.pt",
+            "checkpoint.pt",
+        )
+    )
     path, how = run / name, ""
     if r.random() < 0.5:
         path.write_bytes(damaged(r, {name: path.read_bytes()}).get(name, b""))
@@ -259,24 +208,3 @@ def run_case(r: random.Random, folder: Path) -> str | None:
     if any(word in errors.getvalue() for word in ("pydantic", "tyro", "Traceback")):
         return f"speaks of its parts: {lines[0]} ({what})"
     return None
-
-
-def changed_value(r: random.Random, tree: Any) -> str:
-    """One value somewhere in nested settings or states; says which."""
-    path = []
-    while True:
-        keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
-        key = r.choice(keys)
-        path.append(key)
-        inner = tree[key]
-        if isinstance(inner, dict | list) and inner and r.random() < 0.8:
-            tree = inner
-            continue
-        value = r.choice(VALUES)
-        if isinstance(inner, torch.Tensor):
-            value = r.choice((torch.full_like(inner, torch.nan) if inner.is_floating_point() else inner[:0], inner[None], inner.double(), None))
-        if isinstance(tree, dict) and r.random() < 0.2:
-            del tree[key]
-            return f"without {path}"
-        tree[key] = value
-        return f"{path} = {str(value)[:40]}"

@@ -1,7 +1,7 @@
 """Direct calls of the registered ops with arguments near valid ones: whatever comes, the interpreter stays.
 
-A call that is valid returns; one that returns gives what the public call gives, bit for bit; an error names an argument,
-or is torch's own about the schema.
+A call that is valid returns; one that returns gives what the public call gives, bit for bit; an error names an
+argument, or is torch's own about the schema.
 """
 
 import functools
@@ -15,7 +15,9 @@ from fused_margins.backends import registry
 from fused_margins.ops.fields import Choice, Field, Flag
 from tests.ops.suite.hostile import bad_values, valid_calls
 
-OF_TORCH = re.compile(r"fused_margins::|can't allocate memory|Storage size calculation overflowed|^backend '\w*' cannot run")
+OF_TORCH = re.compile(
+    r"fused_margins::|can't allocate memory|Storage size calculation overflowed|^backend '\w*' cannot run"
+)
 
 
 @functools.cache
@@ -31,8 +33,9 @@ def case(seed: int, number: int) -> str | None:
     places = r.sample(range(len(arguments)), r.choice((0, 1, 1, 1, 2, 2, 3)))
     for i in places:
         changed[i] = r.choice(list(bad_values(arguments[i])))
-    called = f"{function._qualified_op_name if hasattr(function, '_qualified_op_name') else function}, changed at " + str(
-        {i: str(changed[i])[:200] for i in places}
+    called = (
+        f"{function._qualified_op_name if hasattr(function, '_qualified_op_name') else function}, changed at "
+        + str({i: str(changed[i])[:200] for i in places})
     )
     try:
         results = function(*changed)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fused_margins import MagnetLoss
+from fused_margins.functional import magnet_loss
 
 BACKENDS = ("reference", "cpu")
 
@@ -181,3 +182,15 @@ def test_same_bits_for_one_and_two_threads(backend):
     if backend == "cpu":  # torch's own products, which the reference is made of, may depend on the threads
         assert torch.equal(grads[0], grads[1])
     assert torch.equal(grads[1], grads[2])
+
+
+def test_what_is_refused_by_name():
+    x, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    with pytest.raises(TypeError, match=r"^embeddings: expected a tensor, got list"):
+        MagnetLoss()([1.0], labels)
+    with pytest.raises(TypeError, match=r"^embeddings: expected a tensor with data, got one on the meta device"):
+        MagnetLoss()(x.to("meta"), labels.to("meta"))
+    with pytest.raises(TypeError, match=r"^cluster_labels: expected a dense tensor, got a nested one"):
+        MagnetLoss()(x, labels, torch.nested.nested_tensor([labels, labels]))
+    with pytest.raises(ValueError, match=r"^variance_floor: expected a positive number, got inf"):
+        magnet_loss(x, labels, torch.arange(2), variance_floor=math.inf)

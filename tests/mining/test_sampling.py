@@ -155,3 +155,26 @@ def test_the_reserved_label_is_in_no_class():
         assert not set(drawn.tolist()) & {2, 3}
         assert drawn[4] in (0, 1)
         assert not set(distance_weighted_negatives(x, labels, x, labels).tolist()) & {2, 3}
+
+
+def test_what_is_no_vector_of_data_is_refused_by_name():
+    x, labels = torch.eye(3), torch.tensor([3, 5, 3])
+    nested = torch.nested.nested_tensor([labels, labels])
+    for function in (random_positives, all_positives, random_negatives):
+        with pytest.raises(TypeError, match=r"^labels: expected a dense tensor, got a nested one"):
+            function(nested, labels, None)
+        with pytest.raises(TypeError, match=r"^reference_labels: expected a dense tensor, got a nested one"):
+            function(labels, nested, None)
+        with pytest.raises(TypeError, match=r"^labels: expected a tensor with data, got one on the meta device"):
+            function(labels.to("meta"), labels.to("meta"), None)
+    with pytest.raises(TypeError, match=r"^embeddings: expected a tensor, got list"):
+        distance_weighted_negatives([1.0], labels, x, labels)
+
+
+def test_a_generator_is_one():
+    x, labels = torch.eye(3), torch.tensor([3, 5, 3])
+    for function in (random_positives, random_negatives):
+        with pytest.raises(TypeError, match=r"^generator: expected a torch.Generator or None, got list"):
+            function(labels, labels, None, [1])
+    with pytest.raises(TypeError, match=r"^generator: expected a torch.Generator or None, got int"):
+        distance_weighted_negatives(x, labels, x, labels, 0)

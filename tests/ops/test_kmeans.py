@@ -118,5 +118,8 @@ def test_values_are_looked_at_in_every_call(backend, name, values, error):
         "largest_class": 2,
     }
     kmeans(**inputs, backend=backend)  # a call of the same sizes, which was right
+    for other in ("x", "waiting"):
+        with pytest.raises(ValueError, match=f"^{other}: expected finite values"):
+            kmeans(**(inputs | {other: inputs[other] * torch.nan}), backend=backend)
     with pytest.raises(error, match=f"{name}: expected"):
         kmeans(**(inputs | {name: torch.tensor(values)}), backend=backend)

@@ -226,3 +226,23 @@ def test_what_is_drawn_agrees(inputs, dtype, backend, data):
     inputs |= {"target": self_index_of(data.draw, rows, columns), "margin": torch.linspace(-1, 1, rows).double()}
     inputs |= {"scale": torch.tensor(3.0).double(), "bias": torch.ones(columns).double()}
     assert cases.disagreements(OP, inputs, backend, dtype) == []
+
+
+@on_every_backend
+def test_a_column_that_is_not_finite_spoils_no_other(backend):
+    x, y = torch.randn(3, 2).double(), torch.randn(5, 2).double()
+    expected = scores(x, y, similarity=EUCLIDEAN, backend="reference")
+    for bad in (torch.nan, torch.inf):
+        y[2, 1] = bad
+        u = scores(x, y, similarity=EUCLIDEAN, backend=backend)
+        assert not u[:, 2].isfinite().any()
+        others = [0, 1, 3, 4]
+        torch.testing.assert_close(u[:, others], expected[:, others])
+
+
+@on_every_kernel
+def test_a_number_beyond_the_range_of_the_dtype_is_refused(backend):
+    x = torch.eye(3)
+    with pytest.raises(ValueError, match=r"^scale: expected a number in the range of torch.float32, got 1e\+300"):
+        scores(x, x, scale=1e300, backend=backend)
+    assert scores(x.double(), x.double(), scale=1e300, backend=backend).isfinite().all()

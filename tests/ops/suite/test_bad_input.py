@@ -233,3 +233,24 @@ def test_a_memory_budget_is_an_integer(value, error):
     with pytest.raises(error, match="num_bytes: expected "):
         registry.set_memory_budget(value)
     assert registry.memory_budget() == before
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_direct_call_of_tensors_with_and_without_data_is_refused(op):
+    """torch takes the implementation without data, whose outputs nobody writes."""
+    shell: Any = registry.OPS[op]
+    a = shell.checked(shell.arguments(**problem(op)))
+    for i, (name, value) in enumerate(zip(shell.fields, a)):
+        if i and isinstance(value, torch.Tensor):
+            with pytest.raises(ValueError, match=f"^{name}: expected device cpu, got meta"):
+                shell.registered(*shell.flat(a._replace(**{name: value.to("meta")})), 0, "cpu")
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if registry.OPS[op].differentiable])
+def test_a_direct_backward_of_sparse_gradients_is_refused(op):
+    shell: Any = registry.OPS[op]
+    a = shell.checked(shell.arguments(**problem(op)))
+    *outputs, saved = shell.registered(*shell.flat(a), 1, "cpu")
+    grads = [t.to_sparse() if out.given(a) else None for t, out in zip(outputs, shell.results.values())]
+    with pytest.raises(TypeError, match=r"^grad_\w+: expected a dense tensor, got layout torch.sparse_coo"):
+        shell.registered_backward(*grads, *shell.flat(a), saved, 1, 1, "cpu")
