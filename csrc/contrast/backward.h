@@ -81,21 +81,31 @@ class Backward {
       bias_factor_[i] = there ? T(of_row(i)) : T(0);
       row_factor_[i] = there ? T(lift_ * of_row(i) * p_.scale(i)) : T(0);
     }
-#pragma omp parallel num_threads(threads_)
-    {
+    const int64_t panels = columns_wanted_ && recompute_ ? side_.panels() : 0;
+    const int64_t right_operands = args_.grad_y ? side_.products.gradient_pieces() : 0;
+    const int64_t groups = columns_wanted_ ? ceil_div(p_.columns, group_) : 0;
+    const int64_t row_tasks = args_.grad_x ? ceil_div(p_.rows, ROW_TASK) : 0;
+    Team::run(threads_, [&](Team team) {
       [[maybe_unused]] typename Products::Session session;
-      prepare();
-      const int64_t groups = columns_wanted_ ? ceil_div(p_.columns, group_) : 0;
-#pragma omp for schedule(dynamic)
-      for (int64_t group = 0; group < groups; ++group) columns(group * group_);
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < (args_.grad_x ? p_.rows : 0); ++i) row(i);
-    }
+      // x as the products take it, for logits that are made again and for the gradient of y.
+      team.each(panels + right_operands, 1, [&](int64_t i) {
+        if (i < panels)
+          side_.products.prepare_panel(i, false, rows_scratch());
+        else
+          side_.products.prepare_gradient(i - panels, row_factor_.get(), rows_scratch());
+      });
+      team.each(groups + row_tasks, 1, [&](int64_t task) {
+        if (task < groups) return columns(task * group_);
+        const int64_t first = (task - groups) * ROW_TASK;
+        for (int64_t i = first; i < std::min(first + ROW_TASK, p_.rows); ++i) row(i);
+      });
+    });
     if (args_.grad_scale) grad_scale();
     if (epilogue_) loss_.backward_of_logit(g_, args_.grad_scale, args_.grad_margin);
   }
 
  private:
+  static constexpr int64_t ROW_TASK = 16;  // rows of x whose gradient is a task
   const ContrastBackward& args_;
   Problem<T> p_;
   bool epilogue_;
@@ -129,16 +139,6 @@ class Backward {
   bool counts(int64_t i) const { return (epilogue_ ? p_.has_positive(i) : !p_.ignored(i)) && lse(i) != none<T>; }
   // Columns summed under the weights of a row.
   const T* sum_of_columns(int64_t i) const { return side_.saved.mean + i * round_up(p_.width, 16); }
-
-  // In parallel: x as the products take it, for logits that are made again and for the gradient of y.
-  void prepare() {
-    T* values = rows_scratch();
-    if (columns_wanted_ && recompute_) {
-#pragma omp for schedule(static)
-      for (int64_t panel = 0; panel < side_.panels(); ++panel) side_.products.prepare_panel(panel, false, values);
-    }
-    if (args_.grad_y) side_.products.prepare_gradient(row_factor_.get(), values);
-  }
 
   // The weights of a group of columns, as saved or made again, or relative to negative_lse.
   const T* weights(int64_t first, int64_t count, T* columns, T* own) const {

@@ -46,13 +46,18 @@ void forward(const ContrastForward& args) {
   const Saved<T>& saved = side.saved;
   T *positive = saved.positive, *lse = saved.negative_lse, *mean = saved.mean, *along = saved.mean_similarity;
   const int64_t panels = side.panels(), padded = round_up(p.width, 16);
-  // Enough blocks at a time to occupy the threads; few, so that what one phase leaves in the caches serves the next.
-  const int64_t chunk = std::min(side.blocks(), threads == 1 ? 1 : std::max<int64_t>(1, ceil_div(4 * threads, panels)));
-
+  const int64_t pieces = BLOCK / PIECE, row_tasks = ceil_div(p.rows, ROW_TASK), parts = average ? products.parts() : 1;
   const int64_t block_size = products.block_size(std::min(BLOCK, p.columns));
-  Buffer<T> columns(chunk * block_size), own(chunk * (BLOCK + SPARE) * side.stride);
-  Buffer<typename Side::Sums> sums(chunk * panels);
-  Buffer<std::pair<T, T>> factors(chunk * p.rows);
+  const int64_t own_size = args.in.saved_blocks < side.blocks() ? (BLOCK + SPARE) * side.stride : 0;
+  // Blocks under way: enough to occupy the threads, and for a while without one of them, in memory that the caches and
+  // the pool hold.
+  const int64_t occupying = ceil_div(4 * threads, std::max<int64_t>(1, panels));
+  const int64_t affordable = (int64_t(4) << 20) / (int64_t(sizeof(T)) * (block_size + own_size + 2 * side.stride));
+  const int64_t most = std::min(Team::MOST_AHEAD, std::max(occupying, affordable));
+  const int64_t ahead = std::min(side.blocks(), threads == 1 ? 1 : most);
+  Buffer<T> columns(ahead * block_size), own(ahead * own_size);
+  Buffer<typename Side::Sums> sums(ahead * panels);
+  Buffer<std::pair<T, T>> factors(ahead * p.rows);
   Buffer<LogSum<T>> total(p.rows);
   Scratch<T> scratch(threads, std::max({products.scratch_size(), ROW_TASK * Side::WIDE, 2 * p.width}));
   std::fill(total.get(), total.get() + p.rows, LogSum<T>{0, 0});
@@ -60,82 +65,72 @@ void forward(const ContrastForward& args) {
   std::fill(saved.x_factor + p.rows, saved.y_factor, T(0));
   std::fill(saved.y_factor + p.columns, saved.all_shifts, T(0));
   products.allocate_logits();
-  if (average) products.allocate_average(chunk);
+  if (average) products.allocate_average(ahead);
   if (mean) std::fill(along, along + p.rows, T(0));
-  const auto weights = [&](int64_t first, int64_t block) {
-    return block < args.in.saved_blocks ? saved.weights(block)
-                                        : own.get() + (block - first) * (BLOCK + SPARE) * side.stride;
+  const auto weights_of = [&](int64_t block, int64_t slot) {
+    return block < args.in.saved_blocks ? saved.weights(block) : own.get() + slot * own_size;
   };
 
-#pragma omp parallel num_threads(threads)
-  {
+  const auto make = [&](int64_t block, int64_t slot, int64_t panel) {
+    const int64_t count = side.block_columns(block);
+    T *of_block = columns.get() + slot * block_size, *weights = weights_of(block, slot);
+    typename Side::Sums& of = sums[slot * panels + panel];
+    side.make(block * BLOCK, count, of_block, panel, maximum, nullptr, weights, positive, &of);
+    if (average) products.weights_are_made(slot, panel, weights + panel * Side::WIDE, count, of_block);
+    side.save_shifts(panel, of, saved.shifts(block));
+    if (block < args.in.saved_blocks) side.fill_margins(panel, count, weights);
+  };
+  const auto add_up = [&](int64_t slot, int64_t row) {
+    const typename Side::Sums& of = sums[slot * panels + row / Side::WIDE];
+    const int64_t lane = row % Side::WIDE;
+    const std::pair<T, T> f = total[row].add({of.shift[lane], of.weight[lane]});
+    factors[slot * p.rows + row] = f;
+    if (mean) along[row] = along[row] * f.first + of.along[lane] * f.second;
+  };
+  const auto add_average = [&](int64_t block, int64_t slot, int64_t task) {
+    const int64_t row0 = task % row_tasks * ROW_TASK, rows = std::min(ROW_TASK, p.rows - row0);
+    const int64_t d0 = task / row_tasks * Side::WIDE, width = std::min(Side::WIDE, p.width - d0);
+    T *out = mean + row0 * padded + d0, *product = scratch.mine();
+    const bool direct = !maximum || block == 0;
+    products.average(slot, weights_of(block, slot), columns.get() + slot * block_size, side.block_columns(block), row0,
+                     rows, d0, direct ? out : product, direct ? padded : Side::WIDE, direct && block > 0);
+    for (int64_t i = 0; !direct && i < rows; ++i) {
+      const std::pair<T, T> f = factors[slot * p.rows + row0 + i];
+      scale(out + i * padded, f.first, out + i * padded, width);
+      add_scaled(out + i * padded, f.second, product + i * Side::WIDE, width);
+    }
+  };
+  const auto finish = [&](int64_t i) {
+    const bool has_positive = p.has_positive(i);
+    if (!has_positive) positive[i] = 0;
+    lse[i] = p.ignored(i) ? none<T> : total[i].value();
+    if (p.euclidean() && has_positive)
+      positive[i] = pair_similarity(side.x, i, side.y, args.in.target[i], scratch.mine(), scratch.mine() + p.width);
+    if (!mean) return;
+    const T inverse = lse[i] == none<T> ? T(0) : 1 / total[i].sum;
+    saved.inverse_sum[i] = inverse;
+    along[i] = inverse == 0 ? T(0) : along[i] * inverse;
+    // The padding as well: what is handed over is the same at every call.
+    std::fill(mean + i * padded + (inverse == 0 ? 0 : p.width), mean + (i + 1) * padded, T(0));
+  };
+
+  Team::run(threads, [&](Team team) {
     [[maybe_unused]] typename Products::Session session;
-#pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < panels; ++panel) products.prepare_panel(panel, true, scratch.mine());
-    for (int64_t first = 0; first < side.blocks(); first += chunk) {
-      const int64_t last = std::min(first + chunk, side.blocks()), pieces = BLOCK / PIECE;
-#pragma omp for schedule(static)
-      for (int64_t task = 0; task < (last - first) * pieces; ++task) {
-        const int64_t block = first + task / pieces, at = task % pieces * PIECE, total = side.block_columns(block);
-        if (at < total)
-          products.prepare_columns(block * BLOCK, at, std::min(PIECE, total - at), total, true,
-                                   columns.get() + (block - first) * block_size, scratch.mine());
-      }
-#pragma omp for schedule(dynamic)
-      for (int64_t task = 0; task < (last - first) * panels; ++task) {
-        const int64_t block = first + task / panels, panel = task % panels, count = side.block_columns(block);
-        T* of_block = columns.get() + (block - first) * block_size;
-        typename Side::Sums& of = sums[task];
-        side.make(block * BLOCK, count, of_block, panel, maximum, nullptr, weights(first, block), positive, &of);
-        if (average)
-          products.weights_are_made(block - first, panel, weights(first, block) + panel * Side::WIDE, count, of_block);
-        side.save_shifts(panel, of, saved.shifts(block));
-        if (block < args.in.saved_blocks) side.fill_margins(panel, count, weights(first, block));
-      }
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < p.rows; ++i)
-        for (int64_t block = first; block < last; ++block) {
-          const typename Side::Sums& of = sums[(block - first) * panels + i / Side::WIDE];
-          const int64_t lane = i % Side::WIDE;
-          const std::pair<T, T> f = total[i].add({of.shift[lane], of.weight[lane]});
-          factors[(block - first) * p.rows + i] = f;
-          if (mean) along[i] = along[i] * f.first + of.along[lane] * f.second;
-        }
-      if (!average) continue;
-      const int64_t row_tasks = ceil_div(p.rows, ROW_TASK), parts = products.parts();
-#pragma omp for schedule(dynamic)
-      for (int64_t task = 0; task < row_tasks * parts; ++task) {
-        const int64_t row0 = task % row_tasks * ROW_TASK, rows = std::min(ROW_TASK, p.rows - row0);
-        const int64_t d0 = task / row_tasks * Side::WIDE, width = std::min(Side::WIDE, p.width - d0);
-        T *out = mean + row0 * padded + d0, *product = scratch.mine();
-        for (int64_t block = first; block < last; ++block) {
-          const bool direct = !maximum || block == 0;
-          products.average(block - first, weights(first, block), columns.get() + (block - first) * block_size,
-                           side.block_columns(block), row0, rows, d0, direct ? out : product,
-                           direct ? padded : Side::WIDE, direct && block > 0);
-          for (int64_t i = 0; !direct && i < rows; ++i) {
-            const std::pair<T, T> f = factors[(block - first) * p.rows + row0 + i];
-            scale(out + i * padded, f.first, out + i * padded, width);
-            add_scaled(out + i * padded, f.second, product + i * Side::WIDE, width);
-          }
-        }
-      }
-    }
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < p.rows; ++i) {
-      const bool has_positive = p.has_positive(i);
-      if (!has_positive) positive[i] = 0;
-      lse[i] = p.ignored(i) ? none<T> : total[i].value();
-      if (p.euclidean() && has_positive)
-        positive[i] = pair_similarity(side.x, i, side.y, args.in.target[i], scratch.mine(), scratch.mine() + p.width);
-      if (!mean) continue;
-      const T inverse = lse[i] == none<T> ? T(0) : 1 / total[i].sum;
-      saved.inverse_sum[i] = inverse;
-      along[i] = inverse == 0 ? T(0) : along[i] * inverse;
-      // The padding as well: what is handed over is the same at every call.
-      std::fill(mean + i * padded + (inverse == 0 ? 0 : p.width), mean + (i + 1) * padded, T(0));
-    }
-  }
+    team.each(panels, 1, [&](int64_t panel) { products.prepare_panel(panel, true, scratch.mine()); });
+    team.pipeline(side.blocks(), ahead,
+                  {{pieces, false}, {panels, false}, {row_tasks, true}, {average ? row_tasks * parts : 1, true}},
+                  [&](int stage, int64_t block, int64_t slot, int64_t i) {
+                    const int64_t total = side.block_columns(block), at = i * PIECE;
+                    if (stage == 0 && at < total)
+                      products.prepare_columns(block * BLOCK, at, std::min(PIECE, total - at), total, true,
+                                               columns.get() + slot * block_size, scratch.mine());
+                    if (stage == 1) make(block, slot, i);
+                    for (int64_t row = i * ROW_TASK; stage == 2 && row < std::min(p.rows, (i + 1) * ROW_TASK); ++row)
+                      add_up(slot, row);
+                    if (stage == 3 && average) add_average(block, slot, i);
+                  });
+    team.each(p.rows, ROW_TASK, finish);
+  });
   if (mean) std::fill(mean + p.rows * padded, saved.inverse_sum, T(0));  // likewise
   if (args.in.epilogue == Epilogue::none) {
     std::copy(positive, positive + p.rows, static_cast<T*>(args.positive));

@@ -10,6 +10,7 @@
 #include "../cpu/labels.h"
 #include "../cpu/rows.h"
 #include "../cpu/scratch.h"
+#include "../cpu/team.h"
 #include "saved.h"
 
 namespace fused_margins {

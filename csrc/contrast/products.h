@@ -81,11 +81,11 @@ class VectorProducts {
   void allocate_gradient() { gradient_panels_ = Buffer<T>(parts() * part_size()); }
   int64_t gradient_scratch_size(int64_t) const { return 0; }
 
-  // In parallel: x as right operand, each row times its factor of dL/du.
-  void prepare_gradient(const T* factors, T* values) {
+  // x as right operand, each row times its factor of dL/du; a piece of its rows.
+  int64_t gradient_pieces() const { return ceil_div(rows_, WIDE); }
+  void prepare_gradient(int64_t piece, const T* factors, T* values) {
     const bool plain = x_.similarity != Similarity::negative_squared_euclidean;
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < rows_; ++i) {
+    for (int64_t i = piece * WIDE; i < std::min(rows_, (piece + 1) * WIDE); ++i) {
       if (!plain) x_.prepare(i, values);
       const T* x = plain ? x_.row_of(i, values) : values;
       for (int64_t part = 0; part < parts(); ++part) {

@@ -122,10 +122,10 @@ class Bf16Products {
     return round_up(count, BF16_ROWS) * odd_lines_of_halves(rows_) / 2;
   }
 
-  void prepare_gradient(const float* factors, float* scratch) {
+  int64_t gradient_pieces() const { return ceil_div(row_pairs(), BF16_DEPTH / 2); }
+  void prepare_gradient(int64_t piece, const float* factors, float* scratch) {
     uint16_t* rows = reinterpret_cast<uint16_t*>(scratch + depth_);
-#pragma omp for schedule(static)
-    for (int64_t pair = 0; pair < row_pairs(); ++pair) {
+    for (int64_t pair = piece * (BF16_DEPTH / 2); pair < (piece + 1) * (BF16_DEPTH / 2); ++pair) {
       for (int64_t i = 2 * pair; i < 2 * pair + 2; ++i) {
         uint16_t* row = rows + i % 2 * row_stride_;
         if (i < rows_)

@@ -28,34 +28,29 @@ class Gradient {
   // (count,): dL/du of one row, to be filled for the columns of the current chunk.
   T* row(int64_t i) const { return d_.get() + i * stride_; }
 
-  // In parallel: x as a right operand, and D y set to zero.
-  void prepare_rows() {
-    if (need_y_) pack(strips_.x, 0, rows_, x_panels_.get());
-    if (!need_x_) return;
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < round_up(rows_, TILE_ROWS); ++i)
-      std::fill(sum_x_.get() + i * padded_, sum_x_.get() + (i + 1) * padded_, T(0));
+  // x as a right operand.
+  void prepare_rows(Team& team) {
+    if (need_y_) pack(team, strips_.x, 0, rows_, x_panels_.get());
   }
 
-  // In parallel: the chunk's columns as a right operand.
-  void prepare_columns(const Chunk& chunk) {
-    if (need_x_) pack(strips_.y, chunk.first, chunk.count, y_panels_.get());
+  // The chunk's columns as a right operand.
+  void prepare_columns(Team& team, const Chunk& chunk) {
+    if (need_x_) pack(team, strips_.y, chunk.first, chunk.count, y_panels_.get());
   }
 
-  // In parallel: both products; finish(column, sum (width,), scratch (width,)) takes each row of D^T x.
+  // Both products; finish(column, sum (width,), scratch (width,)) takes each row of D^T x.
   template <class F>
-  void products(const Chunk& chunk, F finish) {
+  void products(Team& team, const Chunk& chunk, F finish) {
     const int64_t row_tasks = need_x_ ? ceil_div(rows_, ROW_BLOCK) : 0;
     const int64_t column_tasks = need_y_ ? ceil_div(chunk.count, ROW_BLOCK) : 0;
     T *out = scratch_.mine(), *scratch = out + ROW_BLOCK * padded_;
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < row_tasks + column_tasks; ++task) {
+    team.each(row_tasks + column_tasks, 1, [&](int64_t task) {
       if (task < row_tasks) {
         const int64_t first = task * ROW_BLOCK, last = std::min(first + ROW_BLOCK, rows_);
         for (int64_t p = 0; p < padded_; p += TILE_COLUMNS<T>)
           for (int64_t i = first; i < last; i += TILE_ROWS)
             tile_product<T, Left::contiguous_depth>(row(i), stride_, y_panels_.get() + p * chunk.count, chunk.count,
-                                                    sum_x_.get() + i * padded_ + p, padded_, true);
+                                                    sum_x_.get() + i * padded_ + p, padded_, chunk.first > 0);
       } else {
         const int64_t first = (task - row_tasks) * ROW_BLOCK, last = std::min(first + ROW_BLOCK, chunk.count);
         for (int64_t p = 0; p < padded_; p += TILE_COLUMNS<T>)
@@ -64,15 +59,16 @@ class Gradient {
                                                    out + (j - first) * padded_ + p, padded_, false);
         for (int64_t j = first; j < last; ++j) finish(chunk.first + j, out + (j - first) * padded_, scratch);
       }
-    }
+    });
   }
 
-  // In parallel, after the last chunk: finish(row, sum (width,), scratch (width,)) takes each row of D y.
+  // After the last chunk: finish(row, sum (width,), scratch (width,)) takes each row of D y.
   template <class F>
-  void rows(F finish) {
-    if (!need_x_) return;
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < rows_; ++i) finish(i, sum_x_.get() + i * padded_, scratch_.mine());
+  void rows(Team& team, F finish) {
+    team.each(need_x_ ? rows_ : 0, TILE_ROWS, [&](int64_t i) {
+      if (!strips_.y.count()) std::fill_n(sum_x_.get() + i * padded_, padded_, T(0));
+      finish(i, sum_x_.get() + i * padded_, scratch_.mine());
+    });
   }
 
   // sum_i D_ij w_i of a column of the current chunk, in row order; w = 1 where it is null.
@@ -92,16 +88,15 @@ class Gradient {
   Buffer<T> sum_x_;     // (rows, padded)
   Scratch<T> scratch_;
 
-  void pack(const Rows<T>& side, int64_t first, int64_t count, T* panels) const {
+  void pack(Team& team, const Rows<T>& side, int64_t first, int64_t count, T* panels) const {
     constexpr int64_t wide = TILE_COLUMNS<T>;
     T* values = scratch_.mine();
     std::fill(values, values + padded_, T(0));
-#pragma omp for schedule(static)
-    for (int64_t r = 0; r < count; ++r) {
+    team.each(count, 2 * wide, [&](int64_t r) {
       side.prepared(first + r, values);
       for (int64_t p = 0; p < padded_; p += wide)
         std::copy(values + p, values + p + wide, panels + p * count + r * wide);
-    }
+    });
   }
 };
 

@@ -3,11 +3,12 @@
 //
 // Columns are taken in chunks of CHUNK, whose packed form fits the caches; within a chunk the work is cut into blocks
 // of ROW_BLOCK rows x STRIP columns. The cut depends on the sizes alone, so results do not depend on the number of
-// threads. Member functions marked "in parallel" are called by every thread of a parallel region and end in a barrier.
+// threads. Member functions that take a team are called by all of its threads.
 #pragma once
 
 #include "rows.h"
 #include "scratch.h"
+#include "team.h"
 
 namespace fused_margins {
 namespace FM_ISA {
@@ -43,30 +44,29 @@ class Strips {
   int64_t chunks() const { return ceil_div(y.count(), CHUNK); }
   Chunk chunk(int64_t c) const { return {c * CHUNK, std::min(CHUNK, y.count() - c * CHUNK)}; }
 
-  // In parallel: factors and panels of all rows of x.
-  void prepare_rows() {
-#pragma omp for schedule(static)
-    for (int64_t p = 0; p < ceil_div(x.count(), TILE_ROWS); ++p)
+  // Factors and panels of all rows of x.
+  void prepare_rows(Team& team) {
+    team.each(ceil_div(x.count(), TILE_ROWS), 4, [&](int64_t p) {
       pack(x, p * TILE_ROWS, std::min(TILE_ROWS, x.count() - p * TILE_ROWS), scratch_.mine(),
            x_panels_.get() + p * TILE_ROWS * x.width(), TILE_ROWS);
+    });
   }
 
-  // In parallel: factors and panels of the columns of a chunk.
-  void prepare_columns(const Chunk& chunk) {
+  // Factors and panels of the columns of a chunk.
+  void prepare_columns(Team& team, const Chunk& chunk) {
     constexpr int64_t wide = TILE_COLUMNS<T>;
-#pragma omp for schedule(static)
-    for (int64_t p = 0; p < ceil_div(chunk.count, wide); ++p)
+    team.each(ceil_div(chunk.count, wide), 2, [&](int64_t p) {
       pack(y, chunk.first + p * wide, std::min(wide, chunk.count - p * wide), scratch_.mine(),
            y_panels_.get() + p * wide * y.width(), wide);
+    });
   }
 
-  // In parallel: f(row, first column, count, u) for every row and strip of the chunk; u (count,) may be overwritten.
+  // f(row, first column, count, u) for every row and strip of the chunk; u (count,) may be overwritten.
   template <class F>
-  void for_each(const Chunk& chunk, F f) const {
+  void for_each(Team& team, const Chunk& chunk, F f) const {
     const int64_t blocks = ceil_div(x.count(), ROW_BLOCK), depth = x.width();
     T* u = scratch_.mine();
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < blocks * chunk.strips(); ++task) {
+    team.each(blocks * chunk.strips(), 1, [&](int64_t task) {
       const int64_t row0 = task / chunk.strips() * ROW_BLOCK, rows = std::min(ROW_BLOCK, x.count() - row0);
       const int64_t first = task % chunk.strips() * STRIP, count = std::min(STRIP, chunk.count - first);
       for (int64_t c = 0; c < count; c += TILE_COLUMNS<T>)
@@ -79,7 +79,7 @@ class Strips {
           distances(x.factor[row0 + r], y.factor.get() + chunk.first + first, count, u + r * STRIP);
         f(row0 + r, chunk.first + first, count, u + r * STRIP);
       }
-    }
+    });
   }
 
   // -|x - y|^2 from products of centred rows and their squared lengths.

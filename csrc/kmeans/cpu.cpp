@@ -8,6 +8,7 @@
 #include "../cpu/pairs.h"
 #include "../cpu/rows.h"
 #include "../cpu/scratch.h"
+#include "../cpu/team.h"
 
 namespace fused_margins {
 namespace FM_ISA {
@@ -29,14 +30,14 @@ class Clustering {
     Scratch<T> numbers(threads, n * k + k * width + (x_.readable() ? 0 : n * width));
     Scratch<int64_t> indices(threads, 2 * n + k);
     Scratch<const T*> pointers(threads, n + k);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t c = 0; c < a_.classes; ++c) {
+    const auto one = [&](int64_t c) {
       Class cluster = {*this, c, numbers.mine(), indices.mine(), pointers.mine()};
       cluster.seed();
       cluster.assign();
       for (int64_t i = 0; i < a_.iterations && cluster.move(); ++i) {
       }
-    }
+    };
+    Team::run(threads, [&](Team team) { team.each(a_.classes, 1, one); });
   }
 
  private:

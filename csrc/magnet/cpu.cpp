@@ -8,6 +8,7 @@
 #include "../cpu/checks.h"
 #include "../cpu/pairs.h"
 #include "../cpu/scratch.h"
+#include "../cpu/team.h"
 
 namespace fused_margins {
 namespace FM_ISA {
@@ -54,19 +55,17 @@ class Magnet {
   void forward(void* out) {
     constexpr int64_t block = 16;  // rows of a task
     Scratch<const T*> pointers(threads_, block + clusters_);
-#pragma omp parallel num_threads(threads_)
-    {
-      load_rows();
-      average();
+    Team::run(threads_, [&](Team team) {
+      load_rows(team);
+      average(team);
       const T **rows = pointers.mine(), **means = rows + block;
       for (int64_t m = 0; m < clusters_; ++m) means[m] = means_ + m * stride_;
-#pragma omp for schedule(static)
-      for (int64_t first = 0; first < rows_; first += block) {
-        const int64_t count = std::min(block, rows_ - first);
+      team.each(ceil_div(rows_, block), 1, [&](int64_t piece) {
+        const int64_t first = piece * block, count = std::min(block, rows_ - first);
         for (int64_t r = 0; r < count; ++r) rows[r] = row(first + r);
         all_pairs(rows, count, means, clusters_, width_, true, false, distances_ + first * clusters_, clusters_);
-      }
-    }
+      });
+    });
     double sum = 0;
     for (int64_t i = 0; i < rows_; ++i) sum += own(i);
     const T variance = T(sum / double(std::max<int64_t>(rows_ - 1, 1))), floor = T(in_.variance_floor);
@@ -134,22 +133,19 @@ class Magnet {
     }
     constexpr int64_t wide = TILE_COLUMNS<T>, block = 4 * TILE_ROWS;
     Scratch<T> scratch(threads_, block * stride_);
-#pragma omp parallel num_threads(threads_)
-    {
-      load_rows();
+    Team::run(threads_, [&](Team team) {
+      load_rows(team);
       // What each mean is pulled by, (clusters, width): c^T x - (sum of c) mean, divided among its members.
-#pragma omp for schedule(static)
-      for (int64_t d = 0; d < stride_; d += wide) {
-        const int64_t count = std::min(wide, stride_ - d);
+      team.each(ceil_div(stride_, wide), 1, [&](int64_t piece) {
+        const int64_t d = piece * wide, count = std::min(wide, stride_ - d);
         panel_product<T, Left::contiguous_rows>(c.get(), padded, clusters_, x_ + d, x_stride_, count, rows_,
                                                 pull.get() + d, stride_, false);
         for (int64_t m = 0; m < clusters_; ++m)
           for (int64_t e = d; e < d + count; ++e)
             pull[m * stride_ + e] = (pull[m * stride_ + e] - T(cluster_sums[m]) * means_[m * stride_ + e]) / counts_[m];
-      }
-#pragma omp for schedule(static)
-      for (int64_t first = 0; first < rows_; first += block) {
-        const int64_t count = std::min(block, rows_ - first);
+      });
+      team.each(ceil_div(rows_, block), 1, [&](int64_t piece) {
+        const int64_t first = piece * block, count = std::min(block, rows_ - first);
         T* out = scratch.mine();
         for (int64_t d = 0; d < stride_; d += wide)
           panel_product<T, Left::contiguous_depth>(c.get() + first * padded, padded, count, means_ + d, stride_,
@@ -162,8 +158,8 @@ class Magnet {
           for (int64_t d = 0; d < width_; ++d) of_row[d] = 2 * (weight * x[d] - of_row[d] - of_mean[d]);
           store(grad_x, in_.x.dtype, i * width_, of_row, width_);
         }
-      }
-    }
+      });
+    });
   }
 
  private:
@@ -209,26 +205,23 @@ class Magnet {
     return from_zero > 16 * apart && from_zero <= std::numeric_limits<T>::max() ? std::move(first) : Buffer<T>();
   }
 
-  // In parallel: x in T from the origin, rows padded with zeros.
-  void load_rows() {
-    if (as_it_is_) return;
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < rows_; ++i) {
+  // x in T from the origin, rows padded with zeros.
+  void load_rows(Team& team) {
+    team.each(as_it_is_ ? 0 : rows_, 16, [&](int64_t i) {
       T* to = copy_.get() + i * stride_;
       load_row(in_.x, i, to);
       if (const T* origin = origin_.get())
         for (int64_t d = 0; d < width_; ++d) to[d] -= origin[d];
       std::fill(to + width_, to + stride_, T(0));
-    }
+    });
   }
 
-  // In parallel: the mean of each cluster.
-  void average() {
+  // The mean of each cluster.
+  void average(Team& team) {
     constexpr int64_t part = 64;
     Buffer<double> sums(clusters_ * part);  // of a thread
-#pragma omp for schedule(static)
-    for (int64_t d = 0; d < stride_; d += part) {
-      const int64_t count = std::min(part, stride_ - d);
+    team.each(ceil_div(stride_, part), 1, [&](int64_t piece) {
+      const int64_t d = piece * part, count = std::min(part, stride_ - d);
       std::fill(sums.get(), sums.get() + clusters_ * part, 0.0);
       for (int64_t i = 0; i < rows_; ++i) {
         double* to = sums.get() + in_.clusters[i] * part;
@@ -238,7 +231,7 @@ class Magnet {
       }
       for (int64_t m = 0; m < clusters_; ++m)
         for (int64_t e = 0; e < count; ++e) means_[m * stride_ + d + e] = T(sums[m * part + e] / double(counts_[m]));
-    }
+    });
   }
 };
 

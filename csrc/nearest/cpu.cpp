@@ -14,6 +14,7 @@
 #include "../cpu/panels.h"
 #include "../cpu/rows.h"
 #include "../cpu/scratch.h"
+#include "../cpu/team.h"
 #include "small_groups.h"
 
 namespace fused_margins {
@@ -56,8 +57,8 @@ class Search {
       const SmallGroups<T> pairs(a_, groups_, small, x_, y_, itself, threads);
       Buffer<uint8_t> in_range(int64_t(small.size()));
       std::fill(in_range.get(), in_range.get() + small.size(), uint8_t(1));
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-      for (int64_t b = 0; b < pairs.batches(); ++b) pairs.search(b, in_range.get());
+      Team::run(threads,
+                [&](Team team) { team.each(pairs.batches(), 1, [&](int64_t b) { pairs.search(b, in_range.get()); }); });
       for (size_t g = 0; g < small.size(); ++g)
         if (!in_range[int64_t(g)]) large.push_back(small[g]);
     }
@@ -120,8 +121,7 @@ class Search {
     Buffer<T> row_factor(a_.x.rows);
     Mirrored mirrored(halves ? threads : 0, chunk, a_.k);
 
-#pragma omp parallel num_threads(threads)
-    {
+    Team::run(threads, [&](Team team) {
       [[maybe_unused]] typename Tiles::Session session;
       T *prepared = scratch.mine(), *u = prepared + tiles.scratch_size(), *turned = u + ROWS * wide;
       T* pair = turned + ROWS * wide;
@@ -130,23 +130,20 @@ class Search {
       int32_t strip_labels[ROWS];
       for (const Group* g : groups) {
         const int64_t* rows = groups_.row_order.get() + g->first_row;
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < g->rows; ++r) answers_.best(rows[r]).clear();
+        team.each(g->rows, CHUNK, [&](int64_t r) { answers_.best(rows[r]).clear(); });
         for (int64_t first = 0; first < g->columns; first += chunk) {
           const int64_t* columns = groups_.column_order.get() + g->first_column + first;
           const int64_t count = std::min(chunk, g->columns - first);
           // Rows behind the chunk get its columns when they are columns themselves.
           const int64_t tasks = ceil_div(halves ? first + count : g->rows, ROWS);
-#pragma omp for schedule(static)
-          for (int64_t c = 0; c < count; c += wide) {
-            const int64_t n = std::min(wide, count - c);
-            tiles.prepare_columns(c / wide, columns + c, n, factors.get() + c, prepared);
+          team.each(ceil_div(count, wide), 1, [&](int64_t panel) {
+            const int64_t c = panel * wide, n = std::min(wide, count - c);
+            tiles.prepare_columns(panel, columns + c, n, factors.get() + c, prepared);
             for (int64_t j = c; j < c + n; ++j) labels[j] = ids.columns[columns[j]];
             for (int64_t j = c + n; j < c + wide; ++j) factors[j] = 0;
-            longest[c / wide] = *std::max_element(factors.get() + c, factors.get() + c + n);
-          }
-#pragma omp for schedule(monotonic : dynamic)
-          for (int64_t task = 0; task < tasks; ++task) {
+            longest[panel] = *std::max_element(factors.get() + c, factors.get() + c + n);
+          });
+          team.each(tasks, 1, [&](int64_t task) {
             const int64_t row0 = task * ROWS, height = std::min(ROWS, g->rows - row0);
             for (int64_t r = 0; r < height; ++r)
               row_factor[rows[row0 + r]] = tiles.prepare_row(rows[row0 + r], r, prepared);
@@ -180,14 +177,11 @@ class Search {
                            of_column, strip_labels + r, ids.all_admitted, strip_factors + r, pair);
                 }
             }
-          }
-          if (halves) {
-#pragma omp for schedule(static)
-            for (int64_t j = 0; j < count; ++j) mirrored.move(j, answers_.best(columns[j]));
-          }
+          });
+          team.each(halves ? count : 0, wide, [&](int64_t j) { mirrored.move(j, answers_.best(columns[j])); });
         }
       }
-    }
+    });
   }
 
   // Of a panel's products: false where none of them, whatever its label, can be among the row's best.

@@ -10,6 +10,7 @@
 #include "../cpu/labels.h"
 #include "../cpu/panels.h"
 #include "../cpu/scratch.h"
+#include "../cpu/team.h"
 #include "philox.h"
 
 namespace fused_margins {
@@ -47,22 +48,19 @@ class Sampler {
     Buffer<T> best(rows), factors(chunk);
     std::fill(best.get(), best.get() + rows, none);
     Scratch<T> scratch(threads, tiles.scratch_size() + ROWS * WIDE);
-#pragma omp parallel num_threads(threads)
-    {
+    Team::run(threads, [&](Team team) {
       [[maybe_unused]] typename Tiles::Session session;
       T *prepared = scratch.mine(), *u = prepared + tiles.scratch_size();
       T top[ROWS], bound[ROWS];
       for (int64_t first = 0; first < columns; first += chunk) {
         const int64_t count = std::min(chunk, columns - first);
-#pragma omp for schedule(static)
-        for (int64_t c = 0; c < count; c += WIDE) {
+        team.each(ceil_div(count, WIDE), 1, [&](int64_t panel) {
           int64_t names[WIDE];
-          const int64_t n = std::min(WIDE, count - c);
+          const int64_t c = panel * WIDE, n = std::min(WIDE, count - c);
           for (int64_t j = 0; j < n; ++j) names[j] = first + c + j;
-          tiles.prepare_columns(c / WIDE, names, n, factors.get() + c, prepared);
-        }
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < tasks; ++task) {
+          tiles.prepare_columns(panel, names, n, factors.get() + c, prepared);
+        });
+        team.each(tasks, 1, [&](int64_t task) {
           const int64_t row0 = task * ROWS, height = std::min(ROWS, rows - row0);
           for (int64_t r = 0; r < height; ++r) tiles.prepare_row(row0 + r, r, prepared);
           for (int64_t c = 0; c < count; c += WIDE) {
@@ -73,9 +71,9 @@ class Sampler {
             for (int64_t r = 0; r < height; ++r)
               if (bound[r] > T(LEAST)) offer(row0 + r, column, bound[r], u + r * WIDE, best[row0 + r]);
           }
-        }
+        });
       }
-    }
+    });
   }
 
  private:

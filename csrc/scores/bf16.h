@@ -1,4 +1,4 @@
-// Strips of the similarity matrix and the products of its gradients (../common/strips.h, gradient.h) for bfloat16, on
+// Strips of the similarity matrix and the products of its gradients (../cpu/strips.h, gradient.h) for bfloat16, on
 // the matrix unit or the vector unit. Rows are taken as they are, and their factors applied to the results; derivatives
 // are rounded to bfloat16 for the two products that they enter.
 #pragma once
@@ -35,21 +35,19 @@ class Bf16Strips {
   // Row i of x; zeros from the last one up to whole blocks.
   const uint16_t* x_row(int64_t i) const { return x_rows_.get() + i * row_stride; }
 
-  // In parallel: factors of all rows of x, and the rows as a left operand.
-  void prepare_rows() {
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < x_capacity(); ++i) {
+  // Factors of all rows of x, and the rows as a left operand.
+  void prepare_rows(Team& team) {
+    team.each(x_capacity(), BF16_DEPTH, [&](int64_t i) {
       uint16_t* out = x_rows_.get() + i * row_stride;
       const bool there = i < x.count();
       x_scale[i] = there ? bf16_row(x, i, true, x.factor[i], scratch_.mine(), out) : 0.0f;
       if (!there) std::fill(out, out + row_stride, uint16_t(0));
-    }
+    });
   }
 
-  // In parallel: factors and panels of the columns of a chunk.
-  void prepare_columns(const Chunk& chunk) {
-#pragma omp for schedule(static)
-    for (int64_t p = 0; p < ceil_div(chunk.count, BF16_COLUMNS); ++p) {
+  // Factors and panels of the columns of a chunk.
+  void prepare_columns(Team& team, const Chunk& chunk) {
+    team.each(ceil_div(chunk.count, BF16_COLUMNS), 2, [&](int64_t p) {
       float* values = scratch_.mine();
       uint16_t* rows = reinterpret_cast<uint16_t*>(values + depth);
       for (int64_t r = 0; r < BF16_COLUMNS; ++r) {
@@ -60,16 +58,15 @@ class Bf16Strips {
         if (!there) std::fill(out, out + row_stride, uint16_t(0));
       }
       bf16_panel(rows, row_stride, depth, panel(p * BF16_COLUMNS));
-    }
+    });
   }
 
-  // In parallel: f(row, first column, count, u) for every row and strip of the chunk; u (count,) may be overwritten.
+  // f(row, first column, count, u) for every row and strip of the chunk; u (count,) may be overwritten.
   template <class F>
-  void for_each(const Chunk& chunk, F f) const {
+  void for_each(Team& team, const Chunk& chunk, F f) const {
     const int64_t blocks = ceil_div(x.count(), ROW_BLOCK);
     float* u = scratch_.mine();
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < blocks * chunk.strips(); ++task) {
+    team.each(blocks * chunk.strips(), 1, [&](int64_t task) {
       const int64_t row0 = task / chunk.strips() * ROW_BLOCK, rows = std::min(ROW_BLOCK, x.count() - row0);
       const int64_t first = task % chunk.strips() * STRIP, count = std::min(STRIP, chunk.count - first);
       for (int64_t c = 0; c < count; c += BF16_COLUMNS)
@@ -82,7 +79,7 @@ class Bf16Strips {
         for (int64_t j = 0; j < count; ++j) of_row[j] = of_row[j] * scale * y_scale[first + j];
         f(row0 + r, chunk.first + first, count, of_row);
       }
-    }
+    });
   }
 
  private:
@@ -116,52 +113,43 @@ class Bf16Gradient {
   // (count,): dL/du of one row, to be filled for the columns of the current chunk.
   float* row(int64_t i) const { return d_.get() + i * stride_; }
 
-  // In parallel: x as a right operand, and D y set to zero.
-  void prepare_rows() {
-    if (need_y_) {
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < round_up(rows_, BF16_DEPTH); i += 2)
-        interleave(strips_.x_row(i), strips_.x_row(i + 1), padded_, x_pairs_.get() + i / 2 * pair_stride_);
-    }
-    if (!need_x_) return;
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < round_up(rows_, ROW_BLOCK); ++i)
-      std::fill(sum_x_.get() + i * padded_, sum_x_.get() + (i + 1) * padded_, 0.0f);
+  // x as a right operand.
+  void prepare_rows(Team& team) {
+    team.each(need_y_ ? round_up(rows_, BF16_DEPTH) / 2 : 0, BF16_DEPTH, [&](int64_t pair) {
+      interleave(strips_.x_row(2 * pair), strips_.x_row(2 * pair + 1), padded_, x_pairs_.get() + pair * pair_stride_);
+    });
   }
 
-  // In parallel: the chunk's columns as a right operand.
-  void prepare_columns(const Chunk& chunk) {
-    if (!need_x_) return;
+  // The chunk's columns as a right operand.
+  void prepare_columns(Team& team, const Chunk& chunk) {
     float* values = scratch_.mine();
     uint16_t* pair = reinterpret_cast<uint16_t*>(values + padded_);
-#pragma omp for schedule(static)
-    for (int64_t j = 0; j < round_up(chunk.count, BF16_DEPTH); j += 2) {
+    team.each(need_x_ ? round_up(chunk.count, BF16_DEPTH) / 2 : 0, BF16_DEPTH, [&](int64_t to) {
       for (int64_t k = 0; k < 2; ++k) {
-        const int64_t column = chunk.first + j + k;
+        const int64_t j = 2 * to, column = chunk.first + j + k;
         if (j + k < chunk.count)
           bf16_row(strips_.y, column, false, strips_.y.factor[column], values, pair + k * strips_.row_stride);
         else
           std::fill_n(pair + k * strips_.row_stride, strips_.row_stride, uint16_t(0));
       }
-      interleave(pair, pair + strips_.row_stride, padded_, y_pairs_.get() + j / 2 * pair_stride_);
-    }
+      interleave(pair, pair + strips_.row_stride, padded_, y_pairs_.get() + to * pair_stride_);
+    });
   }
 
-  // In parallel: both products; finish(column, sum (width,), scratch (width,)) takes each row of D^T x.
+  // Both products; finish(column, sum (width,), scratch (width,)) takes each row of D^T x.
   template <class F>
-  void products(const Chunk& chunk, F finish) {
+  void products(Team& team, const Chunk& chunk, F finish) {
     const int64_t row_tasks = need_x_ ? ceil_div(rows_, ROW_BLOCK) : 0;
     const int64_t column_tasks = need_y_ ? ceil_div(chunk.count, ROW_BLOCK) : 0;
     float* scratch = scratch_.mine();
     uint16_t* left = reinterpret_cast<uint16_t*>(scratch);
     float *out = scratch + left_size(), *values = out + ROW_BLOCK * padded_;
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < row_tasks + column_tasks; ++task) {
+    team.each(row_tasks + column_tasks, 1, [&](int64_t task) {
       if (task < row_tasks) {
         const int64_t first = task * ROW_BLOCK, count = std::min(ROW_BLOCK, rows_ - first);
         const int64_t stride = odd_lines_of_halves(columns_), steps = ceil_div(chunk.count, BF16_DEPTH);
         for (int64_t r = 0; r < count; ++r) round_rows(row(first + r), chunk.count, left + r * stride);
-        multiply({left, stride}, y_pairs_.get(), steps, count, sum_x_.get() + first * padded_, true);
+        multiply({left, stride}, y_pairs_.get(), steps, count, sum_x_.get() + first * padded_, chunk.first > 0);
       } else {
         const int64_t first = (task - row_tasks) * ROW_BLOCK, count = std::min(ROW_BLOCK, chunk.count - first);
         const int64_t stride = odd_lines_of_halves(rows_), steps = ceil_div(rows_, BF16_DEPTH);
@@ -169,15 +157,16 @@ class Bf16Gradient {
         multiply({left, stride}, x_pairs_.get(), steps, count, out, false);
         for (int64_t j = 0; j < count; ++j) finish(chunk.first + first + j, out + j * padded_, values);
       }
-    }
+    });
   }
 
-  // In parallel, after the last chunk: finish(row, sum (width,), scratch (width,)) takes each row of D y.
+  // After the last chunk: finish(row, sum (width,), scratch (width,)) takes each row of D y.
   template <class F>
-  void rows(F finish) {
-    if (!need_x_) return;
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < rows_; ++i) finish(i, sum_x_.get() + i * padded_, scratch_.mine());
+  void rows(Team& team, F finish) {
+    team.each(need_x_ ? rows_ : 0, ROW_QUANTUM, [&](int64_t i) {
+      if (!columns_) std::fill_n(sum_x_.get() + i * padded_, padded_, 0.0f);
+      finish(i, sum_x_.get() + i * padded_, scratch_.mine());
+    });
   }
 
   // sum_i D_ij w_i of a column of the current chunk, in row order; w = 1 where it is null.

@@ -39,14 +39,13 @@ void forward(const ScoresForward& args) {
   S strips(args.in.x, args.in.y, args.in.similarity, 1);
   const DType dtype = args.in.x.dtype;
   const T tiny = dtype == DType::float16 ? T(0x1p-25) : dtype == DType::bfloat16 ? T(0x1p-134) : T(0);
-#pragma omp parallel num_threads(strips.threads)
-  {
+  Team::run(strips.threads, [&](Team team) {
     [[maybe_unused]] typename S::Session session;
-    strips.prepare_rows();
+    strips.prepare_rows(team);
     for (int64_t c = 0; c < strips.chunks(); ++c) {
       const Chunk chunk = strips.chunk(c);
-      strips.prepare_columns(chunk);
-      strips.for_each(chunk, [&](int64_t i, int64_t first, int64_t count, T* u) {
+      strips.prepare_columns(team, chunk);
+      strips.for_each(team, chunk, [&](int64_t i, int64_t first, int64_t count, T* u) {
         const int64_t target = p.target(i) - first;
         if (target >= 0 && target < count) u[target] -= p.margin(i);
         const T s = p.scale(i);
@@ -58,7 +57,7 @@ void forward(const ScoresForward& args) {
         store(args.scores, dtype, i * p.columns + first, u, count);
       });
     }
-  }
+  });
 }
 
 template <class S, class G>
@@ -76,8 +75,7 @@ void backward(const ScoresBackward& args) {
   std::fill(at_target.get(), at_target.get() + p.rows, T(0));
   for (int64_t i = 0; i < p.rows; ++i) inverse_scale[i] = 1 / p.scale(i);
 
-#pragma omp parallel num_threads(strips.threads)
-  {
+  Team::run(strips.threads, [&](Team team) {
     [[maybe_unused]] typename S::Session session;
     // u is null where the gradient of the scale is not needed.
     const auto derivative = [&](int64_t i, int64_t first, int64_t count, const T* u, const Chunk& chunk) {
@@ -99,40 +97,36 @@ void backward(const ScoresBackward& args) {
       sums[0] = weight;
       sums[1] = along;
     };
-    strips.prepare_rows();
-    gradient.prepare_rows();
+    strips.prepare_rows(team);
+    gradient.prepare_rows(team);
     for (int64_t c = 0; c < strips.chunks(); ++c) {
       const Chunk chunk = strips.chunk(c);
-      strips.prepare_columns(chunk);
-      gradient.prepare_columns(chunk);
-      if (args.grad_scale) {
-        strips.for_each(chunk,
+      strips.prepare_columns(team, chunk);
+      gradient.prepare_columns(team, chunk);
+      if (args.grad_scale)
+        strips.for_each(team, chunk,
                         [&](int64_t i, int64_t first, int64_t count, T* u) { derivative(i, first, count, u, chunk); });
-      } else {
-#pragma omp for schedule(static)
-        for (int64_t task = 0; task < p.rows * chunk.strips(); ++task) {
+      else
+        team.each(p.rows * chunk.strips(), ROW_BLOCK, [&](int64_t task) {
           const int64_t i = task / chunk.strips(), first = task % chunk.strips() * STRIP;
           derivative(i, chunk.first + first, std::min(STRIP, chunk.count - first), nullptr, chunk);
-        }
-      }
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < p.rows; ++i)
+        });
+      team.each(p.rows, STRIP, [&](int64_t i) {
         for (int64_t s = 0; s < chunk.strips() * 2; ++s) total[i * 2 + s % 2] += partial[i * STRIPS * 2 + s];
-      gradient.products(chunk, [&](int64_t j, T* sum, T* scratch) {
+      });
+      gradient.products(team, chunk, [&](int64_t j, T* sum, T* scratch) {
         strips.y.chain(j, euclidean ? gradient.column_sum(j - chunk.first, nullptr) : T(0), sum, scratch);
         store(args.grad_y, in.y.dtype, j * p.width, sum, p.width);
       });
-      if (args.grad_bias) {
-#pragma omp for schedule(static)
-        for (int64_t j = 0; j < chunk.count; ++j)
-          static_cast<T*>(args.grad_bias)[chunk.first + j] = gradient.column_sum(j, inverse_scale.get());
-      }
+      team.each(args.grad_bias ? chunk.count : 0, TILE_COLUMNS<T>, [&](int64_t j) {
+        static_cast<T*>(args.grad_bias)[chunk.first + j] = gradient.column_sum(j, inverse_scale.get());
+      });
     }
-    gradient.rows([&](int64_t i, T* sum, T* scratch) {
+    gradient.rows(team, [&](int64_t i, T* sum, T* scratch) {
       strips.x.chain(i, total[i * 2], sum, scratch);
       store(args.grad_x, in.x.dtype, i * p.width, sum, p.width);
     });
-  }
+  });
   // One value for all rows gathers theirs in row order.
   const auto reduce = [&](void* out, bool per_row, auto value) {
     if (!out) return;

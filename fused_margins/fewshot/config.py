@@ -10,17 +10,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from .errors import UserError
 
 
-def _not_tiny(value: float) -> float:
-    if value < 1e-38:
-        raise ValueError("Input should be at least 1e-38")
+def _in_float32(value: float) -> float:
+    if value and not 1e-38 <= abs(value) <= 1e38:
+        raise ValueError("Input should be 0 or from 1e-38 to 1e38, as kernels compute in float32")
     return value
 
 
-# In float32, in which kernels compute, these numbers and their inverses are neither 0 nor infinite. Counts end where
-# nothing more could be meant.
-Number = Annotated[float, Field(ge=-1e38, le=1e38)]
-Positive = Annotated[float, Field(gt=0, le=1e38), AfterValidator(_not_tiny)]
-AtLeast0 = Annotated[float, Field(ge=0, le=1e38)]
+Number = Annotated[float, AfterValidator(_in_float32)]
+Positive = Annotated[Number, Field(gt=0)]
+AtLeast0 = Annotated[Number, Field(ge=0)]
+# Counts end where nothing more could be meant.
 Count = Annotated[int, Field(ge=1, le=100_000)]
 Side = Annotated[int, Field(ge=1, le=1024)]
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -289,5 +288,7 @@ def contradictions(kept: TrainConfig, asked: TrainConfig) -> list[str]:
     ["loss.name = 'margin-softmax', not 'triplet'", 'epochs = 2, not 9']
     """
     ours, theirs = (flat_settings(config.model_dump()) for config in (kept, asked))
-    # Another loss has other settings: its name says it all.
-    return [f"{n} = {ours[n]!r}, not {theirs[n]!r}" for n in ours if n in theirs and ours[n] != theirs[n]]
+    changed = [n for n in ours if n in theirs and ours[n] != theirs[n]]
+    if "loss.name" in changed:  # what the two losses are set to does not compare
+        changed = [n for n in changed if n == "loss.name" or not n.startswith("loss.")]
+    return [f"{n} = {ours[n]!r}, not {theirs[n]!r}" for n in changed]

@@ -153,8 +153,14 @@ HUGE = "1" + 400 * "0"
             "samples_per_class: expected at most 119, of which",
         ),
         (["--crop-padding", "8"], "crop_padding: expected fewer than the 8 pixels of a side, got 8"),
-        (["--perturbation", "1e300"], "perturbation: Input should be less than or equal to 1e+38, got 1e+300"),
-        (["--scale", "1e-300"], "scale: Input should be at least 1e-38, got 1e-300"),
+        (
+            ["--perturbation", "1e300"],
+            "perturbation: Input should be 0 or from 1e-38 to 1e38, as kernels compute in float32, got 1e+300",
+        ),
+        (
+            ["--scale", "1e-300"],
+            "scale: Input should be 0 or from 1e-38 to 1e38, as kernels compute in float32, got 1e-300",
+        ),
         (["--backbone", "conv4", "--blocks", "3"], "blocks: only convnet takes a number of blocks, not conv4, got 3"),
         (["--ways", "5"], "ways: digits has no novel classes for episodes"),
         (["--ways", "6", "--classes", "0", "1", "2", "3", "4"], "ways: expected at most the 5 novel classes of digits"),

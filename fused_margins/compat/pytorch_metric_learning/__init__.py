@@ -1,0 +1,49 @@
+"""pytorch-metric-learning on fused kernels: change the import, and nothing else.
+
+`losses` and `miners` have all that theirs have. Those that the kernels can run are subclasses of theirs with the same
+name, constructor, parameters and state dict; `docs/migration.md` says which, and what of a call is left to their code.
+Every other module of theirs is passed on as it is.
+
+Source: https://github.com/KevinMusgrave/pytorch-metric-learning, version 2.8 or newer.
+
+>>> import torch
+>>> from fused_margins.compat.pytorch_metric_learning import losses, reducers
+>>> loss = losses.NTXentLoss(temperature=0.5, reducer=reducers.SumReducer())
+>>> loss(torch.eye(3), torch.tensor([0, 0, 1]))
+tensor(1.3863)
+"""
+
+import importlib
+from types import ModuleType
+
+try:
+    import pytorch_metric_learning as _theirs
+except ModuleNotFoundError as error:
+    if error.name != "pytorch_metric_learning":
+        raise
+    raise ModuleNotFoundError(
+        "fused_margins.compat.pytorch_metric_learning: expected pytorch-metric-learning 2.8 or newer, got none; "
+        'install it with: pip install "fused-margins[pml]"',
+        name=error.name,
+    ) from None
+
+if tuple(map(int, _theirs.__version__.split(".")[:2])) < (2, 8):
+    raise ImportError(
+        "fused_margins.compat.pytorch_metric_learning: expected pytorch-metric-learning 2.8 or newer, got "
+        f'{_theirs.__version__}; install it with: pip install "fused-margins[pml]"'
+    )
+
+from . import losses, miners
+
+__all__ = ["losses", "miners"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """distances, reducers, regularizers, samplers, testers, ...: theirs."""
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f"{_theirs.__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{_theirs.__name__}.{name}":
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
