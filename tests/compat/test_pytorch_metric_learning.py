@@ -583,6 +583,26 @@ def test_ntxent_does_not_saturate():
     assert not saturated[1].any()
 
 
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("labels", [[0, 1], [0, 0], [1, 2], [0, 1, 1]])
+def test_a_single_pair_of_either_kind_is_none_to_them(name, labels):
+    references = {"ref_emb": BATCH[0][1 : 1 + len(labels)], "ref_labels": torch.tensor(labels)}
+    same(name, {}, BATCH[0][:1], torch.tensor([0]), fused=True, **references)
+
+
+def test_two_views_with_a_small_loss_count_in_a_mean_of_what_is_above_zero():
+    """Theirs rounds it to zero and drops it, so that the mean is over the other rows."""
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.6, 0.8]])
+    call = x, torch.tensor([0, 0, 1, 1])
+    ours, theirs = pair("SupConLoss", temperature=0.02)
+    rows = [1, 0, 3, 2]
+    u = torch.nn.functional.normalize(x.double())
+    logits = (u @ u.T / 0.02).fill_diagonal_(-torch.inf)
+    truth = torch.nn.functional.cross_entropy(logits, torch.tensor(rows)).item()
+    assert ours(*call).item() == pytest.approx(truth, rel=1e-5)
+    assert theirs(*call).item() > 1.3 * truth
+
+
 @pytest.mark.parametrize(("name", "margin"), [("ArcFaceLoss", {"margin": 0}), ("NormalizedSoftmaxLoss", {})])
 def test_small_losses_are_not_rounded_to_zero(name, margin):
     ours, theirs = pair(name, num_classes=2, embedding_size=2, **margin)
