@@ -386,9 +386,10 @@ def test_a_hook_of_a_miner_is_heard():
     assert all(map(torch.equal, found, their_miners.BatchHardMiner()(*BATCH)))
 
 
-@pytest.mark.parametrize("name", PAIRS)  # their heads, which assign to W.data, end the interpreter within torch.func
+@pytest.mark.parametrize("name", [*HEADS, *PAIRS])
 def test_transformed_calls_are_left_to_them(name):
-    ours, theirs = pair(name)
+    # Double beforehand: a parameter that theirs casts within a transform is not valid after it.
+    ours, theirs = (loss.double() for loss in pair(name, **(HEAD if name in HEADS else {})))
     with left_to_them(name) as seen:
         gradient = torch.func.grad(lambda embeddings: ours(embeddings, BATCH[1]))(BATCH[0])
     assert seen == [type(ours)]
@@ -420,6 +421,7 @@ def test_another_cross_entropy_is_used():
         (torch.randn(4, 7), torch.arange(4)),
         (torch.randn(4, 5), torch.arange(4) + 1),
         (torch.randn(4, 5), torch.arange(4) - 1),
+        (torch.randn(4, 5), torch.tensor([0, 1, -100, 2])),
         (torch.randn(4, 5), torch.arange(4).int()),
         (torch.randn(4, 5), torch.arange(4), None, torch.randn(4, 5), torch.arange(4)),
         (torch.randn(4, 5), torch.arange(4) % 2, None, torch.randn(4, 6), torch.arange(4) % 2),
@@ -579,6 +581,26 @@ def test_ntxent_does_not_saturate():
     assert saturated[0].item() == pytest.approx(87.34, abs=0.01)
     assert truth[1].abs().max() > 0.5
     assert not saturated[1].any()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("labels", [[0, 1], [0, 0], [1, 2], [0, 1, 1]])
+def test_a_single_pair_of_either_kind_is_none_to_them(name, labels):
+    references = {"ref_emb": BATCH[0][1 : 1 + len(labels)], "ref_labels": torch.tensor(labels)}
+    same(name, {}, BATCH[0][:1], torch.tensor([0]), fused=True, **references)
+
+
+def test_two_views_with_a_small_loss_count_in_a_mean_of_what_is_above_zero():
+    """Theirs rounds it to zero and drops it, so that the mean is over the other rows."""
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.6, 0.8]])
+    call = x, torch.tensor([0, 0, 1, 1])
+    ours, theirs = pair("SupConLoss", temperature=0.02)
+    rows = [1, 0, 3, 2]
+    u = torch.nn.functional.normalize(x.double())
+    logits = (u @ u.T / 0.02).fill_diagonal_(-torch.inf)
+    truth = torch.nn.functional.cross_entropy(logits, torch.tensor(rows)).item()
+    assert ours(*call).item() == pytest.approx(truth, rel=1e-5)
+    assert theirs(*call).item() > 1.3 * truth
 
 
 @pytest.mark.parametrize(("name", "margin"), [("ArcFaceLoss", {"margin": 0}), ("NormalizedSoftmaxLoss", {})])

@@ -77,9 +77,9 @@ def are_matrices(x: Any, y: Any) -> bool:
 
 
 def are_labels(labels: Any, x: Tensor, dtypes: tuple[torch.dtype, ...] = checks.INTEGER) -> bool:
-    """Whether there is an integer for every row."""
+    """Whether labels are integers where the rows are; that there is one for every row is checked by theirs."""
     known = type(labels) is Tensor and labels.dtype in dtypes and labels.layout == torch.strided
-    return known and labels.dim() == 1 and labels.shape[0] == x.shape[0] and labels.device == x.device
+    return known and labels.device == x.device
 
 
 class AllPairs:

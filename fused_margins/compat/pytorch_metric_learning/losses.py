@@ -12,6 +12,7 @@ from pytorch_metric_learning.losses import *  # noqa: F403
 from torch import Tensor, nn
 
 from ...core.enums import Relation, Similarity
+from ...core.indices import UNADMITTED
 from ...core.reductions import softplus
 from ...core.similarity import accumulation_dtype, pair_similarity, similarity_matrix, take_rows
 from ...functional import margin_softmax_loss
@@ -114,6 +115,8 @@ def _head(
     half = embeddings.dtype in (torch.float16, torch.bfloat16)
     loss.cast_types(loss.W.dtype if half else embeddings.dtype, embeddings.device)
     weight = loss.W.t().to(embeddings.dtype)
+    # Their cross entropy ignores the label -100; where there is a margin it must be there, counted from the last class.
+    margin["ignore_index"] = -100 if not margin or classes >= 100 else UNADMITTED
     losses = margin_softmax_loss(embeddings, weight, labels, scale=float(scale), **margin, reduction="none")
     losses = calls.in_their_dtype(losses, embeddings)
     if indices_tuple is not None:
