@@ -105,7 +105,7 @@ class EasyPositiveLoss(nn.Module):
         if sides.y is sides.x:
             not_finite = not_finite.sum()
         else:
-            references = torch.where(sides.reference_labels == UNADMITTED, 0.0, _zero_or_nan(sides.y))
+            references = torch.where(sides.reference_labels.long() == UNADMITTED, 0.0, _zero_or_nan(sides.y))
             not_finite = not_finite + references.sum()
             not_finite = positives.of_anchor(not_finite) if self._reduction == Reduction.NONE else not_finite.sum()
         return loss * (1 + not_finite)

@@ -57,9 +57,10 @@ def test_an_anchor_that_is_none_of_the_references_is_alone(make, value):
 @each_value
 def test_references_that_somebody_could_search_and_those_that_nobody_can(make, value):
     x, y, labels = torch.randn(4, 16), torch.randn(12, 16), LABELS.clone()
-    y[7] = value
-    assert make(reduction="none")(x, torch.arange(4), y, labels).isnan().all()
-    labels[7] = UNADMITTED
+    y[8] = value
+    for narrow in (labels, labels.int(), labels.to(torch.uint8)):  # of the class 0, which -2**63 is in 32 bits
+        assert make(reduction="none")(x, torch.arange(4), y, narrow).isnan().all()
+    labels[8] = UNADMITTED
     assert make(reduction="none")(x, torch.arange(4), y, labels).isfinite().all()
 
 
