@@ -1,7 +1,7 @@
 // The threads of a parallel region share its loops piece by piece, and wait for pieces, not for each other: a thread
 // whose core another process has taken holds up what needs the piece that it has begun, no more, and comes in where
-// the others are by then. Who has to wait goes to sleep: a thread that spins keeps its core from those that work. So
-// OpenMP starts and ends a region, and its own loops and barriers, which spin, are not used.
+// the others are by then. Who has to wait goes to sleep: a thread that spins for long keeps its core from those that
+// work. So OpenMP starts and ends a region, and its own loops and barriers, which spin, are not used.
 #pragma once
 
 #include <atomic>
@@ -25,6 +25,7 @@ struct Stage {
 class Team {
  public:
   static constexpr int64_t MOST_AHEAD = 64;
+  static constexpr int SPIN_US = 1000;  // longer than most pieces take, shorter than a core is taken for
 
   // f(team), on every thread. The pieces that a thread gets are ascending in a loop of one stage.
   template <class F>
@@ -131,7 +132,7 @@ class Team {
       using Clock = std::chrono::steady_clock;
       const int64_t seen = events_;
       lock.unlock();
-      for (const auto end = Clock::now() + std::chrono::microseconds(100); events_ == seen && Clock::now() < end;) {
+      for (const auto end = Clock::now() + std::chrono::microseconds(SPIN_US); events_ == seen && Clock::now() < end;) {
       }
       lock.lock();
       ++sleepers_;

@@ -57,9 +57,8 @@ class Search {
       const SmallGroups<T> pairs(a_, groups_, small, x_, y_, itself, threads);
       Buffer<uint8_t> in_range(int64_t(small.size()));
       std::fill(in_range.get(), in_range.get() + small.size(), uint8_t(1));
-      Team::run(threads, [&](Team team) {
-        team.each(pairs.batches(), 1, [&](int64_t b) { pairs.search(b, in_range.get()); });
-      });
+      Team::run(threads,
+                [&](Team team) { team.each(pairs.batches(), 1, [&](int64_t b) { pairs.search(b, in_range.get()); }); });
       for (size_t g = 0; g < small.size(); ++g)
         if (!in_range[int64_t(g)]) large.push_back(small[g]);
     }

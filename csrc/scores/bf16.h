@@ -149,8 +149,7 @@ class Bf16Gradient {
         const int64_t first = task * ROW_BLOCK, count = std::min(ROW_BLOCK, rows_ - first);
         const int64_t stride = odd_lines_of_halves(columns_), steps = ceil_div(chunk.count, BF16_DEPTH);
         for (int64_t r = 0; r < count; ++r) round_rows(row(first + r), chunk.count, left + r * stride);
-        multiply({left, stride}, y_pairs_.get(), steps, count, sum_x_.get() + first * padded_,
-                 chunk.first > 0);
+        multiply({left, stride}, y_pairs_.get(), steps, count, sum_x_.get() + first * padded_, chunk.first > 0);
       } else {
         const int64_t first = (task - row_tasks) * ROW_BLOCK, count = std::min(ROW_BLOCK, chunk.count - first);
         const int64_t stride = odd_lines_of_halves(rows_), steps = ceil_div(rows_, BF16_DEPTH);
