@@ -1,7 +1,8 @@
 // contrast on a CPU: weights exp(logit) are made block by block in the cache and multiplied while they are there.
 //
 // Every sum runs in an order that the sizes alone decide. Labels, targets and scales are checked before anything is
-// computed. Memory beyond the outputs: x as panels, and for each chunk of columns its vectors and its weights.
+// computed. Memory beyond the outputs: x as panels, and of the few blocks of columns under way
+// the vectors and the weights.
 #include "backward.h"
 #include "forward.h"
 #ifdef __AVX512BF16__
