@@ -151,10 +151,15 @@ def data_case(r: random.Random, folder: Path) -> str | None:
 
 
 @functools.cache
+def _home() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()  # which goes when the program ends
+
+
+@functools.cache
 def trained() -> Path:
     """A finished run, which the children copy."""
     report._draw = lambda run, trainer, task: {}  # type: ignore[assignment]  # pictures take far longer than the rest
-    folder = Path(tempfile.mkdtemp()) / "run"
+    folder = Path(_home().name) / "run"
     options = [*SMALL, "--loss", "margin-softmax", "--neighbours", "1", "--episodes", "5", "--threads", "1"]
     with contextlib.redirect_stdout(io.StringIO()):
         assert command(["train", "--output", str(folder), *options]) == 0
