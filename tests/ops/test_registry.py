@@ -262,7 +262,6 @@ def test_options_are_words_at_the_public_door_and_numbers_below_it():
         torch.ops.fused_margins.nearest(*flat[:place], 7, *flat[place + 1 :], 0, "cpu")
 
 
-@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
 def test_nested_tensors_are_refused():
     nested = torch.nested.nested_tensor([torch.randn(3), torch.randn(3)])
     weights = torch.nested.nested_tensor([torch.randn(2), torch.randn(2)])
