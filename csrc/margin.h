@@ -1,5 +1,5 @@
 // The formulas of a row's loss, once for C++ and CUDA: a margin on the angle of a row and its class, psi(u) =
-// cos(theta + angle) with u = cos(theta), in two pieces; softplus and its derivative.
+// cos(theta + angle) with u = cos(theta), in two pieces; the log odds, softplus and its derivative.
 #pragma once
 
 #include <cmath>
@@ -42,6 +42,12 @@ struct Psi {
     return std::sqrt(squared > least ? squared : least);
   }
 };
+
+// Of the negatives against a positive with the logit z. Not a number where z is infinite, as is their log-sum-exp less z.
+template <class T>
+FM_HOST_DEVICE T log_odds(T negative_lse, T z) {
+  return negative_lse - z + 0 * (z > 0 ? z : T(0));
+}
 
 template <class T>
 FM_HOST_DEVICE T softplus(T x) {

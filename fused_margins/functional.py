@@ -7,7 +7,7 @@ from .core import checks
 from .core.enums import MarginType, Reduction, Relation, Similarity
 from .core.indices import ABSENT, check_index
 from .core.margins import check_margin
-from .core.reductions import reduce_loss, softplus
+from .core.reductions import log_odds, reduce_loss, softplus
 from .core.similarity import pair_similarity, similarity_sum, take_rows
 from .mining.negatives import mine_negatives
 from .mining.positives import mine_positives
@@ -140,7 +140,7 @@ def margin_softmax_loss(
     class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
     u, negative_lse = contrast.run(call, backend, _OF_CLASSES)
     z = scale * own.psi(u)
-    loss = softplus(negative_lse - z)
+    loss = softplus(log_odds(negative_lse, z))
     counted = ((labels != ignore_index) & (labels != ABSENT)).to(loss.dtype)
     loss, row_weight = torch.where(counted > 0, loss, 0.0), counted
     if class_weight is not None:

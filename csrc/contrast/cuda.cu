@@ -103,7 +103,7 @@ struct RowLosses {
       const T others = largest[r] + log(warp_sum(sum[r]));  // -infinity where there is no other class
       const T unknown = ignored[r] ? -infinity<T>() : not_a_number<T>();
       lse[r] = valid[r] ? others : unknown;
-      gap[r] = valid[r] ? others - scale[r] * (in.psi.value(own[r]) - margin[r]) : unknown;
+      gap[r] = valid[r] ? log_odds(others, scale[r] * (in.psi.value(own[r]) - margin[r])) : unknown;
     }
   }
 };

@@ -25,7 +25,7 @@ class RowLoss {
   void forward(T* loss) const {
     double sum = 0;  // of many rows: in float32 its rounding would exceed that of the losses
     for (int64_t i = 0; i < p_.rows; ++i) {
-      const T value = p_.has_positive(i) ? softplus(log_odds(i)) : T(0);
+      const T value = p_.has_positive(i) ? softplus(odds(i)) : T(0);
       if (per_row_)
         loss[i] = value;
       else
@@ -38,7 +38,7 @@ class RowLoss {
   void backward(const T* grad_loss, T* g, T* h) const {
     for (int64_t i = 0; i < p_.rows; ++i) {
       const bool counts = p_.has_positive(i);
-      g[i] = counts ? grad_loss[per_row_ ? i : 0] / divisor_ * sigmoid(log_odds(i)) : T(0);
+      g[i] = counts ? grad_loss[per_row_ ? i : 0] / divisor_ * sigmoid(odds(i)) : T(0);
       h[i] = counts ? -p_.scale(i) * g[i] * slope(i) : T(0);
     }
   }
@@ -62,8 +62,7 @@ class RowLoss {
   // psi(u) - margin.
   T reduced(int64_t i) const { return info_nce_ ? positive_[i] : p_.in.psi.value(positive_[i]) - margin(i); }
   T slope(int64_t i) const { return info_nce_ ? T(1) : p_.in.psi.derivative(positive_[i]); }
-  // Of the negatives against the positive; -infinity where there are none.
-  T log_odds(int64_t i) const { return lse_[i] - p_.scale(i) * reduced(i); }
+  T odds(int64_t i) const { return log_odds(lse_[i], p_.scale(i) * reduced(i)); }
 
   // One value for all rows gathers theirs in row order.
   template <class F>

@@ -1,10 +1,15 @@
-"""From the losses of B rows to what a user asked for, the soft hinge that they end in, and sums in a fixed order."""
+"""The soft hinge of a row's loss, from the losses of B rows to what a user asked for, and sums in a fixed order."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .enums import Reduction
+
+
+def log_odds(negative_lse: Tensor, z: Tensor) -> Tensor:
+    """Of the negatives against a positive of logit z; NaN where z is infinite, as their log-sum-exp less z is there."""
+    return negative_lse - z + 0 * z.relu()
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..core import checks
 from ..core.enums import Similarity
 from ..core.indices import IGNORED
-from ..core.reductions import reduce_loss, softplus
+from ..core.reductions import log_odds, reduce_loss, softplus
 from ..core.similarity import pair_similarity, take_rows
 from ..mining.negatives import NEGATIVES
 from ..mining.sides import Sides
@@ -102,7 +102,7 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
             negative_lse = pair_similarity(x, take_rows(sides.y, negative), Similarity.COSINE) * scale
             negative_lse = torch.where(negative >= 0, negative_lse, -torch.inf)
         active = (positives.reference >= 0) & (negative_lse > -torch.inf)
-        loss = torch.where(active, softplus(negative_lse - u * scale), 0.0)
+        loss = torch.where(active, softplus(log_odds(negative_lse, u * scale)), 0.0)
         return self._or_nan(reduce_loss(loss, active.to(loss.dtype), self._reduction), sides, positives)
 
     def _against_all(self, sides: Sides, target: Tensor, scale: float) -> Contrast:

@@ -202,6 +202,28 @@ def test_rows_whose_class_lives_elsewhere(backend, epilogue):
     assert grad[kept].any(1).all()
 
 
+@on_every_backend
+@pytest.mark.interpreted
+@pytest.mark.parametrize("epilogue", ["margin_softmax", "info_nce"])
+def test_a_logit_that_is_infinite_makes_no_loss(backend, epilogue):
+    """Not 0, though the right class wins: as torch's cross entropy says. Rows without a loss stay so."""
+    x = torch.tensor([[math.inf], [-math.inf], [3e38], [1.0], [math.inf], [math.inf]], requires_grad=True)
+    y, target = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1, 0, 0, -1, ABSENT])
+    options = {"similarity": "dot", "epilogue": epilogue, "backend": backend}
+    loss = contrast(x, y, target, scale=2.0, reduction="none", **options)
+    expected = F.cross_entropy(2 * x[:4] @ y.T, target[:4], reduction="none")
+    assert expected.isnan().tolist() == [True, True, True, False]
+    torch.testing.assert_close(loss[:4], expected, equal_nan=True)
+    assert loss[4:].eq(0).all()
+    (grad,) = torch.autograd.grad(loss.sum(), x)
+    assert grad[:3].isnan().all()
+    assert grad[3].isfinite()
+    assert contrast(x, y, target, scale=2.0, **options).isnan()
+    options = {"similarity": "dot", "scale": 2.0, "backend": backend, "reduction": "none"}
+    by_rows = margin_softmax_loss(x[:4], y, target[:4], class_weight=torch.ones(2), **options)
+    torch.testing.assert_close(by_rows, expected, equal_nan=True)
+
+
 # Tiny losses, huge logits, long and short vectors.
 
 

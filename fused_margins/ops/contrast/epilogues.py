@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core.enums import Option
 from ...core.indices import ABSENT
 from ...core.margins import Margin
-from ...core.reductions import softplus
+from ...core.reductions import log_odds, softplus
 
 
 class Epilogue(Option):
@@ -44,13 +44,13 @@ def _has_target(target: Tensor, negative_lse: Tensor, ignore_index: int) -> Tens
 EPILOGUES: dict[Epilogue, Row] = {
     # Liu et al., Negative Margin Matters, 2020; with an angle Deng et al., ArcFace, 2019, eq. 3.
     Epilogue.MARGIN_SOFTMAX: Row(
-        loss=lambda u, negative_lse, scale, margin, angle: softplus(negative_lse - scale * (angle.psi(u) - margin)),
+        loss=lambda u, negative_lse, scale, margin, angle: softplus(log_odds(negative_lse, scale * (angle.psi(u) - margin))),
         counts=_has_target,
         margins=True,
     ),
     # van den Oord et al., Representation learning with contrastive predictive coding, 2018, eq. 4.
     Epilogue.INFO_NCE: Row(
-        loss=lambda u, negative_lse, scale, margin, angle: softplus(negative_lse - scale * u),
+        loss=lambda u, negative_lse, scale, margin, angle: softplus(log_odds(negative_lse, scale * u)),
         counts=lambda target, negative_lse, ignore_index: (
             _has_target(target, negative_lse, ignore_index) & (negative_lse != -torch.inf)
         ),

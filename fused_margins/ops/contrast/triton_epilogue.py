@@ -44,10 +44,10 @@ def _reduced(positive, margin, angle, i, margin_stride, ANGULAR: tl.constexpr, S
 
 
 @triton.jit
-def _difference(negative_lse, scale, reduced, i, scale_stride):
-    """negative_lse - scale (psi(u) - margin), what the loss is the softplus of; -inf where the row has no loss."""
-    lse = tl.load(negative_lse + i)
-    return tl.where(lse == float("-inf"), float("-inf"), lse - tl.load(scale + i * scale_stride) * reduced)
+def _log_odds(negative_lse, scale, reduced, i, scale_stride):
+    """`fused_margins.core.reductions.log_odds` of the logit scale (psi(u) - margin)."""
+    z = tl.load(scale + i * scale_stride) * reduced
+    return tl.load(negative_lse + i) - z + 0.0 * tl.maximum(z, 0.0)
 
 
 @triton.jit
@@ -63,13 +63,14 @@ def _losses(
         at, i = block_offsets(block, BLOCK, rows)
         inside = at < rows
         reduced, _ = _reduced(positive, margin, angle, i, margin_stride, ANGULAR, False)
-        value, _ = softplus(_difference(negative_lse, scale, reduced, i, scale_stride))
+        value, _ = softplus(_log_odds(negative_lse, scale, reduced, i, scale_stride))
         own = tl.load(target + i)
-        value = tl.where(own == ABSENT_TARGET, 0.0, value)
+        has_loss = (own != ignore_index) & (own != ABSENT_TARGET)
+        value = tl.where(has_loss, value, 0.0)
         if REDUCTION == NONE:
             tl.store(loss + at, value, mask=inside)
         total += tl.where(inside, value, 0.0)
-        counts = inside & (own != ignore_index) & (own != ABSENT_TARGET)
+        counts = inside & has_loss
         if EPILOGUE == INFO_NCE:
             counts = counts & (tl.load(negative_lse + i) != float("-inf"))
         count += tl.where(counts, 1.0, 0.0)
@@ -84,22 +85,22 @@ def _losses(
 @triton.jit
 def _derivatives(
     positive, negative_lse, scale, margin, angle, target, counted, grad_loss, grad_positive, grad_negative_lse,
-    grad_scale, grad_margin, rows, scale_stride, margin_stride, BLOCK: tl.constexpr, REDUCTION: tl.constexpr,
-    ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr,
+    grad_scale, grad_margin, rows, scale_stride, margin_stride, ignore_index, BLOCK: tl.constexpr,
+    REDUCTION: tl.constexpr, ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr,
 ):  # fmt: skip
     """Of the loss, with respect to what each row contributes to it."""
     at, i = block_offsets(tl.program_id(0), BLOCK, rows)
     inside = at < rows
     reduced, derivative = _reduced(positive, margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
-    _, p = softplus(_difference(negative_lse, scale, reduced, i, scale_stride))
+    _, p = softplus(_log_odds(negative_lse, scale, reduced, i, scale_stride))
     if REDUCTION == NONE:
         g = tl.load(grad_loss + i)
     else:
         g = tl.load(grad_loss)
         if REDUCTION == MEAN:
             g = g / tl.load(counted)
-    has_no_loss = (tl.load(negative_lse + i) == float("-inf")) | (tl.load(target + i) == ABSENT_TARGET)
-    p = tl.where(has_no_loss, 0.0, p)
+    own = tl.load(target + i)
+    p = tl.where((own == ignore_index) | (own == ABSENT_TARGET), 0.0, p)
     s = tl.load(scale + i * scale_stride)
     tl.store(grad_negative_lse + at, g * p, mask=inside)
     tl.store(grad_positive + at, -g * p * s * derivative, mask=inside)
@@ -150,7 +151,7 @@ def derivatives(
             launch.launch(
                 _derivatives, (cdiv(rows, 256),),
                 positive, negative_lse, scale, margin, angle, target, counted,
-                grad_loss, *of_rows, rows, int(scale.dim() > 0), int(margin.dim() > 0), BLOCK=256,
+                grad_loss, *of_rows, rows, int(scale.dim() > 0), int(margin.dim() > 0), a.ignore_index, BLOCK=256,
                 REDUCTION=int(a.reduction), ANGULAR=a.angle_rad != 0, STRAIGHT=a.straight_through, num_warps=4,
             )  # fmt: skip
     return of_rows.unbind()
