@@ -137,7 +137,7 @@ def execute(call: Call, gradients: bool = True) -> list[Tensor]:
         outputs += flat(getattr(function, method)(**{n: ready(n, v) for n, v in kwargs.items()}))
     variables = [*given.values(), *(function.parameters() if isinstance(function, nn.Module) else ())]
     connected = [t.double().sum() for t in outputs if t.requires_grad]
-    if connected and variables:
+    if gradients and connected and variables:
         outputs += torch.autograd.grad(sum(connected), variables, allow_unused=True, materialize_grads=True)
     return [t.detach() for t in outputs]
 

@@ -139,7 +139,7 @@ def differs(call: "Call", got: list[Tensor], truth: list[Tensor]) -> str | None:
     for s in range(8):
         nearby.append(calls.execute(rounded(in_float64(call), s, max(eps, of_weights) if s % 2 else eps)))
     nearby = [o for o in nearby if [t.shape for t in o] == [t.shape for t in truth]]
-    num_outputs = len(calls.execute(call, False))
+    num_outputs = len(calls.execute(call, gradients=False))
     for i, (g, t) in enumerate(zip(got, truth)):
         g64, t64, r = g.double(), t.to(g.dtype).double(), same[i].double()
         others = [o[i].double() for o in nearby]
@@ -161,7 +161,7 @@ def differs(call: "Call", got: list[Tensor], truth: list[Tensor]) -> str | None:
         error, info = largest((g64 - t64)[fine]), torch.finfo(g.dtype)
         granted = 4 * largest((r - t64)[fine].nan_to_num(torch.inf)) + 4 * info.eps * largest(t64[fine]) + info.tiny
         granted += 4 * max((largest((o - t64)[fine].nan_to_num(torch.inf)) for o in others), default=torch.inf)
-        granted += floor(call, eps)
+        granted += floor(call, eps, of_weights if i >= num_outputs else 0.0)
         if not error <= granted:
             return f"error {error:.3g}, granted {granted:.3g}, {what}"
         if is_extreme(call):
@@ -187,22 +187,28 @@ def is_extreme(call: "Call") -> bool:
     return False
 
 
-def floor(call: "Call", eps: float) -> float:
-    """Roundings of a similarity, and of its derivative, that may cancel in the truth."""
+def floor(call: "Call", eps: float, of_weights: float) -> float:
+    """Roundings of a similarity, and of its derivative, that may cancel in the truth.
+
+    of_weights: to what the derivatives are rounded before they are summed.
+    """
     kwargs = call.settings | call.steps[-1][1]
     x = kwargs.get("embeddings")
     if x is None:
         return 0.0
-    y = next((kwargs[n] for n in ("weight", "reference_embeddings", "centroids") if kwargs.get(n) is not None), x)
+    y = -x if "num_classes" in call.settings else x  # about as far away as what a module draws itself
+    for name in ("weight", "reference_embeddings", "centroids"):
+        y = y if kwargs.get(name) is None else kwargs[name]
     x, y = (t.double().nan_to_num(0.0, 0.0, 0.0) for t in (x, y))
     named = [similarity_of(kwargs)] if "similarity" in kwargs else [Similarity.COSINE, Similarity.DOT]
     sizes, factors = zip(*(reach(x, y, similarity) for similarity in named))
-    scale = max(1.0, largest(torch.as_tensor(kwargs.get("scale", 64.0)).double().nan_to_num()))
-    steepest = max(1.0, *(f for pair in factors for f in pair)) * scale * max(1, len(x), len(y))
+    scale = kwargs.get("scale", 64.0)
+    scale = max(1.0, largest(scale.double().nan_to_num()) if isinstance(scale, Tensor) else float(scale))
+    steepest = max(1.0, *(f for pair in factors for f in pair)) * scale
     usual = "angular" if call.target is losses.ArcFaceLoss else "additive"
     is_angle = kwargs.get("margin_type", usual) != "additive"
     of_angle = eps**0.5 * scale * len(x) if is_angle else 0.0  # of arccos at its ends
-    return 8 * eps * (1 + scale * max(sizes)) * steepest + of_angle
+    return (8 * eps * (1 + scale * max(sizes)) * max(1, len(x), len(y)) + of_weights) * steepest + of_angle
 
 
 def by_similarity(kwargs: dict[str, Any], outputs: list[Tensor]) -> list[Tensor]:
