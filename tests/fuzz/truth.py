@@ -207,7 +207,7 @@ def floor(call: "Call", eps: float, of_weights: float) -> float:
     steepest = max(1.0, *(f for pair in factors for f in pair)) * scale
     usual = "angular" if call.target is losses.ArcFaceLoss else "additive"
     is_angle = kwargs.get("margin_type", usual) != "additive"
-    of_angle = eps**0.5 * scale * len(x) if is_angle else 0.0  # of arccos at its ends
+    of_angle = 2 * eps**0.5 * scale * len(x) if is_angle else 0.0  # of arccos at its ends
     return (8 * eps * (1 + scale * max(sizes)) * max(1, len(x), len(y)) + of_weights) * steepest + of_angle
 
 
