@@ -1,0 +1,224 @@
+"""Losses of triplets: of those that a miner lists, or of all of a batch as sums over sorted distances.
+
+Of all triplets (i, p, n), with d the B x N matrix that the distance gives, a sum of hinges is linear in it:
+
+    sum_{p, n} relu(d_ip - d_in + m) = sum_p k_p (d_ip + m) - sum_n c_n d_in
+    k_p = #{n: d_in < d_ip + m}      c_n = #{p: d_ip + m > d_in}
+
+and the numbers come from a sort of each row: O(B N log N) and never B x N x N.
+"""
+
+from typing import Any
+
+import torch
+from pytorch_metric_learning import losses as _theirs
+from pytorch_metric_learning import reducers
+from torch import Tensor
+
+from ....core.similarity import accumulation_dtype
+from .. import calls
+from ..calls import Hooks, LossDict, OnKernels
+from ..terms import as_triplets, distances_at
+
+_OF_TRIPLETS = ("zero_loss", "zero_losses", "sub_loss_names")
+
+
+class TripletMarginLoss(OnKernels, _theirs.TripletMarginLoss):
+    """Theirs, of all triplets without listing them; left to them: `swap`, `smooth_loss`, random triplets.
+
+        loss_ipn = relu(d_ip - d_in + margin)
+
+    Source: Schroff et al., FaceNet: A unified embedding for face recognition and clustering, 2015, eq. 3.
+    """
+
+    _hooks = Hooks(_theirs.TripletMarginLoss, *_OF_TRIPLETS)
+
+    def _why_not(self, embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any) -> str | None:
+        reason = self._hooks.why_not(self) or calls.why_not_number("margin", self.margin)
+        if reason is None and self.swap:
+            reason = "with swap, distances of positives from negatives count"
+        if not calls.is_by_label(pairs):
+            return reason or why_not_listed(self, embeddings, pairs, ref_emb)
+        if reason is None and self.smooth_loss:
+            reason = "smooth_loss is no sum of hinges"
+        reason = reason or why_not_all_triplets(self, embeddings, labels, pairs, ref_emb, ref_labels)
+        return reason or why_not_reduced(reducer_of(self, "loss"))
+
+    def _fused(self, embeddings: Tensor, labels: Any, pairs: Any, ref_emb: Tensor, ref_labels: Any) -> LossDict | None:
+        if not calls.is_by_label(pairs):
+            return self._of_listed(embeddings, as_triplets(pairs), ref_emb)
+        positive, negative = masks_of(labels, pairs, ref_labels)
+        triplets = int((positive.sum(1) * negative.sum(1)).sum())
+        if triplets == 0:
+            return self.zero_losses()
+        mat = self.distance(embeddings, ref_emb)
+        sign = -1 if self.distance.is_inverted else 1
+        weight, count = _hinges(sign * mat.detach(), positive, negative, float(self.margin))
+        total = (weight * mat).sum(dtype=accumulation_dtype(mat.dtype)) * sign + float(self.margin) * count
+        if not bool(total.isfinite()):
+            return None
+        reduced = reduce_triplets(reducer_of(self, "loss"), total, count, triplets, None)
+        return {"loss": _reduced(reduced, embeddings)}
+
+    def _of_listed(self, embeddings: Tensor, triplets: tuple[Tensor, ...], ref_emb: Tensor) -> LossDict:
+        anchor, positive, negative = triplets
+        if not anchor.shape[0]:
+            return self.zero_losses()
+        d_ap, d_an = distances_at(self.distance, embeddings, ref_emb, (anchor, positive), (anchor, negative))
+        violation = self.distance.margin(d_ap, d_an) + self.margin
+        hinge = torch.nn.functional.softplus if self.smooth_loss else torch.relu
+        losses = calls.in_their_dtype(hinge(violation), embeddings)
+        return {"loss": {"losses": losses, "indices": triplets, "reduction_type": "triplet"}}
+
+
+class MarginLoss(OnKernels, _theirs.MarginLoss):
+    """Theirs, of all triplets without listing them: each is a hinge of its positive and one of its negative.
+
+        loss_ipn = relu(d_ip - beta_i + margin) + relu(beta_i - d_in + margin)
+
+    Source: Wu et al., Sampling matters in deep embedding learning, 2017, eq. 5.
+    """
+
+    _hooks = Hooks(_theirs.MarginLoss, *_OF_TRIPLETS, "compute_reg_loss")
+
+    def _why_not(self, embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any) -> str | None:
+        reason = self._hooks.why_not(self) or calls.why_not_number("margin", self.margin)
+        reason = reason or calls.why_not_number("nu", self.nu)
+        if not calls.is_by_label(pairs):
+            return reason or why_not_listed(self, embeddings, pairs, ref_emb)
+        reason = reason or why_not_all_triplets(self, embeddings, labels, pairs, ref_emb, ref_labels)
+        for name in ("margin_loss", "beta_reg_loss"):
+            reason = reason or why_not_reduced(reducer_of(self, name))
+        return reason
+
+    def _fused(self, embeddings: Tensor, labels: Any, pairs: Any, ref_emb: Tensor, ref_labels: Any) -> LossDict | None:
+        if not calls.is_by_label(pairs):
+            return self._of_listed(embeddings, labels, as_triplets(pairs), ref_emb)
+        positive, negative = masks_of(labels, pairs, ref_labels)
+        positives, negatives = positive.sum(1), negative.sum(1)
+        triplets = positives * negatives  # of each row
+        number = int(triplets.sum())
+        if number == 0:
+            return self.zero_losses()
+        mat = self.distance(embeddings, ref_emb)
+        beta = self._beta_of(labels, embeddings)
+        column = beta if len(self.beta) == 1 else beta[:, None]
+        hinges = [
+            torch.relu(self.distance.margin(mat, column) + self.margin).where(positive, 0.0),
+            torch.relu(self.distance.margin(column, mat) + self.margin).where(negative, 0.0),
+        ]
+        dtype = accumulation_dtype(mat.dtype)
+        of_positives, of_negatives = (hinge.sum(1, dtype=dtype) for hinge in hinges)
+        total = (negatives * of_positives + positives * of_negatives).sum()
+        if not bool(total.isfinite()):
+            return None
+        violating, intruding = ((hinge.detach() > 0).sum(1) for hinge in hinges)
+        divisor = int((negatives * violating + positives * intruding).sum())
+        above_zero = number - int(((positives - violating) * (negatives - intruding)).sum())
+        reduced = reduce_triplets(reducer_of(self, "margin_loss"), total, above_zero, number, divisor)
+        found = {"margin_loss": _reduced(reduced, embeddings)}
+        if not self.learn_beta or len(self.beta) == 1:
+            found["beta_reg_loss"] = self.compute_reg_loss(beta, None, divisor)
+        else:
+            losses = beta * self.nu
+            above_zero = int(triplets[losses.detach() > 0].sum())
+            reducer = reducer_of(self, "beta_reg_loss")
+            kept = losses.clamp(min=0) if type(reducer) is reducers.AvgNonZeroReducer else losses
+            reduced = reduce_triplets(reducer, (kept * triplets).sum(), above_zero, number, divisor)
+            found["beta_reg_loss"] = _reduced(reduced, embeddings)
+        return found
+
+    def _beta_of(self, labels: Any, embeddings: Tensor) -> Tensor:
+        """(1,), or one for each label."""
+        beta = self.beta if len(self.beta) == 1 else self.beta[labels]
+        autocast = torch.is_autocast_enabled(embeddings.device.type)
+        return beta.to(embeddings.device, None if autocast else embeddings.dtype)
+
+    def _of_listed(self, embeddings: Tensor, labels: Any, triplets: tuple[Tensor, ...], ref_emb: Tensor) -> LossDict:
+        anchor, positive, negative = triplets
+        if not anchor.shape[0]:
+            return self.zero_losses()
+        beta = self._beta_of(None if len(self.beta) == 1 else labels[anchor], embeddings)
+        d_ap, d_an = distances_at(self.distance, embeddings, ref_emb, (anchor, positive), (anchor, negative))
+        of_positives = torch.relu(self.distance.margin(d_ap, beta) + self.margin)
+        of_negatives = torch.relu(self.distance.margin(beta, d_an) + self.margin)
+        divisor = (of_positives > 0).sum() + (of_negatives > 0).sum()
+        losses = calls.in_their_dtype(of_positives + of_negatives, embeddings)
+        part = {"losses": losses, "indices": triplets, "reduction_type": "triplet", "divisor": divisor}
+        return {"margin_loss": part, "beta_reg_loss": self.compute_reg_loss(beta, anchor, divisor)}
+
+
+def why_not_listed(loss: Any, embeddings: Any, indices: Any, ref_emb: Any) -> str | None:
+    """Of a call of triplets that a miner listed."""
+    if loss.collect_stats:
+        return "the loss collects statistics"
+    kind = loss.distance
+    reason = calls.why_not_dot_product(kind) if kind.is_inverted else calls.why_not_euclidean(kind)
+    return reason or calls.why_not_tuple(indices, embeddings, ref_emb)
+
+
+def why_not_all_triplets(
+    loss: Any, embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any
+) -> str | None:
+    """Of a call of all triplets; any distance will do whose `margin` is a difference."""
+    if loss.collect_stats:
+        return "the loss collects statistics"
+    if loss.triplets_per_anchor != "all" and pairs is None:
+        return "triplets are drawn at random"
+    reason = _OF_DISTANCES.why_not(loss.distance)
+    return reason or calls.why_not_by_label(embeddings, labels, ref_emb, ref_labels)
+
+
+_OF_DISTANCES = Hooks(calls.distances.BaseDistance, "margin")
+
+
+def why_not_reduced(reducer: Any) -> str | None:
+    """Whether a reducer makes of all triplets what their sum and number say."""
+    kinds = reducers.AvgNonZeroReducer, reducers.MeanReducer, reducers.SumReducer, reducers.DivisorReducer
+    if type(reducer) in kinds and not reducer.collect_stats and not calls.is_hooked(reducer):
+        return None
+    return f"{type(reducer).__name__} takes triplets one by one"
+
+
+def reducer_of(loss: Any, name: str) -> Any:
+    """What reduces the part of a loss that has this name."""
+    reducer = loss.reducer
+    if type(reducer) is reducers.MultipleReducers:
+        named = reducer.reducers
+        reducer = named[name] if name in named else reducer.default_reducer  # noqa: SIM401  # no dict, and without get
+    return reducer
+
+
+def reduce_triplets(reducer: Any, total: Tensor, above_zero: int, number: int, divisor: int | None) -> Any:
+    """What a reducer makes of losses with this total; 0 for what it takes for no loss."""
+    kind = type(reducer)
+    if kind is reducers.SumReducer:
+        return total
+    by = {reducers.MeanReducer: number, reducers.AvgNonZeroReducer: above_zero, reducers.DivisorReducer: divisor}[kind]
+    return total / by if by else 0
+
+
+def _reduced(value: Any, embeddings: Tensor) -> dict[str, Any]:
+    if isinstance(value, Tensor):
+        value = calls.in_their_dtype(value, embeddings)
+    return {"losses": value, "indices": None, "reduction_type": "already_reduced"}
+
+
+def masks_of(labels: Tensor, pairs: Any, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, N) bool each: the positives of each row and its negatives."""
+    same = labels[:, None] == ref_labels
+    negative = ~same
+    itself = calls.self_index_of(pairs, labels, ref_labels)
+    if itself is not None:
+        same[torch.arange(labels.shape[0], device=labels.device), itself] = False
+    return same, negative
+
+
+def _hinges(d: Tensor, positive: Tensor, negative: Tensor, margin: float) -> tuple[Tensor, int]:
+    """k at positives and -c at negatives (B, N), and the number of triplets above zero."""
+    d = d.to(accumulation_dtype(d.dtype))
+    reach = torch.where(positive, d + margin, -torch.inf)
+    near = torch.where(negative, d, torch.inf)
+    k = torch.searchsorted(near.sort(1).values, reach)
+    c = d.shape[1] - torch.searchsorted(reach.sort(1).values, near, right=True)
+    return (k - c).to(d.dtype), int(k.sum())
