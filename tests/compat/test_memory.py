@@ -1,5 +1,6 @@
 """A memory across batches is theirs."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,3 +56,27 @@ def test_a_memory_with_mined_pairs_is_theirs():
         m.CrossBatchMemory(m.NTXentLoss(distance=distances.LpDistance()), 5, 12)(*BATCH) for m in (losses, their_losses)
     ]
     torch.testing.assert_close(*of_both, rtol=1e-9, atol=0)
+
+
+def test_the_position_in_the_queue_is_kept_where_asked_for():
+    """Theirs forgets it, and takes a full memory for an empty one."""
+    saved = losses.CrossBatchMemory(losses.NTXentLoss(), 5, 20, keep_position=True)
+    theirs = their_losses.CrossBatchMemory(their_losses.NTXentLoss(), 5, 20)
+    for batch in (1, 2):
+        for memory in (saved, theirs):
+            memory(BATCH[0] + batch, BATCH[1])
+    state = saved.state_dict()
+    assert set(state) == {*theirs.state_dict(), "queue_idx", "has_been_filled"}
+    resumed = losses.CrossBatchMemory(losses.NTXentLoss(), 5, 20, keep_position=True)
+    resumed.load_state_dict(state, strict=True)
+    assert (resumed.queue_idx, resumed.has_been_filled) == (4, True)
+    want = theirs(*BATCH)
+    torch.testing.assert_close(resumed(*BATCH), want, rtol=1e-9, atol=0)
+    forgetful = their_losses.CrossBatchMemory(their_losses.NTXentLoss(), 5, 20)
+    forgetful.load_state_dict(theirs.state_dict(), strict=True)
+    assert not torch.isclose(forgetful(*BATCH), want)
+    # Without it the keys are theirs, and one that is missing or unexpected is reported.
+    for keep in (False, True):
+        other = losses.CrossBatchMemory(losses.NTXentLoss(), 5, 20, keep_position=keep)
+        with pytest.raises(RuntimeError, match=r"Missing key.*queue_idx" if keep else r"Unexpected key.*queue_idx"):
+            other.load_state_dict(theirs.state_dict() if keep else state, strict=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_metric_learning import reducers
 
-from .oracle import BATCH, HEADS, OTHERS, PAIRS, PROXIES, assert_equal, numbers, of_dtype, options_of, pair, run
+from .oracle import BATCH, HEADS, OTHERS, PAIRS, PROXIES, assert_equal, mined, numbers, of_dtype, options_of, pair, run
 
 
 def test_ntxent_does_not_saturate():
@@ -101,3 +101,24 @@ def test_rows_of_an_underflowing_probability_keep_their_loss():
             same = labels[:, None] == torch.arange(2)
         wanted = logits.logsumexp(1) - logits.masked_fill(~same, -torch.inf).logsumexp(1)
         torch.testing.assert_close(kept[0].double(), wanted[kept[1]], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("indices", [None, "triplets"])
+def test_swap_compares_positives_with_negatives_of_the_references(indices):
+    """Theirs looks them up among the anchors, which are other rows, or too few."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (4, 9))
+    labels, ref_labels = torch.arange(4) % 2, torch.arange(9) % 3
+    ours, theirs = pair("TripletMarginLoss", swap=True, margin=0.4, reducer=reducers.SumReducer())
+    call = {"ref_emb": y, "ref_labels": ref_labels, "indices_tuple": mined(indices, labels, ref_labels)}
+    unit_x, unit_y = (torch.nn.functional.normalize(t) for t in (x, y))
+    d, of_references = torch.cdist(unit_x, unit_y), torch.cdist(unit_y, unit_y)
+    truth = 0.0
+    for i in range(4):
+        for p in range(9):
+            for n in range(9):
+                if labels[i] == ref_labels[p] != ref_labels[n]:
+                    truth += max(0.0, float(d[i, p] - min(d[i, n], of_references[p, n])) + 0.4)
+    assert ours(x, labels, **call).item() == pytest.approx(truth, rel=1e-9)
+    with pytest.raises(IndexError):
+        theirs(x, labels, **call)

@@ -34,8 +34,7 @@ class CrossBatchMemory(_theirs.CrossBatchMemory):
     def create_indices_tuple(
         self, embeddings: Tensor, labels: Tensor, E_mem: Tensor, L_mem: Tensor, mined: Any, leave_out_self: bool
     ) -> Any:
-        # Of one row, theirs takes the row in the memory for another one.
-        if type(self.loss) not in BY_LABEL or self.miner or mined is not None or len(labels) == 1:
+        if why_not_self_index(self, labels, mined):
             return super().create_indices_tuple(embeddings, labels, E_mem, L_mem, mined, leave_out_self)
         return AllPairs(labels, L_mem, self.curr_batch_idx if leave_out_self else None)
 
@@ -57,6 +56,15 @@ class CrossBatchMemory(_theirs.CrossBatchMemory):
                 missing.append(prefix + name)
             else:
                 setattr(self, name, value.item())
+
+
+def why_not_self_index(memory: CrossBatchMemory, labels: Tensor, mined: Any) -> str | None:
+    """Whether a loss can tell its pairs by labels and the place of each row in the memory."""
+    if type(memory.loss) not in BY_LABEL:
+        return f"{type(memory.loss).__name__} needs them"
+    if memory.miner or mined is not None:
+        return "they are mined"
+    return "of one row, theirs takes the row in the memory for another one" if len(labels) == 1 else None
 
 
 _POSITION = ("queue_idx", "has_been_filled")

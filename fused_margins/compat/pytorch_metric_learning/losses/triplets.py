@@ -17,14 +17,16 @@ from torch import Tensor
 
 from ....core.similarity import accumulation_dtype
 from .. import calls
-from ..calls import Hooks, LossDict, OnKernels
+from ..calls import AllPairs, Hooks, LossDict, OnKernels
 from ..terms import as_triplets, distances_at
 
 _OF_TRIPLETS = ("zero_loss", "zero_losses", "sub_loss_names")
 
 
 class TripletMarginLoss(OnKernels, _theirs.TripletMarginLoss):
-    """Theirs, of all triplets without listing them; left to them: `swap`, `smooth_loss`, random triplets.
+    """Theirs, of all triplets without listing them, and with `swap` right where references are given.
+
+    Left to them: all triplets of a batch by itself with `swap`, all triplets with `smooth_loss`, random triplets.
 
         loss_ipn = relu(d_ip - d_in + margin)
 
@@ -35,16 +37,20 @@ class TripletMarginLoss(OnKernels, _theirs.TripletMarginLoss):
 
     def _why_not(self, embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any) -> str | None:
         reason = self._hooks.why_not(self) or calls.why_not_number("margin", self.margin)
-        if reason is None and self.swap:
-            reason = "with swap, distances of positives from negatives count"
         if not calls.is_by_label(pairs):
             return reason or why_not_listed(self, embeddings, pairs, ref_emb)
+        reason = reason or why_not_all_triplets(self, embeddings, labels, pairs, ref_emb, ref_labels)
+        if self.swap and ref_emb is not embeddings:
+            return reason or why_not_listable(self)
+        if reason is None and self.swap:
+            reason = "with swap, distances of positives from negatives count"
         if reason is None and self.smooth_loss:
             reason = "smooth_loss is no sum of hinges"
-        reason = reason or why_not_all_triplets(self, embeddings, labels, pairs, ref_emb, ref_labels)
         return reason or why_not_reduced(reducer_of(self, "loss"))
 
     def _fused(self, embeddings: Tensor, labels: Any, pairs: Any, ref_emb: Tensor, ref_labels: Any) -> LossDict | None:
+        if self.swap and calls.is_by_label(pairs):
+            pairs = tuple(AllPairs(labels, ref_labels, calls.self_index_of(pairs, labels, ref_labels)))
         if not calls.is_by_label(pairs):
             return self._of_listed(embeddings, as_triplets(pairs), ref_emb)
         positive, negative = masks_of(labels, pairs, ref_labels)
@@ -65,6 +71,9 @@ class TripletMarginLoss(OnKernels, _theirs.TripletMarginLoss):
         if not anchor.shape[0]:
             return self.zero_losses()
         d_ap, d_an = distances_at(self.distance, embeddings, ref_emb, (anchor, positive), (anchor, negative))
+        if self.swap:  # theirs takes rows of anchors for those of positives, which in a batch by itself are the same
+            (d_pn,) = distances_at(self.distance, ref_emb, ref_emb, (positive, negative))
+            d_an = self.distance.smallest_dist(d_an, d_pn)
         violation = self.distance.margin(d_ap, d_an) + self.margin
         hinge = torch.nn.functional.softplus if self.smooth_loss else torch.relu
         losses = calls.in_their_dtype(hinge(violation), embeddings)
@@ -152,9 +161,14 @@ def why_not_listed(loss: Any, embeddings: Any, indices: Any, ref_emb: Any) -> st
     """Of a call of triplets that a miner listed."""
     if loss.collect_stats:
         return "the loss collects statistics"
-    kind = loss.distance
-    reason = calls.why_not_dot_product(kind) if kind.is_inverted else calls.why_not_euclidean(kind)
-    return reason or calls.why_not_tuple(indices, embeddings, ref_emb)
+    return why_not_listable(loss) or calls.why_not_tuple(indices, embeddings, ref_emb)
+
+
+def why_not_listable(loss: Any) -> str | None:
+    """Whether single entries of a distance's matrix can be had."""
+    if loss.distance.is_inverted:
+        return calls.why_not_dot_product(loss.distance)
+    return calls.why_not_euclidean(loss.distance)
 
 
 def why_not_all_triplets(
