@@ -5,6 +5,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from pytorch_metric_learning import distances, reducers
@@ -12,7 +13,7 @@ from pytorch_metric_learning import losses as their_losses
 from pytorch_metric_learning import miners as their_miners
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices, get_all_triplets_indices
 
-from fused_margins.compat.pytorch_metric_learning import losses, miners
+from fused_margins.compat.pytorch_metric_learning import calls, losses, miners
 
 HEADS = ("ArcFaceLoss", "CosFaceLoss", "NormalizedSoftmaxLoss", "LargeMarginSoftmaxLoss", "SphereFaceLoss")
 PROXIES = ("ProxyAnchorLoss", "ProxyNCALoss")
@@ -168,3 +169,11 @@ HEAD = {"num_classes": 4, "embedding_size": 5}
 def options_of(name: str) -> dict:
     """What a constructor needs."""
     return dict(HEAD) if name in (*HEADS, *PROXIES, "SubCenterArcFaceLoss") else {}
+
+
+@contextlib.contextmanager
+def of_any_number() -> Iterator[None]:
+    """Listed pairs are gathered although the matrix of all, in a small test, is smaller."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calls, "why_not_gathered", lambda *_: None)
+        yield

@@ -164,6 +164,16 @@ def why_not_by_label(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any
     return reason
 
 
+def why_not_gathered(indices: Any, embeddings: Any, ref_emb: Any) -> str | None:
+    """Whether the rows of the pairs that a miner listed are fewer numbers than their matrix of all pairs."""
+    known = isinstance(indices, tuple) and len(indices) in (3, 4) and all(type(t) is Tensor for t in indices)
+    if known and type(embeddings) is Tensor and type(ref_emb) is Tensor and embeddings.dim() == ref_emb.dim() == 2:
+        pairs = indices[0].numel() + indices[2].numel()
+        if pairs * embeddings.shape[1] >= embeddings.shape[0] * ref_emb.shape[0]:
+            return "the matrix of all pairs is smaller than the rows of those listed"
+    return None
+
+
 def why_not_tuple(indices: Any, embeddings: Any, ref_emb: Any) -> str | None:
     """Whether what a miner found are vectors of indices, three or four, within the rows of both sides."""
     if reason := why_not_matrices(embeddings, ref_emb):
@@ -175,11 +185,12 @@ def why_not_tuple(indices: Any, embeddings: Any, ref_emb: Any) -> str | None:
     halves = (indices[:2], indices[2:]) if len(indices) == 4 else (indices,)
     if any(t.shape != half[0].shape or t.device != embeddings.device for half in halves for t in half):
         return "the vectors of the indices_tuple differ in length or device"
-    anchors = (0, 2) if len(indices) == 4 else (0,)
-    for i, t in enumerate(indices):
+    anchors = torch.cat(indices[::2]) if len(indices) == 4 else indices[0]
+    others = torch.cat(indices[1::2] if len(indices) == 4 else indices[1:])
+    for t, x in ((anchors, embeddings), (others, ref_emb)):
         if t.shape[0]:
             least, most = torch.aminmax(t)
-            if int(least) < 0 or int(most) >= (embeddings if i in anchors else ref_emb).shape[0]:
+            if int(least) < 0 or int(most) >= x.shape[0]:
                 return "an index of the indices_tuple is out of range"
     return None
 

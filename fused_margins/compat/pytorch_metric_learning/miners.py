@@ -150,7 +150,6 @@ class MultiSimilarityMiner(OnKernels, _theirs.MultiSimilarityMiner):
     def _fused(self, sides: Sides) -> tuple[Tensor, ...]:
         x, y, labels, reference_labels, self_index = sides
         found: list[list[Tensor]] = [[], [], [], []]
-        kinds = [False, False]  # whether there is any pair of either kind
         step = max(1, ENTRIES_AT_ONCE // y.shape[0])
         for start in range(0, x.shape[0], step):
             rows = slice(start, start + step)
@@ -158,21 +157,29 @@ class MultiSimilarityMiner(OnKernels, _theirs.MultiSimilarityMiner):
             same = labels[rows, None] == reference_labels
             other = ~same
             if self_index is not None:
-                same[torch.arange(u.shape[0], device=u.device), self_index[rows]] = False
-            kinds = [kind or bool(mask.any()) for kind, mask in zip(kinds, (same, other))]
-            most = u.masked_fill(same.logical_not() & other.logical_not() | same, -torch.inf).amax(1, keepdim=True)
+                same.scatter_(1, self_index[rows, None], False)
+            most = u.masked_fill(~other, -torch.inf).amax(1, keepdim=True)
             least = u.masked_fill(~same, torch.inf).amin(1, keepdim=True)
             chosen = same & (u - self.epsilon < most), other & (u + self.epsilon > least)
             for i, mask in enumerate(chosen):
-                row, column = mask.nonzero(as_tuple=True)
-                by_similarity = torch.argsort(u[row, column], stable=True)
-                order = by_similarity[torch.argsort(row[by_similarity], stable=True)]
-                found[2 * i].append(row[order] + start)
-                found[2 * i + 1].append(column[order])
-        if not all(kinds):
-            found = [[t[:0] for t in part] for part in found]
+                row, column = _by_similarity(u, mask)
+                found[2 * i].append(row + start)
+                found[2 * i + 1].append(column)
         a1, p, a2, n = (torch.cat(part) for part in found)
         return a1, p, a2, n
+
+
+def _by_similarity(u: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the masked entries, of each row the least similar first."""
+    if 8 * int(mask.sum()) > mask.numel():  # whole rows are sorted faster than a list of that many entries
+        order = u.masked_fill(~mask, torch.inf).sort(dim=1, stable=True).indices
+        first = torch.arange(u.shape[1], device=u.device) < mask.sum(1, keepdim=True)
+        row, place = first.nonzero(as_tuple=True)
+        return row, order[row, place]
+    row, column = mask.nonzero(as_tuple=True)
+    order = torch.argsort(u[row, column], stable=True)
+    order = order[torch.argsort(row[order], stable=True)]
+    return row[order], column[order]
 
 
 ENTRIES_AT_ONCE = 1 << 18  # of a block of rows, which stay in a CPU's cache

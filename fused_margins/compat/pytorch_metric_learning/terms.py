@@ -183,9 +183,8 @@ def products_at(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
 
 def segment_log_sum_exp(values: Tensor, segment: Tensor, num_segments: int) -> Tensor:
     """log sum exp (S,) of the values (T,) of each segment; -inf for one without values, which gets no gradient."""
-    largest = values.new_full((num_segments,), -torch.inf)
-    largest = largest.scatter_reduce(0, segment, values.detach(), "amax")
-    largest = torch.where(largest.isfinite(), largest, 0.0)
+    largest = values.new_full((num_segments,), torch.finfo(values.dtype).min)
+    largest.scatter_reduce_(0, segment, values.detach(), "amax")
     total = values.new_zeros(num_segments).index_add(0, segment, (values - largest[segment]).exp())
     return total.log() + largest
 

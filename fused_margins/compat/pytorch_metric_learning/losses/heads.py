@@ -40,22 +40,24 @@ class LargeMarginSoftmaxLoss(OnKernels, _theirs.LargeMarginSoftmaxLoss):
         return self._hooks.why_not(self) or _why_not_head(self, "scale", self.scale, *call)
 
     def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
-        x, columns = embeddings, self._columns(weight_for(self, "W", embeddings).t())
+        columns, lengths = self._columns(weight_for(self, "W", embeddings).t())
         ignored = _ignored(columns.shape[0])
-        call = Contrast(x, columns, labels, scale=float(self.scale), ignore_index=ignored)
+        call = Contrast(embeddings, columns, labels, scale=float(self.scale), ignore_index=ignored)
         product, negative_lse = contrast.run(call._replace(similarity=Similarity.DOT), "auto", valid=False)
-        own = take_rows(columns, labels).to(product.dtype)
-        size = x.to(product.dtype).norm(dim=1) * own.norm(dim=1)
+        size = embeddings.to(product.dtype).norm(dim=1)
+        if lengths is not None:
+            size = size * take_rows(lengths, labels)
         cosine = product / size.clamp(min=1e-12)
         with torch.autocast(embeddings.device.type, enabled=False):
             z = self.scale * size * self.modify_cosine_of_target_classes(cosine)
         losses = softplus(log_odds(negative_lse, z))
-        losses = torch.where(labels == ignored, 0.0, losses)
+        if ignored != UNADMITTED:
+            losses = torch.where(labels == ignored, 0.0, losses)
         return _of_head(self, losses, embeddings, labels, indices_tuple)
 
-    def _columns(self, weight: Tensor) -> Tensor:
-        """The rows (C, D) of which a logit is a product."""
-        return weight
+    def _columns(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rows (C, D) of which a logit is a product, and their lengths (C,), None for 1."""
+        return weight, weight.to(accumulation_dtype(weight.dtype)).norm(dim=1)
 
 
 class SphereFaceLoss(_theirs.SphereFaceLoss, LargeMarginSoftmaxLoss):
@@ -66,8 +68,8 @@ class SphereFaceLoss(_theirs.SphereFaceLoss, LargeMarginSoftmaxLoss):
 
     _hooks = Hooks(_theirs.SphereFaceLoss, *_OF_MARGINS, "get_cos_with_margin")
 
-    def _columns(self, weight: Tensor) -> Tensor:
-        return F.normalize(weight.to(accumulation_dtype(weight.dtype)), dim=1).to(weight.dtype)
+    def _columns(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        return F.normalize(weight.to(accumulation_dtype(weight.dtype)), dim=1).to(weight.dtype), None
 
 
 class ArcFaceLoss(_theirs.ArcFaceLoss, LargeMarginSoftmaxLoss):

@@ -28,7 +28,7 @@ class NTXentLoss(OnKernels, _theirs.NTXentLoss):
     _hooks, _method = Hooks(_theirs.NTXentLoss, *_OF_PAIRS), _theirs.NTXentLoss.pair_based_loss
 
     def _why_not(self, *call: Any) -> str | None:
-        return calls.why_not_number("temperature", self.temperature, low=0) or _why_not_pairs(self, *call)
+        return _why_not_pairs(self, *call) or calls.why_not_number("temperature", self.temperature, low=0)
 
     def _fused(self, embeddings: Tensor, *call: Any) -> LossDict:
         terms = terms_of(self.distance, embeddings, *call)
@@ -54,7 +54,7 @@ class SupConLoss(OnKernels, _theirs.SupConLoss):
     _hooks, _method = Hooks(_theirs.SupConLoss, *_OF_PAIRS), _theirs.SupConLoss.mat_based_loss
 
     def _why_not(self, *call: Any) -> str | None:
-        return calls.why_not_number("temperature", self.temperature, low=0) or _why_not_pairs(self, *call)
+        return _why_not_pairs(self, *call) or calls.why_not_number("temperature", self.temperature, low=0)
 
     def _fused(self, embeddings: Tensor, *call: Any) -> LossDict | None:
         found = terms_of(self.distance, embeddings, *call)
@@ -83,8 +83,9 @@ class MultiSimilarityLoss(OnKernels, _theirs.MultiSimilarityLoss):
     _hooks, _method = Hooks(_theirs.MultiSimilarityLoss, *_OF_PAIRS), _theirs.MultiSimilarityLoss.mat_based_loss
 
     def _why_not(self, *call: Any) -> str | None:
-        reason = calls.why_not_number("alpha", self.alpha, low=0) or calls.why_not_number("beta", self.beta, low=0)
-        return reason or calls.why_not_number("base", self.base) or _why_not_pairs(self, *call)
+        reason = _why_not_pairs(self, *call) or calls.why_not_number("alpha", self.alpha, low=0)
+        reason = reason or calls.why_not_number("beta", self.beta, low=0)
+        return reason or calls.why_not_number("base", self.base)
 
     def _fused(self, embeddings: Tensor, *call: Any) -> LossDict | None:
         found = terms_of(self.distance, embeddings, *call)
@@ -129,12 +130,16 @@ class GeneralizedLiftedStructureLoss(OnKernels, _theirs.GeneralizedLiftedStructu
 
 def _why_not_pairs(loss: Any, embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any) -> str | None:
     """Of a call of a pair loss of products."""
+    # NTXentLoss of theirs takes each positive by each negative, which is more than any matrix of pairs.
+    listed = not calls.is_by_label(pairs)
+    if listed and not isinstance(loss, NTXentLoss) and (reason := calls.why_not_gathered(pairs, embeddings, ref_emb)):
+        return reason
     if loss.collect_stats:
         return "the loss collects statistics"
     if reason := calls.why_not_dot_product(loss.distance) or loss._hooks.why_not(loss):
         return reason
     if getattr(loss.loss_method, "__func__", None) is not loss._method.__func__:
         return "its loss_method is another one"
-    if calls.is_by_label(pairs):
-        return calls.why_not_by_label(embeddings, labels, ref_emb, ref_labels)
-    return calls.why_not_tuple(pairs, embeddings, ref_emb)
+    if listed:
+        return calls.why_not_tuple(pairs, embeddings, ref_emb)
+    return calls.why_not_by_label(embeddings, labels, ref_emb, ref_labels)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ....core import checks
 from ....core.enums import Relation, Similarity
 from ....core.reductions import softplus
-from ....core.similarity import pair_similarity, take_rows
+from ....core.similarity import accumulation_dtype, pair_similarity, take_rows
 from ....functional import margin_softmax_loss
 from ....mining.sides import Sides
 from ....ops.contrast.op import Contrast, contrast
@@ -105,17 +105,22 @@ class ProxyAnchorLoss(OnKernels, _theirs.ProxyAnchorLoss):
         return reason or _why_not_indices(labels, self.proxies.shape[0])
 
     def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
-        proxies = self.distance.maybe_normalize(weight_for(self, "proxies", embeddings))
-        x = self.distance.maybe_normalize(embeddings)
+        x, proxies = embeddings, weight_for(self, "proxies", embeddings)
+        own, measure = take_rows(proxies, labels), Similarity.COSINE
         classes, alpha, margin = proxies.shape[0], float(self.alpha), float(self.margin)
+        if calls.why_not_cosine(self.distance):
+            measure = Similarity.DOT
+            x, proxies, own = (self.distance.maybe_normalize(t) for t in (x, proxies, own))
         of_class = torch.arange(classes, device=x.device)
         bias = None
         if indices_tuple is not None:
             bias = calls.convert_to_weights(indices_tuple, labels, dtype=embeddings.dtype) - 1
-        call = Contrast(proxies, x, torch.zeros_like(of_class), of_class, labels, None, alpha)
-        call = call._replace(bias=None if bias is None else bias.to(torch.promote_types(x.dtype, torch.float32)))
-        _, negative_lse = contrast.run(call._replace(similarity=Similarity.DOT), "auto", valid=False)
-        logit = -alpha * pair_similarity(x, take_rows(proxies, labels), Similarity.DOT)
+            bias = bias.to(accumulation_dtype(x.dtype))
+        call = Contrast(proxies, x, torch.zeros_like(of_class), of_class, labels, None, alpha, bias)
+        _, negative_lse = contrast.run(call._replace(similarity=measure), "auto", valid=False)
+        if measure == Similarity.COSINE:
+            x, own = self.distance.normalize(x), self.distance.normalize(own)
+        logit = -alpha * pair_similarity(x, own, Similarity.DOT)
         positive_lse = segment_log_sum_exp(logit if bias is None else logit + bias, labels, classes)
         of_both = {
             "pos_loss": (positive_lse, int((torch.bincount(labels, minlength=classes) > 0).sum())),

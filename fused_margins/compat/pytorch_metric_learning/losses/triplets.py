@@ -8,6 +8,7 @@ Of all triplets (i, p, n), with d the B x N matrix that the distance gives, a su
 and the numbers come from a sort of each row: O(B N log N) and never B x N x N.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -36,10 +37,10 @@ class TripletMarginLoss(OnKernels, _theirs.TripletMarginLoss):
     _hooks = Hooks(_theirs.TripletMarginLoss, *_OF_TRIPLETS)
 
     def _why_not(self, embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any) -> str | None:
-        reason = self._hooks.why_not(self) or calls.why_not_number("margin", self.margin)
         if not calls.is_by_label(pairs):
-            return reason or why_not_listed(self, embeddings, pairs, ref_emb)
-        reason = reason or why_not_all_triplets(self, embeddings, labels, pairs, ref_emb, ref_labels)
+            reason = why_not_listed(self, embeddings, pairs, ref_emb, self.swap and ref_emb is not embeddings)
+            return reason or self._why_not_plain()
+        reason = self._why_not_plain() or why_not_all_triplets(self, embeddings, labels, pairs, ref_emb, ref_labels)
         if self.swap and ref_emb is not embeddings:
             return reason or why_not_listable(self)
         if reason is None and self.swap:
@@ -47,6 +48,9 @@ class TripletMarginLoss(OnKernels, _theirs.TripletMarginLoss):
         if reason is None and self.smooth_loss:
             reason = "smooth_loss is no sum of hinges"
         return reason or why_not_reduced(reducer_of(self, "loss"))
+
+    def _why_not_plain(self) -> str | None:
+        return self._hooks.why_not(self) or calls.why_not_number("margin", self.margin)
 
     def _fused(self, embeddings: Tensor, labels: Any, pairs: Any, ref_emb: Tensor, ref_labels: Any) -> LossDict | None:
         if self.swap and calls.is_by_label(pairs):
@@ -60,8 +64,8 @@ class TripletMarginLoss(OnKernels, _theirs.TripletMarginLoss):
         mat = self.distance(embeddings, ref_emb)
         sign = -1 if self.distance.is_inverted else 1
         weight, count = _hinges(sign * mat.detach(), positive, negative, float(self.margin))
-        total = (weight * mat).sum(dtype=accumulation_dtype(mat.dtype)) * sign + float(self.margin) * count
-        if not bool(total.isfinite()):
+        total = _sum(weight * mat) * sign + float(self.margin) * count
+        if not math.isfinite(total.item()):
             return None
         reduced = reduce_triplets(reducer_of(self, "loss"), total, count, triplets, None)
         return {"loss": _reduced(reduced, embeddings)}
@@ -91,14 +95,16 @@ class MarginLoss(OnKernels, _theirs.MarginLoss):
     _hooks = Hooks(_theirs.MarginLoss, *_OF_TRIPLETS, "compute_reg_loss")
 
     def _why_not(self, embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any) -> str | None:
-        reason = self._hooks.why_not(self) or calls.why_not_number("margin", self.margin)
-        reason = reason or calls.why_not_number("nu", self.nu)
         if not calls.is_by_label(pairs):
-            return reason or why_not_listed(self, embeddings, pairs, ref_emb)
-        reason = reason or why_not_all_triplets(self, embeddings, labels, pairs, ref_emb, ref_labels)
+            return why_not_listed(self, embeddings, pairs, ref_emb) or self._why_not_plain()
+        reason = self._why_not_plain() or why_not_all_triplets(self, embeddings, labels, pairs, ref_emb, ref_labels)
         for name in ("margin_loss", "beta_reg_loss"):
             reason = reason or why_not_reduced(reducer_of(self, name))
         return reason
+
+    def _why_not_plain(self) -> str | None:
+        reason = self._hooks.why_not(self) or calls.why_not_number("margin", self.margin)
+        return reason or calls.why_not_number("nu", self.nu)
 
     def _fused(self, embeddings: Tensor, labels: Any, pairs: Any, ref_emb: Tensor, ref_labels: Any) -> LossDict | None:
         if not calls.is_by_label(pairs):
@@ -111,19 +117,18 @@ class MarginLoss(OnKernels, _theirs.MarginLoss):
             return self.zero_losses()
         mat = self.distance(embeddings, ref_emb)
         beta = self._beta_of(labels, embeddings)
-        column = beta if len(self.beta) == 1 else beta[:, None]
-        hinges = [
-            torch.relu(self.distance.margin(mat, column) + self.margin).where(positive, 0.0),
-            torch.relu(self.distance.margin(column, mat) + self.margin).where(negative, 0.0),
-        ]
-        dtype = accumulation_dtype(mat.dtype)
-        of_positives, of_negatives = (hinge.sum(1, dtype=dtype) for hinge in hinges)
-        total = (negatives * of_positives + positives * of_negatives).sum()
-        if not bool(total.isfinite()):
+        beyond = mat - (beta if len(self.beta) == 1 else beta[:, None])
+        margin = float(self.margin)
+        with torch.no_grad():
+            reach = -beyond if self.distance.is_inverted else beyond
+            violating, intruding = positive & (reach + margin > 0), negative & (margin - reach > 0)
+            each = violating.sum(1), intruding.sum(1)
+            divisor = int((negatives * each[0] + positives * each[1]).sum())
+            weight = violating * negatives[:, None] - intruding * positives[:, None]
+        total = _sum(weight * beyond) * (-1 if self.distance.is_inverted else 1) + margin * divisor
+        if not math.isfinite(total.item()):
             return None
-        violating, intruding = ((hinge.detach() > 0).sum(1) for hinge in hinges)
-        divisor = int((negatives * violating + positives * intruding).sum())
-        above_zero = number - int(((positives - violating) * (negatives - intruding)).sum())
+        above_zero = number - int(((positives - each[0]) * (negatives - each[1])).sum())
         reduced = reduce_triplets(reducer_of(self, "margin_loss"), total, above_zero, number, divisor)
         found = {"margin_loss": _reduced(reduced, embeddings)}
         if not self.learn_beta or len(self.beta) == 1:
@@ -157,11 +162,12 @@ class MarginLoss(OnKernels, _theirs.MarginLoss):
         return {"margin_loss": part, "beta_reg_loss": self.compute_reg_loss(beta, anchor, divisor)}
 
 
-def why_not_listed(loss: Any, embeddings: Any, indices: Any, ref_emb: Any) -> str | None:
+def why_not_listed(loss: Any, embeddings: Any, indices: Any, ref_emb: Any, swap: bool = False) -> str | None:
     """Of a call of triplets that a miner listed."""
-    if loss.collect_stats:
-        return "the loss collects statistics"
-    return why_not_listable(loss) or calls.why_not_tuple(indices, embeddings, ref_emb)
+    reason = None if swap else calls.why_not_gathered(indices, embeddings, ref_emb)
+    if reason is None and loss.collect_stats:
+        reason = "the loss collects statistics"
+    return reason or why_not_listable(loss) or calls.why_not_tuple(indices, embeddings, ref_emb)
 
 
 def why_not_listable(loss: Any) -> str | None:
@@ -214,7 +220,7 @@ def reduce_triplets(reducer: Any, total: Tensor, above_zero: int, number: int, d
 
 def _reduced(value: Any, embeddings: Tensor) -> dict[str, Any]:
     if isinstance(value, Tensor):
-        value = calls.in_their_dtype(value, embeddings)
+        value = calls.in_their_dtype(value.to(accumulation_dtype(embeddings.dtype)), embeddings)
     return {"losses": value, "indices": None, "reduction_type": "already_reduced"}
 
 
@@ -224,8 +230,14 @@ def masks_of(labels: Tensor, pairs: Any, ref_labels: Tensor) -> tuple[Tensor, Te
     negative = ~same
     itself = calls.self_index_of(pairs, labels, ref_labels)
     if itself is not None:
-        same[torch.arange(labels.shape[0], device=labels.device), itself] = False
+        same.scatter_(1, itself[:, None], False)
     return same, negative
+
+
+def _sum(terms: Tensor) -> Tensor:
+    """Of many terms of either sign, in float64 where there is one."""
+    dtype = torch.float64 if terms.device.type != "mps" else accumulation_dtype(terms.dtype)
+    return terms.sum(dtype=dtype)
 
 
 def _hinges(d: Tensor, positive: Tensor, negative: Tensor, margin: float) -> tuple[Tensor, int]:
