@@ -9,7 +9,7 @@ from pytorch_metric_learning import miners as their_miners
 
 from fused_margins.compat.pytorch_metric_learning import miners
 
-from .oracle import BATCH, DISTANCES, pair, same_samples, seeds, sizes
+from .oracle import BATCH, DISTANCES, left_to_them, pair, same_samples, seeds, sizes
 
 
 @settings(max_examples=80)
@@ -116,6 +116,7 @@ def test_pairs_of_multi_similarity_are_theirs(seed, rows, columns, classes, epsi
         call += [torch.randint(classes, (columns,), generator=generator)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(miners, "ENTRIES_AT_ONCE", block)
+        patch.setattr(miners, "FEW_ENTRIES", 0)
         same_samples("MultiSimilarityMiner", options, call, True)
 
 
@@ -124,11 +125,15 @@ def test_pairs_of_multi_similarity_are_theirs(seed, rows, columns, classes, epsi
     [
         ("MultiSimilarityMiner", {"distance": distances.LpDistance()}),
         ("MultiSimilarityMiner", {"epsilon": -0.1}),
+        ("MultiSimilarityMiner", {"epsilon": torch.tensor(0.1)}),
     ],
     ids=str,
 )
 def test_other_miners_leave_to_them_what_no_kernel_does(name, options):
-    same_samples(name, options, BATCH, False)
+    call = BATCH[0].repeat(11, 1) + torch.linspace(0, 1, 132)[:, None], BATCH[1].repeat(11)
+    same_samples(name, options, call, False)
+    same_samples("MultiSimilarityMiner", {}, BATCH, False)  # a small matrix
+    same_samples("MultiSimilarityMiner", {}, call, True)
 
 
 def test_distance_weighted_draws_have_their_distribution():
@@ -180,3 +185,11 @@ def test_distance_weighted_draws_of_few_rows(columns):
         call += [] if columns is None else [embeddings, torch.tensor(labels)]
         for found, wanted in zip(*(m.DistanceWeightedMiner()(*call) for m in (miners, their_miners))):
             assert len(found) == len(wanted) == 0
+
+
+def test_other_cut_offs_are_left_to_them():
+    for options in ({"cutoff": 0.4}, {"nonzero_loss_cutoff": 1.3}):
+        ours, _ = pair("DistanceWeightedMiner", **options)
+        with left_to_them("DistanceWeightedMiner") as seen:
+            ours(*BATCH)
+        assert seen == [miners.DistanceWeightedMiner]

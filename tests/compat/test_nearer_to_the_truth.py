@@ -1,5 +1,6 @@
 """Where the drop-in differs from theirs, it is nearer to the truth."""
 
+import copy
 import math
 
 import pytest
@@ -122,3 +123,19 @@ def test_swap_compares_positives_with_negatives_of_the_references(indices):
     assert ours(x, labels, **call).item() == pytest.approx(truth, rel=1e-9)
     with pytest.raises(IndexError):
         theirs(x, labels, **call)
+
+
+@pytest.mark.parametrize("name", [*PROXIES, "LargeMarginSoftmaxLoss", "SphereFaceLoss", "MultiSimilarityLoss", *OTHERS])
+def test_float32_is_as_near_to_float64_as_theirs(name):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(96, 24, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (96,), generator=generator)
+    options = {"num_classes": 4, "embedding_size": 24} if options_of(name) else {}
+    ours, theirs = pair(name, **options)
+    truth = run(copy.deepcopy(theirs).double(), x, labels)
+    errors = [
+        [(a.double() - b).abs().max() / b.abs().max() for a, b in zip(run(loss.float(), x.float(), labels), truth)]
+        for loss in (ours, theirs)
+    ]
+    for of_ours, of_theirs in zip(*errors):
+        assert of_ours < 2 * of_theirs + 2e-6

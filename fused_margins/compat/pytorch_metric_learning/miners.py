@@ -140,6 +140,8 @@ class MultiSimilarityMiner(OnKernels, _theirs.MultiSimilarityMiner):
     _hooks = Hooks(_theirs.MultiSimilarityMiner, "output_assertion")
 
     def _why_not(self, embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> str | None:
+        if type(embeddings) is type(ref_emb) is Tensor and embeddings.shape[0] * ref_emb.shape[0] <= FEW_ENTRIES:
+            return "the matrix of all pairs is small"
         reason = self._hooks.why_not(self) or calls.why_not_number("epsilon", self.epsilon, low=0)
         reason = reason or calls.why_not_dot_product(self.distance)
         reason = reason or calls.why_not_by_label(embeddings, labels, ref_emb, ref_labels)
@@ -183,6 +185,7 @@ def _by_similarity(u: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 ENTRIES_AT_ONCE = 1 << 18  # of a block of rows, which stay in a CPU's cache
+FEW_ENTRIES = 1 << 14  # up to which blocks save nothing
 
 
 class DistanceWeightedMiner(OnKernels, _theirs.DistanceWeightedMiner):
