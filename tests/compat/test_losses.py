@@ -6,6 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import distances, regularizers
 
+from fused_margins.compat.pytorch_metric_learning import terms
+from fused_margins.core.enums import Relation
+
 from .oracle import (
     BATCH,
     DISTANCES,
@@ -15,8 +18,11 @@ from .oracle import (
     PROXIES,
     REDUCERS,
     TRIPLETS,
+    assert_equal,
     mined,
     of_any_number,
+    pair,
+    run,
     same,
     seeds,
     sizes,
@@ -187,3 +193,34 @@ def test_losses_of_neighbours_and_triplets_are_theirs(
 def test_many_listed_pairs_are_left_to_them_as_their_matrix_is_smaller(name, number):
     indices = tuple(t[:number] for t in mined("triplets", BATCH[1]))  # 20 pairs of each kind, 5 wide, of 12 x 12
     same(name, {}, *BATCH, fused=number == 1 or name == "NTXentLoss", indices_tuple=indices)
+
+
+@pytest.mark.parametrize("name", ["MultiSimilarityLoss", "NCALoss"])
+@pytest.mark.parametrize("columns", [None, 400])
+def test_few_positives_are_gathered(name, columns):
+    """Of 300 rows nearly every class has one or two, and some rows have none."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(300, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(200, (300,), generator=generator)
+    call = {}
+    if columns is not None:
+        call["ref_emb"] = torch.randn(columns, 5, generator=generator, dtype=torch.float64)
+        call["ref_labels"] = torch.randint(200, (columns,), generator=generator)
+    ours, theirs = pair(name)
+    relations = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(terms, "contrast", Spy(terms.contrast, relations))
+        got = run(ours, embeddings, labels, **call)
+    assert relations == [Relation.DIFFERENT]
+    assert_equal(got, run(theirs, embeddings, labels, **call), 1e-7 if name == "NCALoss" else 1e-9, 1e-9)
+
+
+class Spy:
+    """An op that is heard."""
+
+    def __init__(self, op, relations):
+        self.op, self.relations = op, relations
+
+    def run(self, call, *rest, **options):
+        self.relations.append(call.relation)
+        return self.op.run(call, *rest, **options)

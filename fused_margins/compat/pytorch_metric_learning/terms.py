@@ -13,9 +13,11 @@ from torch import Tensor
 from ...core.enums import Relation, Similarity
 from ...core.similarity import accumulation_dtype, pair_similarity, similarity_matrix, take_rows
 from ...mining.positives import all_positives
-from ...mining.sides import Sides
+from ...mining.sides import Sides, runs_of
 from ...ops.contrast.op import Contrast, contrast
 from .calls import is_by_label, sides_of
+
+SMALL_MATRIX = 1 << 16  # entries, up to which counting the positives takes longer than they do
 
 
 class ByLabel:
@@ -29,10 +31,23 @@ class ByLabel:
     def log_sum_exp(self, relation: Relation, scale: float) -> Tensor:
         """(B,) log sum_j exp(scale u_ij) over positives, negatives or both; -inf for none. Below 0: products."""
         x, y, labels, reference_labels, self_index = self.sides
+        if relation == Relation.SAME and self._has_few_positives():
+            anchor, positive = self.positives
+            u = pair_similarity(take_rows(x, anchor), take_rows(y, positive), self.measure)
+            return segment_log_sum_exp(scale * u, anchor, x.shape[0])
         x = x if scale > 0 else -x
         call = Contrast(x, y, self._no_target, labels, reference_labels, self_index, abs(scale))
         call = call._replace(similarity=self.measure, relation=relation)
         return contrast.run(call, "auto", valid=False)[1]
+
+    def _has_few_positives(self) -> bool:
+        """Whether the rows of all positive pairs are fewer numbers than half the matrix; a small one is not asked."""
+        rows, columns = self.sides.x.shape[0], self.sides.y.shape[0]
+        if rows * columns <= SMALL_MATRIX:
+            return False
+        runs = runs_of(*self.sides[2:])
+        number = int((runs.size - runs.own_inside.long()).sum())
+        return 2 * number * self.sides.x.shape[1] <= rows * columns
 
     @functools.cached_property
     def positives(self) -> tuple[Tensor, Tensor]:
