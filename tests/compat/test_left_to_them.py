@@ -1,11 +1,13 @@
 """What no kernel does is done by their code, with their errors."""
 
+import warnings
+
 import pytest
 import torch
 from pytorch_metric_learning import distances, reducers
 from pytorch_metric_learning import losses as their_losses
 
-from fused_margins.compat.pytorch_metric_learning import losses
+from fused_margins.compat.pytorch_metric_learning import losses, miners
 from fused_margins.core.indices import UNADMITTED
 
 from .oracle import (
@@ -15,8 +17,11 @@ from .oracle import (
     OTHERS,
     PAIRS,
     PROXIES,
+    TRIPLETS,
     assert_equal,
     left_to_them,
+    mined,
+    of_any_number,
     options_of,
     pair,
     run,
@@ -57,6 +62,31 @@ def hooked():
         ("NormalizedSoftmaxLoss", HEAD | {"distance": distances.LpDistance()}),
         ("NormalizedSoftmaxLoss", HEAD | {"distance": distances.DotProductSimilarity(normalize_embeddings=False)}),
         ("SubCenterArcFaceLoss", HEAD | {"sub_centers": 2}),
+        ("LargeMarginSoftmaxLoss", HEAD | {"scale": -1}),
+        ("SphereFaceLoss", HEAD | {"collect_stats": True}),
+        ("ProxyAnchorLoss", HEAD | {"alpha": torch.tensor(4.0)}),
+        ("ProxyAnchorLoss", HEAD | {"margin": torch.tensor(0.2)}),
+        ("ProxyAnchorLoss", HEAD | {"collect_stats": True}),
+        ("ProxyAnchorLoss", HEAD | {"distance": distances.LpDistance()}),
+        ("ProxyNCALoss", HEAD | {"distance": distances.LpDistance(power=1)}),
+        ("ProxyNCALoss", HEAD | {"softmax_scale": -1.0}),
+        ("NCALoss", {"softmax_scale": torch.tensor(2.0)}),
+        ("NCALoss", {"collect_stats": True}),
+        ("MultiSimilarityLoss", {"alpha": -1.0}),
+        ("MultiSimilarityLoss", {"beta": torch.tensor(10.0)}),
+        ("MultiSimilarityLoss", {"base": torch.tensor(0.5)}),
+        ("MultiSimilarityLoss", {"distance": distances.LpDistance()}),
+        ("GeneralizedLiftedStructureLoss", {}),
+        ("GeneralizedLiftedStructureLoss", {"distance": distances.CosineSimilarity(), "pos_margin": torch.tensor(0.5)}),
+        ("GeneralizedLiftedStructureLoss", {"distance": distances.CosineSimilarity(), "neg_margin": torch.tensor(0.5)}),
+        ("TripletMarginLoss", {"swap": True}),
+        ("TripletMarginLoss", {"smooth_loss": True}),
+        ("TripletMarginLoss", {"margin": torch.tensor(0.2)}),
+        ("TripletMarginLoss", {"collect_stats": True}),
+        ("TripletMarginLoss", {"reducer": reducers.AvgNonZeroReducer(collect_stats=True)}),
+        ("MarginLoss", {"nu": torch.tensor(0.2)}),
+        ("MarginLoss", {"margin": torch.tensor(0.2)}),
+        ("MarginLoss", {"collect_stats": True}),
         ("NTXentLoss", {"distance": distances.LpDistance()}),
         ("NTXentLoss", {"distance": distances.SNRDistance()}),
         ("NTXentLoss", {"distance": distances.DotProductSimilarity(power=3)}),
@@ -101,6 +131,12 @@ def doubled(found):
             "_compute_loss",
             lambda found: {"loss": found["loss"] | {"losses": found["loss"]["losses"] * 2}},
         ),
+        ("LargeMarginSoftmaxLoss", "get_cos_with_margin", lambda cosine: cosine / 2),
+        ("SphereFaceLoss", "scale_logits", lambda logits: logits / 2),
+        ("ProxyAnchorLoss", "get_logits", lambda logits: logits / 2),
+        ("ProxyNCALoss", "nca_computation", doubled),
+        ("NCALoss", "nca_computation", doubled),
+        ("MultiSimilarityLoss", "_compute_loss", doubled),
         (
             "SupConLoss",
             "mat_based_loss",
@@ -109,13 +145,15 @@ def doubled(found):
     ],
 )
 def test_a_hook_of_a_subclass_is_heard(name, hook, change):
-    options = HEAD if name in HEADS else {}
+    options = options_of(name)
     ours, theirs = (getattr(m, name) for m in (losses, their_losses))
 
     def replaced(base):
         return type(name, (base,), {hook: lambda self, *a: change(getattr(base, hook)(self, *a))})
 
-    ours, theirs = replaced(ours)(**options), replaced(theirs)(**options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        ours, theirs = replaced(ours)(**options), replaced(theirs)(**options)
     ours.load_state_dict(theirs.state_dict())
     assert_equal(run(ours, *BATCH), run(theirs, *BATCH), 0, 0)
     unchanged = pair(name, **options)[1]
@@ -124,7 +162,7 @@ def test_a_hook_of_a_subclass_is_heard(name, hook, change):
     # Or of one module alone.
     patched = pair(name, **options)[0]
     patched.load_state_dict(theirs.state_dict())
-    if "loss" not in hook:
+    if "loss" not in hook and "nca" not in hook:
         method = getattr(patched, hook)
         setattr(patched, hook, lambda *a: change(method(*a)))
         assert_equal(run(patched, *BATCH), run(theirs, *BATCH), 0, 0)
@@ -187,3 +225,83 @@ def test_errors_are_theirs(name, call):
         assert outcomes[0] == outcomes[1]
     else:
         torch.testing.assert_close(*outcomes, equal_nan=True)
+
+
+class Margin(distances.CosineSimilarity):
+    """Some other difference."""
+
+    def margin(self, x, y):
+        return 2 * super().margin(x, y)
+
+
+@pytest.mark.parametrize("name", TRIPLETS)
+def test_another_difference_of_distances_is_used(name):
+    same(name, {"distance": Margin()}, *BATCH, fused=False)
+
+
+def test_other_labels_of_proxies_are_used():
+    ours, theirs = pair("ProxyNCALoss", **HEAD)
+    for loss in (ours, theirs):
+        loss.proxy_labels = torch.tensor([1, 0, 2, 3])
+    assert_equal(run(ours, *BATCH), run(theirs, *BATCH), 0, 0)
+
+
+@pytest.mark.parametrize("name", TRIPLETS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("reducer", [None, reducers.MeanReducer()])
+def test_rows_that_are_not_finite_are_reduced_as_theirs_are(name, bad, reducer):
+    """A comparison drops NaN, which a sum does not."""
+    embeddings = BATCH[0].index_fill(0, torch.tensor([2]), bad)
+    options = {"distance": distances.LpDistance(normalize_embeddings=False), "reducer": reducer}
+    values = [loss(embeddings, BATCH[1]) for loss in pair(name, **options)]
+    torch.testing.assert_close(*values, equal_nan=True)
+
+
+def test_a_pair_that_is_positive_and_negative_is_refused_as_by_them():
+    both = torch.tensor([0, 0]), torch.tensor([1, 2]), torch.tensor([0, 3]), torch.tensor([1, 4])
+    for kind in (both, tuple(t.repeat(8) for t in both)):  # few pairs are sorted, many are masked
+        for name in ("SupConLoss", "MultiSimilarityLoss"):
+            with of_any_number():
+                for loss in pair(name):
+                    with pytest.raises(AssertionError, match="either be positive or negative"):
+                        loss(*BATCH, kind)
+
+
+@pytest.mark.parametrize("name", [*PAIRS, *TRIPLETS])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: (t[0], t[1] - 20, t[2]),
+        lambda t: (t[0] + 20, t[1], t[2]),
+        lambda t: (t[0], t[1], t[2] + 20),
+        lambda t: (t[0], t[1] - 12, t[2]),  # counted from the end
+        lambda t: (t[0], t[1][:-1], t[2]),
+        lambda t: tuple(x.int() for x in t),
+        lambda t: tuple(x.tolist() for x in t),
+        lambda t: list(t),
+        lambda t: t[:2],
+        lambda t: tuple(x[:0] for x in t),
+        lambda t: tuple(x[None] for x in t),
+    ],
+)
+def test_indices_are_theirs_to_refuse(name, change):
+    ours, theirs = pair(name)
+    indices = change(mined("triplets", BATCH[1]))
+    outcomes = []
+    with of_any_number():
+        for loss in (ours, theirs):
+            try:
+                outcomes.append(loss(*BATCH, indices))
+            except Exception as error:
+                outcomes.append(type(error))
+    if isinstance(outcomes[1], type):
+        assert outcomes[0] == outcomes[1]
+    else:
+        torch.testing.assert_close(*outcomes, rtol=1e-9, atol=1e-9)
+
+
+def test_pairs_of_multi_similarity_where_one_side_alone_is_its_own_reference():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(miners, "FEW_ENTRIES", 0)
+        for call in ((*BATCH, BATCH[0], BATCH[1].clone()), (*BATCH, BATCH[0].clone(), BATCH[1])):
+            same_samples("MultiSimilarityMiner", {}, call, False)
