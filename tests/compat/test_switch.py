@@ -142,7 +142,7 @@ CALL = BATCH[0].float(), BATCH[1]
         (their_losses.NTXentLoss(), {}, r"it is theirs; accelerate\(\) turns it into ours"),
         (miners.BatchHardMiner(), {}, "BatchHardMiner: our code, by labels"),
         (miners.BatchEasyHardMiner(pos_strategy="hard", allowed_pos_range=(0, 1)), {}, "the farthest positive has a"),
-        (miners.MultiSimilarityMiner(epsilon=-1), {}, "epsilon is -1"),
+        (miners.MultiSimilarityMiner(), {}, "the matrix of all pairs is small"),
         (losses.CrossBatchMemory(losses.SupConLoss(), 5), {}, "Memory of SupConLoss: our code, by labels"),
         (losses.CrossBatchMemory(losses.ContrastiveLoss(), 5), {}, "listed: ContrastiveLoss needs them"),
         (losses.CrossBatchMemory(losses.NTXentLoss(), 5, miner=miners.BatchHardMiner()), {}, "they are mined"),
