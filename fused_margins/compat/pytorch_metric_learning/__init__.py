@@ -2,7 +2,8 @@
 
 `losses` and `miners` have all that theirs have. Those that the kernels can run are subclasses of theirs with the same
 name, constructor, parameters and state dict; `docs/migration.md` says which, and what of a call is left to their code.
-Every other module of theirs is passed on as it is.
+Every other module of theirs is passed on as it is. `accelerate` and `patch` do the same without a changed import, and
+`explain` says which way a call takes.
 
 Source: https://github.com/KevinMusgrave/pytorch-metric-learning, version 2.8 or newer.
 
@@ -33,9 +34,11 @@ if tuple(map(int, _theirs.__version__.split(".")[:2])) < (2, 8):
         f'{_theirs.__version__}; install it with: pip install "fused-margins[pml]"'
     )
 
-from . import losses, miners
+from . import losses, miners, utils
+from .paths import explain
+from .switch import accelerate, patch, restore
 
-__all__ = ["losses", "miners"]
+__all__ = ["accelerate", "explain", "losses", "miners", "patch", "restore", "utils"]
 
 
 def __getattr__(name: str) -> ModuleType:

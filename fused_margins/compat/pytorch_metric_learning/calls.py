@@ -1,4 +1,7 @@
-"""Which calls the kernels can take. All others are left to pytorch-metric-learning's own code, errors included."""
+"""Which calls the kernels can take. All others are left to pytorch-metric-learning's own code, errors included.
+
+What is asked here answers with None, or with the reason why not, as `explain` gives it to a user.
+"""
 
 import functools
 import math
@@ -8,6 +11,7 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning import distances
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_weights as convert_to_weights
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
 from torch import Tensor, nn
@@ -16,6 +20,36 @@ from ...core import checks
 from ...core.indices import UNADMITTED
 from ...mining.sides import Sides
 
+LossDict = dict[str, dict[str, Any]]
+
+
+class OnKernels(BaseMetricLossFunction):
+    """A loss that is ours where there is no reason against it, and theirs elsewhere. It stands before their class.
+
+    `_why_not` is asked for the reason; `_fused` gives their dictionary of losses and indices, or None where only the
+    data show that a call is theirs.
+    """
+
+    def compute_loss(self, *call: Any) -> LossDict:
+        return self._ours_or(super().compute_loss, *call)
+
+    def _ours_or(
+        self, theirs: Any, embeddings: Any, labels: Any, indices_tuple: Any, ref_emb: Any, ref_labels: Any
+    ) -> LossDict:
+        if self._why_not(embeddings, labels, indices_tuple, ref_emb, ref_labels) is None:
+            found = self._fused(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+            if found is not None:
+                return found
+        if isinstance(indices_tuple, AllPairs):
+            indices_tuple = tuple(indices_tuple)
+        return theirs(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+
+    def _why_not(self, *call: Any) -> str | None:
+        raise NotImplementedError
+
+    def _fused(self, *call: Any) -> LossDict | None:
+        raise NotImplementedError
+
 
 class Hooks:
     """Methods that a user's subclass may replace, as they are in pytorch-metric-learning."""
@@ -23,13 +57,16 @@ class Hooks:
     def __init__(self, owner: type, *names: str) -> None:
         self.methods = {name: getattr(owner, name) for name in names}
 
-    def are_theirs(self, module: nn.Module) -> bool:
-        """Whether nobody has replaced one of them: in a subclass, in the class itself or in this module."""
+    def why_not(self, module: nn.Module) -> str | None:
+        """Whether somebody has replaced one of them: in a subclass, in the class itself or in this module."""
         own = module.__dict__
-        return all(getattr(type(module), name) is f and name not in own for name, f in self.methods.items())
+        for name, method in self.methods.items():
+            if getattr(type(module), name) is not method or name in own:
+                return f"its {name} is another than that of pytorch-metric-learning"
+        return None
 
 
-_OF_A_DISTANCE = ("forward", "compute_mat", "maybe_normalize", "normalize")
+_OF_A_DISTANCE = ("forward", "compute_mat", "maybe_normalize", "normalize", "margin", "get_norm")
 _OF_DOT_PRODUCTS = Hooks(distances.DotProductSimilarity, *_OF_A_DISTANCE)
 _OF_EUCLIDEAN_DISTANCES = Hooks(distances.LpDistance, *_OF_A_DISTANCE)
 
@@ -40,46 +77,122 @@ def is_hooked(module: nn.Module) -> bool:
     return any(hooks)
 
 
-def is_dot_product(distance: Any) -> bool:
+def _why_not_plain(distance: Any, hooks: Hooks) -> str | None:
+    if reason := hooks.why_not(distance):
+        return f"of the distance, {reason}"
+    if is_hooked(distance):
+        return "the distance has hooks"
+    return "the distance collects statistics" if distance.collect_stats else None
+
+
+def why_not_dot_product(distance: Any) -> str | None:
     """Whether a distance is the product of rows as its `maybe_normalize` gives them, and nothing else."""
-    kinds = distances.CosineSimilarity, distances.DotProductSimilarity
-    known = type(distance) in kinds and _OF_DOT_PRODUCTS.are_theirs(distance) and not is_hooked(distance)
-    return known and distance.power == 1 and distance.is_inverted and not distance.collect_stats
+    if type(distance) not in (distances.CosineSimilarity, distances.DotProductSimilarity):
+        return f"the distance is {type(distance).__name__}"
+    if distance.power != 1 or not distance.is_inverted:
+        return f"the distance has power {distance.power}"
+    return _why_not_plain(distance, _OF_DOT_PRODUCTS)
 
 
-def is_cosine(distance: Any) -> bool:
+def why_not_cosine(distance: Any) -> str | None:
     """Whether a distance is the cosine."""
-    return is_dot_product(distance) and bool(distance.normalize_embeddings) and distance.p == 2
+    if reason := why_not_dot_product(distance):
+        return reason
+    return None if distance.normalize_embeddings and distance.p == 2 else "the distance is no cosine"
 
 
-def is_euclidean(distance: Any) -> bool:
+def why_not_euclidean(distance: Any, powers: tuple[int, ...] = (1, 2)) -> str | None:
     """Whether a distance is the Euclidean one, or its square, of rows as its `maybe_normalize` gives them."""
-    known = type(distance) is distances.LpDistance and _OF_EUCLIDEAN_DISTANCES.are_theirs(distance)
-    known = known and not is_hooked(distance) and not distance.collect_stats
-    return known and distance.p == 2 and distance.power in (1, 2) and not distance.is_inverted
+    if type(distance) is not distances.LpDistance:
+        return f"the distance is {type(distance).__name__}"
+    if distance.p != 2 or distance.power not in powers or distance.is_inverted:
+        return f"the distance has p {distance.p} and power {distance.power}"
+    return _why_not_plain(distance, _OF_EUCLIDEAN_DISTANCES)
 
 
-def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+def why_not_squared_or_product(distance: Any) -> str | None:
+    """Whether an entry of the distance's matrix is a similarity of the kernels, or one's negative."""
+    if type(distance) is distances.LpDistance:
+        return why_not_euclidean(distance, (2,))
+    return why_not_dot_product(distance)
+
+
+def why_not_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> str | None:
     """Whether a parameter of a loss is a number that is above low, below high, and no tensor that learns."""
-    return isinstance(value, Real) and not isinstance(value, bool) and low < float(value) < high
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return f"{name} is no number"
+    return None if low < float(value) < high else f"{name} is {value}"
 
 
-def are_matrices(x: Any, y: Any) -> bool:
+def why_not_matrices(x: Any, y: Any) -> str | None:
     """Whether the kernels can read both sides: dense matrices with rows, of one width and floating dtype."""
     for t in (x, y):
         if type(t) not in (Tensor, nn.Parameter) or t.dim() != 2 or t.dtype not in checks.FLOATING or not t.shape[0]:
-            return False
+            return "the embeddings are no matrix with rows of floating dtype"
         if t.layout != torch.strided or t.is_nested or t.device.type == "meta":
-            return False
+            return "the embeddings are no dense matrix"
     if x.device != y.device or x.dtype != y.dtype or x.shape[1] != y.shape[1] or not x.shape[1]:
-        return False
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None
+        return "both sides differ in device, dtype or width"
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return None
+    return "torch.func transforms the call"
 
 
-def are_labels(labels: Any, x: Tensor, dtypes: tuple[torch.dtype, ...] = checks.INTEGER) -> bool:
+def why_not_labels(labels: Any, x: Tensor, dtypes: tuple[torch.dtype, ...] = checks.INTEGER) -> str | None:
     """Whether labels are integers where the rows are; that there is one for every row is checked by theirs."""
     known = type(labels) is Tensor and labels.dtype in dtypes and labels.layout == torch.strided
-    return known and labels.device == x.device
+    if known and labels.device == x.device:
+        return None
+    return "the labels are no integers" if dtypes is checks.INTEGER else "the labels are no int64"
+
+
+def why_not_own_batch(
+    embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any, dtypes: tuple[torch.dtype, ...] = (torch.int64,)
+) -> str | None:
+    """Whether a batch is by itself, as a loss with parameters has it, with labels that index them."""
+    if ref_emb is not embeddings or ref_labels is not labels:
+        return "ref_emb is not supported"
+    return why_not_matrices(embeddings, embeddings) or why_not_labels(labels, embeddings, dtypes)
+
+
+def why_not_by_label(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> str | None:
+    """Whether the kernels can tell positives from negatives by two vectors of labels."""
+    reason = why_not_matrices(embeddings, ref_emb) or why_not_labels(labels, embeddings)
+    reason = reason or why_not_labels(ref_labels, ref_emb)
+    if reason is None and int(ref_labels.min()) == UNADMITTED:
+        return f"the label {UNADMITTED} is reserved"
+    return reason
+
+
+def why_not_gathered(indices: Any, embeddings: Any, ref_emb: Any) -> str | None:
+    """Whether the rows of the pairs that a miner listed are fewer numbers than their matrix of all pairs."""
+    known = isinstance(indices, tuple) and len(indices) in (3, 4) and all(type(t) is Tensor for t in indices)
+    if known and type(embeddings) is Tensor and type(ref_emb) is Tensor and embeddings.dim() == ref_emb.dim() == 2:
+        pairs = indices[0].numel() + indices[2].numel()
+        if pairs * embeddings.shape[1] >= embeddings.shape[0] * ref_emb.shape[0]:
+            return "the matrix of all pairs is smaller than the rows of those listed"
+    return None
+
+
+def why_not_tuple(indices: Any, embeddings: Any, ref_emb: Any) -> str | None:
+    """Whether what a miner found are vectors of indices, three or four, within the rows of both sides."""
+    if reason := why_not_matrices(embeddings, ref_emb):
+        return reason
+    if not isinstance(indices, tuple | list) or len(indices) not in (3, 4):
+        return "the indices_tuple is no tuple of three or four"
+    if not all(type(t) is Tensor and t.dtype == torch.int64 and t.dim() == 1 for t in indices):
+        return "the indices_tuple has other than vectors of int64"
+    halves = (indices[:2], indices[2:]) if len(indices) == 4 else (indices,)
+    if any(t.shape != half[0].shape or t.device != embeddings.device for half in halves for t in half):
+        return "the vectors of the indices_tuple differ in length or device"
+    anchors = torch.cat(indices[::2]) if len(indices) == 4 else indices[0]
+    others = torch.cat(indices[1::2] if len(indices) == 4 else indices[1:])
+    for t, x in ((anchors, embeddings), (others, ref_emb)):
+        if t.shape[0]:
+            least, most = torch.aminmax(t)
+            if int(least) < 0 or int(most) >= x.shape[0]:
+                return "an index of the indices_tuple is out of range"
+    return None
 
 
 class AllPairs:
@@ -106,25 +219,32 @@ class AllPairs:
         return a1, p, a2, n
 
 
-def sides_of(distance: Any, embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any) -> Sides | None:
-    """Rows as the distance compares them, and their labels; None for what is no call by labels of all pairs."""
-    if pairs is not None and not isinstance(pairs, AllPairs):
-        return None
-    if not are_matrices(embeddings, ref_emb) or not are_labels(labels, embeddings):
-        return None
-    if not are_labels(ref_labels, ref_emb) or int(ref_labels.min()) == UNADMITTED:
-        return None
+def is_by_label(pairs: Any) -> bool:
+    """Whether a call is of all pairs, so that labels alone say what is a positive."""
+    return pairs is None or isinstance(pairs, AllPairs)
+
+
+def self_index_of(pairs: Any, labels: Tensor, ref_labels: Tensor) -> Tensor | None:
+    """The reference that each row is itself. One tensor for both sides is how they know a batch against itself."""
     if pairs is not None:
-        self_index = pairs.self_index
-    elif ref_labels is labels:  # that is how they know a batch against itself
-        self_index = torch.arange(labels.shape[0], device=labels.device)
-    else:
-        self_index = None
+        return pairs.self_index
+    return torch.arange(labels.shape[0], device=labels.device) if ref_labels is labels else None
+
+
+def sides_of(distance: Any, embeddings: Tensor, labels: Tensor, pairs: Any, ref_emb: Tensor, ref_labels: Any) -> Sides:
+    """Rows as the distance compares them, and their labels."""
     x = distance.maybe_normalize(embeddings)
     y = x if ref_emb is embeddings else distance.maybe_normalize(ref_emb)
-    return Sides(x, y, labels, ref_labels, self_index)
+    return Sides(x, y, labels, ref_labels, self_index_of(pairs, labels, ref_labels))
 
 
 def in_their_dtype(losses: Tensor, embeddings: Tensor) -> Tensor:
     """Theirs have the dtype of the embeddings, and float32 under autocast, as the kernels return them."""
     return losses if torch.is_autocast_enabled(embeddings.device.type) else losses.to(embeddings.dtype)
+
+
+def of_elements(losses: Tensor, embeddings: Tensor, indices: Tensor | None = None) -> LossDict:
+    """Their dictionary of one loss for each row."""
+    if indices is None:
+        indices = torch.arange(losses.shape[0], device=embeddings.device)
+    return {"loss": {"losses": in_their_dtype(losses, embeddings), "indices": indices, "reduction_type": "element"}}

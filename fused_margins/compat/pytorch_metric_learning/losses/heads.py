@@ -1,0 +1,190 @@
+"""Losses over the columns of a weight W (D, C): a softmax of classes, with a margin on the own one."""
+
+import math
+from typing import Any
+
+import torch
+from pytorch_metric_learning import losses as _theirs
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ....core.enums import Similarity
+from ....core.indices import UNADMITTED
+from ....core.reductions import log_odds, softplus
+from ....core.similarity import accumulation_dtype, take_rows
+from ....functional import margin_softmax_loss
+from ....ops.contrast.op import Contrast, contrast
+from .. import calls
+from ..calls import Hooks, LossDict, OnKernels
+
+_OF_MARGINS = (
+    "cast_types",
+    "get_target_mask",
+    "get_cosine",
+    "get_angles",
+    "modify_cosine_of_target_classes",
+    "scale_logits",
+    "add_weight_regularization_to_loss_dict",
+)
+
+
+class LargeMarginSoftmaxLoss(OnKernels, _theirs.LargeMarginSoftmaxLoss):
+    """Theirs: logits |x_i| |w_j| cos(theta_ij), products of rows, with cos(m theta) and its continuation for the own.
+
+    Source: Liu et al., Large-margin softmax loss for convolutional neural networks, 2016, eq. 4 to 6.
+    """
+
+    _hooks = Hooks(_theirs.LargeMarginSoftmaxLoss, *_OF_MARGINS, "get_cos_with_margin")
+
+    def _why_not(self, *call: Any) -> str | None:
+        return self._hooks.why_not(self) or _why_not_head(self, "scale", self.scale, *call)
+
+    def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
+        columns, lengths = self._columns(weight_for(self, "W", embeddings).t())
+        ignored = _ignored(columns.shape[0])
+        call = Contrast(embeddings, columns, labels, scale=float(self.scale), ignore_index=ignored)
+        product, negative_lse = contrast.run(call._replace(similarity=Similarity.DOT), "auto", valid=False)
+        size = embeddings.to(product.dtype).norm(dim=1)
+        if lengths is not None:
+            size = size * take_rows(lengths, labels)
+        cosine = product / size.clamp(min=1e-12)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            z = self.scale * size * self.modify_cosine_of_target_classes(cosine)
+        losses = softplus(log_odds(negative_lse, z))
+        if ignored != UNADMITTED:
+            losses = torch.where(labels == ignored, 0.0, losses)
+        return _of_head(self, losses, embeddings, labels, indices_tuple)
+
+    def _columns(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rows (C, D) of which a logit is a product, and their lengths (C,), None for 1."""
+        return weight, weight.to(accumulation_dtype(weight.dtype)).norm(dim=1)
+
+
+class SphereFaceLoss(_theirs.SphereFaceLoss, LargeMarginSoftmaxLoss):
+    """Theirs: as LargeMarginSoftmaxLoss, of columns of length 1.
+
+    Source: Liu et al., SphereFace: Deep hypersphere embedding for face recognition, 2017, eq. 7.
+    """
+
+    _hooks = Hooks(_theirs.SphereFaceLoss, *_OF_MARGINS, "get_cos_with_margin")
+
+    def _columns(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        return F.normalize(weight.to(accumulation_dtype(weight.dtype)), dim=1).to(weight.dtype), None
+
+
+class ArcFaceLoss(_theirs.ArcFaceLoss, LargeMarginSoftmaxLoss):
+    """Theirs, with the gradient finite where a cosine is 1 or -1. Left to them: margins outside [0, 180] degrees.
+
+    Source: Deng et al., ArcFace: Additive angular margin loss for deep face recognition, 2019, eq. 3.
+    """
+
+    _hooks = Hooks(_theirs.ArcFaceLoss, *_OF_MARGINS)
+
+    def _why_not(self, *call: Any) -> str | None:
+        reason = calls.why_not_number("margin", self.margin)
+        if reason is None and not 0 <= self.margin <= math.pi:
+            reason = f"the margin is {math.degrees(self.margin):g} degrees"
+        return reason or super()._why_not(*call)
+
+    def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
+        margin = {"margin": float(self.margin), "margin_type": "angular"}
+        return _margin_softmax(self, self.scale, embeddings, labels, indices_tuple, **margin)
+
+
+class SubCenterArcFaceLoss(_theirs.SubCenterArcFaceLoss, ArcFaceLoss):
+    """Theirs: no kernel takes the largest cosine of a class's centres."""
+
+    def _why_not(self, *call: Any) -> str | None:
+        return "no kernel takes the largest cosine of a class's centres"
+
+
+class CosFaceLoss(_theirs.CosFaceLoss, LargeMarginSoftmaxLoss):
+    """Theirs.
+
+    Source: Wang et al., CosFace: Large margin cosine loss for deep face recognition, 2018, eq. 4.
+    """
+
+    _hooks = Hooks(_theirs.CosFaceLoss, *_OF_MARGINS)
+
+    def _why_not(self, *call: Any) -> str | None:
+        return calls.why_not_number("margin", self.margin) or super()._why_not(*call)
+
+    def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
+        return _margin_softmax(self, self.scale, embeddings, labels, indices_tuple, margin=float(self.margin))
+
+
+class NormalizedSoftmaxLoss(OnKernels, _theirs.NormalizedSoftmaxLoss):
+    """Theirs.
+
+    Source: Wang et al., NormFace: L2 hypersphere embedding for face verification, 2017, scaled cosine softmax.
+    """
+
+    _hooks = Hooks(_theirs.NormalizedSoftmaxLoss, "cast_types", "get_logits", "add_weight_regularization_to_loss_dict")
+
+    def _why_not(self, *call: Any) -> str | None:
+        return self._hooks.why_not(self) or _why_not_head(self, "temperature", self.temperature, *call)
+
+    def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
+        return _margin_softmax(self, 1 / self.temperature, embeddings, labels, indices_tuple)
+
+
+def _why_not_head(
+    loss: Any, name: str, scale: Any, embeddings: Any, labels: Any, _: Any, ref_emb: Any, ref_labels: Any
+) -> str | None:
+    """Of a call of a head whose logits `scale` multiplies or divides."""
+    if loss.collect_stats:
+        return "the loss collects statistics"
+    reason = calls.why_not_cosine(loss.distance) or _why_not_plain(loss.cross_entropy)
+    # Their cross entropy refuses labels of other dtypes than int64, but for those that it reads as masks.
+    reason = reason or calls.why_not_own_batch(embeddings, labels, ref_emb, ref_labels)
+    reason = reason or calls.why_not_number(name, scale, low=0)
+    return reason or why_not_parameter(loss.W, getattr(loss, "num_classes", None), embeddings, axis=0)
+
+
+def why_not_parameter(parameter: Any, classes: int | None, embeddings: Tensor, axis: int) -> str | None:
+    """Whether a parameter has the width of the embeddings on this axis and the classes, if known, on the other."""
+    known = type(parameter) in (Tensor, nn.Parameter) and parameter.dim() == 2
+    if known and parameter.shape[axis] == embeddings.shape[1]:
+        columns = parameter.shape[1 - axis]
+        if (classes or columns) == columns:  # 0 is their word for unknown
+            return None
+    return "the parameter is no matrix of classes and the embeddings' width"
+
+
+def _why_not_plain(cross_entropy: Any) -> str | None:
+    """Whether the module that ends a head does what the one of its constructor does."""
+    known = type(cross_entropy) is nn.CrossEntropyLoss and not calls.is_hooked(cross_entropy)
+    plain = known and cross_entropy.weight is None and cross_entropy.label_smoothing == 0
+    plain = plain and cross_entropy.reduction == "none" and cross_entropy.ignore_index == -100
+    return None if plain else "its cross_entropy is another one"
+
+
+def weight_for(loss: Any, name: str, embeddings: Tensor) -> Tensor:
+    """A parameter in the dtype of the embeddings, to which theirs casts it for good; a half batch would ruin it."""
+    half = embeddings.dtype in (torch.float16, torch.bfloat16)
+    loss.cast_types(getattr(loss, name).dtype if half else embeddings.dtype, embeddings.device)
+    return getattr(loss, name).to(embeddings.dtype)
+
+
+def _ignored(classes: int) -> int:
+    """Their cross entropy ignores the label -100; where there is a margin it must be there, from the last class."""
+    return -100 if classes >= 100 else UNADMITTED
+
+
+def _margin_softmax(
+    loss: Any, scale: Any, embeddings: Tensor, labels: Tensor, indices_tuple: Any, **margin: Any
+) -> LossDict:
+    weight = weight_for(loss, "W", embeddings).t()
+    margin["ignore_index"] = _ignored(weight.shape[0]) if margin else -100
+    losses = margin_softmax_loss(embeddings, weight, labels, scale=float(scale), **margin, reduction="none")
+    return _of_head(loss, losses, embeddings, labels, indices_tuple)
+
+
+def _of_head(loss: Any, losses: Tensor, embeddings: Tensor, labels: Tensor, indices_tuple: Any) -> LossDict:
+    """Their dictionary, each row weighted by how often it was mined, with the regularizer's part."""
+    found = calls.of_elements(losses, embeddings)
+    if indices_tuple is not None:
+        weights = calls.convert_to_weights(indices_tuple, labels, dtype=embeddings.dtype)
+        found["loss"]["losses"] = found["loss"]["losses"] * weights
+    loss.add_weight_regularization_to_loss_dict(found, loss.W.t())
+    return found
