@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from .enums import Option
+from .indices import INTEGER
 from .similarity import accumulation_dtype
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 O = TypeVar("O", bound=Option)
 
@@ -144,6 +144,14 @@ def number(argument: str, value: object, expected: str = "a number") -> float:
         raise ValueError(f"{argument}: expected {expected} in the range of float64, got {value}") from None
 
 
+def finite_number(argument: str, value: object, expected: str = "a number") -> float:
+    """A number that float32 can hold."""
+    checked = number(argument, value, expected)
+    if not abs(checked) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"{argument}: expected {expected} in the range of float32, got {value}")
+    return checked
+
+
 def positive_number(argument: str, value: object) -> float:
     """A number above 0 that float32 can hold."""
     checked = number(argument, value)
@@ -165,6 +173,8 @@ def values(argument: str, value: object, shape: tuple[int, ...]) -> Tensor:
         return value.to(torch.get_default_dtype())
     if value.dtype not in FLOATING:
         raise TypeError(f"{argument}: expected a floating dtype, got {value.dtype}")
+    if not value.is_meta and not bool(value.isfinite().all()):
+        raise ValueError(f"{argument}: expected finite values, got {value.detach().flatten().tolist()[:8]}")
     return value
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 IGNORED, INVALID = -1, -2
 # Reserved, as no user has it by mistake: the target of a row whose class lives elsewhere, so that it has negatives and
 # no positive here; and the label of a column that no relation admits, such as unfilled memory or padding.
@@ -53,6 +54,7 @@ def check_members(clusters: Tensor, num_clusters: int) -> Tensor:
 
 
 def _check_index(index: Tensor, size: int, ignore_index: int, argument: str, absent: bool = False) -> Tensor:
+    _expect_integers(argument, index)
     index = index.to(torch.int64)  # first: in 8 bits, `size` and `ignore_index` would wrap around
     checked_index = torch.where(index == ignore_index, IGNORED, index)
     bad = (index != ignore_index) & ((index < 0) | (index >= size))
@@ -69,7 +71,20 @@ def _check_index(index: Tensor, size: int, ignore_index: int, argument: str, abs
     return torch.where(bad, INVALID, checked_index)
 
 
+def _expect_integers(argument: str, index: Tensor) -> None:
+    """What anybody may hand over who calls the registered ops."""
+    if not isinstance(index, Tensor):
+        raise TypeError(f"{argument}: expected an integer vector, got {type(index).__name__}")
+    if index.layout != torch.strided or index.is_nested or index.dtype not in INTEGER:
+        raise TypeError(f"{argument}: expected a dense integer vector, got {index.dtype} of layout {index.layout}")
+    if index.dim() != 1:
+        raise ValueError(f"{argument}: expected a vector, got shape {tuple(index.shape)}")
+
+
 def _check_members(clusters: Tensor, num_clusters: int) -> Tensor:
+    _expect_integers("clusters", clusters)
+    if num_clusters < 0:
+        raise ValueError(f"num_clusters: expected at least 0, got {num_clusters}")
     valid = check_index(clusters, num_clusters, IGNORED, "clusters")
     # One column more than clusters: it takes the rows that are marked, whatever their mark.
     columns = torch.arange(num_clusters, device=clusters.device)

@@ -29,8 +29,9 @@ class CrossBatchMemory(nn.Module):
         embeddings: (size, D), in the dtype that the module has (float32, unless moved). labels, sample_ids: (size,)
             int64; a row that holds nothing has the label `fused_margins.core.indices.UNADMITTED`; -1 is no id.
         seen: 0-d int64, embeddings that ever came, and so the place of the next.
-        All are buffers of fixed shape: whatever saves, averages or broadcasts tensors takes the memory along. Under
-        DistributedDataParallel, which broadcasts buffers before each step (its default), every process searches the
+        All are buffers of fixed shape: whatever saves, copies or broadcasts tensors takes the memory along. An average
+        of models has to copy them, as `torch.optim.swa_utils.AveragedModel` does unless `use_buffers=True`: the mean of
+        two memories' labels is none. Under DistributedDataParallel, which broadcasts buffers before each step (its default), every process searches the
         memory of process 0, and what the others remembered is gone; with `broadcast_buffers=False` each has its own.
 
     Call: memory(embeddings (B, D), labels (B,) integers, sample_ids (B,) integers or None) gives what the loss gives; a
@@ -119,8 +120,9 @@ class CrossBatchMemory(nn.Module):
         size = len(self.labels)
         last = slice(max(0, len(labels) - size), None)  # of a batch larger than the memory
         place = (self.seen + torch.arange(len(labels), device=labels.device)[last]) % size
-        finite = embeddings[last].isfinite().all(1)
-        self.embeddings[place] = torch.where(finite[:, None], embeddings[last].to(self.embeddings.dtype), 0)
+        stored = embeddings[last].to(self.embeddings.dtype)
+        finite = stored.isfinite().all(1)
+        self.embeddings[place] = torch.where(finite[:, None], stored, 0)
         self.labels[place] = torch.where(finite, labels[last].long(), UNADMITTED)
         self.sample_ids[place] = -1 if sample_ids is None else sample_ids[last].long().clamp(min=-1)
         self.seen += len(labels)

@@ -21,14 +21,22 @@ from ..mining.positives import POSITIVES, all_positives, nearest_positives, rand
 from ..mining.sides import Sides, check_sides
 
 
-def _zero_or_nan(t: Tensor) -> Tensor:
-    """(B,) NaN for a row with a value that is not finite, 0 for the others; in the accumulation dtype."""
-    return (t.detach() * 0).sum(1, dtype=accumulation_dtype(t.dtype))
+def _zero_or_nan(t: Tensor, labels: Tensor, similarity: Similarity) -> Tensor:
+    """(B,) NaN for a row that is not finite or has similarities that are not, else 0; in the accumulation dtype.
+
+    Labels (B,) that no relation admits make it 0.
+    """
+    t, dtype = t.detach(), accumulation_dtype(t.dtype)
+    if similarity == Similarity.COSINE:
+        found = (t * 0).sum(1, dtype=dtype)
+    else:  # no distance is above the sum of two lengths
+        found = (2 * torch.linalg.vector_norm(t, dim=1, dtype=dtype)).square() * 0
+    return torch.where(labels.long() == UNADMITTED, 0.0, found)
 
 
 def checked_margin(margin: float) -> float:
-    checked = checks.number("margin", margin)
-    if not 0 <= checked < float("inf"):
+    checked = checks.finite_number("margin", margin)
+    if not 0 <= checked:
         raise ValueError(f"margin: expected a number of at least 0, got {margin}")
     return checked
 
@@ -101,12 +109,11 @@ class EasyPositiveLoss(nn.Module):
         Whatever is not finite is never found as a positive or negative, so that without this a dead network would have
         the loss 0. Nothing is read by the host.
         """
-        not_finite = _zero_or_nan(sides.x)
+        not_finite = _zero_or_nan(sides.x, sides.labels, self._similarity)
         if sides.y is sides.x:
             not_finite = not_finite.sum()
         else:
-            references = torch.where(sides.reference_labels.long() == UNADMITTED, 0.0, _zero_or_nan(sides.y))
-            not_finite = not_finite + references.sum()
+            not_finite = not_finite + _zero_or_nan(sides.y, sides.reference_labels, self._similarity).sum()
             not_finite = positives.of_anchor(not_finite) if self._reduction == Reduction.NONE else not_finite.sum()
         return loss * (1 + not_finite)
 

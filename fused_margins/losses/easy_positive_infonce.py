@@ -74,6 +74,8 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
             valid_negatives=("all", *NEGATIVES),
         )
         self.temperature = checks.positive_number("temperature", temperature)
+        if 1 / self.temperature > torch.finfo(torch.float32).max:
+            raise ValueError(f"temperature: expected a number whose inverse float32 can hold, got {temperature}")
 
     def forward(
         self,

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..core import checks
 from ..core.enums import Similarity
-from ..core.indices import IGNORED, INVALID, check_index
+from ..core.indices import ABSENT, IGNORED, INVALID, check_index
 from ..core.reductions import reduce_loss
 from ..core.similarity import pair_similarity, take_rows
 from .easy_positive import EasyPositiveLoss, checked_margin
@@ -107,9 +107,9 @@ class EasyPositiveMarginLoss(EasyPositiveLoss):
         """beta of each row, (P,) or 0-d, and which rows (P,) take part."""
         if self.num_classes is None:
             return self.beta, torch.ones_like(labels, dtype=torch.bool)
-        row = check_index(labels, self.num_classes, IGNORED, "labels")
+        row = check_index(labels, self.num_classes, IGNORED, "labels", absent=True)
         beta = self.beta[row.clamp(min=0)]
-        return torch.where(row == INVALID, torch.nan, beta), row != IGNORED
+        return torch.where(row == INVALID, torch.nan, beta), (row != IGNORED) & (row != ABSENT)
 
     def extra_repr(self) -> str:
         learnt = f"num_classes={self.num_classes}, " if self.num_classes is not None else ""

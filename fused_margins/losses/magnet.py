@@ -50,7 +50,7 @@ class MagnetLoss(nn.Module):
     ) -> None:
         super().__init__()
         checks.choice("reduction", reduction, Reduction)
-        self.alpha = checks.number("alpha", alpha)
+        self.alpha = checks.finite_number("alpha", alpha)
         self.variance_floor = checks.positive_number("variance_floor", variance_floor)
         self.reduction, self.backend = reduction, registry.known(backend)
 

@@ -112,7 +112,7 @@ class MarginSoftmaxLoss(WithUserValues):
         if isinstance(margin, Tensor):
             margin = checks.values("margin", margin, () if margin.dim() == 0 else (self.num_classes,))
         else:
-            margin = checks.number("margin", margin, "a number or a tensor")
+            margin = checks.finite_number("margin", margin, "a number or a tensor")
         if learns or isinstance(margin, nn.Parameter):
             self.initial_margin = margin.detach().clone() if isinstance(margin, Tensor) else margin
             is_parameter = isinstance(margin, nn.Parameter)
@@ -131,8 +131,9 @@ class MarginSoftmaxLoss(WithUserValues):
         nn.init.normal_(self.weight, std=self.embedding_size**-0.5)
         if isinstance(self.scale, Tensor) and self.initial_scale is not None:
             self.scale.fill_(self.initial_scale)
-        if self.initial_margin is not None and isinstance(self.margin, Tensor):
-            begins = self.initial_margin
+        if isinstance(begins := self.initial_margin, Tensor) and begins.is_meta:
+            self._lost |= {"margin"}  # made on the meta device: nobody knows the values
+        elif begins is not None and isinstance(self.margin, Tensor):
             self.margin.copy_(begins) if isinstance(begins, Tensor) else self.margin.fill_(begins)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -194,6 +194,8 @@ def _fake_forward(op: Op, flat: Sequence[Any]) -> Any:
 
 def _expect_one_device(op: Op, a: Any) -> None:
     """Of tensors with and without data torch takes this implementation, whose outputs nobody would write."""
+    if not isinstance(a[0], Tensor):
+        raise TypeError(f"{next(iter(op.fields))}: expected a tensor, got {type(a[0]).__name__}")
     for name, value in zip(op.fields, a):
         if isinstance(value, Tensor) and value.device != a[0].device:
             raise ValueError(f"{name}: expected device {a[0].device}, got {value.device}")

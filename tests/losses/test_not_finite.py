@@ -70,6 +70,31 @@ def test_vectors_of_any_finite_length_are_finite(make):
     assert make()(x, LABELS).isfinite()
 
 
+@pytest.mark.parametrize("similarity", ["dot", "negative_squared_euclidean"])
+@pytest.mark.parametrize("size", [1e20, 4e18])
+def test_distances_that_are_not_finite_of_rows_that_are(similarity, size):
+    """Else all columns would be at -infinity, where nobody is found: a loss of 0."""
+    x = torch.randn(12, 16) * size
+    options = {"similarity": similarity, "normalize": False, "negatives": "hard"}
+    loss = EasyPositiveTripletLoss(**options)
+    assert loss(x, LABELS).isnan()
+    assert EasyPositiveTripletLoss(reduction="none", **options)(x[:4], LABELS[:4], x, LABELS).isnan().all()
+    assert CrossBatchMemory(loss, 16, 24)(x, LABELS).isnan()
+    assert loss(x.double(), LABELS).isfinite()
+
+
+@each_loss
+def test_rows_without_a_label_may_be_anything(make):
+    x, labels = torch.randn(12, 16), LABELS.clone()
+    expected = make()(x[:-1], labels[:-1])
+    x[-1], labels[-1] = torch.nan, UNADMITTED
+    torch.manual_seed(0)
+    loss = make()(x, labels)
+    assert loss.isfinite()
+    if make in (LOSSES["triplet"], LOSSES["infonce"]):  # nothing is drawn
+        torch.testing.assert_close(loss, expected)
+
+
 @each_loss
 def test_gradients_of_anchors_that_count_are_not_numbers_either(make):
     x = torch.randn(12, 16)
@@ -88,6 +113,15 @@ def test_a_memory_keeps_what_is_finite_and_recovers(value):
     assert memory.embeddings.isfinite().all()
     assert (memory.labels == UNADMITTED).sum() == 1
     assert memory(torch.randn(12, 16), LABELS).isfinite()
+
+
+def test_a_memory_keeps_what_is_finite_in_its_own_dtype():
+    memory = CrossBatchMemory(EasyPositiveTripletLoss(negatives="hard"), 16, 24).half()
+    x = torch.randn(12, 16)
+    x[5] = 1e5  # infinite in float16
+    assert memory(x, LABELS).isfinite()
+    assert memory.embeddings.isfinite().all()
+    assert (memory.labels[:12] == UNADMITTED).tolist() == [i == 5 for i in range(12)]
 
 
 @each_value

@@ -7,6 +7,7 @@ import fused_margins
 from fused_margins import (
     CosFaceLoss,
     CrossBatchMemory,
+    EasyPositiveInfoNCELoss,
     EasyPositiveMarginLoss,
     EasyPositiveTripletLoss,
     MagnetIndex,
@@ -85,6 +86,18 @@ def test_values_that_only_the_user_had(options):
     loss.to("meta").to_empty(device="cpu")
     with pytest.raises(RuntimeError, match=name):
         loss(x, labels)
+
+
+def test_a_margin_that_learns_and_was_made_without_memory_has_to_be_loaded():
+    options = {"margin": MARGINS, "learnable_margin": True}
+    with torch.device("meta"):
+        loss = MarginSoftmaxLoss(4, 8, margin=torch.empty(4), learnable_margin=True)
+    loss = loss.to_empty(device="cpu")
+    loss.reset_parameters()
+    with pytest.raises(RuntimeError, match=r"^margin: expected values, got uninitialised memory"):
+        loss(torch.randn(8, 8), torch.arange(8) % 4)
+    loss.load_state_dict(MarginSoftmaxLoss(4, 8, **options).state_dict())
+    assert loss(torch.randn(8, 8), torch.arange(8) % 4).isfinite()
 
 
 def test_an_index_whose_memory_was_taken_is_not_fitted():
@@ -169,6 +182,15 @@ def test_a_parameter_as_margin_learns_and_dtypes_stay():
         (lambda: MarginSoftmaxLoss(2, 8, margin_type="angular", margin=4.0), ValueError, "margin: expected radians"),
         (lambda: MarginSoftmaxLoss(2, 8, beyond_pi="hard"), ValueError, "beyond_pi: expected one of"),
         (lambda: MarginSoftmaxLoss(2, 8, margin_gradient="no"), ValueError, "margin_gradient: expected one of"),
+        (lambda: MarginSoftmaxLoss(2, 8, margin=float("nan")), ValueError, "margin: expected .* float32, got nan"),
+        (
+            lambda: MarginSoftmaxLoss(2, 8, class_weight=torch.tensor([1.0, torch.inf])),
+            ValueError,
+            r"class_weight: expected finite values, got \[1.0, inf\]",
+        ),
+        (lambda: MagnetLoss(alpha=1e39), ValueError, r"alpha: expected a number in the range of float32, got 1e\+39"),
+        (lambda: EasyPositiveTripletLoss(margin=1e39), ValueError, "margin: expected a number in the range of float32"),
+        (lambda: EasyPositiveInfoNCELoss(temperature=1e-39), ValueError, "temperature: expected .* inverse float32"),
         (lambda: CosFaceLoss(10, 64, 0.35, 64), TypeError, "positional argument"),
         (
             lambda: EasyPositiveTripletLoss(generator=0),

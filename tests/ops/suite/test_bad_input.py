@@ -200,6 +200,14 @@ def test_no_direct_call_ends_the_interpreter():
 
 def test_clusters_without_members():
     assert check_members(torch.tensor([2, 0, 1, 0]), 3).tolist() == [2, 1, 1]
+    for op in (lambda t: torch.ops.fused_margins.check_index(t, 3, -1, "index"), lambda t: check_members(t, 3)):
+        for t in (torch.tensor([0.5, 1]), torch.tensor([1j]), torch.tensor([0]).to_sparse()):
+            with pytest.raises(TypeError, match=r"^(index|clusters): expected a dense integer vector"):
+                op(t)
+        with pytest.raises(ValueError, match=r"^(index|clusters): expected a vector, got shape \(1, 2\)"):
+            op(torch.tensor([[0, 7]]))
+    with pytest.raises(ValueError, match=r"^num_clusters: expected at least 0, got -1"):
+        check_members(torch.tensor([0]), -1)
     with pytest.raises(ValueError, match="clusters: every one of the 4 clusters needs a member, cluster 1 has none"):
         check_members(torch.tensor([2, 0, 3, 0]), 4)
     with pytest.raises(IndexError, match=r"clusters: expected values in \[0, 3\) .* got 3 in row 2"):
