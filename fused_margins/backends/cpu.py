@@ -3,8 +3,7 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ _FAILURE_FILE = Path(__file__).parents[1] / "native_build_failure.txt"
 REUSED_BYTES = 2**20  # less than that torch's allocator finds again by itself
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # in the order of the C++ enum
 
-module: ModuleType | None
+module: Any
 missing: str | None = None
 try:
     module = importlib.import_module("fused_margins._C")
@@ -42,7 +41,6 @@ def why_not(device: str) -> str | None:
 
 def describe() -> str:
     """Instruction set and threads."""
-    assert module is not None
     return f"C++ for {module.instruction_set()}, {call(module.max_threads)} threads"
 
 
@@ -89,7 +87,6 @@ def int64(t: Tensor | None) -> Tensor | None:
 
 def workspace(count: int, dtype: torch.dtype) -> Tensor:
     """Memory for what a forward saves; when the last tensor in it is gone, the next forward gets it."""
-    assert module is not None
     num_bytes = count * dtype.itemsize
     if num_bytes < REUSED_BYTES:
         return torch.empty(count, dtype=dtype)

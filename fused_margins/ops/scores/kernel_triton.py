@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ...backends.cpu import int64, row_factor, vector
-from ...backends.registry import Problem
 from ...backends.triton import launch
 from ...backends.triton.gradients import Gradients, gradient_scale
 from ...backends.triton.launch import cdiv
@@ -20,11 +19,6 @@ from .op import Scores
 
 # With a tile of incoming gradients in registers, too, float32 has room for fewer rows and float64 needs more warps.
 BACKWARD_TILES = TILES | {torch.float32: Tiles(32, 16, 4, 3), torch.float64: Tiles(16, 16, 8, 1)}
-
-
-def can_run(problem: Problem) -> str | None:
-    """Every call."""
-    return None
 
 
 def saved_size(a: Scores, plan: Any) -> int:
