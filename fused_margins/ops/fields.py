@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core import checks
-from ..core.enums import Option
+from ..core.enums import Option, Reduction
 from ..core.similarity import accumulation_dtype
 
 
@@ -161,3 +161,8 @@ class Output:
     axes: tuple[str, ...] | Callable[[Any], tuple[str, ...]]
     dtype: Callable[[Tensor], torch.dtype] = lambda x: accumulation_dtype(x.dtype)
     given: Callable[[Any], bool] = lambda arguments: True
+
+
+def axes_of_loss(a: Any) -> tuple[str, ...]:
+    """Of what a call's reduction makes of the losses of its rows."""
+    return ("rows",) if a.reduction == Reduction.NONE else ()

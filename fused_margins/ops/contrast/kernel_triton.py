@@ -74,7 +74,7 @@ class _Saved(NamedTuple):
     similarities: Tensor  # of the first blocks of columns, block by block
     x_factor: Tensor
     target: Tensor  # int32: a column, IGNORED, INVALID or ABSENT
-    self_index: Tensor  # int32
+    self_index: Tensor | None  # int32
     y_factor: Tensor
     negative_lse: Tensor
     positive: Tensor  # of an epilogue, as is the next
@@ -90,7 +90,8 @@ def _sizes(a: Contrast, saved_blocks: int) -> tuple[int, ...]:
 
 def _parts(a: Contrast, saved: Tensor, saved_blocks: int) -> _Saved:
     parts = _Saved(*saved.split(_sizes(a, saved_blocks)))
-    return parts._replace(target=parts.target.view(torch.int32), self_index=parts.self_index.view(torch.int32))
+    own = None if a.self_index is None else parts.self_index.view(torch.int32)  # type: ignore[union-attr]
+    return parts._replace(target=parts.target.view(torch.int32), self_index=own)
 
 
 def saved_size(a: Contrast, plan: int) -> int:
@@ -133,12 +134,7 @@ def _inputs(a: Contrast, target: Tensor, table: dict[torch.dtype, Tiles], with_t
         row_labels = target if row_labels is None else row_labels
         column_labels = torch.arange(columns, device=a.x.device) if column_labels is None else column_labels
     scale = row_factor(a.scale, accumulation_dtype(a.x.dtype), a.x.device)
-    options = tile_options(table, a.x, a.y, a.similarity, with_tma) | {
-        "RELATION": int(a.relation),
-        "HAS_BIAS": a.bias is not None,
-        "HAS_LABELS": column_labels is not None,
-        "HAS_SELF": a.self_index is not None,
-    }
+    options = tile_options(table, a.x, a.y, a.similarity, with_tma) | {"RELATION": int(a.relation)}
     factors = scale, int(scale.dim() > 0), vector(a.bias)
     labels = int64(row_labels), int64(column_labels)
     return _Inputs((rows, columns, width), (*a.x.stride(), *a.y.stride()), *factors, *labels, options)
