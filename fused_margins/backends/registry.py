@@ -7,16 +7,19 @@ with their folders: this file knows none of them.
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..core import checks
 from . import cpu, cuda, epoch
 from .triton import launch as triton
+
+MaybeTensors = Sequence[Tensor | None]  # what a kernel module takes and gives as gradients
 
 
 class Problem(NamedTuple):
@@ -165,15 +168,9 @@ def resolve(backend: str, problem: Problem) -> str:
 
 
 def explain(
-    op: str = "contrast",
-    *,
-    rows: int,
-    columns: int,
-    width: int,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    **options: Any,
-) -> None:
+    op: str = "contrast", *, rows: int, columns: int, width: int, dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu", **options: Any,
+) -> None:  # fmt: skip
     """Print one line a backend: whether it can run the problem, how, or why not; ``*`` marks what "auto" takes.
 
     Args:
@@ -203,15 +200,9 @@ def states(op: str, **sizes_and_options: Any) -> dict[str, str]:
 
 
 def problem(
-    op: str,
-    *,
-    rows: int,
-    columns: int,
-    width: int,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    **options: Any,
-) -> Problem:
+    op: str, *, rows: int, columns: int, width: int, dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu", **options: Any,
+) -> Problem:  # fmt: skip
     """A call of these sizes without data; op and options as for `explain`."""
     name, given = ALIASES.get(op, (op, {}))
     for option in given.keys() & options.keys():

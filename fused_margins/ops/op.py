@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..backends import registry
+from ..backends.registry import MaybeTensors
 from ..core import checks
 from .around_dispatcher import Route, Routes, can_bypass_dispatcher, only
 from .fields import Embeddings, Field, Output, RowFactor
@@ -243,7 +244,7 @@ class Op:
         axes = out.axes(a) if callable(out.axes) else out.axes
         return tuple([self._size(axis, a, ()) for axis in axes])
 
-    def complete(self, a: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def complete(self, a: Any, grads: MaybeTensors) -> list[Tensor | None]:
         """Gradients of all outputs of one given to some: contiguous, zeros for those that are undefined."""
         complete: list[Tensor | None] = []
         for grad, out in zip(grads, self.results.values()):
@@ -254,13 +255,7 @@ class Op:
         return complete
 
     def gradients(
-        self,
-        a: Any,
-        grads: Sequence[Tensor | None],
-        saved: Tensor,
-        saved_for: Sequence[bool],
-        needs: Sequence[bool],
-        backend: str,
+        self, a: Any, grads: MaybeTensors, saved: Tensor, saved_for: Sequence[bool], needs: Sequence[bool], backend: str
     ) -> tuple[Tensor | None, ...]:
         """Of the differentiable fields, by the registered backward."""
         flat = (*grads, *self.flat(a), saved, as_bits(saved_for), as_bits(needs), backend)
@@ -273,7 +268,7 @@ class Op:
         return tuple([g if need else None for g, need in zip(results, needs)])
 
     def second_order(
-        self, a: Any, grads: Sequence[Tensor | None], needs: Sequence[bool], grad_grads: Sequence[Tensor | None]
+        self, a: Any, grads: MaybeTensors, needs: Sequence[bool], grad_grads: MaybeTensors
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Gradients of <gradients, grad_grads> with respect to grads (one an output) and the differentiable fields."""
         places = [i for i in self.differentiable if isinstance(a[i], Tensor)]

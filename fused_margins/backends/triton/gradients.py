@@ -10,7 +10,7 @@ and likewise for x. An op's own kernel writes a chunk of W, in the dtype of x, w
 makes the gradient of the chunk's y of it, `_rows` adds to that of x. Sums run in a fixed order, without atomics.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from .tiles import (
     block_offsets,
     dot,
     fit,
+    load,
     numbers,
     vector_block,
 )
@@ -160,10 +161,7 @@ def _rows(
             j = tl.minimum(first_column + start + k, columns - 1).to(tl.int64)
             y_tile = y + j[:, None] * y_row + d[None, :] * y_column
             a = tl.load(w_tile)
-            if LOADS == WHOLE:
-                b = tl.load(y_tile)
-            else:
-                b = tl.load(y_tile, mask=(at_d < width)[None, :], other=0.0)
+            b = load(y_tile, at_d[None, :], width, LOADS)
             if EUCLIDEAN_SHIFT:
                 b -= origin[None, :]
             acc = dot(a, b, acc, PRECISION, DTYPE)
@@ -225,27 +223,20 @@ BD = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64, torch.float64:
 
 
 class Gradients:
-    """Of x and y, where they are wanted. gradient_scale: what the function of this name gives.
+    """Of x and y of a call, where they are needed. gradient_scale: what the function of this name gives.
 
     An op writes `weights` (rows, chunk), `column_sums` (row blocks, chunk), where the similarity has such, and
     `row_sums` (tiles of the chunk, rows) for Euclidean distances; then `add` takes them up.
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        similarity: Similarity,
-        of_x: bool,
-        of_y: bool,
-        x_factor: Tensor,
-        y_factor: Tensor,
-        gradient_scale: Tensor,
-        row_blocks: int,
+        self, a: Any, needs: Sequence[bool], factors: Sequence[Tensor], gradient_scale: Tensor, row_blocks: int
     ) -> None:
+        x, y, similarity = a.x, a.y, a.similarity
         (rows, width), columns = x.shape, y.shape[0]
         self.x, self.y, self.gradient_scale, self.row_blocks = x, y, gradient_scale, row_blocks
-        self.x_factor, self.y_factor = x_factor, y_factor
+        self.x_factor, self.y_factor = factors
+        of_x, of_y = needs
         self.of_x, self.of_y = of_x, of_y
         self.sizes = rows, columns, width
         self.tiles = cdiv(columns, BN)

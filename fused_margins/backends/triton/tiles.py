@@ -55,45 +55,6 @@ def load(pointers, at_k, width, LOADS: tl.constexpr):
 
 
 @triton.jit
-def products(
-    x, y, block, tile, rows, columns, width, x_row, x_column, y_row, y_column, x_factor, y_factor,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
-    NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """<x_i, y_j> (BM, BN) or |x_i - y_j|^2, accumulated in DTYPE; NORMALIZE: of vectors times their factors.
-
-    rows (BM,) and columns (BN,) within the matrices; x_row, x_column: strides of x in elements. TMA: x and y are
-    tensor descriptors; beyond the last row or column they give zeros.
-    """
-    acc = tl.zeros((BM, BN), DTYPE)
-    if SIMILARITY == EUCLIDEAN:
-        # Differences, not |x|^2 + |y|^2 - 2 <x, y>, which cancels.
-        x_at, y_at = x + rows * x_row, y + columns * y_row
-        for _ in range(width):
-            difference = tl.load(x_at).to(DTYPE)[:, None] - tl.load(y_at).to(DTYPE)[None, :]
-            acc += difference * difference
-            x_at += x_column
-            y_at += y_column
-    elif LOADS == TMA:
-        for start in range(0, width, BK):
-            acc = dot(x.load([block * BM, start]), y.load([tile * BN, start]).T, acc, PRECISION, DTYPE)
-    else:
-        k = tl.arange(0, BK)
-        x_tile = x + rows[:, None] * x_row + k[None, :].to(tl.int64) * x_column
-        y_tile = y + columns[None, :] * y_row + k[:, None].to(tl.int64) * y_column
-        for start in range(0, width, BK):
-            a = load(x_tile, start + k[None, :], width, LOADS)
-            b = load(y_tile, start + k[:, None], width, LOADS)
-            if NORMALIZE:
-                a = a * x_factor[:, None]
-                b = b * y_factor[None, :]
-            acc = dot(a, b, acc, PRECISION, DTYPE)
-            x_tile += BK * x_column
-            y_tile += BK * y_column
-    return acc
-
-
-@triton.jit
 def factors(factor, at, SIZE: tl.constexpr, SIMILARITY: tl.constexpr, DTYPE: tl.constexpr):
     """Inverse lengths of rows or columns, (SIZE,); 1 where the similarity has none."""
     if SIMILARITY == COSINE:
@@ -117,18 +78,42 @@ def half_similarities(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """u of a block of rows i and a tile of columns j but for `row_factor`, (BM, BN): who multiplies rows anyway takes
-    that along."""
-    product = products(
-        x, y, block, tile, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y,
-        BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
-    )  # fmt: skip
+    """u of a block of rows i and a tile of columns j but for `row_factor`, (BM, BN), accumulated in DTYPE: who
+    multiplies rows anyway takes that along.
+
+    i (BM,) and j (BN,) within the matrices; x_row, x_column: strides of x in elements; NORMALIZE: of vectors times
+    their factors. TMA: x and y are tensor descriptors; beyond the last row or column they give zeros.
+    """
+    acc = tl.zeros((BM, BN), DTYPE)
     if SIMILARITY == EUCLIDEAN:
-        return -product
-    elif SIMILARITY == COSINE and not NORMALIZE:
-        return product * of_y[None, :]
+        # Differences, not |x|^2 + |y|^2 - 2 <x, y>, which cancels.
+        x_at, y_at = x + i * x_row, y + j * y_row
+        for _ in range(width):
+            difference = tl.load(x_at).to(DTYPE)[:, None] - tl.load(y_at).to(DTYPE)[None, :]
+            acc += difference * difference
+            x_at += x_column
+            y_at += y_column
+        acc = -acc
+    elif LOADS == TMA:
+        for start in range(0, width, BK):
+            acc = dot(x.load([block * BM, start]), y.load([tile * BN, start]).T, acc, PRECISION, DTYPE)
     else:
-        return product
+        k = tl.arange(0, BK)
+        x_tile = x + i[:, None] * x_row + k[None, :].to(tl.int64) * x_column
+        y_tile = y + j[None, :] * y_row + k[:, None].to(tl.int64) * y_column
+        for start in range(0, width, BK):
+            a = load(x_tile, start + k[None, :], width, LOADS)
+            b = load(y_tile, start + k[:, None], width, LOADS)
+            if NORMALIZE:
+                a = a * of_x[:, None]
+                b = b * of_y[None, :]
+            acc = dot(a, b, acc, PRECISION, DTYPE)
+            x_tile += BK * x_column
+            y_tile += BK * y_column
+    if SIMILARITY == COSINE and not NORMALIZE:
+        return acc * of_y[None, :]
+    else:
+        return acc
 
 
 @triton.jit

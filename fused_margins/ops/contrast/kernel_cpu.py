@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...backends import budget
 from ...backends.cpu import call, empty_like, int64, module, row_factor, vector, workspace
-from ...backends.registry import Problem
+from ...backends.registry import MaybeTensors, Problem
 from ...core.enums import Reduction
 from ...core.margins import pieces
 from ...core.similarity import accumulation_dtype
@@ -90,9 +90,7 @@ def forward(a: Contrast, plan: Plan) -> tuple[Tensor | None, Tensor | None, Tens
     return positive, negative_lse, loss, saved
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Contrast, saved: Tensor, plan: Plan, needs: Sequence[bool]
-) -> list[Tensor | None]:
+def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: Plan, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, y, scale, bias and margin, of those that are needed."""
     variables = (a.x, a.y, a.scale, a.bias, a.margin)
     gradients = [empty_like(t) if need and isinstance(t, Tensor) else None for t, need in zip(variables, needs)]

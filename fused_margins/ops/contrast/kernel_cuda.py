@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...backends import cuda
 from ...backends.cpu import int64, row_factor
-from ...backends.registry import Problem
+from ...backends.registry import MaybeTensors, Problem
 from ...core.enums import Reduction, Relation
 from ...core.margins import pieces
 from ...core.similarity import accumulation_dtype
@@ -64,9 +64,7 @@ def forward(a: Contrast, plan: Any) -> tuple[None, None, Tensor, Tensor]:
     return None, None, loss, saved
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Contrast, saved: Tensor, plan: Any, needs: Sequence[bool]
-) -> list[Tensor | None]:
+def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: Any, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, y, scale, bias and margin, of those that are needed; they are contiguous."""
     gradients = [
         t.new_empty(t.shape) if need and isinstance(t, Tensor) else None

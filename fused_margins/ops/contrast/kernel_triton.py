@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...backends import budget
 from ...backends.cpu import int64, row_factor, vector
-from ...backends.registry import Problem
+from ...backends.registry import MaybeTensors, Problem
 from ...backends.triton import launch
 from ...backends.triton.gradients import Gradients, gradient_scale
 from ...backends.triton.launch import cdiv
@@ -210,9 +210,7 @@ def _reduce(a: Contrast, saved_blocks: int, parts: _Saved, positive: Tensor, neg
         )  # fmt: skip
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Contrast, saved: Tensor, plan: int, needs: Sequence[bool]
-) -> list[Tensor | None]:
+def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: int, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, y, scale, bias and margin, of those that are needed."""
     variables = (a.x, a.y, a.scale, a.bias, a.margin)
     needs = [need and isinstance(t, Tensor) for need, t in zip(needs, variables)]
@@ -221,10 +219,10 @@ def backward(
     if grad_loss is None:
         assert grad_positive is not None
         assert grad_negative_lse is not None
-        return [*_gradients(a, plan, parts, grad_positive, grad_negative_lse, needs[:4]), None]
+        return [*_gradients(a, plan, parts, (grad_positive, grad_negative_lse), needs[:4]), None]
     of_rows = triton_epilogue.derivatives(grad_loss, a, parts.positive, parts.negative_lse, parts.counted)
-    grad_positive, grad_negative_lse, *of_factors = of_rows
-    *gradients, grad_scale, grad_bias = _gradients(a, plan, parts, grad_positive, grad_negative_lse, needs[:4])
+    of_vectors, of_factors = of_rows[:2], of_rows[2:]
+    *gradients, grad_scale, grad_bias = _gradients(a, plan, parts, of_vectors, needs[:4])
     of_scale, of_margin = (t if _is_of_rows(value) else t.sum() for t, value in zip(of_factors, (a.scale, a.margin)))
     if grad_scale is not None:
         grad_scale = grad_scale + of_scale
@@ -236,16 +234,12 @@ def _is_of_rows(factor: float | Tensor) -> bool:
 
 
 def _gradients(
-    a: Contrast,
-    saved_blocks: int,
-    parts: _Saved,
-    grad_positive: Tensor,
-    grad_negative_lse: Tensor,
-    needs: Sequence[bool],
+    a: Contrast, saved_blocks: int, parts: _Saved, of_vectors: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Of x, y, scale and bias, by those of the two vectors."""
+    """Of x, y, scale and bias, by those of positive and negative_lse."""
+    grad_positive, grad_negative_lse = of_vectors
     x, y, rows, columns = a.x, a.y, a.x.shape[0], a.y.shape[0]
-    of_x, of_y, of_scale, of_bias = needs
+    _, of_y, of_scale, of_bias = needs
     new = functools.partial(torch.empty, dtype=grad_positive.dtype, device=x.device)
     if not (rows and columns and any(needs)):
         variables = (x, y, a.scale, a.bias)
@@ -258,7 +252,7 @@ def _gradients(
     grad_bias = new(columns) if of_bias else None
     of_w = gradient_scale(x, lambda: _largest_weight(a, scale, parts, grad_positive, grad_negative_lse))
     uses_tma = options["LOADS"] == TMA.value
-    both = Gradients(x, y, a.similarity, of_x, of_y, parts.x_factor, parts.y_factor, of_w, row_blocks)
+    both = Gradients(a, needs[:2], (parts.x_factor, parts.y_factor), of_w, row_blocks)
     x_tiles, y_tiles = sides(x, y, options)
     w_tiles = launch.tma_descriptor(both.weights, options["BM"], BN // 2) if uses_tma else both.weights
     bias_sums = new(row_blocks, both.chunk) if of_bias else new(0)

@@ -58,16 +58,9 @@ def _check(a: Contrast) -> None:
         return
     for name, value in (("margin", a.margin), ("angle_rad", a.angle_rad)):
         if isinstance(value, Tensor) or value != 0:
-            raise ValueError(
-                f"{name}: expected with an epilogue that takes margins, got epilogue {a.epilogue.name.lower()!r}"
-            )
+            got = a.epilogue.name.lower()
+            raise ValueError(f"{name}: expected with an epilogue that takes margins, got epilogue {got!r}")
 
 
-contrast = Op(
-    "contrast",
-    Contrast,
-    Outputs,
-    reference,
-    check=_check,
-    aliases={"margin_softmax": {"epilogue": Epilogue.MARGIN_SOFTMAX}},
-)
+_ALIASES = {"margin_softmax": {"epilogue": Epilogue.MARGIN_SOFTMAX}}
+contrast = Op("contrast", Contrast, Outputs, reference, check=_check, aliases=_ALIASES)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...backends.cpu import call, empty_like, int64, module
+from ...backends.registry import MaybeTensors
 from ...core.enums import Reduction
 from ...core.similarity import accumulation_dtype
 from .op import Magnet
@@ -32,9 +33,7 @@ def forward(a: Magnet, plan: Any) -> tuple[Tensor, Tensor]:
     return loss, saved
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Magnet, saved: Tensor, plan: Any, needs: Sequence[bool]
-) -> tuple[Tensor]:
+def backward(grads: MaybeTensors, a: Magnet, saved: Tensor, plan: Any, needs: Sequence[bool]) -> tuple[Tensor]:
     """Gradient of x."""
     grad_x = empty_like(a.x)
     call(module.magnet_backward, grads[0], *_arguments(a), saved, grad_x)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...backends import cuda
 from ...backends.cpu import int64
-from ...backends.registry import Problem
+from ...backends.registry import MaybeTensors, Problem
 from ...core.enums import Reduction
 from ...core.similarity import accumulation_dtype
 from .op import Magnet
@@ -43,9 +43,7 @@ def forward(a: Magnet, plan: Any) -> tuple[Tensor, Tensor]:
     return loss, saved
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Magnet, saved: Tensor, plan: Any, needs: Sequence[bool]
-) -> tuple[Tensor]:
+def backward(grads: MaybeTensors, a: Magnet, saved: Tensor, plan: Any, needs: Sequence[bool]) -> tuple[Tensor]:
     """Gradient of x."""
     grad_x = a.x.new_empty(a.x.shape)
     if not grad_x.numel():

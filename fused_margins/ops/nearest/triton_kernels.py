@@ -14,11 +14,11 @@ from ...backends.triton.tiles import (
     block_offsets,
     dot,
     factors,
+    half_similarities,
     index_status,
     load,
     open_to_rows,
     pair_similarities,
-    products,
     similarities,
     vectors,
 )
@@ -136,8 +136,8 @@ def rank(
                 b = load(y + j[None, :] * y_row + k[:, None].to(tl.int64) * y_column, k[:, None], width, LOADS)
             u = dot(a, b, tl.zeros((BM, BN), DTYPE), PRECISION, DTYPE)
         else:
-            u = products(
-                x, y, block, tile, i, j, width, x_row, x_column, y_row, y_column, one_x, one_y,
+            u = half_similarities(
+                x, y, block, tile, i, j, one_x, one_y, width, x_row, x_column, y_row, y_column,
                 BM, BN, BK, LOADS, DOT, NORMALIZE, PRECISION, DTYPE,
             )  # fmt: skip
         u -= tl.load(half_squares + j, mask=at_columns < columns, other=float("inf"))[None, :]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...backends.cpu import call, empty_like, int64, module, row_factor, vector
+from ...backends.registry import MaybeTensors
 from ...core.similarity import accumulation_dtype
 from .op import Scores
 
@@ -31,9 +32,7 @@ def forward(a: Scores, plan: Any) -> tuple[Tensor, Tensor]:
     return scores, torch.empty(0, dtype=accumulation_dtype(a.x.dtype))
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Scores, saved: Tensor, plan: Any, needs: Sequence[bool]
-) -> list[Tensor | None]:
+def backward(grads: MaybeTensors, a: Scores, saved: Tensor, plan: Any, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, y, scale, bias and margin, of those that are needed."""
     variables = (a.x, a.y, a.scale, a.bias, a.margin)
     gradients = [empty_like(t) if need and isinstance(t, Tensor) else None for t, need in zip(variables, needs)]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...backends.cpu import int64, row_factor, vector
+from ...backends.registry import MaybeTensors
 from ...backends.triton import launch
 from ...backends.triton.gradients import Gradients, gradient_scale
 from ...backends.triton.launch import cdiv
@@ -74,9 +75,7 @@ def forward(a: Scores, plan: Any) -> tuple[Tensor, Tensor]:
     return scores, saved
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Scores, saved: Tensor, plan: Any, needs: Sequence[bool]
-) -> list[Tensor | None]:
+def backward(grads: MaybeTensors, a: Scores, saved: Tensor, plan: Any, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, y, scale, bias and margin, of those that are needed."""
     x, y, (grad_scores,) = a.x, a.y, grads
     assert grad_scores is not None
@@ -95,7 +94,7 @@ def backward(
         inputs = _inputs(a, BACKWARD_TILES)
         row_blocks = cdiv(rows, inputs.options["BM"])
         of_w = gradient_scale(x, lambda: _largest_weight(grad_scores, inputs, a.similarity))
-        both = Gradients(x, y, a.similarity, of_x, of_y, inputs.x_factor, inputs.y_factor, of_w, row_blocks)
+        both = Gradients(a, (of_x, of_y), (inputs.x_factor, inputs.y_factor), of_w, row_blocks)
         bias_sums = new(row_blocks, both.chunk) if of_bias else new(0)
         scale_sums, margin_sums = (new(both.chunk_tiles, rows) if need else new(0) for need in (of_scale, of_margin))
         for first in range(0, both.tiles, both.chunk_tiles):
