@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from . import budget
 # torch.set_num_threads.
 
 T = TypeVar("T")
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 _FAILURE_FILE = Path(__file__).parents[1] / "native_build_failure.txt"
 REUSED_BYTES = 2**20  # less than that torch's allocator finds again by itself
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # in the order of the C++ enum
@@ -60,7 +61,7 @@ def call(kernel: Callable[..., T], *args: object) -> T:
     return kernel(*args)
 
 
-def vector(t: Tensor | None) -> Tensor | None:
+def vector(t: MaybeTensor) -> MaybeTensor:
     """A vector as the kernels read it: contiguous."""
     return t if t is None or t.is_contiguous() else t.contiguous()
 
@@ -72,13 +73,7 @@ def row_factor(value: float | Tensor, dtype: torch.dtype, device: torch.device) 
     return constant(value, dtype, device)
 
 
-@overload
-def int64(t: Tensor) -> Tensor: ...
-@overload
-def int64(t: None) -> None: ...
-@overload
-def int64(t: Tensor | None) -> Tensor | None: ...
-def int64(t: Tensor | None) -> Tensor | None:
+def int64(t: MaybeTensor) -> MaybeTensor:
     """Labels as the kernels read them: contiguous int64."""
     if t is None or (t.dtype == torch.int64 and t.is_contiguous()):
         return t

@@ -289,6 +289,12 @@ def of_64_bits(inputs: Inputs) -> Inputs:
     return {n: t * 2**40 - 2**41 if n.endswith("labels") else t for n, t in inputs.items()}
 
 
+CLASSIFIERS = (
+    Shape("few_shot_64", 256, 64, 64),
+    Shape("few_shot_512", 256, 64, 512),
+    Shape("few_shot_200", 256, 200, 1600),
+    Shape("classes_10000", 128, 10_000, 512),
+)
 SAMPLES_PER_CLASS = 4  # as in a metric-learning batch
 
 

@@ -13,7 +13,21 @@ from ...core.indices import ABSENT
 from ...core.margins import apply_margin
 from ...core.similarity import accumulation_dtype, admitted, similarity_matrix
 from .. import cases as common
-from ..cases import Case, Inputs, Shape, largest, poles, randint, randn, reach, relation_of, similarity_of, variants
+from ..cases import (
+    Case,
+    Inputs,
+    Shape,
+    ignored,
+    largest,
+    poles,
+    randint,
+    randn,
+    reach,
+    relation_of,
+    similarity_of,
+    variants,
+    zero_rows,
+)
 from .epilogues import EPILOGUES
 from .op import contrast
 
@@ -68,14 +82,6 @@ def _duplicates(g: Generator, **options: Any) -> Inputs:
     return inputs | {"target": torch.arange(37)}
 
 
-def _zero_rows(g: Generator, **options: Any) -> Inputs:
-    return common.zero_rows(_batch(g, **options))
-
-
-def _ignored(g: Generator, every: int, **options: Any) -> Inputs:
-    return common.ignored(_softmax(g, **options), every)
-
-
 def _absent(g: Generator, **options: Any) -> Inputs:
     inputs = _softmax(g, **options)
     inputs["target"][::3] = ABSENT
@@ -109,7 +115,7 @@ def _numbers(g: Generator, rows: int = 37) -> Tensor:
 
 
 def _some_ignored(g: Generator, **options: Any) -> Inputs:
-    return common.ignored(_classifier(g, ignore_index=-100, **options), 3)
+    return ignored(_classifier(g, ignore_index=-100, **options), 3)
 
 
 def _with_gaps(g: Generator) -> Inputs:
@@ -201,15 +207,15 @@ CASES = (
     Case("one-by-one", lambda g: _batch(g, 1, 1, 1, similarity="dot", relation="any"), "the smallest problem"),
     Case("one-class", lambda g: _batch(g, classes=1), "nothing admitted in any row: -inf and no gradient"),
     Case("many-classes", lambda g: _batch(g, classes=40, relation="same"), "some rows admit nothing, some one column"),
-    Case("some-ignored", partial(_ignored, every=3, ignore_index=-100), "ignored rows give 0, -inf and no gradient"),
-    Case("all-ignored", partial(_ignored, every=1, ignore_index=-1), "nothing but ignored rows"),
+    Case("some-ignored", lambda g: ignored(_softmax(g, ignore_index=-100), 3), "they give 0, -inf and no gradient"),
+    Case("all-ignored", lambda g: ignored(_softmax(g, ignore_index=-1), 1), "nothing but ignored rows"),
     Case("itself", _with_itself, "a batch against itself: both gradients land in one tensor"),
     Case("itself-any", lambda g: _with_itself(g, relation="any"), "InfoNCE: only self_index keeps a row from itself"),
     Case("itself-euclidean", partial(_with_itself, similarity=EUCLIDEAN, scale=0.5), "distances to itself are 0"),
     Case("duplicates", _duplicates, "equal columns"),
     Case("duplicates-euclidean", partial(_duplicates, similarity=EUCLIDEAN, relation="any"), "no gradient of 0"),
-    Case("zero-rows", _zero_rows, "zero vectors have cosine 0 and no gradient", smooth=False),
-    Case("zero-rows-dot", lambda g: _zero_rows(g, similarity="dot"), "zero vectors that do have a gradient"),
+    Case("zero-rows", lambda g: zero_rows(_batch(g)), "zero vectors have cosine 0 and no gradient", smooth=False),
+    Case("zero-rows-dot", lambda g: zero_rows(_batch(g, similarity="dot")), "zero vectors that do have a gradient"),
     Case("poles", lambda g: poles(g) | {"target": torch.arange(14).flip(0), "scale": 64.0}, "cosines of -1, 0 and 1"),
     Case(
         "pointing-away", partial(_away, scale=64.0), "cosines of -1: exp(-128) would be lost under a shift by the scale"
@@ -254,13 +260,7 @@ CASES = (
     ),
 )
 
-SHAPES = (
-    Shape("tiny", 32, 16, 32),
-    Shape("few_shot_64", 256, 64, 64),
-    Shape("few_shot_512", 256, 64, 512),
-    Shape("few_shot_200", 256, 200, 1600),
-    Shape("classes_10000", 128, 10_000, 512),
-)
+SHAPES = (Shape("tiny", 32, 16, 32), *common.CLASSIFIERS)
 make_benchmark = common.classifier_benchmark
 
 

@@ -88,12 +88,7 @@ CASES = (
     Case("wide", lambda g: _plain(g, 5, 7, 307, similarity="dot", scale=_single(0.1)), "wider than any tile, few rows"),
 )
 
-SHAPES = (
-    Shape("few_shot_64", 256, 64, 64),
-    Shape("few_shot_512", 256, 64, 512),
-    Shape("few_shot_200", 256, 200, 1600),
-    Shape("classes_10000", 128, 10_000, 512),
-)
+SHAPES = common.CLASSIFIERS
 
 
 def make_benchmark(shape: Shape, dtype: torch.dtype, generator: Generator) -> Inputs:
