@@ -52,14 +52,13 @@ class Op:
         check: Callable[[Any], None] = lambda arguments: None,
         aliases: Mapping[str, dict[str, Any]] = {},
     ) -> None:
-        self.name, self.arguments, self.outputs = name, arguments, outputs
+        self.name, self.arguments = name, arguments
         self.reference, self._check_together = reference, check
         self.package: str = arguments.__module__.rpartition(".")[0]
         self.__doc__ = arguments.__doc__
         self.fields = {n: _annotation(t, Field) for n, t in _hints(arguments).items()}
-        self.optional = {
-            n for n, t in _hints(arguments).items() if type(None) in typing.get_args(typing.get_args(t)[0])
-        }
+        types = {n: typing.get_args(typing.get_args(t)[0]) for n, t in _hints(arguments).items()}
+        self.optional = {n for n, allowed in types.items() if type(None) in allowed}
         self.results = {n: _annotation(t, Output) for n, t in _hints(outputs).items()}
         kinds = list(self.fields.values())
         self.num_tensors = sum(f.is_tensor for f in kinds)
@@ -102,10 +101,8 @@ class Op:
             value = values[i]
             if value is None and name in self.optional:
                 continue
-            if field.is_tensor and field.axes:
-                values[i] = field.check(called[i], value, x, self._size(field.axes[0], values, called))
-            else:
-                values[i] = field.check(called[i], value, x, 0)
+            size = self._size(field.axes[0], values, called) if field.is_tensor and field.axes else 0
+            values[i] = field.check(called[i], value, x, size)
         a = self.arguments._make(values)
         self._check_together(a)
         return a

@@ -13,21 +13,7 @@ from ...core.indices import ABSENT
 from ...core.margins import apply_margin
 from ...core.similarity import accumulation_dtype, admitted, similarity_matrix
 from .. import cases as common
-from ..cases import (
-    Case,
-    Inputs,
-    Shape,
-    ignored,
-    largest,
-    poles,
-    randint,
-    randn,
-    reach,
-    relation_of,
-    similarity_of,
-    variants,
-    zero_rows,
-)
+from ..cases import Case, Inputs, Shape, ignored, largest, poles, randint, randn, variants, zero_rows
 from .epilogues import EPILOGUES
 from .op import contrast
 
@@ -271,7 +257,7 @@ def multiply_adds(shape: Shape) -> int:
 def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float = 0.0) -> float:
     """Four roundings of the sum of absolute values behind an entry; a logit's error is a weight's relative one."""
     x, y, target = inputs["x"], inputs["y"], inputs["target"].long()
-    similarity, reduction = similarity_of(inputs), inputs.get("reduction", "mean")
+    similarity, reduction = common.similarity_of(inputs), inputs.get("reduction", "mean")
     rows, columns = x.shape[0], torch.arange(y.shape[0], device=x.device)
 
     def of_rows(value: float | Tensor) -> Tensor:
@@ -285,8 +271,8 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float 
         counted = counted & (target != ABSENT)[:, None]
     own = (target[:, None] == columns) & counted  # (B, N)
     labels = inputs.get("row_labels", target), inputs.get("column_labels", columns)
-    mask = admitted(*labels, relation_of(inputs, "different"), inputs.get("self_index")) & counted
-    u, u_largest, (factor_x, factor_y) = similarity_matrix(x, y, similarity), *reach(x, y, similarity)
+    mask = admitted(*labels, common.relation_of(inputs, "different"), inputs.get("self_index")) & counted
+    u, u_largest, (factor_x, factor_y) = similarity_matrix(x, y, similarity), *common.reach(x, y, similarity)
     share = 1 / max(1, int((counted & mask.any(1, keepdim=True)).sum())) if has_loss and reduction == "mean" else 1.0
     angle, beyond_pi = inputs.get("angle_rad", 0.0), inputs.get("beyond_pi", "standard")
     turned = torch.where(own, apply_margin(u, angle, "angular", beyond_pi=beyond_pi), u)

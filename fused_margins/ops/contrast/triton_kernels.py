@@ -87,13 +87,6 @@ def _admitted(at_columns, j, columns, label, self, column_labels, row_self, RELA
 
 
 @triton.jit
-def tile_needs_mask(row_target, tile, columns, BN: tl.constexpr):
-    """Whether a tile holds a row's target, or columns beyond the last: others need no mask where targets are labels."""
-    held = (row_target >= tile * BN) & (row_target < tile * BN + BN)
-    return (tl.max(held.to(tl.int32), 0) > 0) | (tile * BN + BN > columns)
-
-
-@triton.jit
 def _first(tile, rows, BN: tl.constexpr):
     """Where a tile's saved similarities begin."""
     return (tl.full((), 0, tl.int64) + tile) * rows * BN
@@ -143,7 +136,9 @@ def reduce(
             z += tl.load(bias + j)[None, :] * LOG2E
         masked = True
         if RELATION == DIFFERENT and column_labels is None and row_self is None:
-            masked = tile_needs_mask(own, tile, columns, BN)
+            # Where targets are labels, only tiles that hold a row's target or columns beyond the last.
+            held = (own >= tile * BN) & (own < tile * BN + BN)
+            masked = (tl.max(held.to(tl.int32), 0) > 0) | (tile * BN + BN > columns)
         if masked:
             mask = _admitted(at_columns, j, columns, label, self, column_labels, row_self, RELATION)
             z = tl.where(mask, z, float("-inf"))
