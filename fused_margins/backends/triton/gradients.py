@@ -21,23 +21,9 @@ from torch import Tensor
 from ...core.enums import Similarity
 from ...core.similarity import accumulation_dtype
 from . import launch
+from .constants import BN, COSINE, DOT, EUCLIDEAN, MASKED, TMA, WHOLE
 from .launch import cdiv
-from .tiles import (
-    BN,
-    COSINE,
-    DOT,
-    EUCLIDEAN,
-    MASKED,
-    TMA,
-    WHOLE,
-    Tiles,
-    block_offsets,
-    dot,
-    fit,
-    load,
-    numbers,
-    vector_block,
-)
+from .tiles import Tiles, block_offsets, dot, fit, load, numbers, vector_block
 
 CHUNK_BYTES = 100 * 2**20  # of W, which goes through the L2 cache of a large GPU; smaller ones are more launches
 

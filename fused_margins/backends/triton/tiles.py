@@ -11,24 +11,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...core import indices
-from ...core.enums import Relation, Similarity
+from ...core.enums import Similarity
 from ...core.similarity import accumulation_dtype
 from . import launch
+from .constants import (
+    ABSENT,
+    ABSENT_TARGET,
+    ANY,
+    BN,
+    COSINE,
+    DIFFERENT,
+    EUCLIDEAN,
+    IGNORED,
+    INTERPRETED,
+    INVALID,
+    MASKED,
+    TMA,
+    UNADMITTED,
+    WHOLE,
+)
 from .launch import cdiv
-
-BN = 128  # columns of a tile, and of a block of similarities that a forward saves
-
-COSINE, DOT, EUCLIDEAN = (tl.constexpr(int(option)) for option in Similarity)
-DIFFERENT, SAME, ANY = (tl.constexpr(int(option)) for option in Relation)
-# What `index_status` and `target_status` make of an index that is none, in 32 bits.
-IGNORED, INVALID, ABSENT = tl.constexpr(indices.IGNORED), tl.constexpr(indices.INVALID), tl.constexpr(-3)
-# A target and a column label with a meaning of their own, in 64 bits.
-ABSENT_TARGET, UNADMITTED = tl.constexpr(indices.ABSENT), tl.constexpr(indices.UNADMITTED)
-# How tiles of vectors are read: up to the last component under a mask, whole, or by the copy engine (TMA).
-MASKED, WHOLE, TMA = (tl.constexpr(i) for i in range(3))
-INTERPRETED = tl.constexpr(launch.interpreted)
-LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -256,8 +258,6 @@ TILES = {
     torch.float32: Tiles(64, 16, 8, 3),
     torch.float64: Tiles(16, 16, 8, 1),
 }
-# Of those that hold little beside the similarities.
-LARGE_TILES = TILES | {torch.bfloat16: Tiles(128, 64, 8, 3), torch.float16: Tiles(128, 64, 8, 3)}
 # Where the copy engine fetches the tiles, so that no register holds an address. Two blocks of four warps, of which one
 # computes while the other waits, beat one of eight: on an H200 at 1024 x 512 x 100,000 in bfloat16 similarities take
 # 178 us for 265.

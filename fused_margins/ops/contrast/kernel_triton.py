@@ -18,20 +18,10 @@ from ...backends import budget
 from ...backends.cpu import int64, row_factor, vector
 from ...backends.registry import MaybeTensors, Problem
 from ...backends.triton import launch
+from ...backends.triton.constants import BN, TMA
 from ...backends.triton.gradients import Gradients, gradient_scale
 from ...backends.triton.launch import cdiv
-from ...backends.triton.tiles import (
-    BN,
-    LARGE_TILES,
-    TILES,
-    TMA,
-    TMA_TILES,
-    Tiles,
-    sides,
-    store_factors,
-    tile_options,
-    vector_block,
-)
+from ...backends.triton.tiles import TILES, TMA_TILES, Tiles, sides, store_factors, tile_options, vector_block
 from ...core import indices
 from ...core.enums import Relation, Similarity
 from ...core.similarity import accumulation_dtype
@@ -40,6 +30,8 @@ from . import triton_kernels as kernels
 from .epilogues import Epilogue
 from .op import Contrast
 
+# Where a kernel holds little beside the similarities.
+LARGE_TILES = TILES | {torch.bfloat16: Tiles(128, 64, 8, 3), torch.float16: Tiles(128, 64, 8, 3)}
 # Of 1024 rows x 50,048 columns of width 512 on an H200: 130 us, with eight warps 193.
 TMA_WEIGHTS = Tiles(128, 64, 4, 3)
 # Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.

@@ -3,19 +3,9 @@
 import triton
 import triton.language as tl
 
+from ...backends.triton.constants import ABSENT, ANY, COSINE, DIFFERENT, EUCLIDEAN, IGNORED, INVALID, TMA, UNADMITTED
 from ...backends.triton.gradients import store_weights, weight_factor
 from ...backends.triton.tiles import (
-    ABSENT,
-    ANY,
-    COSINE,
-    DIFFERENT,
-    EUCLIDEAN,
-    IGNORED,
-    INVALID,
-    LN2,
-    LOG2E,
-    TMA,
-    UNADMITTED,
     block_offsets,
     factors,
     half_similarities,
@@ -25,6 +15,8 @@ from ...backends.triton.tiles import (
     row_factor,
     target_status,
 )
+
+LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
 @triton.jit

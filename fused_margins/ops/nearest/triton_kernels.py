@@ -3,14 +3,8 @@
 import triton
 import triton.language as tl
 
+from ...backends.triton.constants import ANY, DIFFERENT, DOT, IGNORED, INVALID, TMA, UNADMITTED
 from ...backends.triton.tiles import (
-    ANY,
-    DIFFERENT,
-    DOT,
-    IGNORED,
-    INVALID,
-    TMA,
-    UNADMITTED,
     block_offsets,
     dot,
     factors,

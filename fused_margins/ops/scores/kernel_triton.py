@@ -9,9 +9,10 @@ from torch import Tensor
 from ...backends.cpu import int64, row_factor, vector
 from ...backends.registry import MaybeTensors
 from ...backends.triton import launch
+from ...backends.triton.constants import BN
 from ...backends.triton.gradients import Gradients, gradient_scale
 from ...backends.triton.launch import cdiv
-from ...backends.triton.tiles import BN, TILES, TMA_TILES, Tiles, sides, store_factors, tile_options
+from ...backends.triton.tiles import TILES, TMA_TILES, Tiles, sides, store_factors, tile_options
 from ...core import indices
 from ...core.enums import Similarity
 from ...core.similarity import accumulation_dtype
