@@ -90,12 +90,9 @@ def _columns(
         w_tile = weights + k[None, :].to(tl.int64) * chunk + here[:, None]
         x_tile = x + k[:, None].to(tl.int64) * x_row + d[None, :] * x_column
         for start in range(0, rows, BK):
-            if LOADS == WHOLE:  # no mask: neither rows nor entries end within a tile
-                a = tl.load(w_tile)
-                b = tl.load(x_tile)
-            else:
-                a = tl.load(w_tile, mask=start + k[None, :] < rows, other=0.0)
-                b = tl.load(x_tile, mask=(start + k[:, None] < rows) & (at_d < width)[None, :], other=0.0)
+            # Whole: neither rows nor entries end within a tile.
+            a = load(w_tile, start + k[None, :] < rows, LOADS)
+            b = load(x_tile, (start + k[:, None] < rows) & (at_d < width)[None, :], LOADS)
             if EUCLIDEAN_SHIFT:
                 b -= origin[None, :]
             acc = dot(a, b, acc, PRECISION, DTYPE)
@@ -147,7 +144,7 @@ def _rows(
             j = tl.minimum(first_column + start + k, columns - 1).to(tl.int64)
             y_tile = y + j[:, None] * y_row + d[None, :] * y_column
             a = tl.load(w_tile)
-            b = load(y_tile, at_d[None, :], width, LOADS)
+            b = load(y_tile, (at_d < width)[None, :], LOADS)
             if EUCLIDEAN_SHIFT:
                 b -= origin[None, :]
             acc = dot(a, b, acc, PRECISION, DTYPE)

@@ -49,11 +49,12 @@ def dot(a, b, acc, PRECISION: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def load(pointers, at_k, width, LOADS: tl.constexpr):
+def load(pointers, inside, LOADS: tl.constexpr):
+    """A tile of vectors; zeros where it is not inside, of which a whole one has none."""
     if LOADS == WHOLE:
         return tl.load(pointers)
     else:
-        return tl.load(pointers, mask=at_k < width, other=0.0)
+        return tl.load(pointers, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -104,8 +105,8 @@ def half_similarities(
         x_tile = x + i[:, None] * x_row + k[None, :].to(tl.int64) * x_column
         y_tile = y + j[None, :] * y_row + k[:, None].to(tl.int64) * y_column
         for start in range(0, width, BK):
-            a = load(x_tile, start + k[None, :], width, LOADS)
-            b = load(y_tile, start + k[:, None], width, LOADS)
+            a = load(x_tile, start + k[None, :] < width, LOADS)
+            b = load(y_tile, start + k[:, None] < width, LOADS)
             if NORMALIZE:
                 a = a * of_x[:, None]
                 b = b * of_y[None, :]

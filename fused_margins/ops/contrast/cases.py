@@ -96,8 +96,8 @@ def _classifier(g: Generator, *sizes: int, **options: Any) -> Inputs:
     return _softmax(g, *sizes, **_MARGIN | options)
 
 
-def _numbers(g: Generator, rows: int = 37) -> Tensor:
-    return torch.rand(rows, generator=g, dtype=torch.float64)
+def _numbers(g: Generator) -> Tensor:
+    return torch.rand(37, generator=g, dtype=torch.float64)
 
 
 def _some_ignored(g: Generator, **options: Any) -> Inputs:

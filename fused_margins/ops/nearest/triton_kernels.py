@@ -119,7 +119,7 @@ def rank(
         if LOADS == TMA:
             a = x.load([block * BM, 0])
         else:
-            a = load(x + i[:, None] * x_row + k[None, :].to(tl.int64) * x_column, k[None, :], width, LOADS)
+            a = load(x + i[:, None] * x_row + k[None, :].to(tl.int64) * x_column, k[None, :] < width, LOADS)
     first = share * tiles_each
     for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
         at_columns, j = block_offsets(tile, BN, columns)
@@ -127,7 +127,7 @@ def rank(
             if LOADS == TMA:
                 b = y.load([tile * BN, 0]).T
             else:
-                b = load(y + j[None, :] * y_row + k[:, None].to(tl.int64) * y_column, k[:, None], width, LOADS)
+                b = load(y + j[None, :] * y_row + k[:, None].to(tl.int64) * y_column, k[:, None] < width, LOADS)
             u = dot(a, b, tl.zeros((BM, BN), DTYPE), PRECISION, DTYPE)
         else:
             u = half_similarities(
