@@ -43,7 +43,7 @@ struct Psi {
   }
 };
 
-// Of the negatives against a positive with the logit z. Not a number where z is infinite, as is their log-sum-exp less z.
+// Of the negatives against a positive of logit z. Not a number where z is infinite, as is their log-sum-exp less z.
 template <class T>
 FM_HOST_DEVICE T log_odds(T negative_lse, T z) {
   return negative_lse - z + 0 * (z > 0 ? z : T(0));

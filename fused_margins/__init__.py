@@ -12,7 +12,8 @@ from . import functional, losses
 from . import kmeans as kmeans
 from . import margins as margins
 from .backends import cpu as _cpu
-from .backends.registry import explain, memory_budget, set_memory_budget
+from .backends.budget import memory_budget, set_memory_budget
+from .backends.registry import explain
 from .clustering import MagnetBatch, MagnetIndex, kmeans_per_class
 from .core.indices import checked
 from .losses import *  # noqa: F403

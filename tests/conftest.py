@@ -11,7 +11,7 @@ import torch
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)  # without the C++ kernels: the tests that need them say so
     import fused_margins.functional  # noqa: F401  # every op registers itself
-    from fused_margins.backends import registry
+    from fused_margins.backends import budget, registry
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 ROWS = {row.name: row for row in registry.BACKENDS}
@@ -106,7 +106,7 @@ def _runs_on_a_cpu(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def no_memory_budget() -> Iterator[None]:
     """No forward saves softmax weights: every backward computes them again."""
-    with registry.within_memory_budget(0):
+    with budget.within_memory_budget(0):
         yield
 
 

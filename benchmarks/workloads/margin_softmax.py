@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from fused_margins.backends import registry
+from fused_margins.backends import budget
 from fused_margins.functional import margin_softmax_loss
 
 from ..correctness import check_values
@@ -86,7 +86,7 @@ def _without_memory(inputs: Inputs) -> Step:
     step = prepare(partial(margin_softmax_loss, backend="cpu"), inputs)
 
     def within_nothing() -> Outputs:
-        with registry.within_memory_budget(0):
+        with budget.within_memory_budget(0):
             return step()
 
     return within_nothing

@@ -9,9 +9,6 @@
 namespace fused_margins {
 namespace FM_ISA {
 
-template <class T>
-constexpr T none = -std::numeric_limits<T>::infinity();
-
 constexpr int64_t BLOCK = CONTRAST_BLOCK;       // columns whose weights are made together
 constexpr int64_t SPARE = CONTRAST_SPARE_ROWS;  // rows after the weights of a block, for the last tile
 static_assert(BLOCK % TILE_ROWS == 0 && SPARE >= ROW_QUANTUM, "blocks are whole tiles");

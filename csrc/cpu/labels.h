@@ -54,14 +54,13 @@ struct LabelIds {
 template <class T>
 inline void admit(T* value, int64_t count, const int32_t* column_ids, int32_t row_id, Relation relation, int64_t self,
                   bool all_admitted) {
-  constexpr T none = -std::numeric_limits<T>::infinity();
   if (!all_admitted)
-    for (int64_t j = 0; j < count; ++j) value[j] = column_ids[j] != UNADMITTED_ID ? value[j] : none;
+    for (int64_t j = 0; j < count; ++j) value[j] = column_ids[j] != UNADMITTED_ID ? value[j] : none<T>;
   if (relation == Relation::different)
-    for (int64_t j = 0; j < count; ++j) value[j] = column_ids[j] != row_id ? value[j] : none;
+    for (int64_t j = 0; j < count; ++j) value[j] = column_ids[j] != row_id ? value[j] : none<T>;
   else if (relation == Relation::same)
-    for (int64_t j = 0; j < count; ++j) value[j] = column_ids[j] == row_id ? value[j] : none;
-  if (self >= 0 && self < count) value[self] = none;
+    for (int64_t j = 0; j < count; ++j) value[j] = column_ids[j] == row_id ? value[j] : none<T>;
+  if (self >= 0 && self < count) value[self] = none<T>;
 }
 
 }  // namespace FM_ISA

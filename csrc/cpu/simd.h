@@ -41,6 +41,10 @@ struct VectorOf {
 template <class T>
 using Vector = typename VectorOf<T>::type;
 
+// Less than every similarity: of what there is none.
+template <class T>
+constexpr T none = -std::numeric_limits<T>::infinity();
+
 template <class T>
 inline Vector<T> load(const T* p) {
   return *reinterpret_cast<const Vector<T>*>(p);

@@ -12,6 +12,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "../matrix.h"
 
@@ -22,51 +23,20 @@ constexpr int WARP = 32, WARPS = 8, THREADS = WARP * WARPS;  // of every block
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
 template <class E>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <class E>
-using Accumulator = typename AccumulatorOf<E>::type;
+using Accumulator = std::conditional_t<std::is_same_v<E, double>, double, float>;
 
 __host__ __device__ inline int64_t ceiling_divide(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-__device__ inline double widen(double value) {
-  return value;
+template <class E>
+__device__ inline Accumulator<E> widen(E value) {
+  return static_cast<Accumulator<E>>(value);
 }
-__device__ inline float widen(float value) {
-  return value;
-}
-__device__ inline float widen(__nv_bfloat16 value) {
-  return __bfloat162float(value);
-}
-__device__ inline float widen(__half value) {
-  return __half2float(value);
-}
-
 // Rounds to the nearest.
 template <class E>
-__device__ inline E narrow(Accumulator<E> value);
-template <>
-__device__ inline double narrow<double>(double value) {
-  return value;
-}
-template <>
-__device__ inline float narrow<float>(float value) {
-  return value;
-}
-template <>
-__device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float value) {
-  return __float2bfloat16(value);
-}
-template <>
-__device__ inline __half narrow<__half>(float value) {
-  return __float2half(value);
+__device__ inline E narrow(Accumulator<E> value) {
+  return static_cast<E>(value);
 }
 
 // In kernels std::numeric_limits is not at hand.

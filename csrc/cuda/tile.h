@@ -6,8 +6,6 @@
 
 #include <mma.h>
 
-#include <type_traits>
-
 #include "device.h"
 
 namespace fused_margins {

@@ -15,9 +15,6 @@ namespace FM_ISA {
 namespace {
 
 template <class T>
-constexpr T none = -std::numeric_limits<T>::infinity();
-
-template <class T>
 class Magnet {
  public:
   Magnet(const MagnetInputs& in, void* saved)

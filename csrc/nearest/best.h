@@ -10,9 +10,6 @@
 namespace fused_margins {
 namespace FM_ISA {
 
-template <class T>
-constexpr T none = -std::numeric_limits<T>::infinity();
-
 // Best first; equal values in the order of insertion.
 template <class T>
 struct Best {

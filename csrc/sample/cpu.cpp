@@ -46,7 +46,7 @@ class Sampler {
     const int64_t chunk = round_up(std::min(CHUNK, columns), WIDE), tasks = ceil_div(rows, ROWS);
     Tiles tiles(x_, y_, chunk);
     Buffer<T> best(rows), factors(chunk);
-    std::fill(best.get(), best.get() + rows, none);
+    std::fill(best.get(), best.get() + rows, none<T>);
     Scratch<T> scratch(threads, tiles.scratch_size() + ROWS * WIDE);
     Team::run(threads, [&](Team team) {
       [[maybe_unused]] typename Tiles::Session session;
@@ -79,7 +79,6 @@ class Sampler {
  private:
   static constexpr int64_t WIDE = Tiles::WIDE;
   static_assert(WIDE % WORDS == 0, "panels are whole vectors of words");
-  static constexpr T none = -std::numeric_limits<T>::infinity();
   const Sample& a_;
   Rows<T> x_, y_;
   T of_distance_, of_chord_, slack_;
@@ -94,13 +93,13 @@ class Sampler {
 
   // Of n cosines u the ones that the row may not use become -infinity, as do those behind; returns the largest.
   T admitted(int64_t row, const LabelIds& ids, int64_t column, int64_t n, T* u) const {
-    std::fill(u + n, u + WIDE, none);
+    std::fill(u + n, u + WIDE, none<T>);
     admit(u, n, ids.columns.get() + column, ids.rows[row], a_.relation,
           a_.self_index ? a_.self_index[row] - column : -1, ids.all_admitted);
-    T top = none;
+    T top = none<T>;
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < WIDE; ++j) {
-      u[j] = u[j] == u[j] ? u[j] : none;
+      u[j] = u[j] == u[j] ? u[j] : none<T>;
       top = u[j] > top ? u[j] : top;
     }
     return top;
@@ -115,7 +114,7 @@ class Sampler {
       const T squared = 2 - 2 * top[r], before = best[r];
       const T by_weight = exponential(log_weight(within_range(squared)) - before + slack_);
       const T evenly = -before / T(BEYOND);
-      const T of_others = top[r] > none ? evenly : T(0);
+      const T of_others = top[r] > none<T> ? evenly : T(0);
       bound[r] = squared < T(FARTHEST_SQUARED) ? by_weight : of_others;
     }
   }
@@ -134,7 +133,7 @@ class Sampler {
     }
     if (!(least < bound)) return;
     // In steps that vectorise: of all at once the compiler makes branches.
-    T variate[WIDE], log_variate[WIDE], by_weight[WIDE], largest = none;
+    T variate[WIDE], log_variate[WIDE], by_weight[WIDE], largest = none<T>;
 #pragma omp simd
     for (int64_t j = 0; j < WIDE; ++j) {
       // 1 - U has lost the digits of a small U in float, of which the series makes up; in double it is exact.
@@ -148,7 +147,7 @@ class Sampler {
     for (int64_t j = 0; j < WIDE; ++j) by_weight[j] = log_weight(within_range(2 - 2 * u[j])) - log_variate[j];
 #pragma omp simd reduction(max : largest)
     for (int64_t j = 0; j < WIDE; ++j) {
-      const T evenly = u[j] > none ? -variate[j] * T(BEYOND) : none;
+      const T evenly = u[j] > none<T> ? -variate[j] * T(BEYOND) : none<T>;
       number[j] = 2 - 2 * u[j] < T(FARTHEST_SQUARED) ? by_weight[j] : evenly;
       largest = number[j] > largest ? number[j] : largest;
     }

@@ -3,8 +3,7 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import TypeVar, overload
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +15,12 @@ from . import budget
 # torch.set_num_threads.
 
 T = TypeVar("T")
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 _FAILURE_FILE = Path(__file__).parents[1] / "native_build_failure.txt"
 REUSED_BYTES = 2**20  # less than that torch's allocator finds again by itself
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # in the order of the C++ enum
 
-module: ModuleType | None
+module: Any
 missing: str | None = None
 try:
     module = importlib.import_module("fused_margins._C")
@@ -42,7 +42,6 @@ def why_not(device: str) -> str | None:
 
 def describe() -> str:
     """Instruction set and threads."""
-    assert module is not None
     return f"C++ for {module.instruction_set()}, {call(module.max_threads)} threads"
 
 
@@ -62,7 +61,7 @@ def call(kernel: Callable[..., T], *args: object) -> T:
     return kernel(*args)
 
 
-def vector(t: Tensor | None) -> Tensor | None:
+def vector(t: MaybeTensor) -> MaybeTensor:
     """A vector as the kernels read it: contiguous."""
     return t if t is None or t.is_contiguous() else t.contiguous()
 
@@ -74,13 +73,7 @@ def row_factor(value: float | Tensor, dtype: torch.dtype, device: torch.device) 
     return constant(value, dtype, device)
 
 
-@overload
-def int64(t: Tensor) -> Tensor: ...
-@overload
-def int64(t: None) -> None: ...
-@overload
-def int64(t: Tensor | None) -> Tensor | None: ...
-def int64(t: Tensor | None) -> Tensor | None:
+def int64(t: MaybeTensor) -> MaybeTensor:
     """Labels as the kernels read them: contiguous int64."""
     if t is None or (t.dtype == torch.int64 and t.is_contiguous()):
         return t
@@ -89,7 +82,6 @@ def int64(t: Tensor | None) -> Tensor | None:
 
 def workspace(count: int, dtype: torch.dtype) -> Tensor:
     """Memory for what a forward saves; when the last tensor in it is gone, the next forward gets it."""
-    assert module is not None
     num_bytes = count * dtype.itemsize
     if num_bytes < REUSED_BYTES:
         return torch.empty(count, dtype=dtype)

@@ -2,14 +2,14 @@
 
 import importlib
 from collections.abc import Callable
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .cpu import DTYPES
 
-module: ModuleType | None
+module: Any
 missing: str | None
 try:
     module = importlib.import_module("fused_margins._CUDA")

@@ -7,33 +7,19 @@ with their folders: this file knows none of them.
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..core import checks
 from . import cpu, cuda, epoch
-from .budget import memory_budget, reused_bytes, set_memory_budget, within_memory_budget
 from .triton import launch as triton
 
-__all__ = [
-    "BACKENDS",
-    "OPS",
-    "Backend",
-    "Problem",
-    "explain",
-    "kernel",
-    "memory_budget",
-    "register",
-    "resolve",
-    "reused_bytes",
-    "set_memory_budget",
-    "substitute",
-    "within_memory_budget",
-]
+MaybeTensors = Sequence[Tensor | None]  # what a kernel module takes and gives as gradients
 
 
 class Problem(NamedTuple):
@@ -76,17 +62,8 @@ BACKENDS: list[Backend] = [
 ]
 
 
-class RegisteredOp(Protocol):
-    """What the registry asks of an op: its name, its package, and a call of given sizes without data."""
-
-    name: str
-    package: str
-
-    def example(self, rows: int, columns: int, width: int, dtype: torch.dtype, **options: Any) -> Any:
-        """Arguments without data."""
-
-
-OPS: dict[str, Any] = {}  # each a `RegisteredOp`, and what the storey above makes of it
+# Each an `Op` of the storey above, of which this one asks its name, its package, and `example`: a call without data.
+OPS: dict[str, Any] = {}
 # Names that users know from before an op was part of another one: the op, and the options that make it that one.
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {}
 # Looked up once: torch.compile traces `resolve`, which must not touch the file system.
@@ -95,7 +72,7 @@ _loaded: dict[tuple[str, str], Any] = {}
 _substitutes: dict[tuple[str, str], Any] = {}
 
 
-def register(op: RegisteredOp, **aliases: dict[str, Any]) -> None:
+def register(op: Any, **aliases: dict[str, Any]) -> None:
     """Make an op and the kernel modules in its folder known; aliases: other names, with the options they stand for."""
     folder = Path(str(importlib.import_module(op.package).__file__)).parent
     OPS[op.name] = op
@@ -107,15 +84,13 @@ def register(op: RegisteredOp, **aliases: dict[str, Any]) -> None:
 
 def load_kernels() -> None:
     """Import the kernel modules of every backend that is there, so that no traced call has to."""
-    for op, backend in _has_kernel:
-        row = next((b for b in BACKENDS if b.name == backend), None)
-        if row is not None and has_kernel(op, backend) and any(row.why_not(d) is None for d in _devices()):
-            kernel(op, backend)
-
-
-def _devices() -> list[str]:
     accelerator = torch.accelerator.current_accelerator()
-    return ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    devices = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    for backend in BACKENDS:
+        if any(backend.why_not(device) is None for device in devices):
+            for op in OPS:
+                if has_kernel(op, backend.name):
+                    kernel(op, backend.name)
 
 
 def _module(backend: str) -> str:
@@ -158,24 +133,23 @@ def refusal(backend: Backend, problem: Problem) -> str | None:
     if not has_kernel(problem.op, backend.name):
         return f"has no kernel for {problem.op}"
     reason = backend.why_not(problem.device)
-    if reason is not None or backend.name == "reference":
-        return reason
-    return kernel(problem.op, backend.name).can_run(problem)
+    return _said("can_run", backend, problem) if reason is None else reason
 
 
 def slower(backend: Backend, problem: Problem) -> str | None:
     """Why "auto" passes over a backend that can run `problem`, or None."""
-    if backend.name == "reference":
-        return None
-    passes_over = getattr(kernel(problem.op, backend.name), "slower", None)
-    return None if passes_over is None else passes_over(problem)
+    return _said("slower", backend, problem)
+
+
+def _said(of: str, backend: Backend, problem: Problem) -> str | None:
+    """What a function of a kernel module says about a problem; None where the module has no such function."""
+    function = getattr(kernel(problem.op, backend.name), of, None)
+    return None if function is None else function(problem)
 
 
 def known(backend: str) -> str:
     """The name of a backend, or "auto"; an error for any other."""
-    names = ("auto", *(b.name for b in BACKENDS))
-    if backend not in names:
-        raise ValueError(f"backend: expected one of {', '.join(map(repr, names))}, got {backend!r}")
+    checks.one_of("backend", backend, ("auto", *(b.name for b in BACKENDS)))
     return backend
 
 
@@ -194,15 +168,9 @@ def resolve(backend: str, problem: Problem) -> str:
 
 
 def explain(
-    op: str = "contrast",
-    *,
-    rows: int,
-    columns: int,
-    width: int,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    **options: Any,
-) -> None:
+    op: str = "contrast", *, rows: int, columns: int, width: int, dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu", **options: Any,
+) -> None:  # fmt: skip
     """Print one line a backend: whether it can run the problem, how, or why not; ``*`` marks what "auto" takes.
 
     Args:
@@ -232,15 +200,9 @@ def states(op: str, **sizes_and_options: Any) -> dict[str, str]:
 
 
 def problem(
-    op: str,
-    *,
-    rows: int,
-    columns: int,
-    width: int,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    **options: Any,
-) -> Problem:
+    op: str, *, rows: int, columns: int, width: int, dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu", **options: Any,
+) -> Problem:  # fmt: skip
     """A call of these sizes without data; op and options as for `explain`."""
     name, given = ALIASES.get(op, (op, {}))
     for option in given.keys() & options.keys():
@@ -265,10 +227,5 @@ def _state(backend: Backend, problem: Problem) -> str:
     reason = refusal(backend, problem)
     if reason:
         return f"cannot run: {reason}"
-    parts = [backend.describe()]
-    if backend.name != "reference":
-        describe = getattr(kernel(problem.op, backend.name), "describe", None)
-        parts += [describe(problem)] if describe else []
-    if passed_over := slower(backend, problem):
-        parts.append(passed_over)
-    return "; ".join(parts)
+    parts = backend.describe(), _said("describe", backend, problem), slower(backend, problem)
+    return "; ".join(part for part in parts if part)

@@ -41,8 +41,7 @@ def matrices(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y"), autocast
     for name, t in zip(names, (x,) if y is x else (x, y)):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(t).__name__}")
-        if t.layout != torch.strided or t.is_nested:
-            raise TypeError(f"{name}: expected a dense tensor, got {_kind(t)}")
+        dense(name, t)
         if t.dim() != 2:
             raise ValueError(f"{name}: expected a matrix (rows, width), got shape {tuple(t.shape)}")
         if t.dtype not in FLOATING:
@@ -53,13 +52,6 @@ def matrices(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y"), autocast
         raise TypeError(f"{names[0]}: expected a tensor with data, got one on the meta device")
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"{names[1]}: expected width {x.shape[1]} as {names[0]} has, got {y.shape[1]}")
-    return in_one_dtype(x, y, names, autocast)
-
-
-def in_one_dtype(
-    x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y"), autocast: bool = True
-) -> tuple[Tensor, Tensor]:
-    """The last step of `matrices`, for sides that have passed the others."""
     if not torch.compiler.is_compiling() and (x._is_zerotensor() or y._is_zerotensor()):
         x, y = x.clone(), y.clone()  # zeros without memory
     device = x.device.type

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,9 +37,7 @@ def pieces(angle_rad: float, beyond_pi: BeyondPi) -> Pieces:
         return Pieces(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
     if angle_rad < 0:  # below angle 0: a line of slope 1 that meets the cosine where it is 1
         return Pieces(cosine, sine, 1.0, cosine, 1.0, 0.0, 1 - cosine)
-    if (
-        beyond_pi == BeyondPi.EASY
-    ):  # u as it is where u <= 0: the bound is a number next to 0 that no processor takes for 0
+    if beyond_pi == BeyondPi.EASY:  # u as it is where u <= 0: the bound is next to 0, and no processor takes it for 0
         return Pieces(cosine, sine, -1.0, -(2.0**-126), 1.0, 0.0, 0.0)
     if beyond_pi == BeyondPi.STANDARD:  # beyond angle pi: ArcFace's line
         return Pieces(cosine, sine, -1.0, cosine, 1.0, 0.0, -angle_rad * sine)
@@ -73,27 +71,16 @@ class Margin(NamedTuple):
         return value + (u - at) if self.straight_through else value
 
 
-def check_margin(
-    labels: Tensor,
-    weight: Tensor,
-    similarity: str | Similarity,
-    margin: float | Tensor,
-    margin_type: str,
-    angular_margin_rad: float | Tensor,
-    angular_multiplier: float,
-    beyond_pi: str,
-    margin_gradient: str,
-) -> Margin:
-    """The options of a margin, each of a known kind and all together of a kind that exists."""
-    options = (similarity, margin, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient)
+def check_margin(labels: Tensor, weight: Tensor, *options: Any) -> Margin:
+    """The options of a margin, those of `check_margin_options`, with one value a row where there is one a class."""
+    _, margin, _, angular_margin_rad, *_ = options
     if isinstance(margin, Tensor) or isinstance(angular_margin_rad, Tensor):
         checked = check_margin_options(*options)
         of_row = row_margin("margin", margin, labels, weight)
         if checked.type == MarginType.ANGULAR:
             return checked._replace(angle_rad=of_row)
-        return checked._replace(
-            margin=of_row, angle_rad=row_margin("angular_margin_rad", angular_margin_rad, labels, weight)
-        )
+        angle_rad = row_margin("angular_margin_rad", angular_margin_rad, labels, weight)
+        return checked._replace(margin=of_row, angle_rad=angle_rad)
     if torch.compiler.is_compiling():
         return check_margin_options(*options)
     try:
@@ -111,7 +98,7 @@ def check_margin_options(
     beyond_pi: str,
     margin_gradient: str,
 ) -> Margin:
-    """Of values that are not tensors all, of tensors that they may be there."""
+    """The options of a margin, each of a known kind and all together of a kind that exists; no value of a tensor."""
     kind = checks.choice("margin_type", margin_type, MarginType)
     continuation = checks.choice("beyond_pi", beyond_pi, BeyondPi)
     checks.one_of("margin_gradient", margin_gradient, MARGIN_GRADIENTS)
@@ -201,8 +188,7 @@ def _angular(u: Tensor, margin_rad: float | Tensor, multiplier: float, beyond_pi
         shifted = torch.cos(angle)
         past_pi, before_zero = turns > 0, angle < 0
         beyond = torch.where(turns % 2 == 0, shifted, -shifted) - 2 * turns
-    # Below 0 the cosine would turn back: a line of slope 1 that meets it at angle 0, theta = -margin /
-    # multiplier.
+    # Below 0 the cosine would turn back: a line of slope 1 that meets it at angle 0, theta = -margin / multiplier.
     before = u + 1 - torch.cos(margin / multiplier)
     return torch.where(past_pi, beyond, torch.where(before_zero, before, shifted))
 

@@ -33,6 +33,12 @@ def unit_rows(x: Tensor) -> Tensor:
     return x * torch.where(zero, 0.0, torch.where(zero, 1.0, squared).rsqrt())
 
 
+def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both from the centre of y on: an expanded distance cancels far from the origin, and changes by nothing else."""
+    centre = y.detach().nan_to_num(0.0, 0.0, 0.0).mean(dim=0) if y.shape[0] else 0.0
+    return x - centre, y - centre
+
+
 def similarity_matrix(x: Tensor, y: Tensor, similarity: Similarity) -> Tensor:
     """u (B, N), accumulated in float32 or float64."""
     x, y = (t.to(accumulation_dtype(t.dtype)) for t in (x, y))
@@ -40,10 +46,7 @@ def similarity_matrix(x: Tensor, y: Tensor, similarity: Similarity) -> Tensor:
         return unit_rows(x) @ unit_rows(y).T
     if similarity == Similarity.DOT:
         return x @ y.T
-    # The expansion cancels when the data lie far from the origin; moving the origin to their centre changes nothing
-    # else.
-    centre = y.detach().nan_to_num(0.0, 0.0, 0.0).mean(dim=0) if y.shape[0] else 0.0
-    x, y = x - centre, y - centre
+    x, y = _centred(x, y)
     u = 2 * x @ y.T - x.square().sum(1, keepdim=True) - y.square().sum(1)
     return u - u.detach().clamp(min=0)  # at most 0 in spite of rounding; a clamp would lose the second derivative
 
@@ -63,9 +66,8 @@ def similarity_sum(x: Tensor, y: Tensor, weight: Tensor, similarity: Similarity)
     x, y = (t.to(accumulation_dtype(t.dtype)) for t in (x, y))
     if similarity == Similarity.COSINE:
         x, y = unit_rows(x), unit_rows(y)
-    elif similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN and y.shape[0]:
-        centre = y.detach().nan_to_num(0.0, 0.0, 0.0).mean(0)  # the expansion below cancels far from the origin
-        x, y = x - centre, y - centre
+    elif similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN:
+        x, y = _centred(x, y)
     together = (x * (weight @ y)).sum(1)
     if similarity != Similarity.NEGATIVE_SQUARED_EUCLIDEAN:
         return together

@@ -44,9 +44,8 @@ def is_watched() -> bool:
 def can_bypass_dispatcher(tensors: Sequence[Any]) -> bool:
     """Whether nothing watches these tensors but autograd, so that a kernel may be called around torch's dispatcher.
 
-    The dispatcher and a Function that torch.func understands cost as much as a small problem. Whatever `is_watched`
-    names needs them, and so do batched gradients, subclasses of tensors, zeros without memory, and tensors that are
-    negated when they are read (imaginary parts of conjugates); nothing else does.
+    Whatever `is_watched` names needs it, and so do batched gradients, subclasses of tensors, zeros without memory, and
+    tensors that are negated when they are read (imaginary parts of conjugates); nothing else does.
     """
     if is_watched():
         return False

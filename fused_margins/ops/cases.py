@@ -10,15 +10,18 @@ that says so (`registry.Backend.weight_error`) is granted the rounding of the de
 """
 
 import importlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..backends import registry
 from ..core.enums import Relation, Similarity
+from ..core.indices import UNADMITTED
 from ..core.similarity import accumulation_dtype
 
 Inputs = dict[str, Any]
@@ -29,10 +32,18 @@ class Case:
     """Keyword arguments of an op: float64 tensors, integers and plain options, and why they are worth a test."""
 
     name: str
-    make: Callable[[torch.Generator], Inputs]
+    make: Callable[[Generator], Inputs]
     reason: str
     exact: bool = False  # built of numbers that every dtype represents: choices among them must be equal, too
     smooth: bool = True  # finite differences approach the gradient
+
+
+def variants(
+    name: str, make: Callable[..., Inputs], reason: str, *, exact: bool = False, **choices: tuple[Any, ...]
+) -> tuple[Case, ...]:
+    """A case for every combination of these options of `make`, which `name` has in braces."""
+    options = [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
+    return tuple(Case(name.format(**chosen), partial(make, **chosen), reason, exact) for chosen in options)
 
 
 @dataclass(frozen=True)
@@ -64,11 +75,27 @@ class OpCases(Protocol):
         of_weights: relative error granted to each derivative of a similarity before it is summed up.
         """
 
-    def make_benchmark(self, shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    def make_benchmark(self, shape: Shape, dtype: torch.dtype, generator: Generator) -> Inputs:
         """Inputs of a shape, on the generator's device."""
 
     def multiply_adds(self, shape: Shape) -> int:
         """Of forward and backward together."""
+
+
+def run_by_name(op: Any) -> Callable[[Inputs, str], dict[str, Tensor]]:
+    """`OpCases.run` of an op. One that gives a single output of several gives the last."""
+    names = list(op.results)
+
+    def run(inputs: Inputs, backend: str) -> dict[str, Tensor]:
+        results = op(**inputs, backend=backend)
+        return {names[-1]: results} if isinstance(results, Tensor) else dict(zip(names, results))
+
+    return run
+
+
+def as_they_are(outputs: dict[str, Tensor], inputs: Inputs, exact: bool) -> dict[str, Tensor]:
+    """`OpCases.observed` of an op whose outputs are numbers."""
+    return outputs
 
 
 def similarity_of(inputs: Inputs) -> Similarity:
@@ -185,3 +212,105 @@ def disagreements(
         if not error <= granted:
             lines.append(f"{name}: error {error:.3g}, granted {granted:.3g}")
     return lines
+
+
+# What cases are made of.
+
+EVERY: dict[str, Any] = {"similarity": Similarity.names(), "relation": Relation.names()}
+ALIGNED = "16-bit vectors at multiples of 16 bytes, which a GPU's copy engine fetches"  # a reason of many ops
+
+
+def randn(g: Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+
+def randint(g: Generator, high: int, *shape: int) -> Tensor:
+    return torch.randint(high, shape, generator=g)
+
+
+def labels(g: Generator, rows: int, columns: int, classes: int) -> Inputs:
+    return {"row_labels": randint(g, classes, rows), "column_labels": randint(g, classes, columns)}
+
+
+def strided(g: Generator) -> tuple[Tensor, Tensor]:
+    """37 rows and 53 columns of width 20: every second number; transposed with an offset."""
+    return randn(g, 37, 40)[:, 1::2], randn(g, 20, 60).T[5:58]
+
+
+def poles(g: Generator) -> Inputs:
+    """Rows and columns on the axes, of lengths 1, 2 and 4: every cosine is exactly -1, 0 or 1."""
+    axes = torch.cat([torch.eye(7), -torch.eye(7)]).double()
+    lengths = 2.0 ** randint(g, 3, 14, 1)
+    return {"x": axes * lengths, "y": axes.flip(0) * lengths}
+
+
+def with_itself(inputs: Inputs) -> Inputs:
+    """The rows on both sides; no row chooses itself."""
+    rows = torch.arange(inputs["x"].shape[0])
+    return inputs | {"y": inputs["x"], "column_labels": inputs["row_labels"], "self_index": rows}
+
+
+def moved(inputs: Inputs, offset: float) -> Inputs:
+    """Far from the origin, where expanded distances cancel."""
+    return inputs | {n: inputs[n] + offset for n in ("x", "y") if n in inputs}
+
+
+def zero_rows(inputs: Inputs) -> Inputs:
+    inputs["x"][::3] = 0
+    inputs["y"][::4] = 0
+    return inputs
+
+
+def not_numbers(inputs: Inputs) -> Inputs:
+    inputs["x"][3] = torch.nan
+    inputs["y"][5, 0] = torch.nan
+    inputs["y"][7, 1] = torch.inf
+    return inputs
+
+
+def ignored(inputs: Inputs, every: int) -> Inputs:
+    inputs["target"][::every] = inputs["ignore_index"]
+    return inputs
+
+
+def unadmitted(inputs: Inputs) -> Inputs:
+    inputs["column_labels"][::3] = UNADMITTED
+    inputs["row_labels"][::7] = UNADMITTED
+    return inputs
+
+
+def of_32_bits(inputs: Inputs) -> Inputs:
+    """Labels of a narrower dtype."""
+    return {n: t.int() if n.endswith(("labels", "target", "clusters")) else t for n, t in inputs.items()}
+
+
+def of_64_bits(inputs: Inputs) -> Inputs:
+    """Labels that 32 bits do not hold, some negative."""
+    return {n: t * 2**40 - 2**41 if n.endswith("labels") else t for n, t in inputs.items()}
+
+
+CLASSIFIERS = (
+    Shape("few_shot_64", 256, 64, 64),
+    Shape("few_shot_512", 256, 64, 512),
+    Shape("few_shot_200", 256, 200, 1600),
+    Shape("classes_10000", 128, 10_000, 512),
+)
+SAMPLES_PER_CLASS = 4  # as in a metric-learning batch
+
+
+def classifier_benchmark(shape: Shape, dtype: torch.dtype, generator: Generator) -> Inputs:
+    """Rows against classes."""
+
+    def random(rows: int) -> Tensor:
+        return torch.randn(rows, shape.width, generator=generator, device=generator.device).to(dtype)
+
+    target = torch.randint(shape.columns, (shape.rows,), generator=generator, device=generator.device)
+    return {"x": random(shape.rows), "y": random(shape.columns), "target": target, "scale": 30.0}
+
+
+def batch_benchmark(shape: Shape, dtype: torch.dtype, generator: Generator) -> Inputs:
+    """A batch against itself."""
+    x = torch.randn(shape.rows, shape.width, generator=generator, device=generator.device).to(dtype)
+    rows = torch.arange(shape.rows, device=generator.device)
+    of_class = rows // SAMPLES_PER_CLASS
+    return {"x": x, "y": x, "row_labels": of_class, "column_labels": of_class, "self_index": rows}

@@ -6,13 +6,13 @@ names: "rows", "columns", "width", or the name of an integer option.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..core import checks
-from ..core.enums import Option
+from ..core.enums import Option, Reduction
 from ..core.similarity import accumulation_dtype
 
 
@@ -25,6 +25,7 @@ class Field:
 
     is_tensor = True
     schema = "Tensor"
+    example_dtype: ClassVar[torch.dtype | None] = None  # None: that of the embeddings
 
     def check(self, name: str, value: Any, x: Tensor, size: int) -> Any:
         """name: as the caller knows it. x: the op's first field, checked. size: of the axis."""
@@ -32,7 +33,7 @@ class Field:
 
     def example(self, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor without data."""
-        return torch.empty(tuple(sizes), dtype=dtype, device="meta")
+        return torch.empty(tuple(sizes), dtype=self.example_dtype or dtype, device="meta")
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,6 @@ class Vector(Field):
 
     def check(self, name: str, value: Any, x: Tensor, size: int) -> Any:
         return checks.vector(name, value, size, x)
-
-    def example(self, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return super().example(sizes, accumulation_dtype(dtype))
 
 
 @dataclass(frozen=True)
@@ -69,24 +67,22 @@ class Values(Field):
 class Labels(Field):
     """Integers of any width, one an entry of the axis."""
 
+    example_dtype = torch.int64
+
     def check(self, name: str, value: Any, x: Tensor, size: int) -> Any:
         checks.labels(name, value, size, x)
         return value
-
-    def example(self, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return super().example(sizes, torch.int64)
 
 
 @dataclass(frozen=True)
 class Seed(Field):
     """A 0-d integer tensor, whose lowest 32 bits count."""
 
+    example_dtype = torch.int64
+
     def check(self, name: str, value: Any, x: Tensor, size: int) -> Any:
         checks.seed(name, value, x)
         return value.to(torch.int64)
-
-    def example(self, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return super().example((), torch.int64)
 
 
 @dataclass(frozen=True)
@@ -161,3 +157,8 @@ class Output:
     axes: tuple[str, ...] | Callable[[Any], tuple[str, ...]]
     dtype: Callable[[Tensor], torch.dtype] = lambda x: accumulation_dtype(x.dtype)
     given: Callable[[Any], bool] = lambda arguments: True
+
+
+def axes_of_loss(a: Any) -> tuple[str, ...]:
+    """Of what a call's reduction makes of the losses of its rows."""
+    return ("rows",) if a.reduction == Reduction.NONE else ()

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..backends import registry
+from ..backends.registry import MaybeTensors
 from ..core import checks
 from .around_dispatcher import Route, Routes, can_bypass_dispatcher, only
 from .fields import Embeddings, Field, Output, RowFactor
@@ -51,14 +52,13 @@ class Op:
         check: Callable[[Any], None] = lambda arguments: None,
         aliases: Mapping[str, dict[str, Any]] = {},
     ) -> None:
-        self.name, self.arguments, self.outputs = name, arguments, outputs
+        self.name, self.arguments = name, arguments
         self.reference, self._check_together = reference, check
         self.package: str = arguments.__module__.rpartition(".")[0]
         self.__doc__ = arguments.__doc__
         self.fields = {n: _annotation(t, Field) for n, t in _hints(arguments).items()}
-        self.optional = {
-            n for n, t in _hints(arguments).items() if type(None) in typing.get_args(typing.get_args(t)[0])
-        }
+        types = {n: typing.get_args(typing.get_args(t)[0]) for n, t in _hints(arguments).items()}
+        self.optional = {n for n, allowed in types.items() if type(None) in allowed}
         self.results = {n: _annotation(t, Output) for n, t in _hints(outputs).items()}
         kinds = list(self.fields.values())
         self.num_tensors = sum(f.is_tensor for f in kinds)
@@ -101,10 +101,8 @@ class Op:
             value = values[i]
             if value is None and name in self.optional:
                 continue
-            if field.is_tensor and field.axes:
-                values[i] = field.check(called[i], value, x, self._size(field.axes[0], values, called))
-            else:
-                values[i] = field.check(called[i], value, x, 0)
+            size = self._size(field.axes[0], values, called) if field.is_tensor and field.axes else 0
+            values[i] = field.check(called[i], value, x, size)
         a = self.arguments._make(values)
         self._check_together(a)
         return a
@@ -243,7 +241,7 @@ class Op:
         axes = out.axes(a) if callable(out.axes) else out.axes
         return tuple([self._size(axis, a, ()) for axis in axes])
 
-    def complete(self, a: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def complete(self, a: Any, grads: MaybeTensors) -> list[Tensor | None]:
         """Gradients of all outputs of one given to some: contiguous, zeros for those that are undefined."""
         complete: list[Tensor | None] = []
         for grad, out in zip(grads, self.results.values()):
@@ -254,13 +252,7 @@ class Op:
         return complete
 
     def gradients(
-        self,
-        a: Any,
-        grads: Sequence[Tensor | None],
-        saved: Tensor,
-        saved_for: Sequence[bool],
-        needs: Sequence[bool],
-        backend: str,
+        self, a: Any, grads: MaybeTensors, saved: Tensor, saved_for: Sequence[bool], needs: Sequence[bool], backend: str
     ) -> tuple[Tensor | None, ...]:
         """Of the differentiable fields, by the registered backward."""
         flat = (*grads, *self.flat(a), saved, as_bits(saved_for), as_bits(needs), backend)
@@ -273,7 +265,7 @@ class Op:
         return tuple([g if need else None for g, need in zip(results, needs)])
 
     def second_order(
-        self, a: Any, grads: Sequence[Tensor | None], needs: Sequence[bool], grad_grads: Sequence[Tensor | None]
+        self, a: Any, grads: MaybeTensors, needs: Sequence[bool], grad_grads: MaybeTensors
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Gradients of <gradients, grad_grads> with respect to grads (one an output) and the differentiable fields."""
         places = [i for i in self.differentiable if isinstance(a[i], Tensor)]

@@ -40,8 +40,7 @@ def define(op: Op) -> None:
     _library.define(f"{op.name}({written}, int needs, str backend) -> ({made}{saved})")
     _library.impl(op.name, lambda *flat: _forward(op, flat), "CompositeExplicitAutograd")
     torch.library.register_fake(f"fused_margins::{op.name}", lambda *flat: _fake_forward(op, flat), lib=_library)
-    registered = getattr(torch.ops.fused_margins, op.name).default
-    op.registered = registered
+    registered = op.registered = getattr(torch.ops.fused_margins, op.name).default
     if not has_backward:
         return
 
@@ -54,9 +53,9 @@ def define(op: Op) -> None:
     )
     _library.impl(name, lambda *flat: _backward(op, flat), "CompositeExplicitAutograd")
     torch.library.register_fake(f"fused_margins::{name}", lambda *flat: _fake_backward(op, flat), lib=_library)
-    registered_backward = getattr(torch.ops.fused_margins, name).default
-
-    places = _places(op)
+    registered_backward = op.registered_backward = getattr(torch.ops.fused_margins, name).default
+    # Where the differentiable fields are among the flat arguments, of which a row factor is two.
+    places = [i + sum(f < i for f in op.factors) for i in op.differentiable]
     num_results = len(results)
 
     class ThroughDispatcher(torch.autograd.Function):
@@ -109,15 +108,10 @@ def define(op: Op) -> None:
             f'{called}: expected no torch.vmap over gradients, as jacrev has it; backend="reference" takes it'
         )
 
+    op.through_dispatcher, op.differentiable_backward = ThroughDispatcher, Backward
     for function in (ThroughDispatcher, Backward):
         function.vmap = staticmethod(refuse)  # type: ignore[assignment,method-assign]
-    op.through_dispatcher, op.differentiable_backward, op.registered_backward = (
-        ThroughDispatcher,
-        Backward,
-        registered_backward,
-    )
-    # torch binds the arguments of `forward` at every call; with the signature at hand that takes a third of the time.
-    for function in (ThroughDispatcher, Backward):
+        # torch binds the arguments of `forward` at every call; with the signature at hand in a third of the time.
         function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
 
 
@@ -169,8 +163,10 @@ def _callable(op: Op, a: Any, backend: str) -> tuple[Any, Any]:
 def _option(named: tuple[str, Field], value: Any) -> Any:
     """The option of a number, of a field that has options; what else there is as it is."""
     name, field = named
-    if not isinstance(field, Choice) or value in field.options._value2member_map_:
-        return field.options(value) if isinstance(field, Choice) else value
+    if not isinstance(field, Choice):
+        return value
+    if value in field.options._value2member_map_:
+        return field.options(value)
     raise ValueError(f"{name}: expected a number in [0, {len(field.options)}), got {value}")
 
 
@@ -221,11 +217,6 @@ def _schema(op: Op, name: str, field: Field) -> str:
     if isinstance(field, RowFactor):
         return f"Tensor? {name}, float {name}_number"
     return f"{field.schema}{'?' if name in op.optional else ''} {name}"
-
-
-def _places(op: Op) -> list[int]:
-    """Where the differentiable fields are among the flat arguments."""
-    return [i + sum(f < i for f in op.factors) for i in op.differentiable]
 
 
 def _as_schema(results: Sequence[Tensor]) -> Any:

@@ -6,7 +6,7 @@ Each case comes in float32 and in bfloat16, and some of those that save weights 
 import pytest
 import torch
 
-from fused_margins.backends import registry
+from fused_margins.backends import budget, registry
 from fused_margins.backends.triton import launch
 from fused_margins.ops import cases
 
@@ -37,6 +37,6 @@ PLANNED = [name for name in OPS if hasattr(registry.kernel(name, "triton"), "pla
 )
 def test_agrees_where_nothing_may_be_saved(op, case):
     inputs = cases.convert(case.make(torch.Generator().manual_seed(0)), torch.float64)
-    with registry.within_memory_budget(0):
+    with budget.within_memory_budget(0):
         lines = cases.disagreements(OPS[op], inputs, "triton", torch.float32, exact=case.exact, device=launch.device)
     assert not lines, case.reason

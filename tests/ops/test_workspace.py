@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fused_margins
-from fused_margins.backends import cpu, registry
+from fused_margins.backends import budget, cpu
 from fused_margins.functional import margin_softmax_loss
 
 pytestmark = pytest.mark.skipif(cpu.module is None, reason="the cpu backend is not built")
@@ -13,10 +13,10 @@ LARGE = 2**21  # float32 values: 8 MiB
 
 @pytest.fixture(autouse=True)
 def nothing_waits():
-    before = registry.memory_budget()
-    registry.set_memory_budget(2**27)
+    before = budget.memory_budget()
+    budget.set_memory_budget(2**27)
     yield
-    registry.set_memory_budget(before)
+    budget.set_memory_budget(before)
 
 
 def waiting():
@@ -40,14 +40,14 @@ def test_free_memory_comes_again_and_memory_in_use_does_not():
 
 
 def test_memory_waits_within_limits_and_until_the_budget_is_set():
-    registry.set_memory_budget(8 * LARGE)
+    budget.set_memory_budget(8 * LARGE)
     blocks = [cpu.workspace(LARGE, torch.float32) for _ in range(5)]
     places = [block.data_ptr() for block in blocks]
     while blocks:
         del blocks[0]
     assert waiting() == 12 * LARGE  # one and a half budgets
     assert cpu.workspace(LARGE, torch.float32).data_ptr() == places[-1]  # the newest, which a cache may hold
-    fused_margins.set_memory_budget(registry.memory_budget())
+    fused_margins.set_memory_budget(budget.memory_budget())
     assert waiting() == 0
     fused_margins.set_memory_budget(0)
     cpu.workspace(LARGE, torch.float32)
@@ -98,7 +98,7 @@ def test_the_benchmarks_count_what_is_saved_between_calls():
 def test_weights_are_saved_for_gradients_of_columns_alone():
     x, y, target = _problem(0)
     alone = torch.autograd.grad(_loss(x, y, target), x)[0]
-    registry.set_memory_budget(2**27)  # nothing waits
+    budget.set_memory_budget(2**27)  # nothing waits
     loss = _loss(x, y.detach(), target)
     assert torch.equal(torch.autograd.grad(loss, x)[0], alone)
     del loss

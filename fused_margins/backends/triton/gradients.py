@@ -10,7 +10,7 @@ and likewise for x. An op's own kernel writes a chunk of W, in the dtype of x, w
 makes the gradient of the chunk's y of it, `_rows` adds to that of x. Sums run in a fixed order, without atomics.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,22 +21,9 @@ from torch import Tensor
 from ...core.enums import Similarity
 from ...core.similarity import accumulation_dtype
 from . import launch
+from .constants import BN, COSINE, DOT, EUCLIDEAN, MASKED, TMA, WHOLE
 from .launch import cdiv
-from .tiles import (
-    BN,
-    COSINE,
-    DOT,
-    EUCLIDEAN,
-    MASKED,
-    TMA,
-    WHOLE,
-    Tiles,
-    block_offsets,
-    dot,
-    fit,
-    numbers,
-    vector_block,
-)
+from .tiles import Tiles, block_offsets, dot, fit, load, numbers, vector_block
 
 CHUNK_BYTES = 100 * 2**20  # of W, which goes through the L2 cache of a large GPU; smaller ones are more launches
 
@@ -103,12 +90,9 @@ def _columns(
         w_tile = weights + k[None, :].to(tl.int64) * chunk + here[:, None]
         x_tile = x + k[:, None].to(tl.int64) * x_row + d[None, :] * x_column
         for start in range(0, rows, BK):
-            if LOADS == WHOLE:  # no mask: neither rows nor entries end within a tile
-                a = tl.load(w_tile)
-                b = tl.load(x_tile)
-            else:
-                a = tl.load(w_tile, mask=start + k[None, :] < rows, other=0.0)
-                b = tl.load(x_tile, mask=(start + k[:, None] < rows) & (at_d < width)[None, :], other=0.0)
+            # Whole: neither rows nor entries end within a tile.
+            a = load(w_tile, start + k[None, :] < rows, LOADS)
+            b = load(x_tile, (start + k[:, None] < rows) & (at_d < width)[None, :], LOADS)
             if EUCLIDEAN_SHIFT:
                 b -= origin[None, :]
             acc = dot(a, b, acc, PRECISION, DTYPE)
@@ -160,10 +144,7 @@ def _rows(
             j = tl.minimum(first_column + start + k, columns - 1).to(tl.int64)
             y_tile = y + j[:, None] * y_row + d[None, :] * y_column
             a = tl.load(w_tile)
-            if LOADS == WHOLE:
-                b = tl.load(y_tile)
-            else:
-                b = tl.load(y_tile, mask=(at_d < width)[None, :], other=0.0)
+            b = load(y_tile, (at_d < width)[None, :], LOADS)
             if EUCLIDEAN_SHIFT:
                 b -= origin[None, :]
             acc = dot(a, b, acc, PRECISION, DTYPE)
@@ -225,27 +206,20 @@ BD = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64, torch.float64:
 
 
 class Gradients:
-    """Of x and y, where they are wanted. gradient_scale: what the function of this name gives.
+    """Of x and y of a call, where they are needed. gradient_scale: what the function of this name gives.
 
     An op writes `weights` (rows, chunk), `column_sums` (row blocks, chunk), where the similarity has such, and
     `row_sums` (tiles of the chunk, rows) for Euclidean distances; then `add` takes them up.
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        similarity: Similarity,
-        of_x: bool,
-        of_y: bool,
-        x_factor: Tensor,
-        y_factor: Tensor,
-        gradient_scale: Tensor,
-        row_blocks: int,
+        self, a: Any, needs: Sequence[bool], factors: Sequence[Tensor], gradient_scale: Tensor, row_blocks: int
     ) -> None:
+        x, y, similarity = a.x, a.y, a.similarity
         (rows, width), columns = x.shape, y.shape[0]
         self.x, self.y, self.gradient_scale, self.row_blocks = x, y, gradient_scale, row_blocks
-        self.x_factor, self.y_factor = x_factor, y_factor
+        self.x_factor, self.y_factor = factors
+        of_x, of_y = needs
         self.of_x, self.of_y = of_x, of_y
         self.sizes = rows, columns, width
         self.tiles = cdiv(columns, BN)

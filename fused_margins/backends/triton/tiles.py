@@ -11,24 +11,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...core import indices
-from ...core.enums import Relation, Similarity
+from ...core.enums import Similarity
 from ...core.similarity import accumulation_dtype
 from . import launch
+from .constants import (
+    ABSENT,
+    ABSENT_TARGET,
+    ANY,
+    BN,
+    COSINE,
+    DIFFERENT,
+    EUCLIDEAN,
+    IGNORED,
+    INTERPRETED,
+    INVALID,
+    MASKED,
+    TMA,
+    UNADMITTED,
+    WHOLE,
+)
 from .launch import cdiv
-
-BN = 128  # columns of a tile, and of a block of similarities that a forward saves
-
-COSINE, DOT, EUCLIDEAN = (tl.constexpr(int(option)) for option in Similarity)
-DIFFERENT, SAME, ANY = (tl.constexpr(int(option)) for option in Relation)
-# What `index_status` and `target_status` make of an index that is none, in 32 bits.
-IGNORED, INVALID, ABSENT = tl.constexpr(indices.IGNORED), tl.constexpr(indices.INVALID), tl.constexpr(-3)
-# A target and a column label with a meaning of their own, in 64 bits.
-ABSENT_TARGET, UNADMITTED = tl.constexpr(indices.ABSENT), tl.constexpr(indices.UNADMITTED)
-# How tiles of vectors are read: up to the last component under a mask, whole, or by the copy engine (TMA).
-MASKED, WHOLE, TMA = (tl.constexpr(i) for i in range(3))
-INTERPRETED = tl.constexpr(launch.interpreted)
-LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -47,50 +49,12 @@ def dot(a, b, acc, PRECISION: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def load(pointers, at_k, width, LOADS: tl.constexpr):
+def load(pointers, inside, LOADS: tl.constexpr):
+    """A tile of vectors; zeros where it is not inside, of which a whole one has none."""
     if LOADS == WHOLE:
         return tl.load(pointers)
     else:
-        return tl.load(pointers, mask=at_k < width, other=0.0)
-
-
-@triton.jit
-def products(
-    x, y, block, tile, rows, columns, width, x_row, x_column, y_row, y_column, x_factor, y_factor,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
-    NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """<x_i, y_j> (BM, BN) or |x_i - y_j|^2, accumulated in DTYPE; NORMALIZE: of vectors times their factors.
-
-    rows (BM,) and columns (BN,) within the matrices; x_row, x_column: strides of x in elements. TMA: x and y are
-    tensor descriptors; beyond the last row or column they give zeros.
-    """
-    acc = tl.zeros((BM, BN), DTYPE)
-    if SIMILARITY == EUCLIDEAN:
-        # Differences, not |x|^2 + |y|^2 - 2 <x, y>, which cancels.
-        x_at, y_at = x + rows * x_row, y + columns * y_row
-        for _ in range(width):
-            difference = tl.load(x_at).to(DTYPE)[:, None] - tl.load(y_at).to(DTYPE)[None, :]
-            acc += difference * difference
-            x_at += x_column
-            y_at += y_column
-    elif LOADS == TMA:
-        for start in range(0, width, BK):
-            acc = dot(x.load([block * BM, start]), y.load([tile * BN, start]).T, acc, PRECISION, DTYPE)
-    else:
-        k = tl.arange(0, BK)
-        x_tile = x + rows[:, None] * x_row + k[None, :].to(tl.int64) * x_column
-        y_tile = y + columns[None, :] * y_row + k[:, None].to(tl.int64) * y_column
-        for start in range(0, width, BK):
-            a = load(x_tile, start + k[None, :], width, LOADS)
-            b = load(y_tile, start + k[:, None], width, LOADS)
-            if NORMALIZE:
-                a = a * x_factor[:, None]
-                b = b * y_factor[None, :]
-            acc = dot(a, b, acc, PRECISION, DTYPE)
-            x_tile += BK * x_column
-            y_tile += BK * y_column
-    return acc
+        return tl.load(pointers, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -117,18 +81,42 @@ def half_similarities(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """u of a block of rows i and a tile of columns j but for `row_factor`, (BM, BN): who multiplies rows anyway takes
-    that along."""
-    product = products(
-        x, y, block, tile, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y,
-        BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
-    )  # fmt: skip
+    """u of a block of rows i and a tile of columns j but for `row_factor`, (BM, BN), accumulated in DTYPE: who
+    multiplies rows anyway takes that along.
+
+    i (BM,) and j (BN,) within the matrices; x_row, x_column: strides of x in elements; NORMALIZE: of vectors times
+    their factors. TMA: x and y are tensor descriptors; beyond the last row or column they give zeros.
+    """
+    acc = tl.zeros((BM, BN), DTYPE)
     if SIMILARITY == EUCLIDEAN:
-        return -product
-    elif SIMILARITY == COSINE and not NORMALIZE:
-        return product * of_y[None, :]
+        # Differences, not |x|^2 + |y|^2 - 2 <x, y>, which cancels.
+        x_at, y_at = x + i * x_row, y + j * y_row
+        for _ in range(width):
+            difference = tl.load(x_at).to(DTYPE)[:, None] - tl.load(y_at).to(DTYPE)[None, :]
+            acc += difference * difference
+            x_at += x_column
+            y_at += y_column
+        acc = -acc
+    elif LOADS == TMA:
+        for start in range(0, width, BK):
+            acc = dot(x.load([block * BM, start]), y.load([tile * BN, start]).T, acc, PRECISION, DTYPE)
     else:
-        return product
+        k = tl.arange(0, BK)
+        x_tile = x + i[:, None] * x_row + k[None, :].to(tl.int64) * x_column
+        y_tile = y + j[None, :] * y_row + k[:, None].to(tl.int64) * y_column
+        for start in range(0, width, BK):
+            a = load(x_tile, start + k[None, :] < width, LOADS)
+            b = load(y_tile, start + k[:, None] < width, LOADS)
+            if NORMALIZE:
+                a = a * of_x[:, None]
+                b = b * of_y[None, :]
+            acc = dot(a, b, acc, PRECISION, DTYPE)
+            x_tile += BK * x_column
+            y_tile += BK * y_column
+    if SIMILARITY == COSINE and not NORMALIZE:
+        return acc * of_y[None, :]
+    else:
+        return acc
 
 
 @triton.jit
@@ -271,8 +259,6 @@ TILES = {
     torch.float32: Tiles(64, 16, 8, 3),
     torch.float64: Tiles(16, 16, 8, 1),
 }
-# Of those that hold little beside the similarities.
-LARGE_TILES = TILES | {torch.bfloat16: Tiles(128, 64, 8, 3), torch.float16: Tiles(128, 64, 8, 3)}
 # Where the copy engine fetches the tiles, so that no register holds an address. Two blocks of four warps, of which one
 # computes while the other waits, beat one of eight: on an H200 at 1024 x 512 x 100,000 in bfloat16 similarities take
 # 178 us for 265.

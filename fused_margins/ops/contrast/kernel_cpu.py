@@ -1,23 +1,19 @@
 """`contrast` in C++ on a CPU (csrc/contrast/cpu.cpp): the tensors' memory, handed over."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...backends import budget
 from ...backends.cpu import call, empty_like, int64, module, row_factor, vector, workspace
+from ...backends.registry import MaybeTensors, Problem
 from ...core.enums import Reduction
 from ...core.margins import pieces
 from ...core.similarity import accumulation_dtype
 from .epilogues import Epilogue
-
-if TYPE_CHECKING:
-    from ...backends.registry import Problem
-    from .op import Contrast
+from .op import Contrast
 
 _EPILOGUES = (Epilogue.NONE, Epilogue.MARGIN_SOFTMAX, Epilogue.INFO_NCE)
 force_running_maximum = False  # a test may ask for the path that no logit overflows
@@ -46,7 +42,6 @@ def plan(a: Contrast, needs: Sequence[bool]) -> Plan:
 
 
 def _plan(a: Contrast, with_mean: bool, blocks: int) -> Plan:
-    assert module is not None
     psi = module.Psi(*pieces(a.angle_rad, a.beyond_pi), a.straight_through)
     epilogue = (a.epilogue, psi, a.reduction)
     options = (a.similarity, a.relation, a.ignore_index, *epilogue, force_running_maximum, with_mean, blocks)
@@ -55,7 +50,6 @@ def _plan(a: Contrast, with_mean: bool, blocks: int) -> Plan:
 
 
 def _blocks(rows: int, columns: int, dtype: torch.dtype) -> int:
-    assert module is not None
     return module.contrast_saved_blocks(rows, columns, accumulation_dtype(dtype).itemsize, budget.memory_budget())
 
 
@@ -85,7 +79,6 @@ def _arguments(a: Contrast, plan: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
 
 def forward(a: Contrast, plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
     """positive and negative_lse (B,), or the loss; and what the backward needs; the accumulation dtype throughout."""
-    assert module is not None
     rows, dtype = a.x.shape[0], accumulation_dtype(a.x.dtype)
     saved = workspace(plan.saved_size, dtype)
     positive = negative_lse = loss = None
@@ -97,11 +90,8 @@ def forward(a: Contrast, plan: Plan) -> tuple[Tensor | None, Tensor | None, Tens
     return positive, negative_lse, loss, saved
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Contrast, saved: Tensor, plan: Plan, needs: Sequence[bool]
-) -> list[Tensor | None]:
+def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: Plan, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, y, scale, bias and margin, of those that are needed."""
-    assert module is not None
     variables = (a.x, a.y, a.scale, a.bias, a.margin)
     gradients = [empty_like(t) if need and isinstance(t, Tensor) else None for t, need in zip(variables, needs)]
     call(module.contrast_backward, *grads, *_arguments(a, plan, saved.dtype), saved, *gradients)
@@ -110,7 +100,6 @@ def backward(
 
 def describe(problem: Problem) -> str:
     """What the memory budget makes of the problem."""
-    assert module is not None
     if not problem.columns:
         return "saves nothing"
     sizes = problem.rows, problem.columns

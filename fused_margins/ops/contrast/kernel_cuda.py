@@ -1,22 +1,18 @@
 """`contrast` with the epilogue of margin softmax in CUDA C++ (csrc/contrast/cuda.cu): one launch, two backward."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ...backends import cuda
 from ...backends.cpu import int64, row_factor
+from ...backends.registry import MaybeTensors, Problem
 from ...core.enums import Reduction, Relation
 from ...core.margins import pieces
 from ...core.similarity import accumulation_dtype
 from .epilogues import Epilogue
-
-if TYPE_CHECKING:
-    from ...backends.registry import Problem
-    from .op import Contrast
+from .op import Contrast
 
 COLUMNS = 1024  # that it is made for
 # Rows x columns up to which it is taken. Measured on an H100 at 256 x 200: 0.67 ms for Triton's 1.70, both before
@@ -44,13 +40,11 @@ def slower(problem: Problem) -> str | None:
 
 def saved_size(a: Contrast, plan: Any) -> int:
     """Values that a forward hands to its backward; see ``csrc/contrast/cuda.h``."""
-    assert cuda.module is not None
     return cuda.module.contrast_saved_size(a.x.shape[0], a.y.shape[0])
 
 
 def _arguments(a: Contrast) -> tuple[Any, ...]:
     """What both directions have in common."""
-    assert cuda.module is not None
     dtype, device = accumulation_dtype(a.x.dtype), a.x.device
     scale, margin = row_factor(a.scale, dtype, device), row_factor(a.margin, dtype, device)
     psi = cuda.module.Psi(*pieces(a.angle_rad, a.beyond_pi), a.straight_through)
@@ -60,7 +54,6 @@ def _arguments(a: Contrast) -> tuple[Any, ...]:
 
 def forward(a: Contrast, plan: Any) -> tuple[None, None, Tensor, Tensor]:
     """loss, a scalar or (B,), and what the backward needs; the accumulation dtype."""
-    assert cuda.module is not None
     rows, dtype = a.x.shape[0], accumulation_dtype(a.x.dtype)
     loss = a.x.new_empty((rows,) if a.reduction == Reduction.NONE else (), dtype=dtype)
     saved = a.x.new_empty(saved_size(a, plan), dtype=dtype)
@@ -71,11 +64,8 @@ def forward(a: Contrast, plan: Any) -> tuple[None, None, Tensor, Tensor]:
     return None, None, loss, saved
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Contrast, saved: Tensor, plan: Any, needs: Sequence[bool]
-) -> list[Tensor | None]:
+def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: Any, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, y, scale, bias and margin, of those that are needed; they are contiguous."""
-    assert cuda.module is not None
     gradients = [
         t.new_empty(t.shape) if need and isinstance(t, Tensor) else None
         for t, need in zip((a.x, a.y, a.scale, a.bias, a.margin), needs)

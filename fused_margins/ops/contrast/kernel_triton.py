@@ -16,22 +16,12 @@ from torch import Tensor
 
 from ...backends import budget
 from ...backends.cpu import int64, row_factor, vector
-from ...backends.registry import Problem
+from ...backends.registry import MaybeTensors, Problem
 from ...backends.triton import launch
+from ...backends.triton.constants import BN, TMA
 from ...backends.triton.gradients import Gradients, gradient_scale
 from ...backends.triton.launch import cdiv
-from ...backends.triton.tiles import (
-    BN,
-    LARGE_TILES,
-    TILES,
-    TMA,
-    TMA_TILES,
-    Tiles,
-    sides,
-    store_factors,
-    tile_options,
-    vector_block,
-)
+from ...backends.triton.tiles import TILES, TMA_TILES, Tiles, sides, store_factors, tile_options, vector_block
 from ...core import indices
 from ...core.enums import Relation, Similarity
 from ...core.similarity import accumulation_dtype
@@ -40,6 +30,8 @@ from . import triton_kernels as kernels
 from .epilogues import Epilogue
 from .op import Contrast
 
+# Where a kernel holds little beside the similarities.
+LARGE_TILES = TILES | {torch.bfloat16: Tiles(128, 64, 8, 3), torch.float16: Tiles(128, 64, 8, 3)}
 # Of 1024 rows x 50,048 columns of width 512 on an H200: 130 us, with eight warps 193.
 TMA_WEIGHTS = Tiles(128, 64, 4, 3)
 # Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.
@@ -74,7 +66,7 @@ class _Saved(NamedTuple):
     similarities: Tensor  # of the first blocks of columns, block by block
     x_factor: Tensor
     target: Tensor  # int32: a column, IGNORED, INVALID or ABSENT
-    self_index: Tensor  # int32
+    self_index: Tensor | None  # int32
     y_factor: Tensor
     negative_lse: Tensor
     positive: Tensor  # of an epilogue, as is the next
@@ -90,7 +82,8 @@ def _sizes(a: Contrast, saved_blocks: int) -> tuple[int, ...]:
 
 def _parts(a: Contrast, saved: Tensor, saved_blocks: int) -> _Saved:
     parts = _Saved(*saved.split(_sizes(a, saved_blocks)))
-    return parts._replace(target=parts.target.view(torch.int32), self_index=parts.self_index.view(torch.int32))
+    own = None if a.self_index is None else parts.self_index.view(torch.int32)  # type: ignore[union-attr]
+    return parts._replace(target=parts.target.view(torch.int32), self_index=own)
 
 
 def saved_size(a: Contrast, plan: int) -> int:
@@ -133,12 +126,7 @@ def _inputs(a: Contrast, target: Tensor, table: dict[torch.dtype, Tiles], with_t
         row_labels = target if row_labels is None else row_labels
         column_labels = torch.arange(columns, device=a.x.device) if column_labels is None else column_labels
     scale = row_factor(a.scale, accumulation_dtype(a.x.dtype), a.x.device)
-    options = tile_options(table, a.x, a.y, a.similarity, with_tma) | {
-        "RELATION": int(a.relation),
-        "HAS_BIAS": a.bias is not None,
-        "HAS_LABELS": column_labels is not None,
-        "HAS_SELF": a.self_index is not None,
-    }
+    options = tile_options(table, a.x, a.y, a.similarity, with_tma) | {"RELATION": int(a.relation)}
     factors = scale, int(scale.dim() > 0), vector(a.bias)
     labels = int64(row_labels), int64(column_labels)
     return _Inputs((rows, columns, width), (*a.x.stride(), *a.y.stride()), *factors, *labels, options)
@@ -214,9 +202,7 @@ def _reduce(a: Contrast, saved_blocks: int, parts: _Saved, positive: Tensor, neg
         )  # fmt: skip
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Contrast, saved: Tensor, plan: int, needs: Sequence[bool]
-) -> list[Tensor | None]:
+def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: int, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, y, scale, bias and margin, of those that are needed."""
     variables = (a.x, a.y, a.scale, a.bias, a.margin)
     needs = [need and isinstance(t, Tensor) for need, t in zip(needs, variables)]
@@ -225,10 +211,10 @@ def backward(
     if grad_loss is None:
         assert grad_positive is not None
         assert grad_negative_lse is not None
-        return [*_gradients(a, plan, parts, grad_positive, grad_negative_lse, needs[:4]), None]
+        return [*_gradients(a, plan, parts, (grad_positive, grad_negative_lse), needs[:4]), None]
     of_rows = triton_epilogue.derivatives(grad_loss, a, parts.positive, parts.negative_lse, parts.counted)
-    grad_positive, grad_negative_lse, *of_factors = of_rows
-    *gradients, grad_scale, grad_bias = _gradients(a, plan, parts, grad_positive, grad_negative_lse, needs[:4])
+    of_vectors, of_factors = of_rows[:2], of_rows[2:]
+    *gradients, grad_scale, grad_bias = _gradients(a, plan, parts, of_vectors, needs[:4])
     of_scale, of_margin = (t if _is_of_rows(value) else t.sum() for t, value in zip(of_factors, (a.scale, a.margin)))
     if grad_scale is not None:
         grad_scale = grad_scale + of_scale
@@ -240,16 +226,12 @@ def _is_of_rows(factor: float | Tensor) -> bool:
 
 
 def _gradients(
-    a: Contrast,
-    saved_blocks: int,
-    parts: _Saved,
-    grad_positive: Tensor,
-    grad_negative_lse: Tensor,
-    needs: Sequence[bool],
+    a: Contrast, saved_blocks: int, parts: _Saved, of_vectors: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Of x, y, scale and bias, by those of the two vectors."""
+    """Of x, y, scale and bias, by those of positive and negative_lse."""
+    grad_positive, grad_negative_lse = of_vectors
     x, y, rows, columns = a.x, a.y, a.x.shape[0], a.y.shape[0]
-    of_x, of_y, of_scale, of_bias = needs
+    _, of_y, of_scale, of_bias = needs
     new = functools.partial(torch.empty, dtype=grad_positive.dtype, device=x.device)
     if not (rows and columns and any(needs)):
         variables = (x, y, a.scale, a.bias)
@@ -262,7 +244,7 @@ def _gradients(
     grad_bias = new(columns) if of_bias else None
     of_w = gradient_scale(x, lambda: _largest_weight(a, scale, parts, grad_positive, grad_negative_lse))
     uses_tma = options["LOADS"] == TMA.value
-    both = Gradients(x, y, a.similarity, of_x, of_y, parts.x_factor, parts.y_factor, of_w, row_blocks)
+    both = Gradients(a, needs[:2], (parts.x_factor, parts.y_factor), of_w, row_blocks)
     x_tiles, y_tiles = sides(x, y, options)
     w_tiles = launch.tma_descriptor(both.weights, options["BM"], BN // 2) if uses_tma else both.weights
     bias_sums = new(row_blocks, both.chunk) if of_bias else new(0)

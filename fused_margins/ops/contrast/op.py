@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 from torch import Tensor
 
 from ...core.enums import BeyondPi, Reduction, Relation, Similarity
-from ..fields import Choice, Embeddings, Flag, Integer, Labels, Number, Output, RowFactor, Vector
+from ..fields import Choice, Embeddings, Flag, Integer, Labels, Number, Output, RowFactor, Vector, axes_of_loss
 from ..op import Op
 from .epilogues import EPILOGUES, Epilogue
 from .reference import reference
@@ -39,24 +39,15 @@ class Contrast(NamedTuple):
     reduction: Annotated[Reduction, Choice(options=Reduction)] = Reduction.MEAN
 
 
-def _gives_vectors(a: Contrast) -> bool:
-    return a.epilogue == Epilogue.NONE
-
-
-def _gives_loss(a: Contrast) -> bool:
-    return a.epilogue != Epilogue.NONE
-
-
-def _axes_of_loss(a: Contrast) -> tuple[str, ...]:
-    return ("rows",) if a.reduction == Reduction.NONE else ()
+_VECTOR = Output(("rows",), given=lambda a: a.epilogue == Epilogue.NONE)
 
 
 class Outputs(NamedTuple):
     """The two vectors, or what an epilogue makes of them."""
 
-    positive: Annotated[Tensor | None, Output(("rows",), given=_gives_vectors)]
-    negative_lse: Annotated[Tensor | None, Output(("rows",), given=_gives_vectors)]
-    loss: Annotated[Tensor | None, Output(_axes_of_loss, given=_gives_loss)]
+    positive: Annotated[Tensor | None, _VECTOR]
+    negative_lse: Annotated[Tensor | None, _VECTOR]
+    loss: Annotated[Tensor | None, Output(axes_of_loss, given=lambda a: a.epilogue != Epilogue.NONE)]
 
 
 def _check(a: Contrast) -> None:
@@ -67,16 +58,9 @@ def _check(a: Contrast) -> None:
         return
     for name, value in (("margin", a.margin), ("angle_rad", a.angle_rad)):
         if isinstance(value, Tensor) or value != 0:
-            raise ValueError(
-                f"{name}: expected with an epilogue that takes margins, got epilogue {a.epilogue.name.lower()!r}"
-            )
+            got = a.epilogue.name.lower()
+            raise ValueError(f"{name}: expected with an epilogue that takes margins, got epilogue {got!r}")
 
 
-contrast = Op(
-    "contrast",
-    Contrast,
-    Outputs,
-    reference,
-    check=_check,
-    aliases={"margin_softmax": {"epilogue": Epilogue.MARGIN_SOFTMAX}},
-)
+_ALIASES = {"margin_softmax": {"epilogue": Epilogue.MARGIN_SOFTMAX}}
+contrast = Op("contrast", Contrast, Outputs, reference, check=_check, aliases=_ALIASES)

@@ -26,7 +26,7 @@ def reference(a: Contrast) -> tuple[Tensor | None, Tensor | None, Tensor | None]
         return positive, negative_lse, None
     row = EPILOGUES[a.epilogue]
     angle = Margin(MarginType.ANGULAR, 0.0, a.angle_rad, 1.0, a.beyond_pi, a.straight_through)
-    loss = row.loss(positive, negative_lse, a.scale, a.margin, angle)
+    loss = row.loss(positive, negative_lse, a.scale, a.margin, angle.psi)
     target = a.target.long()
     loss = torch.where(target == ABSENT, 0.0, loss)
     counted = row.counts(target, negative_lse, a.ignore_index)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ...backends.cpu import int64, row_factor
 from ...backends.triton import launch
+from ...backends.triton.constants import ABSENT_TARGET
 from ...backends.triton.launch import cdiv
-from ...backends.triton.tiles import ABSENT_TARGET, block_offsets, numbers, softplus
+from ...backends.triton.tiles import block_offsets, numbers, softplus
 from ...core.enums import BeyondPi, Reduction
 from ...core.margins import pieces
 from .epilogues import Epilogue

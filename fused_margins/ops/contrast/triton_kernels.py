@@ -3,19 +3,9 @@
 import triton
 import triton.language as tl
 
+from ...backends.triton.constants import ABSENT, ANY, COSINE, DIFFERENT, EUCLIDEAN, IGNORED, INVALID, TMA, UNADMITTED
 from ...backends.triton.gradients import store_weights, weight_factor
 from ...backends.triton.tiles import (
-    ABSENT,
-    ANY,
-    COSINE,
-    DIFFERENT,
-    EUCLIDEAN,
-    IGNORED,
-    INVALID,
-    LN2,
-    LOG2E,
-    TMA,
-    UNADMITTED,
     block_offsets,
     factors,
     half_similarities,
@@ -25,6 +15,8 @@ from ...backends.triton.tiles import (
     row_factor,
     target_status,
 )
+
+LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -57,32 +49,33 @@ def prepare_rows(
 
 
 @triton.jit
-def _admitted(
-    at_columns, columns, row_target, row_labels, of_columns, row_self, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
-    RELATION: tl.constexpr,
-):  # fmt: skip
+def _labels_of_rows(row_target, row_labels, row_self, i, RELATION: tl.constexpr):
+    """Of rows i their targets, and where there are such their labels and own columns, else the targets again."""
+    own = tl.load(row_target + i)
+    label, self = own, own
+    if row_labels is not None and RELATION != ANY:
+        label = tl.load(row_labels + i)
+    if row_self is not None:
+        self = tl.load(row_self + i)
+    return own, label, self
+
+
+@triton.jit
+def _admitted(at_columns, j, columns, label, self, column_labels, row_self, RELATION: tl.constexpr):
     """(BM, BN): the columns that each row may use. Without labels a row's is its target, a column's its number."""
     inside = at_columns < columns
-    if HAS_LABELS:
+    of_columns = at_columns
+    if column_labels is not None:
+        of_columns = tl.load(column_labels + j)
         inside = inside & (of_columns != UNADMITTED)
     if RELATION == ANY:
         mask = inside[None, :]
     else:
-        if HAS_LABELS:
-            same = row_labels[:, None] == of_columns[None, :]
-        else:
-            same = row_target[:, None] == at_columns[None, :]
+        same = label[:, None] == of_columns[None, :]
         mask = (same != (RELATION == DIFFERENT)) & inside[None, :]
-    if HAS_SELF:
-        mask = mask & (row_self[:, None] != at_columns[None, :])
+    if row_self is not None:
+        mask = mask & (self[:, None] != at_columns[None, :])
     return mask
-
-
-@triton.jit
-def tile_needs_mask(row_target, tile, columns, BN: tl.constexpr):
-    """Whether a tile holds a row's target, or columns beyond the last: others need no mask where targets are labels."""
-    held = (row_target >= tile * BN) & (row_target < tile * BN + BN)
-    return (tl.max(held.to(tl.int32), 0) > 0) | (tile * BN + BN > columns)
 
 
 @triton.jit
@@ -97,8 +90,8 @@ def reduce(
     maxima, sums, saved,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, largest_plain_scale, tiles_each, saved_tiles,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
-    RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
-    HAS_SAVED: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    RELATION: tl.constexpr, HAS_SAVED: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Of each row over this program's tiles: the maximum of its logits and the sum of exp(logit - maximum).
 
@@ -110,15 +103,10 @@ def reduce(
     factor = tl.load(scale + i * scale_stride)
     # Without a maximum nothing overflows up to here: |cosine| <= 1. A scale that is not positive is a NaN in the end.
     running = True
-    if SIMILARITY == COSINE and not HAS_BIAS:
+    if SIMILARITY == COSINE and bias is None:
         running = tl.max(factor, 0) > largest_plain_scale
     slope = factor * LOG2E * row_factor(of_x, SIMILARITY, NORMALIZE)
-    own = tl.load(row_target + i)
-    label, self = own, own
-    if HAS_LABELS and RELATION != ANY:
-        label = tl.load(row_labels + i)
-    if HAS_SELF:
-        self = tl.load(row_self + i)
+    own, label, self = _labels_of_rows(row_target, row_labels, row_self, i, RELATION)
     maximum = tl.full((BM,), float("-inf"), DTYPE)
     total = tl.zeros((BM,), DTYPE)
     if not running:
@@ -136,16 +124,15 @@ def reduce(
                 within = i[:, None] * BN + tl.arange(0, BN)[None, :]
                 tl.store(saved + _first(tile, rows, BN) + within, t, mask=(at_rows < rows)[:, None])
         z = t * slope[:, None]
-        if HAS_BIAS:
+        if bias is not None:
             z += tl.load(bias + j)[None, :] * LOG2E
         masked = True
-        if RELATION == DIFFERENT and not (HAS_LABELS or HAS_SELF):
-            masked = tile_needs_mask(own, tile, columns, BN)
+        if RELATION == DIFFERENT and column_labels is None and row_self is None:
+            # Where targets are labels, only tiles that hold a row's target or columns beyond the last.
+            held = (own >= tile * BN) & (own < tile * BN + BN)
+            masked = (tl.max(held.to(tl.int32), 0) > 0) | (tile * BN + BN > columns)
         if masked:
-            column_label = at_columns
-            if HAS_LABELS:
-                column_label = tl.load(column_labels + j)
-            mask = _admitted(at_columns, columns, own, label, column_label, self, HAS_LABELS, HAS_SELF, RELATION)
+            mask = _admitted(at_columns, j, columns, label, self, column_labels, row_self, RELATION)
             z = tl.where(mask, z, float("-inf"))
         if running:
             higher = tl.maximum(maximum, tl.max(z, 1))
@@ -184,11 +171,10 @@ def finish(
 
 @triton.jit
 def _weights_of_part(
-    t, y_factor, bias, column_labels, weights, column_sums, bias_sums, own, label, self, nothing, slope, shift,
-    outer, by_scale, of_positive, of_x, at_rows, rows, columns, block, part, first_part, chunk,
+    t, y_factor, bias, column_labels, row_self, weights, column_sums, bias_sums, own, label, self, nothing, slope,
+    shift, outer, by_scale, of_positive, of_x, at_rows, rows, columns, block, part, first_part, chunk,
     BM: tl.constexpr, BN: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr, RELATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr, OF_Y: tl.constexpr,
-    OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr, DTYPE: tl.constexpr,
+    OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """W of a tile, or of half of it, from its `half_similarities` (BM, BN); sums over columns of exponentials times
     them, and of W."""
@@ -198,19 +184,16 @@ def _weights_of_part(
     if SIMILARITY == COSINE:
         of_y = tl.load(y_factor + j, mask=inside, other=0.0)
     z = t * slope[:, None] - shift[:, None]
-    if HAS_BIAS:
+    if bias is not None:
         z += tl.load(bias + j)[None, :] * LOG2E
     q = tl.exp2(z)
     chosen = own[:, None] == at_columns[None, :]
-    if RELATION == DIFFERENT and not (HAS_LABELS or HAS_SELF):
+    if RELATION == DIFFERENT and column_labels is None and row_self is None:
         w = tl.where(chosen, of_positive[:, None], tl.where(inside[None, :], q * by_scale[:, None], 0.0))
         if OF_SCALE or OF_BIAS:
             q = tl.where(chosen | ~inside[None, :], 0.0, q)
     else:
-        column_label = at_columns
-        if HAS_LABELS:
-            column_label = tl.load(column_labels + j)
-        mask = _admitted(at_columns, columns, own, label, column_label, self, HAS_LABELS, HAS_SELF, RELATION)
+        mask = _admitted(at_columns, j, columns, label, self, column_labels, row_self, RELATION)
         q = tl.where(mask & (~nothing)[:, None], q, 0.0)
         w = tl.where(chosen, of_positive[:, None], 0.0) + q * by_scale[:, None]
     if LOADS != TMA:  # the last column again, where the copy engine gives zeros
@@ -229,13 +212,12 @@ def _weights_of_part(
 
 @triton.jit
 def _weights_of_tile(
-    x, y, y_factor, bias, column_labels, saved, weights, column_sums, bias_sums, row_sums, scale_sums,
+    x, y, y_factor, bias, column_labels, row_self, saved, weights, column_sums, bias_sums, row_sums, scale_sums,
     own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row, at_rows, i,
     rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
-    RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
-    SAVED: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    RELATION: tl.constexpr, SAVED: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr,
+    NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """A tile of W, in halves where the copy engine leaves room for 128 rows: that takes half the registers."""
     inside = at_rows < rows
@@ -248,28 +230,19 @@ def _weights_of_tile(
             x, y, block, first_tile + tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
             BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
+    parts: tl.constexpr = 2 if LOADS == TMA else 1
+    left, right = t, t
     if LOADS == TMA:
         left, right = tl.split(tl.permute(tl.reshape(t, (BM, 2, BN // 2)), (0, 2, 1)))
-        along, sums = _weights_of_part(
-            left, y_factor, bias, column_labels, weights, column_sums, bias_sums, own, label, self, nothing,
-            slope, shift, outer, by_scale, of_positive, of_x, at_rows, rows, columns, block, 2 * tile, 2 * first_tile,
-            chunk, BM, BN // 2, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, OF_Y, OF_SCALE, OF_BIAS,
-            NORMALIZE, DTYPE,
-        )  # fmt: skip
+    along, sums = outer, outer
+    for n in tl.static_range(parts):
         more, more_sums = _weights_of_part(
-            right, y_factor, bias, column_labels, weights, column_sums, bias_sums, own, label, self, nothing,
-            slope, shift, outer, by_scale, of_positive, of_x, at_rows, rows, columns, block, 2 * tile + 1,
-            2 * first_tile, chunk, BM, BN // 2, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, OF_Y,
-            OF_SCALE, OF_BIAS, NORMALIZE, DTYPE,
+            left if n == 0 else right, y_factor, bias, column_labels, row_self, weights, column_sums, bias_sums, own,
+            label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, at_rows, rows, columns, block,
+            parts * tile + n, parts * first_tile, chunk, BM, BN // parts, LOADS, SIMILARITY, RELATION, OF_Y, OF_SCALE,
+            OF_BIAS, NORMALIZE, DTYPE,
         )  # fmt: skip
-        along, sums = along + more, sums + more_sums
-    else:
-        along, sums = _weights_of_part(
-            t, y_factor, bias, column_labels, weights, column_sums, bias_sums, own, label, self, nothing,
-            slope, shift, outer, by_scale, of_positive, of_x, at_rows, rows, columns, block, tile, first_tile,
-            chunk, BM, BN, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, OF_Y, OF_SCALE, OF_BIAS,
-            NORMALIZE, DTYPE,
-        )  # fmt: skip
+        along, sums = (more, more_sums) if n == 0 else (along + more, sums + more_sums)
     if OF_SCALE:
         tl.store(scale_sums + tile * rows + at_rows, along * outer * of_row, mask=inside)
     if SIMILARITY == EUCLIDEAN:
@@ -283,9 +256,8 @@ def weights(
     scale_sums,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, first_tile, tiles, tiles_each, chunk,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
-    RELATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_SELF: tl.constexpr,
-    SAVED: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    RELATION: tl.constexpr, SAVED: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr,
+    NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Some tiles of W, and what the gradients of bias and scale are made of: sums over a tile's rows for each column,
     (row block, chunk), and over its columns for each row, (tile of the chunk, rows).
@@ -297,12 +269,7 @@ def weights(
     inside = at_rows < rows
     of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
     factor = tl.load(scale + i * scale_stride)
-    own = tl.load(row_target + i)
-    label, self = own, own
-    if HAS_LABELS and RELATION != ANY:
-        label = tl.load(row_labels + i)
-    if HAS_SELF:
-        self = tl.load(row_self + i)
+    own, label, self = _labels_of_rows(row_target, row_labels, row_self, i, RELATION)
     lse = tl.load(negative_lse + i)
     # An invalid row has a loss of NaN, no gradient.
     nothing = (lse == float("-inf")) | (~inside) | (own == IGNORED) | (own == INVALID)
@@ -317,18 +284,16 @@ def weights(
         first = share * tiles_each
         for tile in range(first, tl.minimum(first + tiles_each, tiles)):
             _weights_of_tile(
-                x, y, y_factor, bias, column_labels, saved, weights, column_sums, bias_sums, row_sums, scale_sums,
-                own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row, at_rows, i,
-                rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
-                BM, BN, BK, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, SAVED, OF_Y, OF_SCALE, OF_BIAS,
-                NORMALIZE, PRECISION, DTYPE,
+                x, y, y_factor, bias, column_labels, row_self, saved, weights, column_sums, bias_sums, row_sums,
+                scale_sums, own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row,
+                at_rows, i, rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
+                BM, BN, BK, LOADS, SIMILARITY, RELATION, SAVED, OF_Y, OF_SCALE, OF_BIAS, NORMALIZE, PRECISION, DTYPE,
             )  # fmt: skip
     else:  # the addresses of tiles leave no registers for a loop
         tile = share
         _weights_of_tile(
-            x, y, y_factor, bias, column_labels, saved, weights, column_sums, bias_sums, row_sums, scale_sums,
-            own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row, at_rows, i,
+            x, y, y_factor, bias, column_labels, row_self, saved, weights, column_sums, bias_sums, row_sums,
+            scale_sums, own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row, at_rows, i,
             rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
-            BM, BN, BK, LOADS, SIMILARITY, RELATION, HAS_BIAS, HAS_LABELS, HAS_SELF, SAVED, OF_Y, OF_SCALE, OF_BIAS,
-            NORMALIZE, PRECISION, DTYPE,
+            BM, BN, BK, LOADS, SIMILARITY, RELATION, SAVED, OF_Y, OF_SCALE, OF_BIAS, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip

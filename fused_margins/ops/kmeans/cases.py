@@ -7,19 +7,12 @@ import torch
 from torch import Generator, Tensor
 
 from ...core.similarity import accumulation_dtype
-from ..cases import Case, Inputs, Shape, largest
+from .. import cases as common
+from ..cases import Case, Inputs, Shape, largest, randn
 from .op import kmeans
 
-OUTPUTS = ("centroids", "assignments", "squared_distances")
 DIFFERENTIABLE = ()
-
-
-def run(inputs: Inputs, backend: str) -> dict[str, Tensor]:
-    return dict(zip(OUTPUTS, kmeans(**inputs, backend=backend)))
-
-
-def observed(outputs: dict[str, Tensor], inputs: Inputs, exact: bool) -> dict[str, Tensor]:
-    return outputs
+run, observed = common.run_by_name(kmeans), common.as_they_are
 
 
 def _heaps(
@@ -30,19 +23,14 @@ def _heaps(
     rows = sum(sizes)
     of_class = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     heap = torch.arange(rows) % 3
-    x = (
-        torch.randn(rows, width, generator=g, dtype=torch.float64)
-        + 16 * torch.eye(max(width, 3)).double()[heap, :width]
-    )
+    x = randn(g, rows, width) + 16 * torch.eye(max(width, 3)).double()[heap, :width]
     shuffled = torch.randperm(rows, generator=g)
-    members = torch.empty(rows, dtype=torch.int64)
-    members[:] = torch.arange(rows)[of_class[shuffled].sort(stable=True).indices]
     counts = torch.tensor(sizes)
     of_slots = counts.clamp(max=slots)
     waiting = torch.empty(int(of_slots.max()) if len(sizes) else 0, rows, dtype=torch.float64)
     inputs = {
         "x": x[shuffled],
-        "members": members,
+        "members": of_class[shuffled].argsort(stable=True),
         "sizes": counts,
         "slots": of_slots,
         "waiting": waiting.exponential_(generator=g),
@@ -59,11 +47,6 @@ def _equal(g: Generator) -> Inputs:
     return inputs | {"x": inputs["x"][:1].expand(45, 7)}
 
 
-def _moved(g: Generator) -> Inputs:
-    inputs = _heaps(g)
-    return inputs | {"x": inputs["x"] + 1000}
-
-
 CASES = (
     Case("heaps", _heaps, "the common use; sizes that no vector divides"),
     Case("one-cluster", partial(_heaps, slots=1), "the mean of every class"),
@@ -74,13 +57,9 @@ CASES = (
     Case("equal", _equal, "more clusters than distinct samples"),
     Case("narrow", partial(_heaps, width=3), "less than a vector wide"),
     Case("wide", partial(_heaps, width=131), "wider than any tile"),
-    Case("far-away", _moved, "means of differences do not cancel"),
+    Case("far-away", lambda g: common.moved(_heaps(g), 1000.0), "means of differences do not cancel"),
     Case("many", partial(_heaps, sizes=(211, 307), width=16), "several blocks of samples"),
-    Case(
-        "strided",
-        lambda g: _heaps(g, width=14) | {"x": _heaps(g, width=14)["x"][:, ::2]},
-        "every second number",
-    ),
+    Case("strided", lambda g: _heaps(g, width=14) | {"x": _heaps(g, width=14)["x"][:, ::2]}, "every second number"),
 )
 
 SHAPES = (

@@ -1,27 +1,18 @@
 """`kmeans` on a CPU: in C++, a class a thread (csrc/kmeans/cpu.cpp), while classes fit a cache; else in passes."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...backends.cpu import call, int64, module
+from ...backends.registry import Problem
 from ...core.similarity import accumulation_dtype
+from .op import KMeans
 from .reference import check_values, in_passes
-
-if TYPE_CHECKING:
-    from ...backends.registry import Problem
-    from .op import KMeans
 
 # A class is read twice an iteration, by one thread: beyond a core's cache, many threads on all samples are faster.
 CLASS_BYTES = 4 << 20
-
-
-def can_run(problem: Problem) -> str | None:
-    """Every call."""
-    return None
 
 
 def _is_cached(largest_class: int, width: int, dtype: torch.dtype) -> bool:
@@ -37,7 +28,6 @@ def describe(problem: Problem) -> str:
 
 def forward(a: KMeans, plan: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Centroids (K, D), assignments (n,), squared distances (n,) from the own centroid."""
-    assert module is not None
     if not _is_cached(a.largest_class, a.x.shape[1], a.x.dtype):
         return in_passes(a, "cpu")
     check_values(a)

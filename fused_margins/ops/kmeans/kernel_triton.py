@@ -1,21 +1,11 @@
 """`kmeans` with its assignments in Triton: all classes in the same passes."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from .op import KMeans
 from .reference import in_passes
-
-if TYPE_CHECKING:
-    from ...backends.registry import Problem
-    from .op import KMeans
-
-
-def can_run(problem: Problem) -> str | None:
-    """Every call."""
-    return None
 
 
 def forward(a: KMeans, plan: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,37 +4,28 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
+from ...core.enums import Reduction
 from ...core.similarity import accumulation_dtype
-from ..cases import Case, Inputs, Shape, largest
+from .. import cases as common
+from ..cases import Case, Inputs, Shape, largest, randn, variants
 from .op import magnet
 
 DIFFERENTIABLE = ("x",)
-
-
-def run(inputs: Inputs, backend: str) -> dict[str, Tensor]:
-    return {"loss": magnet(**inputs, backend=backend)}
-
-
-def observed(outputs: dict[str, Tensor], inputs: Inputs, exact: bool) -> dict[str, Tensor]:
-    return outputs
+run, observed = common.run_by_name(magnet), common.as_they_are
 
 
 def _batch(
     g: Generator, clusters: int = 6, members: int = 5, width: int = 19, classes: int = 3, **options: Any
 ) -> Inputs:
     """Clusters around points of their own; samples of a cluster lie apart in the batch."""
-    centres = torch.randn(clusters, width, generator=g, dtype=torch.float64)
+    centres = randn(g, clusters, width)
     index = torch.arange(clusters * members) % max(clusters, 1)
-    x = 0.7 * torch.randn(len(index), width, generator=g, dtype=torch.float64)
+    x = 0.7 * randn(g, len(index), width)
     if clusters:
         x = x + centres[index]
     return {"x": x, "clusters": index, "cluster_labels": torch.arange(clusters) % classes, "alpha": 3.0} | options
-
-
-def _moved(inputs: Inputs, by: float) -> Inputs:
-    return inputs | {"x": inputs["x"] + by}
 
 
 def _strided(g: Generator) -> Inputs:
@@ -48,19 +39,15 @@ def _ragged(g: Generator) -> Inputs:
 
 
 CASES = (
-    *(Case(f"batch-{r}", partial(_batch, reduction=r), "every reduction") for r in ("mean", "sum", "none")),
+    *variants("batch-{reduction}", _batch, "every reduction", reduction=Reduction.names()),
     Case("one-class", partial(_batch, classes=1), "no other class: the loss is 0"),
     Case("every-class-one-cluster", partial(_batch, classes=6), "no clusters of the same class"),
     Case("ragged", _ragged, "clusters of all sizes, down to one sample"),
     Case("closed", partial(_batch, alpha=-50.0), "no row counts", smooth=False),
     Case("floor", partial(_batch, variance_floor=1e3), "a variance at its floor"),
-    Case("far-away", lambda g: _moved(_batch(g), 1000.0), "an expanded distance would cancel"),
+    Case("far-away", lambda g: common.moved(_batch(g), 1000.0), "an expanded distance would cancel"),
     Case("strided", _strided, "a view with gaps"),
-    Case(
-        "int32",
-        lambda g: {n: t.int() if n.startswith("cluster") else t for n, t in _batch(g).items()},
-        "32-bit labels",
-    ),
+    Case("int32", lambda g: common.of_32_bits(_batch(g)), "32-bit labels"),
     Case("wide", partial(_batch, members=20, width=131), "several blocks of rows and of the width"),
     Case("no-rows", partial(_batch, clusters=0, members=0), "an empty batch"),
 )

@@ -1,30 +1,20 @@
 """`magnet` in C++ on a CPU (csrc/magnet/cpu.cpp): the tensors' memory, handed over."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...backends.cpu import call, empty_like, int64, module
+from ...backends.registry import MaybeTensors
 from ...core.enums import Reduction
 from ...core.similarity import accumulation_dtype
-
-if TYPE_CHECKING:
-    from ...backends.registry import Problem
-    from .op import Magnet
-
-
-def can_run(problem: Problem) -> str | None:
-    """Every call."""
-    return None
+from .op import Magnet
 
 
 def saved_size(a: Magnet, plan: Any) -> int:
     """Values that a forward hands to its backward; see ``csrc/magnet/cpu.h``."""
-    assert module is not None
     return module.magnet_saved_size(a.x.shape[0], a.cluster_labels.shape[0], a.x.shape[1])
 
 
@@ -36,7 +26,6 @@ def _arguments(a: Magnet) -> tuple[Any, ...]:
 
 def forward(a: Magnet, plan: Any) -> tuple[Tensor, Tensor]:
     """loss, a scalar or (B,), and what the backward needs; the accumulation dtype."""
-    assert module is not None
     dtype = accumulation_dtype(a.x.dtype)
     loss = torch.empty((a.x.shape[0],) if a.reduction == Reduction.NONE else (), dtype=dtype)
     saved = torch.empty(saved_size(a, plan), dtype=dtype)
@@ -44,11 +33,8 @@ def forward(a: Magnet, plan: Any) -> tuple[Tensor, Tensor]:
     return loss, saved
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Magnet, saved: Tensor, plan: Any, needs: Sequence[bool]
-) -> tuple[Tensor]:
+def backward(grads: MaybeTensors, a: Magnet, saved: Tensor, plan: Any, needs: Sequence[bool]) -> tuple[Tensor]:
     """Gradient of x."""
-    assert module is not None
     grad_x = empty_like(a.x)
     call(module.magnet_backward, grads[0], *_arguments(a), saved, grad_x)
     return (grad_x,)

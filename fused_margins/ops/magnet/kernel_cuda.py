@@ -1,20 +1,16 @@
 """`magnet` in CUDA C++ (csrc/magnet/cuda.cu): the tensors' memory, handed over; three launches each way."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ...backends import cuda
 from ...backends.cpu import int64
+from ...backends.registry import MaybeTensors, Problem
 from ...core.enums import Reduction
 from ...core.similarity import accumulation_dtype
-
-if TYPE_CHECKING:
-    from ...backends.registry import Problem
-    from .op import Magnet
+from .op import Magnet
 
 COLUMNS = 1024  # clusters that it is made for
 
@@ -26,7 +22,6 @@ def can_run(problem: Problem) -> str | None:
 
 def saved_size(a: Magnet, plan: Any) -> int:
     """Values that a forward hands to its backward; see ``csrc/magnet/cuda.h``."""
-    assert cuda.module is not None
     return cuda.module.magnet_saved_size(a.x.shape[0], a.cluster_labels.shape[0], a.x.shape[1])
 
 
@@ -38,7 +33,6 @@ def _arguments(a: Magnet) -> tuple[Any, ...]:
 
 def forward(a: Magnet, plan: Any) -> tuple[Tensor, Tensor]:
     """loss, a scalar or (B,), and what the backward needs; the accumulation dtype."""
-    assert cuda.module is not None
     rows, dtype = a.x.shape[0], accumulation_dtype(a.x.dtype)
     loss = a.x.new_empty((rows,) if a.reduction == Reduction.NONE else (), dtype=dtype)
     saved = a.x.new_empty(saved_size(a, plan), dtype=dtype)
@@ -49,11 +43,8 @@ def forward(a: Magnet, plan: Any) -> tuple[Tensor, Tensor]:
     return loss, saved
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Magnet, saved: Tensor, plan: Any, needs: Sequence[bool]
-) -> tuple[Tensor]:
+def backward(grads: MaybeTensors, a: Magnet, saved: Tensor, plan: Any, needs: Sequence[bool]) -> tuple[Tensor]:
     """Gradient of x."""
-    assert cuda.module is not None
     grad_x = a.x.new_empty(a.x.shape)
     if not grad_x.numel():
         return (grad_x,)

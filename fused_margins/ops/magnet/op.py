@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple
 from torch import Tensor
 
 from ...core.enums import Reduction
-from ..fields import Choice, Embeddings, Labels, Number, Output
+from ..fields import Choice, Embeddings, Labels, Number, Output, axes_of_loss
 from ..op import Op
 from .reference import reference
 
@@ -24,14 +24,10 @@ class Magnet(NamedTuple):
     reduction: Annotated[Reduction, Choice(options=Reduction)] = Reduction.MEAN
 
 
-def _axes_of_loss(a: Magnet) -> tuple[str, ...]:
-    return ("rows",) if a.reduction == Reduction.NONE else ()
-
-
 class Outputs(NamedTuple):
     """The losses, or what they were reduced to."""
 
-    loss: Annotated[Tensor, Output(_axes_of_loss)]
+    loss: Annotated[Tensor, Output(axes_of_loss)]
 
 
 magnet = Op("magnet", Magnet, Outputs, reference)

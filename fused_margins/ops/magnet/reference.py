@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...core.enums import Relation, Similarity
+from ...core.enums import Similarity
 from ...core.indices import check_members
 from ...core.reductions import reduce_loss
 from ...core.similarity import accumulation_dtype, take_rows
@@ -30,16 +30,8 @@ def reference(a: Magnet) -> tuple[Tensor]:
     variance = (own.sum() / max(rows - 1, 1)).clamp(min=a.variance_floor)
     # A cluster's class by the first cluster that has it: its label may be any integer, also a reserved one.
     first = ((a.cluster_labels[:, None] == a.cluster_labels).long().cumsum(1) == 0).sum(1)
-    others = Contrast(
-        x,
-        means,
-        clusters,
-        take_rows(first, clusters),
-        first,
-        scale=0.5 / variance,
-        similarity=Similarity.NEGATIVE_SQUARED_EUCLIDEAN,
-        relation=Relation.DIFFERENT,
-    )
+    measure, labels = Similarity.NEGATIVE_SQUARED_EUCLIDEAN, (take_rows(first, clusters), first)
+    others = Contrast(x, means, clusters, *labels, scale=0.5 / variance, similarity=measure)
     # Without a finite variance the scale is not positive, and neither the loss nor a gradient is a number.
     _, negative_lse = vectors(others, any_scale=True)
     # No cluster of another class: negative_lse is -inf and the hinge is closed.

@@ -1,28 +1,17 @@
 """`nearest` in C++ on a CPU (csrc/nearest/cpu.cpp): the tensors' memory, handed over."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...backends.cpu import call, int64, module, vector
 from ...core.similarity import accumulation_dtype
-
-if TYPE_CHECKING:
-    from ...backends.registry import Problem
-    from .op import Nearest
-
-
-def can_run(problem: Problem) -> str | None:
-    """Every call."""
-    return None
+from .op import Nearest
 
 
 def forward(a: Nearest, plan: Any) -> tuple[Tensor, Tensor]:
     """similarity (B, k) in the accumulation dtype, index (B, k) int64."""
-    assert module is not None
     best = torch.empty(a.x.shape[0], a.k, dtype=accumulation_dtype(a.x.dtype))
     index = torch.empty(a.x.shape[0], a.k, dtype=torch.int64)
     rows = int64(a.row_labels)

@@ -1,20 +1,16 @@
 """`nearest` within classes in CUDA C++ (csrc/nearest/cuda.cu): the tensors' memory, handed over; one launch."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...backends import cuda
 from ...backends.cpu import int64, vector
+from ...backends.registry import Problem
 from ...core.enums import Relation
 from ...core.similarity import accumulation_dtype
-
-if TYPE_CHECKING:
-    from ...backends.registry import Problem
-    from .op import Nearest
+from .op import Nearest
 
 # Rows x columns up to which it is taken. Measured on an H100 at 8192 x 8192: 0.30 ms for Triton's 0.46, both before
 # either was made faster; beyond this size the limit is an estimate.
@@ -36,7 +32,6 @@ def slower(problem: Problem) -> str | None:
 
 def forward(a: Nearest, plan: Any) -> tuple[Tensor, Tensor]:
     """similarity (B, k) in the accumulation dtype, index (B, k) int64."""
-    assert cuda.module is not None
     best = a.x.new_empty((a.x.shape[0], a.k), dtype=accumulation_dtype(a.x.dtype))
     index = a.x.new_empty((a.x.shape[0], a.k), dtype=torch.int64)
     labels, below = [int64(t) for t in (a.row_labels, a.column_labels, a.self_index)], vector(a.below)

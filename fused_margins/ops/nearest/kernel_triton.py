@@ -15,19 +15,9 @@ from torch import Tensor
 from ...backends.cpu import int64, vector
 from ...backends.registry import Problem
 from ...backends.triton import launch
+from ...backends.triton.constants import BN, MASKED, TMA, WHOLE
 from ...backends.triton.launch import cdiv
-from ...backends.triton.tiles import (
-    BN,
-    MASKED,
-    TILES,
-    TMA,
-    TMA_TILES,
-    WHOLE,
-    sides,
-    store_factors,
-    tile_options,
-    vector_block,
-)
+from ...backends.triton.tiles import TILES, TMA_TILES, sides, store_factors, tile_options, vector_block
 from ...core import indices
 from ...core.enums import Relation, Similarity
 from ...core.similarity import accumulation_dtype

@@ -3,22 +3,16 @@
 import triton
 import triton.language as tl
 
+from ...backends.triton.constants import ANY, DIFFERENT, DOT, IGNORED, INVALID, TMA, UNADMITTED
 from ...backends.triton.tiles import (
-    ANY,
-    DIFFERENT,
-    DOT,
-    IGNORED,
-    INVALID,
-    TMA,
-    UNADMITTED,
     block_offsets,
     dot,
     factors,
+    half_similarities,
     index_status,
     load,
     open_to_rows,
     pair_similarities,
-    products,
     similarities,
     vectors,
 )
@@ -125,7 +119,7 @@ def rank(
         if LOADS == TMA:
             a = x.load([block * BM, 0])
         else:
-            a = load(x + i[:, None] * x_row + k[None, :].to(tl.int64) * x_column, k[None, :], width, LOADS)
+            a = load(x + i[:, None] * x_row + k[None, :].to(tl.int64) * x_column, k[None, :] < width, LOADS)
     first = share * tiles_each
     for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
         at_columns, j = block_offsets(tile, BN, columns)
@@ -133,11 +127,11 @@ def rank(
             if LOADS == TMA:
                 b = y.load([tile * BN, 0]).T
             else:
-                b = load(y + j[None, :] * y_row + k[:, None].to(tl.int64) * y_column, k[:, None], width, LOADS)
+                b = load(y + j[None, :] * y_row + k[:, None].to(tl.int64) * y_column, k[:, None] < width, LOADS)
             u = dot(a, b, tl.zeros((BM, BN), DTYPE), PRECISION, DTYPE)
         else:
-            u = products(
-                x, y, block, tile, i, j, width, x_row, x_column, y_row, y_column, one_x, one_y,
+            u = half_similarities(
+                x, y, block, tile, i, j, one_x, one_y, width, x_row, x_column, y_row, y_column,
                 BM, BN, BK, LOADS, DOT, NORMALIZE, PRECISION, DTYPE,
             )  # fmt: skip
         u -= tl.load(half_squares + j, mask=at_columns < columns, other=float("inf"))[None, :]

@@ -1,23 +1,17 @@
 """Cases, error terms and costs of `sample`; see `fused_margins.ops.cases`."""
 
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Generator, Tensor
 
 from ...core.enums import Relation
-from ...core.indices import UNADMITTED
 from ...core.similarity import accumulation_dtype, admitted, unit_rows
-from ..cases import Case, Inputs, Shape, relation_of
+from .. import cases as common
+from ..cases import Case, Inputs, Shape, randn, relation_of, variants
 from .op import sample
 from .reference import exponentials, log_weight
 
 DIFFERENTIABLE = ()
-
-
-def run(inputs: Inputs, backend: str) -> dict[str, Tensor]:
-    return {"index": sample(**inputs, backend=backend)}
+run = common.run_by_name(sample)
 
 
 def observed(outputs: dict[str, Tensor], inputs: Inputs, exact: bool) -> dict[str, Tensor]:
@@ -41,108 +35,68 @@ def observed(outputs: dict[str, Tensor], inputs: Inputs, exact: bool) -> dict[st
 
 
 def _points(
-    g: Generator, rows: int = 37, columns: int = 53, width: int = 19, classes: int = 5, **options: Any
+    g: Generator, rows: int = 37, columns: int = 53, width: int = 19, classes: int = 5, **options: object
 ) -> Inputs:
     """Two labelled sets of points; sizes are prime, and half of the points lie about as near as trained ones do."""
-    x, y = (torch.randn(n, width, generator=g, dtype=torch.float64) for n in (rows, columns))
+    x, y = randn(g, rows, width), randn(g, columns, width)
     y[::2] += 1
     x += 1
-    labels = {
-        "row_labels": torch.randint(classes, (rows,), generator=g),
-        "column_labels": torch.randint(classes, (columns,), generator=g),
-    }
+    labels = common.labels(g, rows, columns, classes)
     return {"x": x, "y": y, "seed": torch.randint(2**32, (), generator=g)} | labels | options
-
-
-def _with_itself(inputs: Inputs) -> Inputs:
-    """The rows on both sides; no row draws itself."""
-    rows = torch.arange(inputs["x"].shape[0])
-    return inputs | {"y": inputs["x"], "column_labels": inputs["row_labels"], "self_index": rows}
 
 
 def _far(g: Generator) -> Inputs:
     """Every second row looks away from half of the columns, and stands at a right angle to the others."""
     inputs = _points(g, width=18, relation="any")
-    y = 1 + torch.randn(53, 18, generator=g, dtype=torch.float64) / 50
+    y = 1 + randn(g, 53, 18) / 50
     y[::2, ::2] *= -1
     inputs["x"][::2] = -1
     return inputs | {"y": y}
 
 
-def _not_a_number(g: Generator) -> Inputs:
-    inputs = _points(g)
-    inputs["x"][3] = torch.nan
-    inputs["y"][5, 0] = torch.nan
-    inputs["y"][7, 1] = torch.inf
-    return inputs
-
-
-def _unadmitted(g: Generator) -> Inputs:
-    inputs = _points(g, relation="any")
-    inputs["column_labels"][::3] = UNADMITTED
-    return inputs
-
-
 def _strided(g: Generator) -> Inputs:
-    x = 1 + torch.randn(37, 40, generator=g, dtype=torch.float64)[:, 1::2]  # every second number
-    y = 1 + torch.randn(20, 60, generator=g, dtype=torch.float64).T[5:58]  # transposed with an offset
-    return _points(g) | {"x": x, "y": y}
+    x, y = common.strided(g)
+    return _points(g) | {"x": 1 + x, "y": 1 + y}
 
 
 CASES = (
-    *(Case(r, partial(_points, relation=r), "every relation") for r in Relation.names()),
+    *variants("{relation}", _points, "every relation", relation=Relation.names()),
     Case("no-rows", lambda g: _points(g, rows=0), "an empty batch"),
     Case("no-columns", lambda g: _points(g, columns=0), "nothing to draw from"),
     Case("no-width", lambda g: _points(g, width=0), "vectors of no components: all beyond the cut-off"),
     Case("one-row", lambda g: _points(g, rows=1), "one row"),
     Case("one-column", lambda g: _points(g, columns=1), "one column, whatever its random number"),
     Case("one-class", lambda g: _points(g, classes=1), "nothing admitted"),
-    Case("itself", lambda g: _with_itself(_points(g)), "negatives of a batch"),
-    Case("itself-any", lambda g: _with_itself(_points(g, relation="any")), "only self excluded"),
+    Case("itself", lambda g: common.with_itself(_points(g)), "negatives of a batch"),
+    Case("itself-any", lambda g: common.with_itself(_points(g, relation="any")), "only self excluded"),
     Case("some-self", lambda g: _points(g, self_index=torch.arange(37) % 5 - 1), "self_index of -1 excludes nothing"),
     Case("far", _far, "rows without a column within the cut-off, and rows with some"),
     Case("orthogonal", lambda g: _points(g) | {"x": torch.zeros(37, 19).double()}, "cosine 0 with everything"),
     Case("near", lambda g: _points(g) | {"y": 1 + torch.randn(53, 19, generator=g).double() / 9}, "weights all equal"),
-    Case("nan", _not_a_number, "NaN is never drawn"),
+    Case("nan", lambda g: common.not_numbers(_points(g)), "NaN is never drawn"),
     Case("strided", _strided, "neither side contiguous"),
     Case("expanded", lambda g: _points(g) | {"y": torch.ones(1, 19).double().expand(53, 19)}, "a stride of 0"),
-    Case(
-        "int32", lambda g: {n: t.int() if n.endswith("labels") else t for n, t in _points(g).items()}, "32-bit labels"
-    ),
-    Case(
-        "large-labels",
-        lambda g: {n: t * 2**40 - 2**41 if n.endswith("labels") else t for n, t in _points(g).items()},
-        "labels that 32 bits do not hold, some negative",
-    ),
+    Case("int32", lambda g: common.of_32_bits(_points(g)), "32-bit labels"),
+    Case("large-labels", lambda g: common.of_64_bits(_points(g)), "labels that 32 bits do not hold, some negative"),
     Case("large-seed", lambda g: _points(g, seed=torch.tensor(-3)), "a seed that 32 bits do not hold"),
     Case("plane", lambda g: _points(g, width=2), "two dimensions: the logarithm of the distance has no weight"),
     Case("line", lambda g: _points(g, width=1), "one dimension"),
     Case("many-rows", lambda g: _points(g, 149, 521, 67), "several blocks of rows and tiles"),
     Case("many-columns", lambda g: _points(g, 13, 2311, 5), "many tiles, and more than one chunk of 2048"),
-    Case(
-        "aligned",
-        lambda g: _points(g, 70, 300, 72),
-        "16-bit vectors at multiples of 16 bytes, which a GPU's copy engine fetches",
-    ),
+    Case("aligned", lambda g: _points(g, 70, 300, 72), common.ALIGNED),
     Case("wide", lambda g: _points(g, 5, 7, 307), "wider than any tile, few rows"),
-    Case("unadmitted", _unadmitted, "columns that no relation admits"),
+    Case("unadmitted", lambda g: common.unadmitted(_points(g, relation="any")), "columns that no relation admits"),
 )
 
 SHAPES = (
     Shape("batch_512", 512, 512, 128),
     Shape("batch_2048", 2048, 2048, 512),
 )
-SAMPLES_PER_CLASS = 4
 
 
 def make_benchmark(shape: Shape, dtype: torch.dtype, generator: Generator) -> Inputs:
-    """A batch against itself."""
-    device = generator.device
-    x = torch.randn(shape.rows, shape.width, generator=generator, device=device).to(dtype)
-    labels = torch.arange(shape.rows, device=device) // SAMPLES_PER_CLASS
-    seed = torch.randint(2**32, (), generator=generator, device=device)
-    rows = torch.arange(shape.rows, device=device)
-    return {"x": x, "y": x, "row_labels": labels, "column_labels": labels, "seed": seed, "self_index": rows}
+    inputs = common.batch_benchmark(shape, dtype, generator)
+    return inputs | {"seed": torch.randint(2**32, (), generator=generator, device=generator.device)}
 
 
 def multiply_adds(shape: Shape) -> int:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ...backends.cpu import int64
-from ...backends.registry import Problem
 from ...backends.triton import launch
 from ...backends.triton.launch import cdiv
 from ...backends.triton.tiles import TILES, store_factors, tile_options
@@ -21,11 +20,6 @@ from . import triton_kernels as kernels
 from .op import Sample
 
 COLUMNS = 32  # of a tile: random numbers and logarithms of more would not fit in the registers
-
-
-def can_run(problem: Problem) -> str | None:
-    """Every call."""
-    return None
 
 
 def forward(a: Sample, plan: Any) -> tuple[Tensor]:

@@ -3,15 +3,8 @@
 import triton
 import triton.language as tl
 
-from ...backends.triton.tiles import (
-    IGNORED,
-    INVALID,
-    block_offsets,
-    factors,
-    index_status,
-    open_to_rows,
-    similarities,
-)
+from ...backends.triton.constants import IGNORED, INVALID
+from ...backends.triton.tiles import block_offsets, factors, index_status, open_to_rows, similarities
 
 # Squared distances below which weights are equal, and from which on there is none.
 NEAREST_SQUARED, FARTHEST_SQUARED = tl.constexpr(0.25), tl.constexpr(1.96)

@@ -8,91 +8,59 @@ from torch import Generator, Tensor
 
 from ...core.enums import Similarity
 from ...core.similarity import accumulation_dtype, similarity_matrix
-from ..cases import Case, Inputs, Shape, largest, reach, similarity_of
+from .. import cases as common
+from ..cases import Case, Inputs, Shape, ignored, largest, poles, randn, reach, similarity_of, variants, zero_rows
 from .op import scores
 
 SIMILARITIES = Similarity.names()
 DIFFERENTIABLE = ("x", "y", "scale", "bias", "margin")
-
-
-def run(inputs: Inputs, backend: str) -> dict[str, Tensor]:
-    return {"scores": scores(**inputs, backend=backend)}
-
-
-def observed(outputs: dict[str, Tensor], inputs: Inputs, exact: bool) -> dict[str, Tensor]:
-    return outputs
-
-
-def _randn(g: Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=g, dtype=torch.float64)
+run, observed = common.run_by_name(scores), common.as_they_are
 
 
 def _logits(g: Generator, rows: int = 37, columns: int = 53, width: int = 19, **options: Any) -> Inputs:
     """Margin and scale on a classifier's cosines; sizes are prime."""
     target = torch.randint(columns, (rows,), generator=g) if columns else torch.full((rows,), -1)
-    inputs = {"x": _randn(g, rows, width), "y": _randn(g, columns, width), "target": target}
+    inputs = {"x": randn(g, rows, width), "y": randn(g, columns, width), "target": target}
     return inputs | {"scale": 16.0, "margin": 0.35} | options
 
 
 def _plain(g: Generator, rows: int = 37, columns: int = 53, width: int = 19, **options: Any) -> Inputs:
-    return {"x": _randn(g, rows, width), "y": _randn(g, columns, width)} | options
+    return {"x": randn(g, rows, width), "y": randn(g, columns, width)} | options
 
 
 def _itself(g: Generator, similarity: str) -> Inputs:
-    x = _randn(g, 23, 11)
+    x = randn(g, 23, 11)
     return {"x": x, "y": x, "similarity": similarity}
 
 
 def _learnable(g: Generator, rows: int = 37, columns: int = 53, **options: Any) -> Inputs:
     """Scale and margin of every row, and a bias: everything that has a gradient."""
-    of_rows = {"scale": torch.logspace(0, 9, rows, 2).double(), "margin": _randn(g, rows)}
-    return _logits(g, rows, columns, bias=_randn(g, columns)) | of_rows | options
+    of_rows = {"scale": torch.logspace(0, 9, rows, 2).double(), "margin": randn(g, rows)}
+    return _logits(g, rows, columns, bias=randn(g, columns)) | of_rows | options
 
 
 def _single(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
-def _ignored(g: Generator, every: int, ignore_index: int) -> Inputs:
-    inputs = _learnable(g, ignore_index=ignore_index)
-    inputs["target"][::every] = ignore_index
-    return inputs
-
-
-def _zero_rows(g: Generator, similarity: str) -> Inputs:
-    inputs = _learnable(g, similarity=similarity)
-    inputs["x"][::3] = 0
-    inputs["y"][::4] = 0
-    return inputs
-
-
-def _poles(g: Generator) -> Inputs:
-    axes = torch.cat([torch.eye(7), -torch.eye(7)]).double()
-    lengths = 2.0 ** torch.randint(3, (14, 1), generator=g)
-    return _logits(g, 14, 14) | {"x": axes * lengths, "y": axes.flip(0) * lengths, "scale": _single(64.0)}
-
-
 def _duplicates(g: Generator, offset: float = 0.0) -> Inputs:
-    x = _randn(g, 37, 19) + offset
+    x = randn(g, 37, 19) + offset
     return {"x": x, "y": x.clone(), "similarity": "negative_squared_euclidean", "scale": _single(0.5)}
 
 
 def _strided(g: Generator, similarity: str) -> Inputs:
-    x, y = _randn(g, 37, 40)[:, 1::2], _randn(g, 20, 60).T[5:58]  # every second number; transposed with an offset
-    of_rows = {"scale": 1 + _randn(g, 74)[::2].abs(), "margin": _randn(g, 74)[1::2], "bias": _randn(g, 106)[::2]}
+    x, y = common.strided(g)
+    of_rows = {"scale": 1 + randn(g, 74)[::2].abs(), "margin": randn(g, 74)[1::2], "bias": randn(g, 106)[::2]}
     return _logits(g) | {"x": x, "y": y, "similarity": similarity} | of_rows
 
 
 CASES = (
     Case("logits", _logits, "the common use; sizes that no tile divides"),
-    *(Case(f"plain-{s}", partial(_plain, similarity=s), "similarities as they are") for s in SIMILARITIES),
-    *(
-        Case(f"learnable-{s}", partial(_learnable, similarity=s), "every gradient; scales of 1 to 512")
-        for s in SIMILARITIES
-    ),
+    *variants("plain-{similarity}", _plain, "similarities as they are", similarity=SIMILARITIES),
+    *variants("learnable-{similarity}", _learnable, "every gradient; scales of 1 to 512", similarity=SIMILARITIES),
     Case(
         "learnable-single",
-        lambda g: _logits(g, scale=_single(30.0), margin=_single(-0.3), bias=_randn(g, 53)),
+        lambda g: _logits(g, scale=_single(30.0), margin=_single(-0.3), bias=randn(g, 53)),
         "one scale and one negative margin that learn",
     ),
     Case("no-rows", lambda g: _learnable(g, rows=0), "an empty batch"),
@@ -101,46 +69,30 @@ CASES = (
     Case("one-row", lambda g: _learnable(g, rows=1), "one row"),
     Case("one-column", lambda g: _learnable(g, columns=1), "one class"),
     Case("one-by-one", lambda g: _logits(g, 1, 1, 1, similarity="dot"), "the smallest problem"),
-    Case("some-ignored", lambda g: _ignored(g, 3, -100), "rows without a target get no margin"),
-    Case("all-ignored", lambda g: _ignored(g, 1, -1), "no margin anywhere"),
-    Case("zero-rows", lambda g: _zero_rows(g, "cosine"), "zero vectors have cosine 0 and no gradient", smooth=False),
-    Case("zero-rows-dot", lambda g: _zero_rows(g, "dot"), "zero vectors that do have a gradient"),
-    Case("poles", _poles, "cosines of exactly -1, 0 and 1"),
+    Case("some-ignored", lambda g: ignored(_learnable(g, ignore_index=-100), 3), "rows without a target get no margin"),
+    Case("all-ignored", lambda g: ignored(_learnable(g, ignore_index=-1), 1), "no margin anywhere"),
+    Case("zero-rows", lambda g: zero_rows(_learnable(g)), "zero vectors have cosine 0 and no gradient", smooth=False),
+    Case("zero-rows-dot", lambda g: zero_rows(_learnable(g, similarity="dot")), "zero vectors that do have a gradient"),
+    Case("poles", lambda g: _logits(g, 14, 14) | poles(g) | {"scale": _single(64.0)}, "cosines of exactly -1, 0 and 1"),
     Case("duplicates", _duplicates, "distances of 0"),
     Case("far-away", lambda g: _duplicates(g, 1000.0), "the expanded distance cancels"),
-    *(Case(f"itself-{s}", partial(_itself, similarity=s), "one tensor") for s in SIMILARITIES),
+    *variants("itself-{similarity}", _itself, "one tensor", similarity=SIMILARITIES),
     Case("strided", lambda g: _strided(g, "cosine"), "nothing contiguous"),
     Case("strided-euclidean", lambda g: _strided(g, "negative_squared_euclidean"), "likewise, with a centre"),
-    Case("expanded", lambda g: _logits(g) | {"y": _randn(g, 1, 19).expand(53, 19)}, "a stride of 0"),
+    Case("expanded", lambda g: _logits(g) | {"y": randn(g, 1, 19).expand(53, 19)}, "a stride of 0"),
     Case("int32", lambda g: _logits(g) | {"target": torch.arange(37, dtype=torch.int32)}, "32-bit labels"),
     Case("strips", lambda g: _logits(g, 13, 521, 67, scale=_single(8.0)), "more columns than one strip of 256"),
     Case("chunks", lambda g: _learnable(g, rows=29, columns=2311), "more columns than one chunk of 2048"),
-    Case(
-        "aligned",
-        lambda g: _plain(g, 70, 300, 72),
-        "16-bit vectors at multiples of 16 bytes, which a GPU's copy engine fetches",
-    ),
-    *(
-        Case(f"negated-{s}", partial(_learnable, similarity=s, sign=-1), "all with the other sign")
-        for s in SIMILARITIES
-    ),
+    Case("aligned", lambda g: _plain(g, 70, 300, 72), common.ALIGNED),
+    *variants("negated-{similarity}", partial(_learnable, sign=-1), "all with the other sign", similarity=SIMILARITIES),
     Case("wide", lambda g: _plain(g, 5, 7, 307, similarity="dot", scale=_single(0.1)), "wider than any tile, few rows"),
 )
 
-SHAPES = (
-    Shape("few_shot_64", 256, 64, 64),
-    Shape("few_shot_512", 256, 64, 512),
-    Shape("few_shot_200", 256, 200, 1600),
-    Shape("classes_10000", 128, 10_000, 512),
-)
+SHAPES = common.CLASSIFIERS
 
 
 def make_benchmark(shape: Shape, dtype: torch.dtype, generator: Generator) -> Inputs:
-    def randn(rows: int) -> Tensor:
-        return torch.randn(rows, shape.width, generator=generator, device=generator.device).to(dtype)
-
-    target = torch.randint(shape.columns, (shape.rows,), generator=generator, device=generator.device)
-    return {"x": randn(shape.rows), "y": randn(shape.columns), "target": target, "scale": 30.0, "margin": 0.35}
+    return common.classifier_benchmark(shape, dtype, generator) | {"margin": 0.35}
 
 
 def multiply_adds(shape: Shape) -> int:

@@ -1,24 +1,15 @@
 """`scores` in C++ on a CPU (csrc/scores/cpu.cpp): the tensors' memory, handed over."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...backends.cpu import call, empty_like, int64, module, row_factor, vector
+from ...backends.registry import MaybeTensors
 from ...core.similarity import accumulation_dtype
-
-if TYPE_CHECKING:
-    from ...backends.registry import Problem
-    from .op import Scores
-
-
-def can_run(problem: Problem) -> str | None:
-    """Every call."""
-    return None
+from .op import Scores
 
 
 def saved_size(a: Scores, plan: Any) -> int:
@@ -36,17 +27,13 @@ def _arguments(a: Scores) -> tuple[Any, ...]:
 
 def forward(a: Scores, plan: Any) -> tuple[Tensor, Tensor]:
     """(B, N) in the dtype of x, and nothing saved."""
-    assert module is not None
     scores = torch.empty(a.x.shape[0], a.y.shape[0], dtype=a.x.dtype)
     call(module.scores_forward, *_arguments(a), scores)
     return scores, torch.empty(0, dtype=accumulation_dtype(a.x.dtype))
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Scores, saved: Tensor, plan: Any, needs: Sequence[bool]
-) -> list[Tensor | None]:
+def backward(grads: MaybeTensors, a: Scores, saved: Tensor, plan: Any, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, y, scale, bias and margin, of those that are needed."""
-    assert module is not None
     variables = (a.x, a.y, a.scale, a.bias, a.margin)
     gradients = [empty_like(t) if need and isinstance(t, Tensor) else None for t, need in zip(variables, needs)]
     call(module.scores_backward, grads[0], *_arguments(a), *gradients)

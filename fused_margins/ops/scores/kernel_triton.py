@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from ...backends.cpu import int64, row_factor, vector
-from ...backends.registry import Problem
+from ...backends.registry import MaybeTensors
 from ...backends.triton import launch
+from ...backends.triton.constants import BN
 from ...backends.triton.gradients import Gradients, gradient_scale
 from ...backends.triton.launch import cdiv
-from ...backends.triton.tiles import BN, TILES, TMA_TILES, Tiles, sides, store_factors, tile_options
+from ...backends.triton.tiles import TILES, TMA_TILES, Tiles, sides, store_factors, tile_options
 from ...core import indices
 from ...core.enums import Similarity
 from ...core.similarity import accumulation_dtype
@@ -20,11 +21,6 @@ from .op import Scores
 
 # With a tile of incoming gradients in registers, too, float32 has room for fewer rows and float64 needs more warps.
 BACKWARD_TILES = TILES | {torch.float32: Tiles(32, 16, 4, 3), torch.float64: Tiles(16, 16, 8, 1)}
-
-
-def can_run(problem: Problem) -> str | None:
-    """Every call."""
-    return None
 
 
 def saved_size(a: Scores, plan: Any) -> int:
@@ -80,9 +76,7 @@ def forward(a: Scores, plan: Any) -> tuple[Tensor, Tensor]:
     return scores, saved
 
 
-def backward(
-    grads: Sequence[Tensor | None], a: Scores, saved: Tensor, plan: Any, needs: Sequence[bool]
-) -> list[Tensor | None]:
+def backward(grads: MaybeTensors, a: Scores, saved: Tensor, plan: Any, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, y, scale, bias and margin, of those that are needed."""
     x, y, (grad_scores,) = a.x, a.y, grads
     assert grad_scores is not None
@@ -101,7 +95,7 @@ def backward(
         inputs = _inputs(a, BACKWARD_TILES)
         row_blocks = cdiv(rows, inputs.options["BM"])
         of_w = gradient_scale(x, lambda: _largest_weight(grad_scores, inputs, a.similarity))
-        both = Gradients(x, y, a.similarity, of_x, of_y, inputs.x_factor, inputs.y_factor, of_w, row_blocks)
+        both = Gradients(a, (of_x, of_y), (inputs.x_factor, inputs.y_factor), of_w, row_blocks)
         bias_sums = new(row_blocks, both.chunk) if of_bias else new(0)
         scale_sums, margin_sums = (new(both.chunk_tiles, rows) if need else new(0) for need in (of_scale, of_margin))
         for first in range(0, both.tiles, both.chunk_tiles):

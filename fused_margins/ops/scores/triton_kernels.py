@@ -3,18 +3,9 @@
 import triton
 import triton.language as tl
 
+from ...backends.triton.constants import COSINE, EUCLIDEAN, INVALID
 from ...backends.triton.gradients import store_weights, weight_factor
-from ...backends.triton.tiles import (
-    COSINE,
-    EUCLIDEAN,
-    INVALID,
-    block_offsets,
-    factors,
-    half_similarities,
-    index_status,
-    row_factor,
-    similarities,
-)
+from ...backends.triton.tiles import block_offsets, factors, half_similarities, index_status, row_factor, similarities
 
 
 @triton.jit

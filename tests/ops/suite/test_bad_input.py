@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fused_margins.backends import registry
+from fused_margins.backends import budget, registry
 from fused_margins.core import indices
 from fused_margins.core.indices import check_members, checked
 from fused_margins.ops import fields as kinds
@@ -237,10 +237,10 @@ def test_checked_holds_within_its_context_only():
     ],
 )
 def test_a_memory_budget_is_an_integer(value, error):
-    before = registry.memory_budget()
+    before = budget.memory_budget()
     with pytest.raises(error, match="num_bytes: expected "):
-        registry.set_memory_budget(value)
-    assert registry.memory_budget() == before
+        budget.set_memory_budget(value)
+    assert budget.memory_budget() == before
 
 
 @pytest.mark.parametrize("op", OPS)

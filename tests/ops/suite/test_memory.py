@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fused_margins.backends import registry
+from fused_margins.backends.budget import within_memory_budget
 from fused_margins.core.similarity import accumulation_dtype
 from fused_margins.ops import cases
 from fused_margins.ops.around_dispatcher import plan_of
@@ -19,7 +20,7 @@ BUDGETS = (0, 20_000, 2**27)
 
 @pytest.fixture(params=BUDGETS)
 def budget(request) -> Iterator[int]:
-    with registry.within_memory_budget(request.param):
+    with within_memory_budget(request.param):
         yield request.param
 
 
@@ -73,7 +74,7 @@ def test_the_memory_budget_changes_no_bit_of_a_gradient(op, backend):
             needs = tuple(isinstance(a[i], Tensor) for i in shell.differentiable)
             results, sizes = [], []
             for num_bytes in BUDGETS:
-                with registry.within_memory_budget(num_bytes):
+                with within_memory_budget(num_bytes):
                     sizes.append(kernel.saved_size(a, plan_of(kernel, a, needs)))
                     results.append(cases.evaluate(OPS[op], inputs, backend))
             changed += len(set(sizes)) > 1
@@ -90,7 +91,7 @@ def test_a_budget_that_changes_between_forward_and_backward(op, backend):
         names = [n for n in OPS[op].DIFFERENTIABLE if isinstance(inputs.get(n), Tensor)]
         leaf_of = {id(inputs[n]): inputs[n].detach().requires_grad_() for n in names}
         leaves = {n: leaf_of[id(inputs[n])] for n in names}
-        with registry.within_memory_budget(0):
+        with within_memory_budget(0):
             outputs = [t for t in OPS[op].run(inputs | leaves, backend).values() if t.requires_grad]
         generator = torch.Generator().manual_seed(0)
         incoming = [torch.randint(-64, 65, t.shape, generator=generator).to(t) / 64 for t in outputs]
