@@ -44,7 +44,9 @@ def _has_target(target: Tensor, negative_lse: Tensor, ignore_index: int) -> Tens
 EPILOGUES: dict[Epilogue, Row] = {
     # Liu et al., Negative Margin Matters, 2020; with an angle Deng et al., ArcFace, 2019, eq. 3.
     Epilogue.MARGIN_SOFTMAX: Row(
-        loss=lambda u, negative_lse, scale, margin, angle: softplus(log_odds(negative_lse, scale * (angle.psi(u) - margin))),
+        loss=lambda u, negative_lse, scale, margin, angle: softplus(
+            log_odds(negative_lse, scale * (angle.psi(u) - margin))
+        ),
         counts=_has_target,
         margins=True,
     ),
