@@ -58,9 +58,25 @@ def _one_center(weight: Tensor, temperature: float, label_smoothing: float = 0.0
         raise ValueError(f"weight: expected a tensor (classes, centers, width) with centers, got {got}")
     if label_smoothing != 0:
         raise ValueError(f"label_smoothing: expected 0 where a class has several centers, got {label_smoothing}")
-    if registry.known(backend) not in ("auto", "reference"):
-        raise ValueError(f"backend: expected 'auto' or 'reference' where a class has several centers, got {backend!r}")
+    if temperature != 0 and registry.known(backend) not in ("auto", "reference"):
+        raise ValueError(f"backend: expected 'auto' or 'reference' with a center_temperature, got {backend!r}")
     return weight[:, 0]
+
+
+def _nearest_centers(call: Contrast, centers: Tensor) -> Contrast:
+    """A checked call on the first centers (C, D) as one on all: the columns of a class are a group, the target is the
+    most similar one of the own class.
+    """
+    num_classes, num_centers, width = centers.shape
+    labels = check_index(call.target, num_classes, call.ignore_index, "labels")
+    with torch.no_grad():
+        own = take_rows(centers.flatten(1), labels).unflatten(1, (num_centers, width))  # (B, K, D)
+        best = pair_similarity(call.x[:, None], own, call.similarity).argmax(1)
+    target = torch.where(labels >= 0, labels * num_centers + best, labels)
+    classes = torch.arange(num_classes, device=centers.device).repeat_interleave(num_centers)
+    all_centers = centers.to(call.x.dtype).flatten(0, 1)
+    call = call._replace(y=all_centers, target=target, row_labels=labels, column_labels=classes)
+    return call._replace(ignore_index=IGNORED, group_size=num_centers)
 
 
 def margin_softmax_loss(
@@ -92,7 +108,7 @@ def margin_softmax_loss(
     Args:
         embeddings: (B, D), float64, float32, bfloat16 or float16.
         weight: (C, D), one row a class, same dtype; or (C, K, D), K centers a class, from which the u_ij of a class is
-            made. That is PyTorch on any device, in pieces of classes that fit the memory budget.
+            made; with a temperature in PyTorch, in pieces of classes that fit the memory budget.
         labels: (B,) integers in [0, C), or `ignore_index`.
         scale: s > 0: a number, 0-d tensor (may learn) or (B, 1).
         margin: m: a number, 0-d tensor, (C,) one a class or (B, 1) one a sample; of any sign; differentiable as a
@@ -142,12 +158,14 @@ def margin_softmax_loss(
     own = check_margin(labels, weight, similarity, *options)
     scale = _row_scale(scale, embeddings)
     # An angle that is a number goes with the op; what else there is, is row code on its two vectors.
-    if centers is None and own.is_a_number and label_smoothing == 0 and class_weight is None:
+    if own.is_a_number and label_smoothing == 0 and class_weight is None and center_temperature == 0:
         of_loss = (own.angle_rad, own.beyond_pi, own.straight_through, checks.choice("reduction", reduction, Reduction))
         call = Contrast(
             embeddings, weight, labels, None, None, None, scale, None, own.margin, own.similarity, Relation.DIFFERENT,
             ignore_index, Epilogue.MARGIN_SOFTMAX, *of_loss,  # type: ignore[arg-type]
         )  # fmt: skip
+        if centers is not None:
+            call = _nearest_centers(contrast.checked(call, _OF_CLASSES), centers)
         return contrast.run(call, backend, _OF_CLASSES, valid=False)
 
     reduced = checks.choice("reduction", reduction, Reduction)
@@ -161,7 +179,8 @@ def margin_softmax_loss(
     embeddings, weight, scale = call.x, call.y, call.scale
     labels = labels.long()  # ignore_index need not fit a narrower dtype
     class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
-    if centers is None:
+    if center_temperature == 0:
+        call = call if centers is None else _nearest_centers(call, centers)
         u, negative_lse = contrast.run(call, backend, _OF_CLASSES)
     else:
         with torch.autocast(embeddings.device.type, enabled=False):

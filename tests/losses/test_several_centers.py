@@ -36,6 +36,7 @@ PSI = {
     "angular": lambda u: torch.cos(torch.acos(u) + 0.3),
 }
 MARGIN = {"additive": -0.2, "angular": 0.3}
+# Bytes of softmax weights that a kernel saves, and of a piece of classes.
 pieces_or_not = pytest.mark.parametrize("budget", [0, 2**27], ids=["pieces", "at-once"])
 
 
@@ -113,7 +114,7 @@ def test_pieces_hold_a_piece_alone():
             within_memory_budget(budget),
             torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t),
         ):
-            margin_softmax_loss(x, weight, labels)
+            margin_softmax_loss(x, weight, labels, center_temperature=0.1)
         return max(sizes)
 
     assert largest_saved(2**30) >= 256 * 2000
@@ -148,7 +149,11 @@ def test_what_is_refused_by_name():
             r"^label_smoothing: expected 0 where a class has several centers, got 0.1",
             {"label_smoothing": 0.1},
         ),
-        (ValueError, r"^backend: expected 'auto' or 'reference' where .*, got 'cpu'", {"backend": "cpu"}),
+        (
+            ValueError,
+            r"^backend: expected 'auto' or 'reference' with a center_temperature, got 'cpu'",
+            {"backend": "cpu", "center_temperature": 0.1},
+        ),
         (ValueError, r"^center_temperature: expected a number of at least 0, got -1", {"center_temperature": -1}),
         (TypeError, r"^center_temperature: expected a number, got str", {"center_temperature": "1"}),
         (

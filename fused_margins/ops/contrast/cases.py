@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from ...core.enums import Relation, Similarity
 from ...core.indices import ABSENT, UNADMITTED
-from ...core.similarity import accumulation_dtype, admitted, similarity_matrix
+from ...core.similarity import accumulation_dtype, admitted, best_of_groups, similarity_matrix
 from ..cases import Case, Inputs, Shape, largest, reach, relation_of, similarity_of
 from . import cases_of_epilogues as of_epilogues
 from .op import contrast
@@ -107,6 +107,13 @@ def _unadmitted(g: Generator, relation: str) -> Inputs:
     return inputs
 
 
+def _grouped(g: Generator, groups: int, size: int, **options: Any) -> Inputs:
+    """Classes of several centers: the columns of a class are a group."""
+    inputs = _softmax(g, columns=groups * size, scale=4.0)
+    of_classes = {"row_labels": inputs["target"] // size, "column_labels": torch.arange(groups * size) // size}
+    return inputs | of_classes | {"group_size": size} | options
+
+
 def _strided(g: Generator, similarity: str) -> Inputs:
     x, y = _randn(g, 37, 40)[:, 1::2], _randn(g, 20, 60).T[5:58]  # every second number; transposed with an offset
     return _softmax(g, scale=2.0) | {"x": x, "y": y, "bias": _randn(g, 106)[::2], "similarity": similarity}
@@ -196,6 +203,19 @@ CASES = (
     Case("wide", lambda g: _batch(g, 5, 7, 307, similarity="dot", scale=0.1), "wider than any tile, few rows"),
     Case("absent", _absent, "rows whose class lives elsewhere: negatives and no positive"),
     Case("absent-no-columns", lambda g: _softmax(g, columns=0, target=torch.full((37,), ABSENT)), "an empty shard"),
+    Case("groups", lambda g: _grouped(g, 17, 3), "classes of three centers, of which the most similar one counts"),
+    Case(
+        "groups-euclidean",
+        lambda g: _grouped(g, 40, 7, similarity="negative_squared_euclidean", bias=_randn(g, 280)),
+        "groups that end where no tile and no strip does; a bias chooses nobody",
+    ),
+    Case(
+        "groups-itself",
+        lambda g: _with_itself(g, 42, relation="same", group_size=2),
+        "groups across labels, some of whose columns are not admitted",
+    ),
+    Case("groups-all", lambda g: _grouped(g, 1, 53, relation="any"), "one group of all columns"),
+    Case("groups-large", lambda g: _grouped(g, 2, 200), "groups of more columns than a kernel takes"),
     *(Case(f"unadmitted-{r}", partial(_unadmitted, relation=r), "columns that no relation admits") for r in RELATIONS),
     *of_epilogues.CASES,
 )
@@ -232,6 +252,7 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float 
     row_labels, column_labels = inputs.get("row_labels", target), inputs.get("column_labels", columns)
     valid = (target != inputs.get("ignore_index", -1))[:, None]
     mask = admitted(row_labels, column_labels, relation, inputs.get("self_index")) & valid
+    mask = best_of_groups(similarity_matrix(x, y, similarity), mask, inputs.get("group_size", 1))
 
     u, u_largest, (factor_x, factor_y) = similarity_matrix(x, y, similarity), *reach(x, y, similarity)
     z = scale * u + inputs.get("bias", 0.0)

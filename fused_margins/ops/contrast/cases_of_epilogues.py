@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from ...core.enums import Reduction, Similarity
 from ...core.indices import ABSENT
 from ...core.margins import apply_margin
-from ...core.similarity import accumulation_dtype, admitted, similarity_matrix
+from ...core.similarity import accumulation_dtype, admitted, best_of_groups, similarity_matrix
 from ..cases import Case, Inputs, largest, reach, relation_of, similarity_of
 from .epilogues import EPILOGUES
 
@@ -28,6 +28,15 @@ def _classifier(g: Generator, rows: int = 37, columns: int = 53, width: int = 19
         "epilogue": "margin_softmax",
     }
     return inputs | options
+
+
+def _centers(g: Generator, classes: int = 71, centers: int = 3) -> Inputs:
+    inputs = _classifier(g, columns=classes * centers, angle_rad=0.4)
+    of_classes = {
+        "row_labels": inputs["target"] // centers,
+        "column_labels": torch.arange(classes * centers) // centers,
+    }
+    return inputs | of_classes | {"group_size": centers}
 
 
 def _numbers(g: Generator, rows: int = 37) -> Tensor:
@@ -115,6 +124,7 @@ CASES = (
         for s in Similarity.names()
         for r in Reduction.names()
     ),
+    Case("margin_softmax-groups", _centers, "sub-center ArcFace: the target is the most similar center of the class"),
     Case(
         "margin_softmax-scale-0d",
         lambda g: _classifier(g, scale=8 + _numbers(g)[0], margin=_numbers(g)[1]),
@@ -206,6 +216,7 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float 
     own = (target[:, None] == columns) & counted  # (B, N)
     labels = inputs.get("row_labels", target), inputs.get("column_labels", columns)
     mask = admitted(*labels, relation_of(inputs, "different"), inputs.get("self_index")) & counted
+    mask = best_of_groups(similarity_matrix(x, y, similarity), mask, inputs.get("group_size", 1))
     u, u_largest, (factor_x, factor_y) = similarity_matrix(x, y, similarity), *reach(x, y, similarity)
     share = 1 / max(1, int((counted & mask.any(1, keepdim=True)).sum())) if reduction == "mean" else 1.0
     angle, beyond_pi = inputs.get("angle_rad", 0.0), inputs.get("beyond_pi", "standard")

@@ -12,7 +12,7 @@ from ...core.enums import MarginType
 from ...core.indices import ABSENT, IGNORED, INVALID, check_index
 from ...core.margins import Margin
 from ...core.reductions import masked_logsumexp, reduce_loss
-from ...core.similarity import admitted, pair_similarity, similarity_matrix, take_rows
+from ...core.similarity import admitted, best_of_groups, pair_similarity, similarity_matrix, take_rows
 from .epilogues import EPILOGUES, Epilogue
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def vectors(a: Contrast, any_scale: bool = False) -> tuple[Tensor, Tensor]:
     if self_index is not None:
         invalid = invalid | (self_index == INVALID)
     mask = admitted(row_labels, column_labels, a.relation, self_index) & ~ignored[:, None]
-    negative_lse = masked_logsumexp(z, mask)
+    negative_lse = masked_logsumexp(z, best_of_groups(u, mask, a.group_size))
 
     positive = pair_similarity(a.x, take_rows(a.y, target), a.similarity)
     positive = torch.where(ignored | absent, 0.0, positive)
