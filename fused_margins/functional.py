@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from .backends import budget, registry
 from .core import checks
+from .core.centers import center_vectors, class_similarities
 from .core.enums import MarginType, Reduction, Relation, Similarity
-from .core.indices import ABSENT, check_index
+from .core.indices import ABSENT, IGNORED, INVALID, check_index
 from .core.margins import check_margin
 from .core.reductions import log_odds, reduce_loss, softplus
 from .core.similarity import pair_similarity, similarity_sum, take_rows
@@ -47,6 +49,36 @@ def _row_scale(scale: float | Tensor, embeddings: Tensor) -> float | Tensor:
     return checks.row_factor("scale", scale, embeddings, positive=True)
 
 
+def _one_center(weight: Tensor, temperature: float, label_smoothing: float = 0.0, backend: str = "auto") -> Tensor:
+    """(C, D) of weights (C, K, D), on which everything is checked but what several centers ask for."""
+    if not 0 <= checks.number("center_temperature", temperature) < float("inf"):
+        raise ValueError(f"center_temperature: expected a number of at least 0, got {temperature}")
+    if not isinstance(weight, Tensor) or weight.dim() != 3 or not weight.shape[1]:
+        got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"weight: expected a tensor (classes, centers, width) with centers, got {got}")
+    if label_smoothing != 0:
+        raise ValueError(f"label_smoothing: expected 0 where a class has several centers, got {label_smoothing}")
+    if temperature != 0 and registry.known(backend) not in ("auto", "reference"):
+        raise ValueError(f"backend: expected 'auto' or 'reference' with a center_temperature, got {backend!r}")
+    return weight[:, 0]
+
+
+def _nearest_centers(call: Contrast, centers: Tensor) -> Contrast:
+    """A checked call on the first centers (C, D) as one on all: the columns of a class are a group, the target is the
+    most similar one of the own class.
+    """
+    num_classes, num_centers, width = centers.shape
+    labels = check_index(call.target, num_classes, call.ignore_index, "labels")
+    with torch.no_grad():
+        own = take_rows(centers.flatten(1), labels).unflatten(1, (num_centers, width))  # (B, K, D)
+        best = pair_similarity(call.x[:, None], own, call.similarity).argmax(1)
+    target = torch.where(labels >= 0, labels * num_centers + best, labels)
+    classes = torch.arange(num_classes, device=centers.device).repeat_interleave(num_centers)
+    all_centers = centers.to(call.x.dtype).flatten(0, 1)
+    call = call._replace(y=all_centers, target=target, row_labels=labels, column_labels=classes)
+    return call._replace(ignore_index=IGNORED, group_size=num_centers)
+
+
 def margin_softmax_loss(
     embeddings: Tensor,
     weight: Tensor,
@@ -62,6 +94,7 @@ def margin_softmax_loss(
     margin_gradient: str = "exact",
     label_smoothing: float = 0.0,
     class_weight: Tensor | None = None,
+    center_temperature: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
     backend: str = "auto",
@@ -74,7 +107,8 @@ def margin_softmax_loss(
 
     Args:
         embeddings: (B, D), float64, float32, bfloat16 or float16.
-        weight: (C, D), one row a class, same dtype.
+        weight: (C, D), one row a class, same dtype; or (C, K, D), K centers a class, from which the u_ij of a class is
+            made; with a temperature in PyTorch, in pieces of classes that fit the memory budget.
         labels: (B,) integers in [0, C), or `ignore_index`.
         scale: s > 0: a number, 0-d tensor (may learn) or (B, 1).
         margin: m: a number, 0-d tensor, (C,) one a class or (B, 1) one a sample; of any sign; differentiable as a
@@ -89,6 +123,8 @@ def margin_softmax_loss(
         margin_gradient: "exact", or "straight_through": d psi / d u taken as 1 for the angular types.
         label_smoothing: epsilon in [0, 1]; as torch.nn.functional.cross_entropy defines it.
         class_weight: (C,), weight of each class; "mean" then divides by the sum of the weights of the labels.
+        center_temperature: t >= 0. Of a class with several centers the most similar one counts at 0 (sub-center
+            ArcFace), else their mean under softmax(u / t) (SoftTriple).
         ignore_index: label of rows that count for nothing; so does -2**63, which is reserved.
         reduction: "mean" (over rows that are not ignored; 0 if there are none), "sum" or "none".
         backend: "auto", or the name of one; see `fused_margins.explain`.
@@ -112,6 +148,9 @@ def margin_softmax_loss(
     tensor(0.0049)
     """
     label_smoothing = checks.number("label_smoothing", label_smoothing)
+    centers = None
+    if center_temperature != 0 or (isinstance(weight, Tensor) and weight.dim() == 3):
+        centers, weight = weight, _one_center(weight, center_temperature, label_smoothing, backend)
     if isinstance(margin, Tensor) or isinstance(scale, Tensor) or isinstance(angular_margin_rad, Tensor):
         embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
         checks.labels("labels", labels, embeddings.shape[0], embeddings)
@@ -119,12 +158,14 @@ def margin_softmax_loss(
     own = check_margin(labels, weight, similarity, *options)
     scale = _row_scale(scale, embeddings)
     # An angle that is a number goes with the op; what else there is, is row code on its two vectors.
-    if own.is_a_number and label_smoothing == 0 and class_weight is None:
+    if own.is_a_number and label_smoothing == 0 and class_weight is None and center_temperature == 0:
         of_loss = (own.angle_rad, own.beyond_pi, own.straight_through, checks.choice("reduction", reduction, Reduction))
         call = Contrast(
             embeddings, weight, labels, None, None, None, scale, None, own.margin, own.similarity, Relation.DIFFERENT,
             ignore_index, Epilogue.MARGIN_SOFTMAX, *of_loss,  # type: ignore[arg-type]
         )  # fmt: skip
+        if centers is not None:
+            call = _nearest_centers(contrast.checked(call, _OF_CLASSES), centers)
         return contrast.run(call, backend, _OF_CLASSES, valid=False)
 
     reduced = checks.choice("reduction", reduction, Reduction)
@@ -138,7 +179,21 @@ def margin_softmax_loss(
     embeddings, weight, scale = call.x, call.y, call.scale
     labels = labels.long()  # ignore_index need not fit a narrower dtype
     class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
-    u, negative_lse = contrast.run(call, backend, _OF_CLASSES)
+    if centers is None or center_temperature == 0:
+        call = call if centers is None else _nearest_centers(call, centers)
+        u, negative_lse = contrast.run(call, backend, _OF_CLASSES)
+    else:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            u, negative_lse = center_vectors(
+                embeddings,
+                centers.to(embeddings.dtype),
+                labels,
+                scale,
+                similarity=measure,
+                temperature=float(center_temperature),
+                ignore_index=ignore_index,
+                piece_bytes=budget.memory_budget(),
+            )
     z = scale * own.psi(u)
     loss = softplus(log_odds(negative_lse, z))
     counted = ((labels != ignore_index) & (labels != ABSENT)).to(loss.dtype)
@@ -171,6 +226,7 @@ def margin_logits(
     angular_multiplier: float = 1.0,
     beyond_pi: str = "standard",
     margin_gradient: str = "exact",
+    center_temperature: float = 0.0,
     ignore_index: int = -100,
     backend: str = "auto",
 ) -> Tensor:
@@ -181,7 +237,7 @@ def margin_logits(
     Predict from the logits without labels: accuracy on margin-shifted ones is meaningless.
 
     Args:
-        embeddings: (B, D), float64, float32, bfloat16 or float16. weight: (C, D), same dtype.
+        embeddings: (B, D), float64, float32, bfloat16 or float16. weight: (C, D) or (C, K, D), same dtype.
         labels: (B,) integers in [0, C), `ignore_index` for rows without a margin, or None.
         scale, margin, and all others: as for `margin_softmax_loss`.
 
@@ -203,6 +259,9 @@ def margin_logits(
     """
     measure = checks.choice("similarity", similarity, Similarity)
     ignore_index = checks.integer("ignore_index", ignore_index)
+    centers = None
+    if center_temperature != 0 or (isinstance(weight, Tensor) and weight.dim() == 3):
+        centers, weight = weight, _one_center(weight, center_temperature, backend=backend)
     embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
     scale = _row_scale(scale, embeddings)
     plain = labels is None
@@ -212,6 +271,16 @@ def margin_logits(
     labels = labels.long()  # ignore_index need not fit a narrower dtype
     options = (margin, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient)
     own = check_margin(labels, weight, measure, *options)
+    if centers is not None:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            u = class_similarities(embeddings, centers.to(embeddings.dtype), measure, float(center_temperature))
+        if not plain:
+            index = check_index(labels, weight.shape[0], ignore_index, "labels")[:, None]
+            of_own = u.gather(1, index.clamp(min=0))
+            shifted = torch.where(index == INVALID, torch.nan, own.psi(of_own[:, 0])[:, None])
+            u = u.scatter(1, index.clamp(min=0), torch.where(index == IGNORED, of_own, shifted))
+        of_row = scale[:, None] if isinstance(scale, Tensor) and scale.dim() else scale
+        return (u * of_row).to(embeddings.dtype)
     call = Scores(embeddings, weight, scale=scale, similarity=measure, ignore_index=ignore_index)
     if plain:
         return scores.run(call, "reference" if _is_exporting() else backend)

@@ -42,10 +42,10 @@ class Backward {
         epilogue_(args.in.epilogue != Epilogue::none),
         maximum_(args.in.force_running_maximum || p_.needs_maximum()),
         relative_(maximum_),
-        recompute_(args.in.saved_blocks < contrast_num_blocks(p_.columns)),
+        recompute_(args.in.saved_blocks < contrast_num_blocks(p_.columns, args.in.group_size)),
         columns_wanted_(args.grad_y || args.grad_bias),
         threads_(thread_count(double(p_.rows) * double(p_.columns) * double(p_.width) * (recompute_ ? 2 : 1))),
-        group_(Products::group(p_.columns, threads_)),
+        group_(whole_groups(Products::group(p_.columns, threads_), args.in.group_size)),
         side_(p_, const_cast<void*>(args.saved)),
         loss_(p_, side_.saved),
         of_loss_(epilogue_ ? 2 * p_.rows : 0),
@@ -142,10 +142,10 @@ class Backward {
 
   // The weights of a group of columns, as saved or made again, or relative to negative_lse.
   const T* weights(int64_t first, int64_t count, T* columns, T* own) const {
-    const int64_t block = first / BLOCK;
+    const int64_t block = first / side_.saved.block;
     const T *shift = side_.saved.shifts(block), *w = own;
     if (block < args_.in.saved_blocks)
-      w = side_.saved.weights(block) + first % BLOCK * side_.stride;
+      w = side_.saved.weights(block) + first % side_.saved.block * side_.stride;
     else
       for (int64_t panel = 0; panel < side_.panels(); ++panel)
         side_.make(first, count, columns, panel, false, maximum_ ? shift : nullptr, own, nullptr, nullptr);
@@ -173,7 +173,7 @@ class Backward {
     const int64_t count = std::min(group_, p_.columns - first);
     T *prepared = scratch_.mine(), *own = prepared + columns_size(), *gradient = own + group_ * side_.stride;
     T *rest = gradient + group_ * gradient_stride(), *row = rows_scratch(), *other = row + p_.width;
-    if (first / BLOCK >= args_.in.saved_blocks)
+    if (first / side_.saved.block >= args_.in.saved_blocks)
       side_.products.prepare_columns(first, 0, count, count, false, prepared, row);
     const T* w = weights(first, count, prepared, own);
     if (args_.grad_bias)

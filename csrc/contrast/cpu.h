@@ -23,7 +23,8 @@ struct ContrastInputs {
   Similarity similarity;
   Relation relation;
   int64_t ignore_index;
-  Epilogue epilogue;  // what makes the loss of the two vectors; none: they are the outputs
+  int64_t group_size;  // of each so many columns in turn a row sees the most similar one that it admits
+  Epilogue epilogue;   // what makes the loss of the two vectors; none: they are the outputs
   Psi psi;
   Reduction reduction;
   bool force_running_maximum;
@@ -34,35 +35,44 @@ struct ContrastInputs {
 // Weights exp(logit - shift) are made in blocks of columns with a shift for each block and row (0 where none is
 // needed). A forward saves, one after another: the factors of the rows (16 n), 16 n being their number rounded up to an
 // odd n; the factors of the columns (a multiple of 16); all shifts (blocks, 16 n); the weights of the first blocks,
-// each (CONTRAST_BLOCK + CONTRAST_SPARE_ROWS, 16 n); with_mean: the columns summed under the weights of each row, as
+// each (contrast_block + CONTRAST_SPARE_ROWS, 16 n); with_mean: the columns summed under the weights of each row, as
 // the products take them (unit length, relative to the centre), (rows, width) rounded up to 4 and to 16, then (rows,)
 // what makes the sum a mean, and (rows,) the mean similarity; and (rows,) positive, (rows,) negative_lse.
-constexpr int64_t CONTRAST_BLOCK = 192;
+constexpr int64_t CONTRAST_BLOCK = 192;  // most columns of a block
 constexpr int64_t CONTRAST_SPARE_ROWS = 4;
 
-inline int64_t contrast_num_blocks(int64_t columns) {
-  return (columns + CONTRAST_BLOCK - 1) / CONTRAST_BLOCK;
+// Columns of a block: whole groups.
+inline int64_t contrast_block(int64_t group_size) {
+  return CONTRAST_BLOCK / group_size * group_size;
+}
+inline int64_t contrast_num_blocks(int64_t columns, int64_t group_size) {
+  return (columns + contrast_block(group_size) - 1) / contrast_block(group_size);
 }
 inline int64_t contrast_weight_stride(int64_t rows) {
   return ((rows + 15) / 16 | 1) * 16;
 }
-inline int64_t contrast_weights_size(int64_t rows, int64_t columns, int64_t saved_blocks) {
-  const int64_t weights = std::min(columns, saved_blocks * CONTRAST_BLOCK) + saved_blocks * CONTRAST_SPARE_ROWS;
-  return (1 + contrast_num_blocks(columns) + weights) * contrast_weight_stride(rows) + (columns + 15) / 16 * 16;
+inline int64_t contrast_weights_size(int64_t rows, int64_t columns, int64_t group_size, int64_t saved_blocks) {
+  const int64_t block = contrast_block(group_size);
+  const int64_t weights = std::min(columns, saved_blocks * block) + saved_blocks * CONTRAST_SPARE_ROWS;
+  return (1 + contrast_num_blocks(columns, group_size) + weights) * contrast_weight_stride(rows) +
+         (columns + 15) / 16 * 16;
 }
 inline int64_t contrast_mean_size(int64_t rows, int64_t width) {
   return (rows + 3) / 4 * 4 * ((width + 15) / 16 * 16) + 2 * rows;
 }
 
 // Values of T that a forward saves.
-inline int64_t contrast_saved_size(int64_t rows, int64_t columns, int64_t width, bool with_mean, int64_t saved_blocks) {
+inline int64_t contrast_saved_size(int64_t rows, int64_t columns, int64_t width, int64_t group_size, bool with_mean,
+                                   int64_t saved_blocks) {
   const int64_t mean = with_mean ? contrast_mean_size(rows, width) : 0;
-  return contrast_weights_size(rows, columns, saved_blocks) + mean + 2 * rows;
+  return contrast_weights_size(rows, columns, group_size, saved_blocks) + mean + 2 * rows;
 }
 // The blocks whose weights fit into a budget.
-inline int64_t contrast_saved_blocks(int64_t rows, int64_t columns, int64_t value_bytes, int64_t budget_bytes) {
-  const int64_t block = std::min(CONTRAST_BLOCK, columns) + CONTRAST_SPARE_ROWS;
-  return std::min(contrast_num_blocks(columns), budget_bytes / (block * contrast_weight_stride(rows) * value_bytes));
+inline int64_t contrast_saved_blocks(int64_t rows, int64_t columns, int64_t group_size, int64_t value_bytes,
+                                     int64_t budget_bytes) {
+  const int64_t block = std::min(contrast_block(group_size), columns) + CONTRAST_SPARE_ROWS;
+  return std::min(contrast_num_blocks(columns, group_size),
+                  budget_bytes / (block * contrast_weight_stride(rows) * value_bytes));
 }
 
 struct ContrastForward {

@@ -61,7 +61,8 @@ void forward(const ContrastForward& args) {
   Buffer<LogSum<T>> total(p.rows);
   Scratch<T> scratch(threads, std::max({products.scratch_size(), ROW_TASK * Side::WIDE, 2 * p.width}));
   std::fill(total.get(), total.get() + p.rows, LogSum<T>{0, 0});
-  if (!p.rows) std::fill_n(saved.x_factor, contrast_weights_size(0, p.columns, args.in.saved_blocks), T(0));
+  if (!p.rows)
+    std::fill_n(saved.x_factor, contrast_weights_size(0, p.columns, args.in.group_size, args.in.saved_blocks), T(0));
   std::fill(saved.x_factor + p.rows, saved.y_factor, T(0));
   std::fill(saved.y_factor + p.columns, saved.all_shifts, T(0));
   products.allocate_logits();
@@ -75,7 +76,7 @@ void forward(const ContrastForward& args) {
     const int64_t count = side.block_columns(block);
     T *of_block = columns.get() + slot * block_size, *weights = weights_of(block, slot);
     typename Side::Sums& of = sums[slot * panels + panel];
-    side.make(block * BLOCK, count, of_block, panel, maximum, nullptr, weights, positive, &of);
+    side.make(block * saved.block, count, of_block, panel, maximum, nullptr, weights, positive, &of);
     if (average) products.weights_are_made(slot, panel, weights + panel * Side::WIDE, count, of_block);
     side.save_shifts(panel, of, saved.shifts(block));
     if (block < args.in.saved_blocks) side.fill_margins(panel, count, weights);
@@ -122,7 +123,7 @@ void forward(const ContrastForward& args) {
                   [&](int stage, int64_t block, int64_t slot, int64_t i) {
                     const int64_t total = side.block_columns(block), at = i * PIECE;
                     if (stage == 0 && at < total)
-                      products.prepare_columns(block * BLOCK, at, std::min(PIECE, total - at), total, true,
+                      products.prepare_columns(block * saved.block, at, std::min(PIECE, total - at), total, true,
                                                columns.get() + slot * block_size, scratch.mine());
                     if (stage == 1) make(block, slot, i);
                     for (int64_t row = i * ROW_TASK; stage == 2 && row < std::min(p.rows, (i + 1) * ROW_TASK); ++row)

@@ -2,8 +2,8 @@
 //
 // The weights lie with columns as rows: (columns, weight_stride(rows)). So the columns' vectors are left operands of
 // every product and are never packed, sums over columns are sums of vectors, and the weights themselves serve as left
-// operand of both weighted products. They are made in blocks of BLOCK columns; whatever needs a running maximum has
-// one shift for each block and row.
+// operand of both weighted products. They are made in blocks of at most BLOCK columns; whatever needs a running maximum
+// has one shift for each block and row.
 #pragma once
 
 #include "../cpu/checks.h"
@@ -84,8 +84,8 @@ class Weights {
         stride(saved.stride) {}
 
   int64_t panels() const { return products.panels(); }
-  int64_t blocks() const { return ceil_div(p.columns, BLOCK); }
-  int64_t block_columns(int64_t block) const { return std::min(BLOCK, p.columns - block * BLOCK); }
+  int64_t blocks() const { return ceil_div(p.columns, saved.block); }
+  int64_t block_columns(int64_t block) const { return std::min(saved.block, p.columns - block * saved.block); }
 
   // Of a panel's rows, summed over the columns.
   struct Sums {
@@ -156,6 +156,23 @@ class Weights {
         admit(w + j * stride, rows, p.labels.rows.get() + row0, label, p.in.relation, -1, true);
     }
     if (p.in.self_index) exclude(p.in.self_index);
+    for (int64_t j = 0; p.in.group_size > 1 && j < count; j += p.in.group_size) leave_best(rows, w + j * stride);
+  }
+
+  // Of a group's columns each row sees the most similar one, the first of equal ones.
+  void leave_best(int64_t rows, T* w) const {
+    T best[WIDE];
+    std::copy(w, w + rows, best);
+    for (int64_t j = 1; j < p.in.group_size; ++j)
+#pragma omp simd
+      for (int64_t i = 0; i < rows; ++i) best[i] = best[i] < w[j * stride + i] ? w[j * stride + i] : best[i];
+    for (int64_t j = 0; j < p.in.group_size; ++j)
+#pragma omp simd
+      for (int64_t i = 0; i < rows; ++i) {
+        const bool is_best = !(w[j * stride + i] < best[i]);
+        w[j * stride + i] = is_best ? w[j * stride + i] : none<T>;
+        best[i] = is_best ? -none<T> : best[i];
+      }
   }
 
   struct OfVector {

@@ -1,4 +1,4 @@
-"""The soft hinge of a row's loss, from the losses of B rows to what a user asked for, and sums in a fixed order."""
+"""Log-sum-exps, the soft hinge of a row's loss, the reductions of B losses, and sums in a fixed order."""
 
 import torch
 from torch import Tensor
@@ -15,6 +15,16 @@ def log_odds(negative_lse: Tensor, z: Tensor) -> Tensor:
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x) to the precision of x; torch's own default switches to x at 20, which float64 would notice."""
     return F.softplus(x, threshold=20 if x.dtype == torch.float32 else 40)
+
+
+def masked_logsumexp(z: Tensor, mask: Tensor) -> Tensor:
+    """Log-sum-exp (B,) of z (B, N) over what the mask (B, N) admits; -inf without a gradient where that is nothing."""
+    if not z.shape[1]:
+        return z.new_full((z.shape[0],), -torch.inf)
+    empty = ~mask.any(dim=1)
+    # A row that admits nothing is summed over zeros and then replaced, so that no gradient of it is ever inf - inf.
+    z = torch.where(mask, z, torch.where(empty[:, None], 0.0, -torch.inf))
+    return torch.where(empty, -torch.inf, torch.logsumexp(z, dim=1))
 
 
 def reduce_loss(loss: Tensor, weight: Tensor, reduction: Reduction) -> Tensor:

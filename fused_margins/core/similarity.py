@@ -104,6 +104,15 @@ def admitted(row_labels: Tensor, column_labels: Tensor, relation: Relation, self
     return mask
 
 
+def best_of_groups(u: Tensor, mask: Tensor, group_size: int) -> Tensor:
+    """(B, N) bool: of each group of columns the most similar one that the mask admits, the first of equal ones."""
+    if group_size == 1 or not mask.numel():
+        return mask
+    seen = torch.where(mask, u.detach(), -torch.inf).unflatten(1, (mask.shape[1] // group_size, group_size))
+    best = seen.argmax(2, keepdim=True) == torch.arange(group_size, device=u.device)
+    return mask & best.flatten(1)
+
+
 def less_by_rounding(u: Tensor, width: int, size: float | Tensor | None) -> Tensor:
     """u less what the rounding of a sum of `width` products can make of it, which are `size` in all; None: |u|."""
     lower = u - (width + 8) * torch.finfo(u.dtype).eps * (u.abs() if size is None else size)

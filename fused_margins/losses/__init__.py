@@ -13,6 +13,7 @@ from .margin_softmax import (
     NegativeSoftmaxLoss,
     NormalizedSoftmaxLoss,
 )
+from .several_centers import SoftTripleLoss, SubCenterArcFaceLoss
 
 __all__ = [
     "ArcFaceLoss",
@@ -26,4 +27,6 @@ __all__ = [
     "NegativeMarginLoss",
     "NegativeSoftmaxLoss",
     "NormalizedSoftmaxLoss",
+    "SoftTripleLoss",
+    "SubCenterArcFaceLoss",
 ]

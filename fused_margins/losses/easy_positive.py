@@ -36,7 +36,7 @@ def _zero_or_nan(t: Tensor, labels: Tensor, similarity: Similarity) -> Tensor:
 
 def checked_margin(margin: float) -> float:
     checked = checks.finite_number("margin", margin)
-    if not 0 <= checked:
+    if not checked >= 0:
         raise ValueError(f"margin: expected a number of at least 0, got {margin}")
     return checked
 

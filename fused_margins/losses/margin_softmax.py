@@ -26,9 +26,10 @@ class MarginSoftmaxLoss(WithUserValues):
         similarity, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient, label_smoothing,
             ignore_index, reduction, backend: as for `fused_margins.functional.margin_softmax_loss`.
         class_weight: (C,) tensor or None; kept as a buffer.
+        centers_per_class: K. center_temperature: of several centers, see the function.
 
     Attributes:
-        weight: (C, D) parameter, one row a class.
+        weight: (C, D) parameter, one row a class; (C, K, D) where a class has K > 1 centers.
         scale, margin: numbers, parameters where they learn; a margin that was a tensor and does not learn is a buffer.
 
     `reset_parameters` draws the weight anew and gives scale and margin what they began with. Buffers keep their values;
@@ -55,6 +56,8 @@ class MarginSoftmaxLoss(WithUserValues):
     class_weight: Tensor | None
     initial_scale: float | None = None  # of a module that an earlier version pickled
     initial_margin: float | Tensor | None = None
+    centers_per_class: int = 1
+    center_temperature: float = 0.0
     _of_user = ("margin", "class_weight")
 
     def __init__(
@@ -72,6 +75,8 @@ class MarginSoftmaxLoss(WithUserValues):
         margin_gradient: str = "exact",
         label_smoothing: float = 0.0,
         class_weight: Tensor | None = None,
+        centers_per_class: int = 1,
+        center_temperature: float = 0.0,
         ignore_index: int = -100,
         learnable_scale: bool = False,
         learnable_margin: bool = False,
@@ -82,7 +87,14 @@ class MarginSoftmaxLoss(WithUserValues):
         num_classes = checks.integer("num_classes", num_classes, 1)
         embedding_size = checks.integer("embedding_size", embedding_size, 1)
         self.num_classes, self.embedding_size = num_classes, embedding_size
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
+        self.centers_per_class = checks.integer("centers_per_class", centers_per_class, 1)
+        self.center_temperature = checks.number("center_temperature", center_temperature)
+        if not 0 <= self.center_temperature < float("inf"):
+            raise ValueError(f"center_temperature: expected a number of at least 0, got {center_temperature}")
+        if self.centers_per_class == 1 and self.center_temperature != 0:
+            raise ValueError(f"center_temperature: expected 0 with one center a class, got {center_temperature}")
+        centers = () if self.centers_per_class == 1 else (self.centers_per_class,)
+        self.weight = nn.Parameter(torch.empty(num_classes, *centers, embedding_size))
         self.initial_scale = checks.positive_number("scale", scale)
         learns = checks.flag("learnable_scale", learnable_scale)
         self.scale: float | Tensor = nn.Parameter(torch.empty(())) if learns else self.initial_scale
@@ -103,6 +115,8 @@ class MarginSoftmaxLoss(WithUserValues):
         self.label_smoothing = checks.number("label_smoothing", label_smoothing)
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+        if self.label_smoothing and self.centers_per_class > 1:
+            raise ValueError(f"label_smoothing: expected 0 where a class has several centers, got {label_smoothing}")
         self.ignore_index = checks.integer("ignore_index", ignore_index)
         self.reduction, self.backend = reduction, registry.known(backend)
         self.reset_parameters()
@@ -146,6 +160,7 @@ class MarginSoftmaxLoss(WithUserValues):
             margin=self.margin,
             label_smoothing=self.label_smoothing,
             class_weight=self.class_weight,
+            center_temperature=self.center_temperature,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             backend=self.backend,
@@ -179,7 +194,8 @@ class MarginSoftmaxLoss(WithUserValues):
     def predictions(self, embeddings: Tensor) -> Tensor:
         """Logits (B, C) without the margin: what accuracy is computed from."""
         similarity = self.margin_options["similarity"]
-        return margin_logits(embeddings, self.weight, scale=self.scale, similarity=similarity, backend=self.backend)
+        options = {"similarity": similarity, "center_temperature": self.center_temperature, "backend": self.backend}
+        return margin_logits(embeddings, self.weight, scale=self.scale, **options)
 
     def extra_repr(self) -> str:
         margin, scale = torch.as_tensor(self.margin).detach(), torch.as_tensor(self.scale).detach()

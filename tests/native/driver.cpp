@@ -135,8 +135,8 @@ constexpr Reduction reductions[] = {Reduction::mean, Reduction::sum, Reduction::
 constexpr Epilogue epilogues[] = {Epilogue::none, Epilogue::margin_softmax, Epilogue::info_nce};
 
 // Blocks of columns whose weights are saved: none, all, the first, half.
-int64_t blocks_of(int64_t columns, int variant) {
-  const int64_t blocks = contrast_num_blocks(columns);
+int64_t blocks_of(int64_t columns, int64_t group_size, int variant) {
+  const int64_t blocks = contrast_num_blocks(columns, group_size);
   return variant == 0 ? 0 : variant == 1 ? blocks : variant == 2 ? std::min<int64_t>(blocks, 1) : blocks / 2;
 }
 
@@ -148,6 +148,8 @@ void contrast(const Problem& p) {
         const Epilogue epilogue = epilogues[(variant + int(relation)) % 3];
         const bool labelled = variant & 1, with_bias = variant & 2, has_loss = epilogue != Epilogue::none;
         const Reduction reduction = reductions[variant % 3];
+        // Columns that stand alone, and groups that are not among the divisors of a block or a tile.
+        const int64_t group_size = variant < 2 ? 1 : columns % 5 == 0 ? 5 : columns % 3 == 0 ? 3 : 1;
         const Psi psis[] = {{1, 0, 0, 0, 1, 0, 0, false},  // none; below 0; beyond pi
                             {0.8, -0.6, 1, 0.8, 1, 0, 0.2, false},
                             {0.8, 0.6, -1, 0.8, -0.8, 0.6, -2, true}};
@@ -165,22 +167,23 @@ void contrast(const Problem& p) {
                           similarity,
                           relation,
                           -1,
+                          group_size,
                           epilogue,
                           psis[variant % 3],
                           reduction,
                           false,
                           true,
-                          blocks_of(columns, variant)};
+                          blocks_of(columns, group_size, variant)};
         const int64_t losses = !has_loss ? 0 : reduction == Reduction::none ? rows : 1, vector = has_loss ? 0 : rows;
         const Block positive = p.out(vector), lse = p.out(vector), loss = p.out(losses),
-                    saved = p.out(contrast_saved_size(rows, columns, width, true, in.saved_blocks));
+                    saved = p.out(contrast_saved_size(rows, columns, width, group_size, true, in.saved_blocks));
         contrast_forward({in, positive.get(), lse.get(), loss.get(), saved.get()});
         const Block grad_x = p.like_x(rows * width), grad_y = p.like_x(columns * width), grad_scale = p.out(rows),
                     grad_bias = p.out(columns), grad_margin = p.out(rows);
         contrast_backward({p.of_rows.get(), p.of_rows_too.get(), loss.get(), in, saved.get(), grad_x.get(),
                            grad_y.get(), grad_scale.get(), grad_bias.get(), grad_margin.get()});
         in.force_running_maximum = true, in.with_mean = false;
-        const Block without = p.out(contrast_saved_size(rows, columns, width, false, in.saved_blocks));
+        const Block without = p.out(contrast_saved_size(rows, columns, width, group_size, false, in.saved_blocks));
         contrast_forward({in, positive.get(), lse.get(), loss.get(), without.get()});
         calls += 3;
       }
@@ -291,7 +294,7 @@ void every_kernel(const Problem& p) {
 int fault(const std::string& kind) {
   if (kind == "overrun") {
     const Problem p({3, 5, 7}, DType::float32, Layout::rows);
-    const Block positive = p.out(3), lse = p.out(3), saved = p.out(contrast_saved_size(3, 5, 7, false, 0) - 1);
+    const Block positive = p.out(3), lse = p.out(3), saved = p.out(contrast_saved_size(3, 5, 7, 1, false, 0) - 1);
     contrast_forward({{p.x_matrix,
                        p.y_matrix,
                        p.target.data(),
@@ -306,6 +309,7 @@ int fault(const std::string& kind) {
                        Similarity::cosine,
                        Relation::different,
                        -1,
+                       1,
                        Epilogue::none,
                        {},
                        Reduction::none,

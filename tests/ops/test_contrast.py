@@ -47,10 +47,15 @@ def vectors_by_hand(inputs: Inputs) -> tuple[list[float], list[float]]:
             continue
         positive.append(0.0 if target[i] == ABSENT else similarity_of(x[i], y[target[i]], similarity))
         label = int(inputs["row_labels"][i]) if "row_labels" in inputs else target[i]
+        size = inputs.get("group_size", 1)
+        groups = [
+            [j for j in range(first, first + size) if admits(inputs, i, j, label, relation)]
+            for first in range(0, len(y), size)
+        ]
+        columns = [max(group, key=lambda j, i=i: similarity_of(x[i], y[j], similarity)) for group in groups if group]
         logits = [
             of_row(inputs["scale"], i) * similarity_of(x[i], y[j], similarity) + of_row(inputs.get("bias", 0.0), j)
-            for j in range(len(y))
-            if admits(inputs, i, j, label, relation)
+            for j in columns
         ]
         top = max(logits, default=0.0)
         negative_lse.append(top + math.log(math.fsum(math.exp(z - top) for z in logits)) if logits else -math.inf)

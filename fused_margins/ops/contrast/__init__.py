@@ -24,6 +24,8 @@ Args
     `fused_margins.core.indices.UNADMITTED` is admitted by no relation: unfilled memory, padding.
     self_index: (B,) the column that is the row itself, never admitted; -1 for none.
     scale: a positive number, 0-d tensor or (B,) tensor. bias: (N,) or None.
+    group_size: K, a divisor of N. Columns come in groups of K in turn; of those of a group that a row admits, the most
+    similar one counts alone, the first of equal ones: the centers of a class.
     relation: "different" admits column_label_j != row_label_i, "same" equality, "any" all.
     epilogue: "none", "margin_softmax" or "info_nce".
     margin: of "margin_softmax": a number, 0-d tensor or (B,) tensor. angle_rad: a number within [-pi, pi], for cosines;

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from ...core.enums import Reduction, Relation, Similarity
 from ...core.indices import ABSENT
 from ...core.margins import apply_margin
-from ...core.similarity import accumulation_dtype, admitted, similarity_matrix
+from ...core.similarity import accumulation_dtype, admitted, best_of_groups, similarity_matrix
 from .. import cases as common
 from ..cases import Case, Inputs, Shape, ignored, largest, poles, randint, randn, variants, zero_rows
 from .epilogues import EPILOGUES
@@ -79,6 +79,13 @@ def _unadmitted(g: Generator, **options: Any) -> Inputs:
     return common.unadmitted(_batch(g, **options))
 
 
+def _grouped(g: Generator, groups: int, size: int, **options: Any) -> Inputs:
+    """Classes of several centers: the columns of a class are a group."""
+    inputs = _softmax(g, columns=groups * size, scale=4.0)
+    of_classes = {"row_labels": inputs["target"] // size, "column_labels": torch.arange(groups * size) // size}
+    return inputs | of_classes | {"group_size": size} | options
+
+
 def _strided(g: Generator, similarity: str) -> Inputs:
     x, y = common.strided(g)
     return _softmax(g, scale=2.0) | {"x": x, "y": y, "bias": randn(g, 106)[::2], "similarity": similarity}
@@ -144,6 +151,11 @@ OF_MARGIN_SOFTMAX = (
         )
         for s in Similarity.names()
         for r in Reduction.names()
+    ),
+    Case(
+        "groups",
+        lambda g: _grouped(g, 71, 3, scale=16.0, angle_rad=0.4, **_MARGIN),
+        "sub-center ArcFace: the target is the most similar center of the class",
     ),
     Case("scale-0d", lambda g: _classifier(g, scale=8 + _numbers(g)[0], margin=_numbers(g)[1]), "a scale that learns"),
     Case("scale-rows", lambda g: _classifier(g, scale=1 + 20 * _numbers(g), margin=_numbers(g) - 0.5), "each of a row"),
@@ -225,6 +237,19 @@ CASES = (
     Case("wide", lambda g: _batch(g, 5, 7, 307, similarity="dot", scale=0.1), "wider than any tile, few rows"),
     Case("absent", _absent, "rows whose class lives elsewhere: negatives and no positive"),
     Case("absent-no-columns", lambda g: _softmax(g, columns=0, target=torch.full((37,), ABSENT)), "an empty shard"),
+    Case("groups", lambda g: _grouped(g, 17, 3), "classes of three centers, of which the most similar one counts"),
+    Case(
+        "groups-euclidean",
+        lambda g: _grouped(g, 40, 7, similarity=EUCLIDEAN, bias=randn(g, 280)),
+        "groups that end where no tile and no strip does; a bias chooses nobody",
+    ),
+    Case(
+        "groups-itself",
+        lambda g: _batch(g, 37, 54, relation="same", group_size=2, self_index=torch.arange(37)),
+        "groups across labels, some of whose columns are not admitted",
+    ),
+    Case("groups-all", lambda g: _grouped(g, 1, 53, relation="any"), "one group of all columns"),
+    Case("groups-large", lambda g: _grouped(g, 2, 200), "groups of more columns than a kernel takes"),
     *variants("unadmitted-{relation}", _unadmitted, "columns that no relation admits", relation=Relation.names()),
     *(replace(case, name=f"margin_softmax-{case.name}") for case in OF_MARGIN_SOFTMAX),
     # What every epilogue does, also one that this file does not know.
@@ -272,6 +297,7 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float 
     own = (target[:, None] == columns) & counted  # (B, N)
     labels = inputs.get("row_labels", target), inputs.get("column_labels", columns)
     mask = admitted(*labels, common.relation_of(inputs, "different"), inputs.get("self_index")) & counted
+    mask = best_of_groups(similarity_matrix(x, y, similarity), mask, inputs.get("group_size", 1))
     u, u_largest, (factor_x, factor_y) = similarity_matrix(x, y, similarity), *common.reach(x, y, similarity)
     share = 1 / max(1, int((counted & mask.any(1, keepdim=True)).sum())) if has_loss and reduction == "mean" else 1.0
     angle, beyond_pi = inputs.get("angle_rad", 0.0), inputs.get("beyond_pi", "standard")

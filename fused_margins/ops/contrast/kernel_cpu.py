@@ -15,6 +15,7 @@ from ...core.similarity import accumulation_dtype
 from .epilogues import Epilogue
 from .op import Contrast
 
+_MOST_COLUMNS = 192  # of a block, csrc/contrast/cpu.h
 _EPILOGUES = (Epilogue.NONE, Epilogue.MARGIN_SOFTMAX, Epilogue.INFO_NCE)
 force_running_maximum = False  # a test may ask for the path that no logit overflows
 
@@ -29,28 +30,32 @@ class Plan(NamedTuple):
 
 
 def can_run(problem: Problem) -> str | None:
-    """It knows the epilogues that are written in C++."""
-    epilogue = problem.arguments.epilogue
-    return None if epilogue in _EPILOGUES else f"has no epilogue {epilogue.name.lower()!r}"
+    """It knows the epilogues that are written in C++, and a group fits a block of columns."""
+    a = problem.arguments
+    if a.group_size > _MOST_COLUMNS:
+        return f"takes groups of up to {_MOST_COLUMNS} columns, got {a.group_size}"
+    return None if a.epilogue in _EPILOGUES else f"has no epilogue {a.epilogue.name.lower()!r}"
 
 
 def plan(a: Contrast, needs: Sequence[bool]) -> Plan:
     """The gradients of x and scale need the mean, that of columns the weights, of as many as the budget allows."""
     of_x, of_y, of_scale, of_bias, _ = needs
-    blocks = _blocks(a.x.shape[0], a.y.shape[0], a.x.dtype) if of_y or of_bias else 0
+    blocks = _blocks(a.x.shape[0], a.y.shape[0], a.group_size, a.x.dtype) if of_y or of_bias else 0
     return _plan(a, of_x or of_scale, blocks)
 
 
 def _plan(a: Contrast, with_mean: bool, blocks: int) -> Plan:
     psi = module.Psi(*pieces(a.angle_rad, a.beyond_pi), a.straight_through)
     epilogue = (a.epilogue, psi, a.reduction)
-    options = (a.similarity, a.relation, a.ignore_index, *epilogue, force_running_maximum, with_mean, blocks)
-    size = module.contrast_saved_size(a.x.shape[0], a.y.shape[0], a.x.shape[1], with_mean, blocks)
+    of_columns = (a.similarity, a.relation, a.ignore_index, a.group_size)
+    options = (*of_columns, *epilogue, force_running_maximum, with_mean, blocks)
+    size = module.contrast_saved_size(*a.x.shape[:1], *a.y.shape, a.group_size, with_mean, blocks)
     return Plan(with_mean, blocks, size, options)
 
 
-def _blocks(rows: int, columns: int, dtype: torch.dtype) -> int:
-    return module.contrast_saved_blocks(rows, columns, accumulation_dtype(dtype).itemsize, budget.memory_budget())
+def _blocks(rows: int, columns: int, group_size: int, dtype: torch.dtype) -> int:
+    value_bytes = accumulation_dtype(dtype).itemsize
+    return module.contrast_saved_blocks(rows, columns, group_size, value_bytes, budget.memory_budget())
 
 
 def saved_size(a: Contrast, plan: Plan) -> int:
@@ -102,7 +107,8 @@ def describe(problem: Problem) -> str:
     """What the memory budget makes of the problem."""
     if not problem.columns:
         return "saves nothing"
-    sizes = problem.rows, problem.columns
-    blocks, everything = _blocks(*sizes, problem.dtype), module.contrast_saved_blocks(*sizes, 1, 2**62)
-    values = module.contrast_saved_size(*sizes, problem.width, True, blocks)
+    sizes, group_size = (problem.rows, problem.columns), problem.arguments.group_size
+    blocks = _blocks(*sizes, group_size, problem.dtype)
+    everything = module.contrast_saved_blocks(*sizes, group_size, 1, 2**62)
+    values = module.contrast_saved_size(*sizes, problem.width, group_size, True, blocks)
     return budget.describe(values * accumulation_dtype(problem.dtype).itemsize, blocks / everything)

@@ -27,6 +27,8 @@ def can_run(problem: Problem) -> str | None:
         return f"has no epilogue but 'margin_softmax', got {a.epilogue.name.lower()!r}"
     if a.relation != Relation.DIFFERENT:
         return f"takes the columns of other labels only, got relation {a.relation.name.lower()!r}"
+    if a.group_size != 1:
+        return f"takes no groups of columns, got group_size {a.group_size}"
     for name in ("row_labels", "column_labels", "self_index", "bias"):
         if getattr(a, name) is not None:
             return f"takes no {name}"

@@ -41,9 +41,11 @@ force_running_maximum = False  # a test may ask for the path that no logit overf
 
 
 def can_run(problem: Problem) -> str | None:
-    """It knows the epilogues that are written in ``triton_epilogue.py``."""
-    epilogue = problem.arguments.epilogue
-    return None if epilogue in _EPILOGUES else f"has no epilogue {epilogue.name.lower()!r}"
+    """It knows the epilogues that are written in ``triton_epilogue.py``, of columns that stand alone."""
+    a = problem.arguments
+    if a.group_size != 1:
+        return f"takes no groups of columns, got group_size {a.group_size}"
+    return None if a.epilogue in _EPILOGUES else f"has no epilogue {a.epilogue.name.lower()!r}"
 
 
 def plan(a: Contrast, needs: Sequence[bool]) -> int:

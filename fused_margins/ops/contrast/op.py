@@ -37,6 +37,7 @@ class Contrast(NamedTuple):
     beyond_pi: Annotated[BeyondPi, Choice(options=BeyondPi)] = BeyondPi.STANDARD
     straight_through: Annotated[bool, Flag()] = False
     reduction: Annotated[Reduction, Choice(options=Reduction)] = Reduction.MEAN
+    group_size: Annotated[int, Integer(low=1)] = 1
 
 
 _VECTOR = Output(("rows",), given=lambda a: a.epilogue == Epilogue.NONE)
@@ -51,7 +52,9 @@ class Outputs(NamedTuple):
 
 
 def _check(a: Contrast) -> None:
-    """An angle is one of cosines, and margins are for the epilogues that take them."""
+    """Groups are whole, an angle is one of cosines, and margins are for the epilogues that take them."""
+    if a.y.shape[0] % a.group_size:
+        raise ValueError(f"group_size: expected a divisor of the {a.y.shape[0]} columns, got {a.group_size}")
     if a.angle_rad != 0 and a.similarity != Similarity.COSINE:
         raise ValueError(f"similarity: expected 'cosine' with an angle_rad, got {a.similarity.name.lower()!r}")
     if a.epilogue != Epilogue.NONE and EPILOGUES[a.epilogue].margins:

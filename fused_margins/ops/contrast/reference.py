@@ -11,8 +11,8 @@ from ...core import checks
 from ...core.enums import MarginType
 from ...core.indices import ABSENT, IGNORED, INVALID, check_index
 from ...core.margins import Margin
-from ...core.reductions import reduce_loss
-from ...core.similarity import admitted, pair_similarity, similarity_matrix, take_rows
+from ...core.reductions import masked_logsumexp, reduce_loss
+from ...core.similarity import admitted, best_of_groups, pair_similarity, similarity_matrix, take_rows
 from .epilogues import EPILOGUES, Epilogue
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def vectors(a: Contrast, any_scale: bool = False) -> tuple[Tensor, Tensor]:
     """
     if not any_scale:
         checks.positive("scale", a.scale)
-    rows, columns = a.x.shape[0], a.y.shape[0]
+    columns = a.y.shape[0]
     target = check_index(a.target, columns, a.ignore_index, "target", absent=True)
     row_labels = target if a.row_labels is None else a.row_labels
     column_labels = torch.arange(columns, device=a.y.device) if a.column_labels is None else a.column_labels
@@ -59,12 +59,7 @@ def vectors(a: Contrast, any_scale: bool = False) -> tuple[Tensor, Tensor]:
     if self_index is not None:
         invalid = invalid | (self_index == INVALID)
     mask = admitted(row_labels, column_labels, a.relation, self_index) & ~ignored[:, None]
-    empty = ~mask.any(dim=1)
-    # A row that admits nothing is summed over zeros and then replaced, so that no gradient of it is ever inf - inf.
-    z = torch.where(mask, z, torch.where(empty[:, None], 0.0, -torch.inf))
-    negative_lse = (
-        torch.where(empty, -torch.inf, torch.logsumexp(z, dim=1)) if columns else z.new_full((rows,), -torch.inf)
-    )
+    negative_lse = masked_logsumexp(z, best_of_groups(u, mask, a.group_size))
 
     positive = pair_similarity(a.x, take_rows(a.y, target), a.similarity)
     positive = torch.where(ignored | absent, 0.0, positive)
