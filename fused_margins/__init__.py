@@ -16,6 +16,7 @@ from .backends.registry import explain, memory_budget, set_memory_budget
 from .clustering import MagnetBatch, MagnetIndex, kmeans_per_class
 from .core.indices import checked
 from .losses import *  # noqa: F403
+from .losses import parameter_groups
 
 __version__ = _version("fused-margins")
 
@@ -29,6 +30,7 @@ __all__ = [
     "kmeans_per_class",
     "losses",
     "memory_budget",
+    "parameter_groups",
     "set_memory_budget",
 ]
 

@@ -95,7 +95,7 @@ class EasyPositiveLoss(nn.Module):
         x = unit_rows(sides.x.to(accumulation_dtype(sides.x.dtype)))
         return sides._replace(x=x, y=x if sides.y is sides.x else unit_rows(sides.y.to(x.dtype)))
 
-    def _or_nan(self, loss: Tensor, sides: Sides, positives: Positives) -> Tensor:
+    def _or_nan(self, loss: Tensor, sides: Sides, positives: Positives | None = None) -> Tensor:
         """The loss of an anchor that is not finite is NaN, and so is that of all anchors where a reference is not.
 
         Whatever is not finite is never found as a positive or negative, so that without this a dead network would have
@@ -107,7 +107,10 @@ class EasyPositiveLoss(nn.Module):
         else:
             references = torch.where(sides.reference_labels.long() == UNADMITTED, 0.0, _zero_or_nan(sides.y))
             not_finite = not_finite + references.sum()
-            not_finite = positives.of_anchor(not_finite) if self._reduction == Reduction.NONE else not_finite.sum()
+            if self._reduction != Reduction.NONE:
+                not_finite = not_finite.sum()
+            elif positives is not None:
+                not_finite = positives.of_anchor(not_finite)
         return loss * (1 + not_finite)
 
     def _find_positives(self, sides: Sides) -> Positives:
