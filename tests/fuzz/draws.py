@@ -37,7 +37,7 @@ POSITIVE = (
     "softmax_scale",
     "lower_length",
 )
-FLAGS = ("normalize", "learnable_scale", "learnable_margin", "plus")
+FLAGS = ("normalize", "learnable_scale", "learnable_margin", "plus", "drop_dissimilar")
 COUNTS = (
     "clusters_per_class",
     "num_iterations",
@@ -95,6 +95,7 @@ class Draws:
             "upper_length": lambda: pick((40.0, 110.0)),
             "regularizer": lambda: pick((0.0, 35.0)),
             "std": lambda: pick((0.0, 0.1)),
+            "duplicates_above": lambda: pick((0.9999, 0.5)),
             "base": lambda: pick((0.5, 0.0)),
             "margin": lambda: self.factor(pick((0.0, 0.35, -0.3, 1.0))),
             "angular_margin_rad": lambda: self.factor(pick((0.0, 0.5, -0.5))),
