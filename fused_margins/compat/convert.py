@@ -8,10 +8,9 @@ A state dict holds tensors alone. Units that are settings (degrees, temperatures
 >>> from fused_margins.compat import convert
 >>> loss = ArcFaceLoss(num_classes=10, embedding_size=4)
 >>> theirs = convert.to_pytorch_metric_learning(loss.state_dict())
->>> theirs["W"].shape  # (D, C)
-torch.Size([4, 10])
->>> loss.load_state_dict(convert.from_pytorch_metric_learning(theirs))
-<All keys matched successfully>
+>>> ours = convert.from_pytorch_metric_learning(theirs)
+>>> theirs["W"].shape, ours["weight"].shape  # (D, C) and (C, D)
+(torch.Size([4, 10]), torch.Size([10, 4]))
 """
 
 from collections.abc import Mapping, Sequence
