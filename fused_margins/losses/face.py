@@ -101,7 +101,8 @@ class AdaFaceLoss(_OfSamples):
         check_device(embeddings, self.weight)
         length = lengths(embeddings).detach().clamp(0.001, 100)
         if self.training:
-            checks.not_in_a_backward("AdaFaceLoss")
+            if not torch.compiler.is_compiling():
+                checks.not_in_a_backward("AdaFaceLoss")
             checks.labels("labels", labels, length.shape[0], embeddings)
             self._update(length[:, 0], self._counted(labels))
         quality = (length - self.norm_mean) / (self.norm_std + 1e-3) * self.concentration

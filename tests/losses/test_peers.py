@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from pytorch_metric_learning import losses as pml
 from torch import Tensor
 from torch.nn import functional as F
@@ -127,6 +128,13 @@ def test_magface(batch, backend, reduction):
     counted = labels != -100
     each = F.cross_entropy(z, labels, reduction="none") + 35 * (a / 110**2 + 1 / a)
     assert_same(loss(x, labels), reduced(each, counted, reduction), x, loss.weight)
+
+
+def test_a_step_that_is_made_again_would_count_its_lengths_twice():
+    loss, x = made(AdaFaceLoss), torch.randn(4, D, dtype=torch.float64, requires_grad=True)
+    value = torch.utils.checkpoint.checkpoint(loss, x, torch.arange(4), use_reentrant=False)
+    with pytest.raises(RuntimeError, match="AdaFaceLoss: expected a call outside of a backward"):
+        value.backward()
 
 
 def test_the_length_of_a_sample_has_a_gradient_in_magface():
@@ -320,6 +328,33 @@ def test_pair_losses_are_those_of_pytorch_metric_learning(batch):
         (MultiSimilarityLoss(), pml.MultiSimilarityLoss()),
     ):
         torch.testing.assert_close(ours(x, labels), theirs(x, labels))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch's compiler
+def test_a_graph_without_breaks_moves_the_statistics(batch):
+    x, labels = batch[0].detach().float(), batch[1]
+    torch.manual_seed(0)
+    eager, compiled = AdaFaceLoss(C, D), AdaFaceLoss(C, D)
+    compiled.load_state_dict(eager.state_dict())
+    try:
+        value = torch.compile(compiled, fullgraph=True, backend="eager")(x, labels)
+    finally:
+        torch.compiler.reset()
+    torch.testing.assert_close(value, eager(x, labels))
+    for name, t in eager.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], t)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_no_lengths(batch, dtype):
+    x, labels = batch[0].detach().to(dtype), batch[1]
+    for kind in (AdaFaceLoss, MagFaceLoss, SphereFaceLoss, ProxyAnchorLoss):
+        loss = made(kind).float()
+        with torch.autocast("cpu", dtype=dtype):
+            value = loss(x, labels)
+        truth = made(kind)(x.double(), labels)
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), truth, rtol=0.02, atol=0)
 
 
 @each_pair_loss
