@@ -171,6 +171,12 @@ def test_another_callable_gets_the_cosines(batch):
     for loss in losses[:-1]:
         torch.testing.assert_close(loss, losses[-1])
     assert given == [((B, C), (B, 1))]
+    filtering = CombinedMarginLoss(8.0, 1.0, 0.0, 0.4, 0.2)
+    module = PartialFC_V2(filtering, D, C).double()
+    module.load_state_dict({"weight": w.detach()})
+    cosines = F.normalize(x) @ F.normalize(module.weight).T
+    torch.testing.assert_close(module(x, labels), F.cross_entropy(filtering(cosines, labels), labels))
+    assert module(x, labels) < losses[-1]
 
 
 def test_embeddings_of_other_dtypes_and_half_precision(batch):

@@ -303,6 +303,16 @@ def test_losses_on_all_pairs(batch, backend, reduction, make, formula, reference
     assert_same(ours, reduced(each, counted, reduction), x, *([y] if references else []))
 
 
+def test_an_anchor_whose_only_negative_is_itself_or_nobody_is_inactive():
+    x, y = torch.randn(2, 3), torch.randn(3, 3)
+    each = SupConLoss(reduction="none")
+    labels, own = torch.tensor([0, 0]), torch.tensor([2, -1])  # the third reference is the first anchor
+    values = each(x, labels, y, torch.tensor([0, 0, 1]), own)
+    assert (values[0] == 0, values[1] > 0) == (True, True)
+    assert (each(x, labels, y, torch.tensor([0, 0, UNADMITTED]), own) == 0).all()
+    assert (each(x, labels, y, torch.tensor([0, 0, UNADMITTED])) == 0).all()
+
+
 @each_backend
 @pytest.mark.parametrize("references", [False, True])
 def test_ntxent_has_a_loss_for_every_pair(batch, backend, references):
