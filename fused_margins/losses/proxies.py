@@ -118,17 +118,14 @@ class ProxyAnchorLoss(nn.Module):
         u = pair_similarity(embeddings, take_rows(weight, own), Similarity.COSINE)
         far = softplus(_log_sum_exp_by(own, torch.where(counted, self.alpha * (self.margin - u), -torch.inf), weight))
         near = softplus(self._others(embeddings, weight, torch.where(counted, of_sample, UNADMITTED)))
-        # What is not finite is nobody's positive or negative, so it has to be said; so has a label out of range.
-        checksum = (embeddings.detach() * 0).sum(dtype=u.dtype) + torch.where(
-            (of_sample == INVALID).any(), torch.nan, 0.0
-        )
+        far = torch.where((of_sample == INVALID).any(), torch.nan, far)
         reduction = checks.choice("reduction", self.reduction, Reduction)
         if reduction == Reduction.NONE:
-            return far + near + checksum
+            return far + near
         if reduction == Reduction.SUM:
-            return far.sum() + near.sum() + checksum
-        present = torch.zeros_like(far, dtype=torch.bool).index_put((own,), counted, accumulate=True).sum()
-        return far.sum() / present.clamp(min=1) + near.mean() + checksum
+            return far.sum() + near.sum()
+        present = own.new_zeros(self.num_classes).index_add(0, own, counted.long()) > 0
+        return far.sum() / present.sum().clamp(min=1) + near.mean()
 
     def _others(self, embeddings: Tensor, weight: Tensor, of_sample: Tensor) -> Tensor:
         """For every proxy (C,) the log-sum-exp of alpha (u + margin) over the samples of other classes."""
