@@ -17,6 +17,7 @@ from .backends.registry import explain
 from .clustering import MagnetBatch, MagnetIndex, kmeans_per_class
 from .core.indices import checked
 from .losses import *  # noqa: F403
+from .losses import parameter_groups
 
 __version__ = _version("fused-margins")
 
@@ -30,6 +31,7 @@ __all__ = [
     "kmeans_per_class",
     "losses",
     "memory_budget",
+    "parameter_groups",
     "set_memory_budget",
 ]
 

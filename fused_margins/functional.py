@@ -19,15 +19,17 @@ from .ops.magnet.op import magnet
 from .ops.scores.op import Scores, scores
 
 __all__ = [
+    "bias_from_counts",
     "cluster_distances",
     "magnet_loss",
+    "margin_from_counts",
     "margin_logits",
     "margin_softmax_loss",
     "mine_negatives",
     "mine_positives",
 ]
 
-_OF_CLASSES = {"x": "embeddings", "y": "weight", "target": "labels"}
+_OF_CLASSES = {"x": "embeddings", "y": "weight", "target": "labels", "bias": "logit_bias"}
 
 
 def _is_exporting() -> bool:
@@ -49,13 +51,17 @@ def _row_scale(scale: float | Tensor, embeddings: Tensor) -> float | Tensor:
     return checks.row_factor("scale", scale, embeddings, positive=True)
 
 
-def _one_center(weight: Tensor, temperature: float, label_smoothing: float = 0.0, backend: str = "auto") -> Tensor:
+def _one_center(
+    weight: Tensor, temperature: float, bias: Tensor | None, backend: str, label_smoothing: float = 0.0
+) -> Tensor:
     """(C, D) of weights (C, K, D), on which everything is checked but what several centers ask for."""
     if not 0 <= checks.number("center_temperature", temperature) < float("inf"):
         raise ValueError(f"center_temperature: expected a number of at least 0, got {temperature}")
     if not isinstance(weight, Tensor) or weight.dim() != 3 or not weight.shape[1]:
         got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise ValueError(f"weight: expected a tensor (classes, centers, width) with centers, got {got}")
+    if bias is not None:
+        raise ValueError("logit_bias: expected None where a class has several centers, got a tensor")
     if label_smoothing != 0:
         raise ValueError(f"label_smoothing: expected 0 where a class has several centers, got {label_smoothing}")
     if temperature != 0 and registry.known(backend) not in ("auto", "reference"):
@@ -95,13 +101,14 @@ def margin_softmax_loss(
     label_smoothing: float = 0.0,
     class_weight: Tensor | None = None,
     center_temperature: float = 0.0,
+    logit_bias: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
     """Softmax cross entropy over class similarities, with a margin of any sign on the own class.
 
-        z_j = scale u_ij  (j != y_i),   z_{y_i} = scale psi(u_{i,y_i}),   loss_i = -log softmax(z)_{y_i}
+        z_j = scale u_ij  (j != y_i),   z_{y_i} = scale psi(u_{i,y_i}),   loss_i = -log softmax(z + bias)_{y_i}
 
     computed as softplus(logsumexp_{j != y_i} z_j - z_{y_i}), which keeps losses and gradients far below rounding.
 
@@ -125,6 +132,7 @@ def margin_softmax_loss(
         class_weight: (C,), weight of each class; "mean" then divides by the sum of the weights of the labels.
         center_temperature: t >= 0. Of a class with several centers the most similar one counts at 0 (sub-center
             ArcFace), else their mean under softmax(u / t) (SoftTriple).
+        logit_bias: (C,), added to the logits of every row, the own class's too; see `bias_from_counts`.
         ignore_index: label of rows that count for nothing; so does -2**63, which is reserved.
         reduction: "mean" (over rows that are not ignored; 0 if there are none), "sum" or "none".
         backend: "auto", or the name of one; see `fused_margins.explain`.
@@ -136,7 +144,7 @@ def margin_softmax_loss(
         ValueError, TypeError: shapes, dtypes, devices, unknown names, a scale that is not positive.
         IndexError: a label out of range (on a GPU the row is NaN; see `fused_margins.checked`).
 
-    Gradients: embeddings, weight, scale, margin, angular_margin_rad, class_weight; twice differentiable.
+    Gradients: embeddings, weight, scale, margin, angular_margin_rad, class_weight, logit_bias; twice differentiable.
 
     Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, softmax
         loss with a margin.
@@ -150,18 +158,22 @@ def margin_softmax_loss(
     label_smoothing = checks.number("label_smoothing", label_smoothing)
     centers = None
     if center_temperature != 0 or (isinstance(weight, Tensor) and weight.dim() == 3):
-        centers, weight = weight, _one_center(weight, center_temperature, label_smoothing, backend)
-    if isinstance(margin, Tensor) or isinstance(scale, Tensor) or isinstance(angular_margin_rad, Tensor):
+        centers, weight = weight, _one_center(weight, center_temperature, logit_bias, backend, label_smoothing)
+    if any(isinstance(value, Tensor) for value in (margin, scale, angular_margin_rad, logit_bias)):
         embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
         checks.labels("labels", labels, embeddings.shape[0], embeddings)
     options = (margin, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient)
     own = check_margin(labels, weight, similarity, *options)
     scale = _row_scale(scale, embeddings)
+    logit_bias = checks.vector("logit_bias", logit_bias, weight.shape[0], weight) if logit_bias is not None else None
     # An angle that is a number goes with the op; what else there is, is row code on its two vectors.
     if own.is_a_number and label_smoothing == 0 and class_weight is None and center_temperature == 0:
         of_loss = (own.angle_rad, own.beyond_pi, own.straight_through, checks.choice("reduction", reduction, Reduction))
+        of_own = own.margin  # the op's bias is one of the other classes alone: that of the own class is a margin
+        if logit_bias is not None:
+            of_own = of_own - take_rows(logit_bias, labels) / scale
         call = Contrast(
-            embeddings, weight, labels, None, None, None, scale, None, own.margin, own.similarity, Relation.DIFFERENT,
+            embeddings, weight, labels, None, None, None, scale, logit_bias, of_own, own.similarity, Relation.DIFFERENT,
             ignore_index, Epilogue.MARGIN_SOFTMAX, *of_loss,  # type: ignore[arg-type]
         )  # fmt: skip
         if centers is not None:
@@ -172,9 +184,8 @@ def margin_softmax_loss(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
     measure, relation = checks.choice("similarity", similarity, Similarity), Relation.DIFFERENT
-    call = Contrast(
-        embeddings, weight, labels, scale=scale, similarity=measure, relation=relation, ignore_index=ignore_index
-    )
+    call = Contrast(embeddings, weight, labels, None, None, None, scale, logit_bias)
+    call = call._replace(similarity=measure, relation=relation, ignore_index=ignore_index)
     call = contrast.checked(call, _OF_CLASSES)
     embeddings, weight, scale = call.x, call.y, call.scale
     labels = labels.long()  # ignore_index need not fit a narrower dtype
@@ -194,7 +205,8 @@ def margin_softmax_loss(
                 ignore_index=ignore_index,
                 piece_bytes=budget.memory_budget(),
             )
-    z = scale * own.psi(u)
+    own_bias = 0.0 if logit_bias is None else take_rows(logit_bias, labels)
+    z = scale * own.psi(u) + own_bias
     loss = softplus(log_odds(negative_lse, z))
     counted = ((labels != ignore_index) & (labels != ABSENT)).to(loss.dtype)
     loss, row_weight = torch.where(counted > 0, loss, 0.0), counted
@@ -204,10 +216,14 @@ def margin_softmax_loss(
     if label_smoothing > 0:
         # sum_j w_j (lse - z_j): all classes' logits at once, from one vector, the weighted sum of the class directions.
         each = class_weight if class_weight is not None else loss.new_ones(weight.shape[0])
-        of_own = row_weight if class_weight is not None else 1.0
+        own_weight = row_weight if class_weight is not None else 1.0
         lse = torch.logaddexp(negative_lse, z)
         with torch.autocast(embeddings.device.type, enabled=False):
-            everyone = scale * similarity_sum(embeddings, weight, each, measure) + of_own * (z - scale * u)
+            everyone = scale * similarity_sum(embeddings, weight, each, measure) + own_weight * (
+                z - scale * u - own_bias
+            )
+        if logit_bias is not None:
+            everyone = everyone + (each * logit_bias).sum()
         spread = torch.where(counted > 0, lse * each.sum() - everyone, 0.0)
         loss = (1 - label_smoothing) * loss + label_smoothing / max(weight.shape[0], 1) * spread
     return reduce_loss(loss, row_weight, reduced)
@@ -227,12 +243,13 @@ def margin_logits(
     beyond_pi: str = "standard",
     margin_gradient: str = "exact",
     center_temperature: float = 0.0,
+    logit_bias: Tensor | None = None,
     ignore_index: int = -100,
     backend: str = "auto",
 ) -> Tensor:
     """The logits whose cross entropy is `margin_softmax_loss`; without labels, plain scaled similarities.
 
-        z_ij = scale u_ij  (j != y_i),   z_{i,y_i} = scale psi(u_{i,y_i})
+        z_ij = scale u_ij + bias_j  (j != y_i),   z_{i,y_i} = scale psi(u_{i,y_i}) + bias_{y_i}
 
     Predict from the logits without labels: accuracy on margin-shifted ones is meaningless.
 
@@ -247,7 +264,7 @@ def margin_logits(
     Raises:
         As `margin_softmax_loss`.
 
-    Gradients: embeddings, weight, scale, margin, angular_margin_rad; twice differentiable.
+    Gradients: embeddings, weight, scale, margin, angular_margin_rad, logit_bias; twice differentiable.
 
     Source: Liu et al., Negative Margin Matters, 2020, the logits of its softmax loss with a margin.
 
@@ -261,7 +278,7 @@ def margin_logits(
     ignore_index = checks.integer("ignore_index", ignore_index)
     centers = None
     if center_temperature != 0 or (isinstance(weight, Tensor) and weight.dim() == 3):
-        centers, weight = weight, _one_center(weight, center_temperature, backend=backend)
+        centers, weight = weight, _one_center(weight, center_temperature, logit_bias, backend)
     embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
     scale = _row_scale(scale, embeddings)
     plain = labels is None
@@ -282,15 +299,99 @@ def margin_logits(
         of_row = scale[:, None] if isinstance(scale, Tensor) and scale.dim() else scale
         return (u * of_row).to(embeddings.dtype)
     call = Scores(embeddings, weight, scale=scale, similarity=measure, ignore_index=ignore_index)
+    if logit_bias is not None:
+        logit_bias = checks.vector("logit_bias", logit_bias, weight.shape[0], weight)
     if plain:
-        return scores.run(call, "reference" if _is_exporting() else backend)
+        logits = scores.run(call, "reference" if _is_exporting() else backend)
+        return logits if logit_bias is None else (logits + logit_bias).to(logits.dtype)
     # What psi takes away from the own class: constant for additive margins, else a function of its similarity.
     taken = own.margin
     if own.type != MarginType.ADDITIVE:
         of_class = take_rows(weight, check_index(labels, weight.shape[0], ignore_index, "labels"))
         u = pair_similarity(embeddings, of_class, measure)
         taken = u - own.psi(u)
-    return scores.run(call._replace(target=labels, margin=taken), backend, _OF_CLASSES)
+    logits = scores.run(call._replace(target=labels, margin=taken), backend, _OF_CLASSES)
+    return logits if logit_bias is None else (logits + logit_bias).to(logits.dtype)
+
+
+def margin_from_counts(counts: Tensor, *, max_margin: float = 0.5, power: float = 0.25) -> Tensor:
+    """Margins of classes that grow as the classes get rarer.
+
+        m_c = max_margin (n_c / min_c n_c)^-power
+
+    Args:
+        counts: (C,) samples n_c of each class, integers or floating, all positive.
+        max_margin: the margin of the rarest class, of any sign, in units of the similarity; an angular one in radians.
+        power: at least 0; 1/4 is that of the source, 0 gives every class the same margin.
+
+    Returns:
+        (C,) margins as `margin_softmax_loss` and its modules take them, float32 or in the dtype of floating counts.
+
+    Raises:
+        ValueError, TypeError: counts that are no positive numbers, a power below 0.
+
+    Gradients: none.
+
+    Source: Cao et al., Learning imbalanced datasets with label-distribution-aware margin loss, 2019, eq. 13; that the
+    largest margin is a number of the user's is of its experiments, where it is 0.5 at scale 30.
+
+    >>> import torch
+    >>> from fused_margins.functional import margin_from_counts
+    >>> margin_from_counts(torch.tensor([1, 16, 81]))
+    tensor([0.5000, 0.2500, 0.1667])
+    """
+    max_margin, power = checks.number("max_margin", max_margin), checks.number("power", power)
+    if not 0 <= power < float("inf"):
+        raise ValueError(f"power: expected a number of at least 0, got {power}")
+    of_classes = _counts(counts)
+    return (max_margin * (of_classes / of_classes.min()).pow(-power)).to(_dtype_of_counts(counts))
+
+
+def bias_from_counts(counts: Tensor, *, tau: float = 1.0) -> Tensor:
+    """Biases of logits that make up for how often classes come: logit adjustment.
+
+        b_c = tau log(n_c / sum_k n_k)
+
+    Training with `logit_bias` b, and predicting without it, is consistent for the mean of the classes' accuracies.
+
+    Args:
+        counts: (C,) samples n_c of each class, integers or floating, all positive.
+        tau: 1 for that consistency; of any sign.
+
+    Returns:
+        (C,) biases for `margin_softmax_loss(logit_bias=...)` and modules, float32 or in the dtype of floating counts.
+
+    Raises:
+        ValueError, TypeError: counts that are no positive numbers.
+
+    Gradients: none.
+
+    Source: Menon et al., Long-tail learning via logit adjustment, 2021, eq. 10.
+
+    >>> import torch
+    >>> from fused_margins.functional import bias_from_counts
+    >>> bias_from_counts(torch.tensor([1, 3])).exp()
+    tensor([0.2500, 0.7500])
+    """
+    tau = checks.number("tau", tau)
+    of_classes = _counts(counts)
+    return (tau * (of_classes / of_classes.sum()).log()).to(_dtype_of_counts(counts))
+
+
+def _dtype_of_counts(counts: Tensor) -> torch.dtype:
+    return counts.dtype if counts.is_floating_point() else torch.get_default_dtype()
+
+
+def _counts(counts: Tensor) -> Tensor:
+    """(C,) positive numbers in float64."""
+    checks.dense("counts", counts)
+    if not isinstance(counts, Tensor) or counts.dim() != 1:
+        got = tuple(counts.shape) if isinstance(counts, Tensor) else type(counts).__name__
+        raise TypeError(f"counts: expected a tensor of shape (classes,), got {got}")
+    counts = checks.values("counts", counts, tuple(counts.shape)).detach()
+    if counts.is_meta or not counts.shape[0] or not bool(((counts > 0) & counts.isfinite()).all()):
+        raise ValueError(f"counts: expected one positive number a class, got {counts}")
+    return counts.double()
 
 
 def magnet_loss(

@@ -115,7 +115,9 @@ def check_margin_options(
             continue
         numbers[i] = value = checks.number(name, value, "a number or a tensor")
         if (name != "margin" or kind == MarginType.ANGULAR) and not abs(value) <= math.pi:
-            raise ValueError(f"{name}: expected radians within [-pi, pi], got {value}")
+            raise ValueError(
+                f"{name}: expected radians within [-pi, pi], got {value}; degrees become radians by math.radians"
+            )
     angular = multiplier != 1 or isinstance(angular_margin_rad, Tensor) or angular_margin_rad != 0
     if angular and kind != MarginType.COMBINED:
         raise ValueError(

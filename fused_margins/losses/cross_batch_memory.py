@@ -21,7 +21,8 @@ class CrossBatchMemory(nn.Module):
     anchor finds itself as it was some steps ago. Without ids such an entry counts as another sample.
 
     Args:
-        loss: an `EasyPositiveTripletLoss`, `EasyPositiveMarginLoss` or `EasyPositiveInfoNCELoss`.
+        loss: an `EasyPositiveTripletLoss`, `EasyPositiveMarginLoss` or `EasyPositiveInfoNCELoss`, or a `NTXentLoss`,
+            `SupConLoss` or `MultiSimilarityLoss`.
         embedding_size: D.
         size: embeddings to remember, at least 1. Until so many have come, there are fewer.
 
@@ -66,7 +67,7 @@ class CrossBatchMemory(nn.Module):
     def __init__(self, loss: EasyPositiveLoss, embedding_size: int, size: int = 1024) -> None:
         super().__init__()
         if not isinstance(loss, EasyPositiveLoss):
-            raise TypeError(f"loss: expected one of the easy-positive losses, got {type(loss).__name__}")
+            raise TypeError(f"loss: expected one of the losses on pairs of a batch, got {type(loss).__name__}")
         embedding_size, size = checks.integer("embedding_size", embedding_size, 1), checks.integer("size", size, 1)
         self.loss = loss
         self.register_buffer("embeddings", torch.empty(size, embedding_size))

@@ -12,13 +12,14 @@ from torch.nn import functional as F
 
 from ..backends import registry
 from ..core import checks
-from ..core.enums import Reduction, Similarity
+from ..core.enums import Reduction, Relation, Similarity
 from ..core.indices import UNADMITTED
 from ..core.reductions import reduce_loss
 from ..core.similarity import accumulation_dtype, pair_similarity, take_rows, unit_rows
 from ..mining.negatives import NEGATIVES, distance_weighted_negatives, nearest_negatives, random_negatives
 from ..mining.positives import POSITIVES, all_positives, nearest_positives, random_positives
-from ..mining.sides import Sides, check_sides
+from ..mining.sides import CALLED, Sides, check_sides
+from ..ops.nearest.op import Nearest, nearest
 
 
 def _zero_or_nan(t: Tensor, labels: Tensor, similarity: Similarity) -> Tensor:
@@ -55,6 +56,8 @@ class Positives(NamedTuple):
 
 class EasyPositiveLoss(nn.Module):
     """What the losses share: both sides of the search, and positives and negatives for the anchors."""
+
+    duplicates_above: float | None = None  # easy positives as similar as that are copies of the anchor, and none
 
     def __init__(
         self,
@@ -103,7 +106,7 @@ class EasyPositiveLoss(nn.Module):
         x = unit_rows(sides.x.to(accumulation_dtype(sides.x.dtype)))
         return sides._replace(x=x, y=x if sides.y is sides.x else unit_rows(sides.y.to(x.dtype)))
 
-    def _or_nan(self, loss: Tensor, sides: Sides, positives: Positives) -> Tensor:
+    def _or_nan(self, loss: Tensor, sides: Sides, positives: Positives | None = None) -> Tensor:
         """The loss of an anchor that is not finite is NaN, and so is that of all anchors where a reference is not.
 
         Whatever is not finite is never found as a positive or negative, so that without this a dead network would have
@@ -114,11 +117,19 @@ class EasyPositiveLoss(nn.Module):
             not_finite = not_finite.sum()
         else:
             not_finite = not_finite + _zero_or_nan(sides.y, sides.reference_labels, self._similarity).sum()
-            not_finite = positives.of_anchor(not_finite) if self._reduction == Reduction.NONE else not_finite.sum()
+            if self._reduction != Reduction.NONE:
+                not_finite = not_finite.sum()
+            elif positives is not None:
+                not_finite = positives.of_anchor(not_finite)
         return loss * (1 + not_finite)
 
     def _find_positives(self, sides: Sides) -> Positives:
         x, y, anchor = sides.x, sides.y, None
+        if self.positives == "easy" and self.duplicates_above is not None:
+            below = torch.full_like(sides.labels, self.duplicates_above, dtype=accumulation_dtype(x.dtype))
+            search = Nearest(*sides, below, self._similarity, Relation.SAME)
+            value, index = (t[:, 0] for t in nearest.run(search, self.backend, CALLED, valid=False))
+            return Positives(None, index, value)
         if self.positives in ("easy", "hard"):
             similarity, index = nearest_positives(sides, self._similarity, self.positives == "easy", self.backend)
             return Positives(None, index, similarity)

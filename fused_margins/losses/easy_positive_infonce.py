@@ -1,5 +1,7 @@
 """InfoNCE on easy positives: the nearest sample of the class against all negatives at once, or against one."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,12 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
         backend: "auto", or the name of one; see `fused_margins.explain`.
         generator: draws what is random; None for torch's global one. torch.compile takes only None, and not "all"
             positives.
+        duplicates_above: samples of the class whose cosine is not below this are taken for copies of the anchor and
+            passed over in the search for "easy" positives. None: no sample is.
+        drop_dissimilar: anchors whose positive or whose one negative has a cosine of 0 or less have loss 0 and do not
+            count; for negatives other than "all".
+
+    `EasyPositiveInfoNCELoss.ephn()` has the settings of Xuan et al.
 
     Call: as `EasyPositiveTripletLoss`, also with references.
 
@@ -44,7 +52,7 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
 
     Source: van den Oord et al., Representation learning with contrastive predictive coding, 2018, InfoNCE; positives of
     Levi et al., Rethinking preventing class-collapsing in metric learning with margin-based losses, 2020, easy
-    positive sampling.
+    positive sampling; Xuan et al., Improved embeddings with easy positive triplet mining, 2020, for `ephn`.
 
     >>> import torch
     >>> from fused_margins import EasyPositiveInfoNCELoss
@@ -52,6 +60,8 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
     >>> loss(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1]))
     tensor(0.5881)
     """
+
+    drop_dissimilar = False  # of a module that an earlier version pickled
 
     def __init__(
         self,
@@ -62,6 +72,8 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
         reduction: str = "mean",
         backend: str = "auto",
         generator: torch.Generator | None = None,
+        duplicates_above: float | None = None,
+        drop_dissimilar: bool = False,
     ) -> None:
         super().__init__(
             positives,
@@ -76,6 +88,33 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
         self.temperature = checks.positive_number("temperature", temperature)
         if 1 / self.temperature > torch.finfo(torch.float32).max:
             raise ValueError(f"temperature: expected a number whose inverse float32 can hold, got {temperature}")
+        if duplicates_above is not None:
+            duplicates_above = checks.number("duplicates_above", duplicates_above, "a number or None")
+            if positives != "easy":
+                raise ValueError(f"duplicates_above: expected with positives 'easy' alone, got {positives!r}")
+        self.duplicates_above = duplicates_above
+        self.drop_dissimilar = checks.flag("drop_dissimilar", drop_dissimilar)
+        if self.drop_dissimilar and negatives == "all":
+            raise ValueError("drop_dissimilar: expected with one negative an anchor, got negatives 'all'")
+
+    @classmethod
+    def ephn(cls, negatives: str = "hard", **options: Any) -> "EasyPositiveInfoNCELoss":
+        """Easy positives and hard negatives (EPHN), or with "semihard" EPSHN, as the authors train them.
+
+            loss_i = -log( exp(u_{i,p(i)} / 0.1) / (exp(u_{i,p(i)} / 0.1) + exp(u_{i,n(i)} / 0.1)) )
+
+        Dropped, as in their code: positives of a cosine above 0.9999, which are duplicates, so that the next one is
+        taken; anchors whose positive or negative has a cosine that is not above 0. The mean is over what is left.
+
+        Args:
+            negatives: "hard" or "semihard". options: as for the constructor; they override these settings.
+
+        >>> from fused_margins import EasyPositiveInfoNCELoss
+        >>> EasyPositiveInfoNCELoss.ephn().temperature
+        0.1
+        """
+        settings = {"temperature": 0.1, "duplicates_above": 0.9999, "drop_dissimilar": True}
+        return cls(negatives=negatives, **(settings | options))
 
     def forward(
         self,
@@ -104,6 +143,8 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
             negative_lse = pair_similarity(x, take_rows(sides.y, negative), Similarity.COSINE) * scale
             negative_lse = torch.where(negative >= 0, negative_lse, -torch.inf)
         active = (positives.reference >= 0) & (negative_lse > -torch.inf)
+        if self.drop_dissimilar:
+            active = active & ~(u <= 0) & ~(negative_lse <= 0)  # what is not a number stays, and is seen
         loss = torch.where(active, softplus(log_odds(negative_lse, u * scale)), 0.0)
         return self._or_nan(reduce_loss(loss, active.to(loss.dtype), self._reduction), sides, positives)
 

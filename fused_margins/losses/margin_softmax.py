@@ -11,6 +11,7 @@ from ..core.enums import Reduction
 from ..core.margins import check_margin_options
 from ..core.modules import WithUserValues
 from ..functional import margin_logits, margin_softmax_loss
+from .heads import LinearHead, check_device, check_radians, linear_head
 
 
 class MarginSoftmaxLoss(WithUserValues):
@@ -25,7 +26,7 @@ class MarginSoftmaxLoss(WithUserValues):
             which a margin that is one is anyway.
         similarity, margin_type, angular_margin_rad, angular_multiplier, beyond_pi, margin_gradient, label_smoothing,
             ignore_index, reduction, backend: as for `fused_margins.functional.margin_softmax_loss`.
-        class_weight: (C,) tensor or None; kept as a buffer.
+        class_weight, logit_bias: (C,) tensors or None; kept as buffers. `predictions` are without the bias.
         centers_per_class: K. center_temperature: of several centers, see the function.
 
     Attributes:
@@ -54,11 +55,12 @@ class MarginSoftmaxLoss(WithUserValues):
     """
 
     class_weight: Tensor | None
+    logit_bias: Tensor | None
     initial_scale: float | None = None  # of a module that an earlier version pickled
     initial_margin: float | Tensor | None = None
     centers_per_class: int = 1
     center_temperature: float = 0.0
-    _of_user = ("margin", "class_weight")
+    _of_user = ("margin", "class_weight", "logit_bias")
 
     def __init__(
         self,
@@ -77,6 +79,7 @@ class MarginSoftmaxLoss(WithUserValues):
         class_weight: Tensor | None = None,
         centers_per_class: int = 1,
         center_temperature: float = 0.0,
+        logit_bias: Tensor | None = None,
         ignore_index: int = -100,
         learnable_scale: bool = False,
         learnable_margin: bool = False,
@@ -99,9 +102,10 @@ class MarginSoftmaxLoss(WithUserValues):
         learns = checks.flag("learnable_scale", learnable_scale)
         self.scale: float | Tensor = nn.Parameter(torch.empty(())) if learns else self.initial_scale
         self._set_margin(margin, checks.flag("learnable_margin", learnable_margin))
-        if class_weight is not None:
-            class_weight = checks.values("class_weight", class_weight, (num_classes,)).detach().clone()
-        self.register_buffer("class_weight", class_weight)
+        for name, values in (("class_weight", class_weight), ("logit_bias", logit_bias)):
+            if values is not None:
+                values = checks.values(name, values, (num_classes,)).detach().clone()
+            self.register_buffer(name, values)
         self.margin_options: dict[str, Any] = {
             "similarity": similarity,
             "margin_type": margin_type,
@@ -111,10 +115,14 @@ class MarginSoftmaxLoss(WithUserValues):
             "margin_gradient": margin_gradient,
         }
         check_margin_options(margin=margin, **self.margin_options)
+        if isinstance(margin, Tensor) and margin_type == "angular":
+            check_radians("margin", margin)
         checks.choice("reduction", reduction, Reduction)
         self.label_smoothing = checks.number("label_smoothing", label_smoothing)
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+        if logit_bias is not None and self.centers_per_class > 1:
+            raise ValueError("logit_bias: expected None where a class has several centers, got a tensor")
         if self.label_smoothing and self.centers_per_class > 1:
             raise ValueError(f"label_smoothing: expected 0 where a class has several centers, got {label_smoothing}")
         self.ignore_index = checks.integer("ignore_index", ignore_index)
@@ -151,21 +159,30 @@ class MarginSoftmaxLoss(WithUserValues):
             self.margin.copy_(begins) if isinstance(begins, Tensor) else self.margin.fill_(begins)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        return self._softmax(embeddings, labels)
+
+    def _softmax(self, embeddings: Tensor, labels: Tensor, **of_samples: Any) -> Tensor:
+        """The loss of the module's settings but for those that a subclass makes of the samples."""
         self.require_values()
+        check_device(embeddings, self.weight)
+        settings = {"scale": self.scale, "margin": self.margin, **self.margin_options, **of_samples}
         return margin_softmax_loss(
             embeddings,
             self.weight,
             labels,
-            scale=self.scale,
-            margin=self.margin,
             label_smoothing=self.label_smoothing,
             class_weight=self.class_weight,
             center_temperature=self.center_temperature,
+            logit_bias=self.logit_bias,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             backend=self.backend,
-            **self.margin_options,
+            **settings,
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._buffers.setdefault("logit_bias", None)  # of a version that had none
 
     def _load_from_state_dict(
         self,
@@ -196,6 +213,21 @@ class MarginSoftmaxLoss(WithUserValues):
         similarity = self.margin_options["similarity"]
         options = {"similarity": similarity, "center_temperature": self.center_temperature, "backend": self.backend}
         return margin_logits(embeddings, self.weight, scale=self.scale, **options)
+
+    def to_linear(self) -> LinearHead:
+        """`predictions` as a module of plain torch, for inference and export: normalise, multiply by a matrix.
+
+        It holds copies of the weight, as they are now, with the scale multiplied in, and nothing of it learns.
+
+        >>> import torch
+        >>> from fused_margins import CosFaceLoss
+        >>> loss, embeddings = CosFaceLoss(num_classes=3, embedding_size=4), torch.randn(2, 4)
+        >>> head = loss.to_linear()
+        >>> torch.testing.assert_close(head(embeddings), loss.predictions(embeddings).detach())
+        >>> head.linear
+        Linear(in_features=4, out_features=3, bias=False)
+        """
+        return linear_head(self.weight, self.scale, self.margin_options["similarity"], self.center_temperature)
 
     def extra_repr(self) -> str:
         margin, scale = torch.as_tensor(self.margin).detach(), torch.as_tensor(self.scale).detach()

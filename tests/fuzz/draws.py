@@ -26,8 +26,18 @@ WORDS: dict[str, tuple[str, ...]] = {
     "strategy": ("hard", "easy", "semihard"),
     "backend": ("auto", "auto", "cpu", "reference"),
 }
-POSITIVE = ("scale", "beta", "temperature", "variance_floor", "angular_multiplier", "alpha")
-FLAGS = ("normalize", "learnable_scale", "learnable_margin")
+POSITIVE = (
+    "scale",
+    "beta",
+    "temperature",
+    "variance_floor",
+    "angular_multiplier",
+    "alpha",
+    "concentration",
+    "softmax_scale",
+    "lower_length",
+)
+FLAGS = ("normalize", "learnable_scale", "learnable_margin", "plus", "drop_dissimilar")
 COUNTS = (
     "clusters_per_class",
     "num_iterations",
@@ -74,6 +84,19 @@ class Draws:
             "positive_similarity": lambda: self.matrix(self.rows)[:, :1].sum(1),
             "losses": lambda: self.vector(self.rows),
             "class_weight": lambda: self.vector(self.classes).abs(),
+            "logit_bias": lambda: self.vector(self.classes),
+            "counts": lambda: torch.randint(1, 99, (self.classes,), generator=self.generator).to(self.dtype),
+            "max_margin": lambda: pick((0.5, -0.1)),
+            "power": lambda: pick((0.25, 0.0, 1.0)),
+            "tau": lambda: pick((1.0, -0.5)),
+            "momentum": lambda: pick((0.0, 0.1, 1.0)),
+            "lower_margin": lambda: pick((0.0, 0.2)),
+            "upper_margin": lambda: pick((0.5, 0.8)),
+            "upper_length": lambda: pick((40.0, 110.0)),
+            "regularizer": lambda: pick((0.0, 35.0)),
+            "std": lambda: pick((0.0, 0.1)),
+            "duplicates_above": lambda: pick((0.9999, 0.5)),
+            "base": lambda: pick((0.5, 0.0)),
             "margin": lambda: self.factor(pick((0.0, 0.35, -0.3, 1.0))),
             "angular_margin_rad": lambda: self.factor(pick((0.0, 0.5, -0.5))),
             "label_smoothing": lambda: pick((0.0, 0.1, 1.0)),

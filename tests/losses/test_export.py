@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fused_margins import ArcFaceLoss, MarginSoftmaxLoss, NegativeSoftmaxLoss
+from fused_margins import (
+    AdaFaceLoss,
+    ArcFaceLoss,
+    MarginSoftmaxLoss,
+    NegativeSoftmaxLoss,
+    ProxyAnchorLoss,
+    ProxyNCALoss,
+    SoftTripleLoss,
+    SphereFaceLoss,
+    SubCenterArcFaceLoss,
+)
 from tests.conftest import backends
 
 HEADS = {
@@ -80,3 +90,42 @@ def test_onnx(similarity):
     torch.testing.assert_close(exported(model, x, strict=True)(other).detach(), expected)
     for dynamo in (False, True):
         torch.testing.assert_close(in_onnx(model, x, dynamo)(other), expected, rtol=1e-5, atol=1e-5)
+
+
+LINEAR = {name: lambda make=make: make("auto") for name, make in HEADS.items()} | {
+    "biased": lambda: MarginSoftmaxLoss(3, 8, logit_bias=torch.tensor([1.0, 2.0, 3.0])),
+    "centers": lambda: SubCenterArcFaceLoss(3, 8),
+    "soft-centers": lambda: SoftTripleLoss(3, 8, centers_per_class=2),
+    "adaface": lambda: AdaFaceLoss(3, 8),
+    "sphereface": lambda: SphereFaceLoss(3, 8, scale=0.3),
+    "proxy-nca": lambda: ProxyNCALoss(3, 8),
+    "proxy-anchor": lambda: ProxyAnchorLoss(3, 8),
+}
+
+
+@of_torch
+@pytest.mark.parametrize("make", LINEAR.values(), ids=LINEAR)
+def test_a_head_leaves_as_a_linear_layer(make):
+    loss, x, other = make(), torch.randn(4, 8), torch.randn(7, 8)
+    with torch.no_grad():
+        loss.weight.add_(3)  # far from the origin
+    head = loss.to_linear()
+    expected = loss.predictions(other).detach()
+    assert isinstance(head.linear, nn.Linear)
+    assert not any(p.requires_grad for p in head.parameters())
+    for function in (head, exported(Named(head), x, strict=False), in_onnx(Named(head), x, dynamo=False)):
+        torch.testing.assert_close(function(other), expected, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        loss.weight.zero_()
+    torch.testing.assert_close(head(other), expected, rtol=1e-4, atol=1e-4)  # a copy
+
+
+class Named(nn.Module):
+    """A head whose argument has the name that the exports above give it."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)

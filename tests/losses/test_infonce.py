@@ -76,3 +76,40 @@ def test_an_anchor_without_positive_or_negative_does_not_count(device_for, backe
     mixed = each(x, torch.tensor([0, 0, 1, 1]), references, torch.tensor([0, 1]))
     assert (mixed > 0).all()
     torch.testing.assert_close(loss(x, torch.tensor([0, 0, 1, 1]), references, torch.tensor([0, 1])), mixed.mean())
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("negatives", ["hard", "semihard"])
+def test_ephn_drops_what_its_authors_drop(batch, backend, negatives):
+    x, labels = batch
+    x = x.detach()
+    x[7] = 3 * x[6]  # a duplicate
+    labels[7] = labels[6]
+    x.requires_grad_()
+    u = F.normalize(x) @ F.normalize(x).T
+    each, dropped = [], 0
+    for i, row in enumerate(u.tolist()):
+        mates = [j for j in range(30) if j != i and labels[j] == labels[i] and row[j] <= 0.9999]
+        positive = max(mates, key=lambda j: row[j], default=None)
+        others = [j for j in range(30) if labels[j] != labels[i]]
+        if positive is not None and negatives == "semihard":
+            others = [j for j in others if row[j] < row[positive]]
+        negative = max(others, key=lambda j: row[j], default=None)
+        if positive is None or negative is None or row[positive] <= 0 or row[negative] <= 0:
+            dropped += 1
+            continue
+        each.append(F.cross_entropy(u[i, [positive, negative]][None] / 0.1, torch.tensor([0])))
+    assert 1 < dropped < 29
+    ours, theirs = EasyPositiveInfoNCELoss.ephn(negatives, backend=backend)(x, labels), torch.stack(each).mean()
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(t, x, retain_graph=True)[0] for t in (ours, theirs)))
+
+
+def test_settings_of_dropping_that_mean_nothing():
+    with pytest.raises(ValueError, match="duplicates_above: expected with positives 'easy' alone, got 'hard'"):
+        EasyPositiveInfoNCELoss(positives="hard", duplicates_above=0.9)
+    with pytest.raises(ValueError, match="drop_dissimilar: expected with one negative an anchor"):
+        EasyPositiveInfoNCELoss(drop_dissimilar=True)
+    x = torch.randn(6, 4)
+    x[1, 2] = torch.nan
+    assert EasyPositiveInfoNCELoss.ephn()(x, torch.arange(6) % 2).isnan()

@@ -159,7 +159,7 @@ def test_dtypes(dtype):
 
 def test_bad_settings_and_input():
     loss = EasyPositiveTripletLoss()
-    with pytest.raises(TypeError, match="loss: expected one of the easy-positive losses, got Linear"):
+    with pytest.raises(TypeError, match="loss: expected one of the losses on pairs of a batch, got Linear"):
         CrossBatchMemory(torch.nn.Linear(2, 2), 2)
     with pytest.raises(ValueError, match="size: expected at least 1, got 0"):
         CrossBatchMemory(loss, 2, 0)

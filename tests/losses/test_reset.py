@@ -5,6 +5,7 @@ import torch
 
 import fused_margins
 from fused_margins import (
+    AdaFaceLoss,
     CosFaceLoss,
     CrossBatchMemory,
     EasyPositiveInfoNCELoss,
@@ -13,6 +14,7 @@ from fused_margins import (
     MagnetIndex,
     MagnetLoss,
     MarginSoftmaxLoss,
+    ProxyAnchorLoss,
 )
 
 MARGINS, WEIGHTS = torch.tensor([0.1, -0.2, 0.3, 0.0]), torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -22,6 +24,8 @@ MODULES = {
     ),
     "margin-of-classes": lambda: MarginSoftmaxLoss(4, 8, margin=MARGINS, learnable_margin=True),
     "margin-parameter": lambda: MarginSoftmaxLoss(4, 8, margin=torch.nn.Parameter(MARGINS.clone())),
+    "adaface": lambda: AdaFaceLoss(4, 8),
+    "proxies": lambda: ProxyAnchorLoss(4, 8),
     "cosface": lambda: CosFaceLoss(4, 8, learnable_margin=True),
     "radii": lambda: EasyPositiveMarginLoss(num_classes=4),
     "radius": lambda: EasyPositiveMarginLoss(),

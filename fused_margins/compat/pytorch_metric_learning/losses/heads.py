@@ -92,10 +92,17 @@ class ArcFaceLoss(_theirs.ArcFaceLoss, LargeMarginSoftmaxLoss):
 
 
 class SubCenterArcFaceLoss(_theirs.SubCenterArcFaceLoss, ArcFaceLoss):
-    """Theirs: no kernel takes the largest cosine of a class's centres."""
+    """Theirs: ArcFace with the largest cosine of a class's centers.
+
+    Source: Deng et al., Sub-center ArcFace: Boosting face recognition by large-scale noisy web faces, 2020, eq. 3.
+    """
+
+    _hooks = Hooks(_theirs.SubCenterArcFaceLoss, *_OF_MARGINS)
 
     def _why_not(self, *call: Any) -> str | None:
-        return "no kernel takes the largest cosine of a class's centres"
+        if type(self.sub_centers) is not int or self.sub_centers < 1:
+            return "sub_centers is no number of centers"
+        return super()._why_not(*call)
 
 
 class CosFaceLoss(_theirs.CosFaceLoss, LargeMarginSoftmaxLoss):
@@ -138,7 +145,8 @@ def _why_not_head(
     # Their cross entropy refuses labels of other dtypes than int64, but for those that it reads as masks.
     reason = reason or calls.why_not_own_batch(embeddings, labels, ref_emb, ref_labels)
     reason = reason or calls.why_not_number(name, scale, low=0)
-    return reason or why_not_parameter(loss.W, getattr(loss, "num_classes", None), embeddings, axis=0)
+    classes = (getattr(loss, "num_classes", None) or 0) * getattr(loss, "sub_centers", 1)
+    return reason or why_not_parameter(loss.W, classes, embeddings, axis=0)
 
 
 def why_not_parameter(parameter: Any, classes: int | None, embeddings: Tensor, axis: int) -> str | None:
@@ -175,6 +183,8 @@ def _margin_softmax(
     loss: Any, scale: Any, embeddings: Tensor, labels: Tensor, indices_tuple: Any, **margin: Any
 ) -> LossDict:
     weight = weight_for(loss, "W", embeddings).t()
+    if hasattr(loss, "sub_centers"):
+        weight = weight.unflatten(0, (-1, loss.sub_centers))  # (C, K, D)
     margin["ignore_index"] = _ignored(weight.shape[0]) if margin else -100
     losses = margin_softmax_loss(embeddings, weight, labels, scale=float(scale), **margin, reduction="none")
     return _of_head(loss, losses, embeddings, labels, indices_tuple)
