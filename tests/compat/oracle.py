@@ -15,14 +15,21 @@ from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_ind
 
 from fused_margins.compat.pytorch_metric_learning import calls, losses, miners
 
-HEADS = ("ArcFaceLoss", "CosFaceLoss", "NormalizedSoftmaxLoss", "LargeMarginSoftmaxLoss", "SphereFaceLoss")
+HEADS = (
+    "ArcFaceLoss",
+    "SubCenterArcFaceLoss",
+    "CosFaceLoss",
+    "NormalizedSoftmaxLoss",
+    "LargeMarginSoftmaxLoss",
+    "SphereFaceLoss",
+)
 PROXIES = ("ProxyAnchorLoss", "ProxyNCALoss")
 PAIRS = ("NTXentLoss", "SupConLoss", "MultiSimilarityLoss")
 TRIPLETS = ("TripletMarginLoss", "MarginLoss")
 OTHERS = ("NCALoss", *TRIPLETS)
 # Where a call ends that is left to them.
 THEIRS = {
-    **dict.fromkeys((*HEADS, "SubCenterArcFaceLoss"), (their_losses.LargeMarginSoftmaxLoss, "compute_loss")),
+    **dict.fromkeys(HEADS, (their_losses.LargeMarginSoftmaxLoss, "compute_loss")),
     "NormalizedSoftmaxLoss": (their_losses.NormalizedSoftmaxLoss, "compute_loss"),
     **{name: (getattr(their_losses, name), "compute_loss") for name in (*PROXIES, *OTHERS)},
     **dict.fromkeys((*PAIRS, "GeneralizedLiftedStructureLoss"), (their_losses.GenericPairLoss, "compute_loss")),
@@ -168,7 +175,7 @@ HEAD = {"num_classes": 4, "embedding_size": 5}
 
 def options_of(name: str) -> dict:
     """What a constructor needs."""
-    return dict(HEAD) if name in (*HEADS, *PROXIES, "SubCenterArcFaceLoss") else {}
+    return dict(HEAD) if name in (*HEADS, *PROXIES) else {}
 
 
 @contextlib.contextmanager

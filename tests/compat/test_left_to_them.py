@@ -61,7 +61,7 @@ def hooked():
         ("NormalizedSoftmaxLoss", HEAD | {"temperature": -1.0}),
         ("NormalizedSoftmaxLoss", HEAD | {"distance": distances.LpDistance()}),
         ("NormalizedSoftmaxLoss", HEAD | {"distance": distances.DotProductSimilarity(normalize_embeddings=False)}),
-        ("SubCenterArcFaceLoss", HEAD | {"sub_centers": 2}),
+        ("SubCenterArcFaceLoss", HEAD | {"sub_centers": 2, "margin": 200}),
         ("LargeMarginSoftmaxLoss", HEAD | {"scale": -1}),
         ("SphereFaceLoss", HEAD | {"collect_stats": True}),
         ("ProxyAnchorLoss", HEAD | {"alpha": torch.tensor(4.0)}),

@@ -136,7 +136,7 @@ CALL = BATCH[0].float(), BATCH[1]
         (losses.TripletMarginLoss(triplets_per_anchor=5), {}, "triplets are drawn at random"),
         (losses.TripletMarginLoss(reducer=reducers.ThresholdReducer(low=0.1)), {}, "ThresholdReducer takes triplets"),
         (losses.ArcFaceLoss(**HEAD, margin=200), {}, "the margin is 200 degrees"),
-        (losses.SubCenterArcFaceLoss(**HEAD), {}, "no kernel takes the largest cosine"),
+        (losses.SubCenterArcFaceLoss(**HEAD), {}, "SubCenterArcFaceLoss: our code, by labels"),
         (losses.ProxyAnchorLoss(3, 5), {}, r"a label is not within \[0, 3\)"),
         (losses.ContrastiveLoss(), {}, "ContrastiveLoss: the code of .*: there is no other for this class"),
         (their_losses.NTXentLoss(), {}, r"it is theirs; accelerate\(\) turns it into ours"),
