@@ -119,11 +119,15 @@ def _base(tree: Tree) -> str:
 
 
 def classes_in(tree: Tree, folder: str) -> Files:
-    """The images below each folder in `folder`, in the order of the names."""
+    """The images below each folder in `folder`, or in what lies around all classes there, in the order of the names."""
+    names = tree.names(folder)
+    base = _around_classes(names, folder)
+    if base != folder:
+        say_once(f"{tree.where(folder)}: the classes are the folders in {base[len(folder) :]}")
     classes: Files = {}
     others = []
-    for name in tree.names(folder):
-        class_name, slash, file = name[len(folder) :].partition("/")
+    for name in names:
+        class_name, slash, file = name[len(base) :].partition("/") if name.startswith(base) else ("", "", "")
         if slash:
             members = classes.setdefault(class_name, [])
         if slash and file.lower().endswith(SUFFIXES):
@@ -133,8 +137,20 @@ def classes_in(tree: Tree, folder: str) -> Files:
     left_out(tree.where(folder), "no images by their names, or in no class", others)
     for class_name, members in classes.items():
         if not members:
-            raise UserError(f"{tree.where(folder + class_name)}: no images in this class ({', '.join(SUFFIXES)})")
+            raise UserError(f"{tree.where(base + class_name)}: no images in this class ({', '.join(SUFFIXES)})")
     return classes
+
+
+def _around_classes(names: Sequence[str], folder: str) -> str:
+    """The folder of the classes: a folder that is alone, and holds folders and no image, is none itself."""
+    for _ in range(NESTED):
+        paths = [name[len(folder) :].split("/", 2) for name in names if name.startswith(folder)]
+        alone = {path[0] for path in paths if len(path) > 1}
+        deeper = any(len(path) > 2 for path in paths)
+        if len(alone) != 1 or not deeper or any(path[1].lower().endswith(SUFFIXES) for path in paths if len(path) == 2):
+            break
+        folder += f"{alone.pop()}/"
+    return folder
 
 
 def _without_splits(tree: Tree, base: str) -> dict[str, Files]:
