@@ -50,10 +50,12 @@ MEANT = {
     "blank lines": b"\n\n" + HEAD.encode() + b"\na.png,n1\n   \n\nb.png,n2\n\n",
     "spaces": b" filename , label \n a.png , n1 \n\tb.png,\tn2\n",
     "quotes": b'"filename","label"\n"a.png","n1"\n"b.png",n2\n',
+    "spaces before quotes": b'"filename", "label"\n"a.png", "n1"\n"b.png", "n2"\n',
     "semicolons": b"filename;label\na.png;n1\nb.png;n2\n",
     "tabs": b"filename\tlabel\na.png\tn1\nb.png\tn2\n",
     "capitals": b"Filename,Label\na.png,n1\nb.png,n2\n",
     "more columns": b",label,filename,x\n0,n1,a.png,1\n1,n2,b.png\n",
+    "empty fields behind the last column": b"filename,label\na.png,n1,,\nb.png,n2,\n",
     "no last newline": (HEAD + ROWS["train"]).strip().encode(),
     "suffix in capitals": b"filename,label\na.PNG,n1\nB.Png,n2\n",
     "dots and slashes": b"filename,label\n./a.png,n1\nx/..//b.png,n2\n",
@@ -78,6 +80,10 @@ REFUSED = {
         "a.png,n1\n\na.png,n2\n",
         "line 4: the image images/a.png is of the class n2 here, but of the class n1 in line 2",
     ),
+    "an unquoted comma": (
+        "a.png,shark, great white\n",
+        "line 2: expected 2 fields, got 3; a name with ',' needs quotes",
+    ),
     "no label": ("a.png, \n", "line 2: expected a file name and a label"),
     "empty": ("", "no images in this list"),
 }
@@ -95,6 +101,13 @@ def test_a_list_that_cannot_be_meant_is_refused_by_file_and_line(mini, text, mes
 def test_a_list_without_a_line(mini, text):
     write(mini, {"train.csv": text})
     with pytest.raises(UserError, match=r"train.csv: expected the columns filename and label, got None"):
+        train()
+
+
+@pytest.mark.parametrize("column", ["filename", "label"])
+def test_a_column_that_is_named_twice_is_refused(mini, column):
+    write(mini, {"train.csv": f"filename,label,{column}\na.png,n1,b.png\n".encode()})
+    with pytest.raises(UserError, match=rf"train.csv: line 1: expected one column {column}, got 2"):
         train()
 
 

@@ -216,17 +216,26 @@ def _listed(lists: Tree, images: Tree) -> dict[str, Files]:
 
 def _rows(lists: Tree, file: str) -> Iterator[tuple[Line, str, str]]:
     """File name and label of each line of a table, whose head names its columns."""
+    wanted = ("filename", "label")
     columns: list[str] | None = None
     for line in lines(lists, file):
         if columns is None:
             delimiter = next((d for d in ",;\t" if d in line.text), ",")
             columns = [column.lower() for column in line.fields(delimiter)]
-            if not {"filename", "label"} <= set(columns):
+            if not set(wanted) <= set(columns):
                 break
+            for column in wanted:
+                if columns.count(column) > 1:
+                    raise line.error(f"expected one column {column}, got {columns.count(column)}")
             continue
-        row = dict(zip(columns, line.fields(delimiter)))
+        fields = line.fields(delimiter)
+        if any(fields[len(columns) :]):
+            raise line.error(
+                f"expected {len(columns)} fields, got {len(fields)}; a name with {delimiter!r} needs quotes"
+            )
+        row = dict(zip(columns, fields))
         if not row.get("filename") or not row.get("label"):
             raise line.error("expected a file name and a label")
         yield line, row["filename"], row["label"]
-    if columns is None or not {"filename", "label"} <= set(columns):
+    if columns is None or not set(wanted) <= set(columns):
         raise UserError(f"{lists.where(file)}: expected the columns filename and label, got {columns}")

@@ -32,7 +32,8 @@ class Line:
     def fields(self, delimiter: str) -> list[str]:
         """What stands between delimiters, in quotes or without."""
         try:
-            return [field.strip() for field in next(csv.reader([self.text], delimiter=delimiter, strict=True))]
+            reader = csv.reader([self.text], delimiter=delimiter, skipinitialspace=True, strict=True)
+            return [field.strip() for field in next(reader)]
         except csv.Error as error:
             raise self.error(str(error)) from None
 
