@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -243,7 +244,8 @@ def usable_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        reason = textwrap.shorten(str(error).splitlines()[0], 200, placeholder="...")
+        raise UserError(f"device: {name!r} cannot be used: {reason}") from None
     return device
 
 

@@ -414,6 +414,16 @@ def test_an_unusable_device_is_named(images, config):
         Trainer(config.model_copy(update={"device": "abacus"}), images)
 
 
+def test_a_device_that_torch_says_much_of_gets_a_line(monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("Could not run. " * 100)
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.raises(UserError, match="device: 'mps' cannot be used: Could not run") as error:
+        trainer_module.usable_device("mps")
+    assert len(str(error.value)) < 250
+
+
 def _no_augmentation(config):
     return config.augmentation.model_copy(update={"rotation_deg": 0.0, "shift": 0.0, "zoom": 0.0})
 
