@@ -236,7 +236,7 @@ def test_cub(root, form):
     [
         (
             [("001.A/a.jpg", 2), ("002.B/b.jpg", 9)],
-            r"image_class_labels.txt: no class of classes.txt for image 2 \(002.B/b.jpg\)",
+            r"image_class_labels.txt: line 2: no class 9 of image 2 \(002.B/b.jpg\) in classes.txt",
         ),
         ([("001.A/a.jpg", 2)], r"images.txt: no images of the class 002.B"),
         ([("", 2)], r"images.txt: line 1: expected a number and a name, got '1'"),

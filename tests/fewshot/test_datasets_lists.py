@@ -133,6 +133,12 @@ def test_rows_twice_count_once_and_are_said(mini, capsys):
     assert f"{mini}: 2 left out, listed twice: image images/a.png in line 4, ...\n" in capsys.readouterr().out
 
 
+def test_images_that_no_list_names_are_said(mini, capsys):
+    write(mini, {"images/x.png": png(1), "images/more/y.png": png(1), "images/.z.png": png(1)})
+    assert train() == (("n1", "n2"), [0, 1])
+    assert f"{mini}/images: 2 left out, in no list: images/more/y.png, ...\n" in capsys.readouterr().out
+
+
 def test_lists_of_validation_may_be_called_valid(mini):
     (mini / "val.csv").rename(mini / "valid.csv")
     assert values(load("mini-imagenet", 4)["val"]) == [2]
@@ -253,13 +259,14 @@ def test_ids_of_cub(root, capsys):
         "images.txt": b"1 A/a.jpg\n2 B/b.jpg\n3 C/c.jpg\n4 D/d.JPG\n4 D/d.JPG\n5 A/a.jpg\n",
         "image_class_labels.txt": b"1 1\n2 2\n3 3\n4 4\n5 1\n",
     }
-    write(root / "CUB_200_2011", files | {f"images/{n}/{n.lower()}.jpg": png(i) for i, n in enumerate("ABCD")})
+    write(root / "CUB_200_2011", files | {f"images/{n}/{n.lower()}.jpg": png(i) for i, n in enumerate("ABCDE")})
     assert {split: values(images) for split, images in load("cub", 4).items()} == {
         "train": [0, 2],
         "val": [1],
         "test": [3],
     }
     said = capsys.readouterr().out
+    assert "CUB_200_2011/images: 1 left out, in no list: images/E/e.jpg\n" in said
     assert "images.txt: 1 left out, listed twice: identifier 4 in line 5\n" in said
     assert "images.txt: 1 left out, listed twice: file images/A/a.jpg in line 6\n" in said
     for file, data, message in (
@@ -272,6 +279,7 @@ def test_ids_of_cub(root, capsys):
             "line 2: the file images/A/a.jpg is of the class 002.B here, but of the",
         ),
         ("image_class_labels.txt", b"1 1\n2 2\n3 3\n4 4\n5 1\n6 1\n", "line 6: there is no such image in images.txt"),
+        ("images.txt", b"1 A/a.jpg\n9 B/b.jpg\n", r"line 2: image_class_labels.txt has no class for image 9 \(B/b.jpg"),
         ("images.txt", b"1 ../../x.jpg\n", "line 1: ../../x.jpg leads out of"),
     ):
         write(root / "CUB_200_2011", files | {file: data})

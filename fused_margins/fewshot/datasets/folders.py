@@ -211,6 +211,7 @@ def _listed(lists: Tree, images: Tree) -> dict[str, Files]:
             raise UserError(f"{lists.where(file)}: no images in this list")
         sets[split] = dict(sorted(classes.items()))
     left_out(lists.where(""), "listed twice", labels.repeated)
+    find_image.left_out(labels.values)
     return sets
 
 
