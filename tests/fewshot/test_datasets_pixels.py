@@ -164,8 +164,8 @@ HELD = {
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets the peak of a process")
 @pytest.mark.parametrize("kind", HELD)
-def test_an_image_is_held_twice_at_most(kind):
+def test_an_image_is_held_two_and_a_half_times_at_most(kind):
     data = HELD[kind]()
     memory = PeakMemory(torch.device("cpu"))
     PHOTO(data, 84)
-    assert memory.mib() < 2.5 * 4 * LARGE.width * LARGE.height / 2**20
+    assert memory.mib() < 2.75 * 4 * LARGE.width * LARGE.height / 2**20
