@@ -180,6 +180,26 @@ def test_accents_in_either_form_are_the_same(mini):
     assert train() == (("n1",), [5])
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_in_two_forms_is_one_and_in_capitals_another(tmp_path, split):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    forms = {"train": composed, "test": composed} | {split: decomposed}
+    for number, (part, form) in enumerate(forms.items()):  # "cafz" stands between the two forms
+        write(tmp_path, {f"{part}/{form}/1.png": png(number), f"{part}/cafz/1.png": png(9)})
+    write(tmp_path, {f"train/{composed}/2.png": png(5), f"train/{decomposed}/3.png": png(6)})
+    splits = load(f"folder:{tmp_path}", 4)
+    assert {s.class_names for s in splits.values()} == {("cafz", composed)}
+    assert (sorted(values(splits["train"])), values(splits["test"])) == ([0, 5, 6, 9], [9, 1])
+    write(tmp_path, {"train/CAFE/1.png": png(6), "train/cafe/1.png": png(7)})
+    assert {"CAFE", "cafe"} < set(load(f"folder:{tmp_path}", 4)["train"].class_names)
+
+
+def test_a_label_in_two_forms_is_one(mini):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    write(mini, {"train.csv": (HEAD + f"a.png,{composed}\nb.png,{decomposed}\n").encode()})
+    assert train() == ((composed,), [0, 1])
+
+
 def test_backslashes_of_windows(mini):
     write(mini, {"images/n1/a.png": png(5), "train.csv": (HEAD + "n1\\a.png,n1\n").encode()})
     assert train() == (("n1",), [5])

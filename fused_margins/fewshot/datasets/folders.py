@@ -1,6 +1,7 @@
 """Colour images in folders by split and class, or by class; mini-ImageNet, which comes in folders or with lists."""
 
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -128,6 +129,7 @@ def classes_in(tree: Tree, folder: str) -> Files:
     others = []
     for name in names:
         class_name, slash, file = name[len(base) :].partition("/") if name.startswith(base) else ("", "", "")
+        class_name = unicodedata.normalize("NFC", class_name)  # the form of a name depends on the system
         if slash:
             members = classes.setdefault(class_name, [])
         if slash and file.lower().endswith(SUFFIXES):
@@ -138,7 +140,7 @@ def classes_in(tree: Tree, folder: str) -> Files:
     for class_name, members in classes.items():
         if not members:
             raise UserError(f"{tree.where(base + class_name)}: no images in this class ({', '.join(SUFFIXES)})")
-    return classes
+    return dict(sorted(classes.items(), key=lambda item: f"{item[0]}/"))  # as paths, whatever the form of a name
 
 
 def _around_classes(names: Sequence[str], folder: str) -> str:
@@ -237,6 +239,6 @@ def _rows(lists: Tree, file: str) -> Iterator[tuple[Line, str, str]]:
         row = dict(zip(columns, fields))
         if not row.get("filename") or not row.get("label"):
             raise line.error("expected a file name and a label")
-        yield line, row["filename"], row["label"]
+        yield line, row["filename"], unicodedata.normalize("NFC", row["label"])
     if columns is None or not set(wanted) <= set(columns):
         raise UserError(f"{lists.where(file)}: expected the columns filename and label, got {columns}")
