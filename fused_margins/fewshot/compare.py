@@ -1,6 +1,8 @@
 """Runs side by side: the settings they differ in, their figures, and paired differences where their seeds match."""
 
 import json
+import math
+import reprlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from .runs import Run, write_json, write_text
 from .tables import Table, figure_text
 
 NO_VALUE = "-"
+CURVES = ("loss", "learning_rate")  # of each epoch
 COSTS: dict[str, Callable[[float], str]] = {  # entries of report.json beside its figures, where they were measured
     "seconds": lambda value: f"{value:.1f} s",
     "peak_mib": lambda value: f"{value:.0f} MiB",
@@ -44,15 +47,24 @@ def read_run(folder: Path) -> StoredRun:
             f"{folder}: not finished, {len(history)} of {config.epochs} epochs; "
             f"continue with: fused-margins train --resume --output {folder}"
         )
+    for number, row in enumerate(history, start=1):
+        try:
+            usable = all(math.isfinite(row[column]) for column in CURVES)
+        except (KeyError, TypeError, OverflowError):
+            usable = False
+        if not usable:
+            expected = f"expected an object with the numbers {' and '.join(CURVES)}"
+            raise UserError(f"{run.metrics_path}: line {number}: {expected}, got {reprlib.repr(row)}")
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         figures = {name: float(value) for name, value in report["figures"].items() if value is not None}
         costs = {name: float(report[name]) for name in COSTS if report.get(name) is not None}
+        judging = flat_settings(report.get("judging", {}), "judging.")
     except FileNotFoundError:
         raise UserError(f"{folder}: no report.json; write it with: fused-margins evaluate {folder}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: not a report of a run ({type(error).__name__}: {error})") from None
-    settings = flat_settings(config.model_dump(mode="json")) | flat_settings(report.get("judging", {}), "judging.")
+    settings = flat_settings(config.model_dump(mode="json")) | judging
     seed = settings.pop("seed")
     return StoredRun(folder, settings, seed, figures, costs, history)
 
@@ -200,8 +212,7 @@ class Comparison:
             page.table(table)
         page.section("Training")
         curves = [
-            {group.name: [row[column] for row in group.runs[0].history] for group in self.groups}
-            for column in ("loss", "learning_rate")
+            {group.name: [row[column] for row in group.runs[0].history] for group in self.groups} for column in CURVES
         ]
         with tempfile.TemporaryDirectory() as folder:
             picture = Path(folder) / "loss.png"

@@ -144,13 +144,13 @@ class Backbone(Settings):
             raise ValueError(f"only convnet takes a number of blocks, not {name}")
         return blocks
 
-    @field_validator("drop_rate")
+    @field_validator("drop_rate", "dropblock_size", "dropblock_steps")
     @classmethod
-    def _only_of_resnets(cls, drop_rate: float, info: ValidationInfo) -> float:
+    def _only_of_resnets(cls, value: float, info: ValidationInfo) -> float:
         name = info.data.get("name", "convnet")
-        if drop_rate > 0 and not name.startswith("resnet"):
+        if value != cls.model_fields[info.field_name or ""].default and not name.startswith("resnet"):
             raise ValueError(f"only resnet12 and resnet18 drop features, not {name}")
-        return drop_rate
+        return value
 
 
 class Augmentation(Settings):

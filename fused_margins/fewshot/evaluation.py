@@ -1,6 +1,6 @@
 """Everything a trained network is judged on, by the classes it is judged on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,15 +19,19 @@ VINYALS = "omniglot"  # the data set whose training classes are of all alphabets
 
 def check_judging(task: Task, judging: Judging, dataset: str) -> None:
     """Raise a `UserError` for what cannot be judged on this data set: before the training, which may take hours."""
-    if judging.ways is not None:
-        unseen = task.validation if task.novel is None else task.novel
-        if unseen is None:
-            raise UserError(f"ways: {dataset} has no novel classes for episodes (classes leaves some out)")
-        if max(judging.ways) > len(unseen.class_names):
-            raise UserError(
-                f"ways: expected at most the {len(unseen.class_names)} novel classes of {dataset}, "
-                f"got {max(judging.ways)}"
-            )
+    unseen = task.validation if task.novel is None else task.novel
+    if unseen is None:
+        _refuse(
+            judging,
+            ("ways", "shots", "queries"),
+            f"{dataset} has no novel classes for episodes (classes leaves some out)",
+        )
+    elif judging.ways is not None and max(judging.ways) > len(unseen.class_names):
+        raise UserError(
+            f"ways: expected at most the {len(unseen.class_names)} novel classes of {dataset}, got {max(judging.ways)}"
+        )
+    if task.held_out is None:
+        _refuse(judging, ("neighbours", "knc_clusters"), f"{dataset} has no held-out images (held_out keeps some)")
     for images in (task.validation, task.novel):
         if images is not None:
             sizes = torch.bincount(images.labels)
@@ -44,6 +48,13 @@ def check_judging(task: Task, judging: Judging, dataset: str) -> None:
                 "omniglot-background"
             )
         one_shot_runs(task.training.shape[1])  # or they are not there, which it says
+
+
+def _refuse(judging: Judging, names: Sequence[str], reason: str) -> None:
+    """Raise a `UserError` where one of these is set to what nothing would come of."""
+    for name in names:
+        if getattr(judging, name) != Judging.model_fields[name].default:
+            raise UserError(f"{name}: {reason}")
 
 
 def evaluate(trainer: Trainer, task: Task, judging: Judging) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """The optimizer, and how its learning rate changes from step to step."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
@@ -39,6 +39,27 @@ def build_scheduler(config: TrainConfig, optimizer: Optimizer, steps_before: Cal
         return warmup_cosine(step, config.learning_rate, warmup_steps, total_steps) / config.learning_rate
 
     return LambdaLR(optimizer, factor)
+
+
+def set_step(scheduler: LRScheduler, step: int) -> None:
+    """What the schedule says of `step`, which it knows without the steps before; step 0 is the first."""
+    scheduler.load_state_dict(scheduler.state_dict() | {"last_epoch": step - 1, "_step_count": 0})
+    scheduler.step()
+
+
+def check_moments(moments: Mapping[int, Mapping[str, object]], optimizer: Optimizer) -> None:
+    """ValueError for a stored `optimizer.state_dict()["state"]` that does not fit the parameters."""
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    wanted = {"momentum_buffer"} if isinstance(optimizer, SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    for number, moment in moments.items():
+        if moment.keys() != wanted:
+            raise ValueError(f"expected {', '.join(sorted(wanted))} of each parameter")
+        for name, value in moment.items():
+            shape = () if name == "step" else shapes[number]
+            if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
+                raise ValueError(f"expected {name} of shape {tuple(shape)}")
+            if not value.isfinite().all():
+                raise ValueError(f"{name} holds numbers that are not finite")
 
 
 def warmup_cosine(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:

@@ -39,7 +39,13 @@ class ShuffledBatches:
         return {"order": self.order, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.order, self.position = state["order"], state["position"]
+        order, position = state["order"], state["position"]
+        _check_different(order, self.num_samples)
+        if not isinstance(position, int) or not 0 <= position <= self.num_batches:
+            raise ValueError(f"expected a position from 0 to {self.num_batches}, got {position!r}")
+        if position < self.num_batches and len(order) < self.num_samples:
+            raise ValueError(f"expected an order of {self.num_samples} samples, got {len(order)}")
+        self.order, self.position = order, position
 
 
 class Deck:
@@ -108,8 +114,18 @@ class BalancedBatches:
         return {"left": torch.cat(left), "sizes": [len(numbers) for numbers in left]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for deck, left in zip((self.classes, *self.samples), state["left"].split(state["sizes"])):
+        decks = (self.classes, *self.samples)
+        for deck, left in zip(decks, state["left"].split(state["sizes"]), strict=True):
+            _check_different(left, deck.size)
             deck.left = left
+
+
+def _check_different(numbers: Tensor, size: int) -> None:
+    """ValueError for what is left of a shuffled 0 .. size - 1 and cannot be."""
+    if numbers.dtype != torch.int64 or len(numbers.unique()) != numbers.numel():
+        raise ValueError("expected different integers in the order of samples")
+    if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
+        raise ValueError(f"expected an order of {size} samples, got {int(numbers.min())} to {int(numbers.max())}")
 
 
 Sampler = ShuffledBatches | BalancedBatches

@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,7 +18,7 @@ from .config import TrainConfig
 from .datasets import ImageSet
 from .errors import UserError
 from .objectives import Batch, build_objective
-from .optimization import build_optimizer, build_scheduler
+from .optimization import build_optimizer, build_scheduler, check_moments, set_step
 from .runs import Run
 
 CHECKPOINT_SECONDS = 10.0  # at most this much work is lost to a power cut; an interrupt loses none
@@ -149,7 +150,6 @@ class Trainer:
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
             "losses": list(self.losses),
@@ -179,14 +179,20 @@ class Trainer:
             for name, value in state[part].items():
                 if isinstance(value, Tensor) and not value.isfinite().all():
                     raise ValueError(f"{name} holds numbers that are not finite")
-        for name in ("model", "objective", "optimizer", "scheduler"):
-            getattr(self, name).load_state_dict(state[name])
+        moments = state["optimizer"]["state"]
+        check_moments(moments, self.optimizer)
+        self.model.load_state_dict(state["model"])
+        self.objective.load_state_dict(state["objective"])
+        # Its settings are those of the configuration, or follow from the step.
+        settings = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": settings})
         self.generator.set_state(state["generator"])
         self.epoch, self.losses, self.history = (
             state["epoch"],
             list(state["losses"]),
             list(state["history"]),
         )
+        set_step(self.scheduler, self.steps_done)
 
     def mirror(self, other: "Trainer") -> None:
         """Take over the weights and the random state of another trainer, so that its batch gives the same loss here."""
@@ -238,7 +244,8 @@ def usable_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        reason = textwrap.shorten(str(error).splitlines()[0], 200, placeholder="...")
+        raise UserError(f"device: {name!r} cannot be used: {reason}") from None
     return device
 
 

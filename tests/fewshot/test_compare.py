@@ -75,6 +75,26 @@ def test_below_a_folder_what_cannot_be_compared_is_left_out_and_said(folders, tm
         read_runs([tmp_path / "begun"])  # this one was meant
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("report.json", '{"figures": {}, "judging": 3}', "not a report of a run"),
+        ("report.json", '{"figures": {}, "judging": null}', "not a report of a run"),
+        ("report.json", f'{{"figures": {{"nmi": 1{"0" * 400}}}}}', "not a report of a run"),
+        ("metrics.jsonl", "1", "line 1: expected an object with the numbers loss and learning_rate, got 1"),
+        ("metrics.jsonl", '{"loss": 1.0}', "line 1: expected an object with the numbers loss and learning_rate, got"),
+        ("metrics.jsonl", '{"loss": "a", "learning_rate": 1}', "line 1: expected an object"),
+        ("metrics.jsonl", '{"loss": NaN, "learning_rate": 1}', "line 1: expected an object"),
+        ("metrics.jsonl", f'{{"loss": 1{"0" * 400}, "learning_rate": 1}}', "line 1: expected an object"),
+    ],
+    ids=["judging", "no-judging", "huge-figure", "number", "no-rate", "text", "nan", "huge-loss"],
+)
+def test_files_that_no_run_writes_are_named(folders, file, text, message):
+    (folders[0] / file).write_text(text)
+    with pytest.raises(UserError, match=f"{folders[0] / file}: {message}"):
+        read_run(folders[0])
+
+
 def test_what_cannot_be_compared_is_named(folders, tmp_path):
     with pytest.raises(UserError, match="no run here"):
         read_run(tmp_path)

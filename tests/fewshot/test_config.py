@@ -60,10 +60,10 @@ def test_a_backbone_takes_its_own_settings_only():
     with pytest.raises(ValidationError, match=r"blocks\n.*only convnet takes a number of blocks, not conv4"):
         Backbone(name="conv4", blocks=4)
     for name in ("convnet", "conv4"):
-        with pytest.raises(
-            ValidationError, match=rf"drop_rate\n.*only resnet12 and resnet18 drop features, not {name}"
-        ):
-            Backbone(name=name, drop_rate=0.1)
+        for option, value in {"drop_rate": 0.1, "dropblock_size": 3, "dropblock_steps": 7}.items():
+            message = rf"{option}\n.*only resnet12 and resnet18 drop features, not {name}"
+            with pytest.raises(ValidationError, match=message):
+                Backbone(name=name, **{option: value})
 
 
 def test_a_backbone_stored_before_it_had_a_name_is_a_convnet():

@@ -185,14 +185,14 @@ def test_the_last_images_of_each_class_are_held_out(images):
     # Class a loses four of its ten images: a third of the smallest class, six, is two of every class.
     train = images.subset(torch.tensor([i for i in range(60) if i % 6 or i < 36]))
     validation = replace(images, class_names=tuple("mnopqr"))
-    task = make_task({"train": train, "test": novel, "val": validation}, held_out_fraction=1 / 3)
+    task = make_task({"train": train, "test": novel, "val": validation}, held_out=1 / 3)
     assert task.held_out.labels.bincount().tolist() == [2] * 6
     assert task.training.labels.bincount().tolist() == [4] + [8] * 5
     assert (task.novel, task.validation) == (novel, validation)
     for label in range(6):
         rest, last = (part.subset(part.labels == label).pixels() for part in (task.training, task.held_out))
         assert torch.equal(torch.cat([rest, last]), train.subset(train.labels == label).pixels())
-    chosen = make_task({"train": train, "test": novel}, classes=[5, 3], held_out_fraction=0.01)
+    chosen = make_task({"train": train, "test": novel}, classes=[5, 3], held_out=0.01)
     assert chosen.held_out.class_names == chosen.training.class_names == ("f", "d")
     assert chosen.held_out.labels.bincount().tolist() == [1, 1]
 
@@ -223,12 +223,12 @@ def test_validation_has_the_classes_of_training_and_test_or_its_own(images, test
 @pytest.mark.parametrize(
     ("fraction", "test_names", "message"),
     [
-        (1.0, "uvwxyz", r"held_out_fraction: expected a number in \[0, 1\), got 1.0"),
-        (0.96, "uvwxyz", "held_out_fraction: 0.96 leaves nothing of a class with 10 images"),
-        (0.1, "abcdef", "held_out_fraction: the test split is held out already, expected 0, got 0.1"),
+        (1.0, "uvwxyz", r"held_out: expected a number in \[0, 1\), got 1.0"),
+        (0.96, "uvwxyz", "held_out: 0.96 leaves nothing of a class with 10 images"),
+        (0.1, "abcdef", "held_out: the test split is held out already, expected 0, got 0.1"),
         (0.0, "abcxyz", r"dataset: training and test must have the same classes or none in common; they share 3 of 6"),
     ],
 )
 def test_tasks_that_cannot_be(images, fraction, test_names, message):
     with pytest.raises(UserError, match=message):
-        make_task({"train": images, "test": replace(images, class_names=tuple(test_names))}, held_out_fraction=fraction)
+        make_task({"train": images, "test": replace(images, class_names=tuple(test_names))}, held_out=fraction)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fused_margins.fewshot.datasets import cifar, fashion, load
+from fused_margins.fewshot.datasets import cifar, fashion, load, sources
 from fused_margins.fewshot.errors import UserError
 
 from .layouts import FORMS, lay, pack, png, real, values, write
@@ -38,6 +38,20 @@ def test_a_folder_of_splits(tmp_path, form):
     assert {name: values(s) for name, s in splits.items()} == {"train": [3, 2, 1], "val": [4], "test": [5]}
     assert splits["train"].coarse_names == ("a", "b")
     assert splits["train"].images.data_ptr() == splits["test"].images.data_ptr()
+
+
+@FORMS
+@pytest.mark.parametrize("around", ["train/", "images/", "my birds/images/"])
+def test_folders_between_split_and_classes_are_no_classes(tmp_path, form, around, capsys):
+    sources.say_once.cache_clear()
+    files = {f"train/{around}{name}/1.png": png(i) for i, name in enumerate("abc")} | {"train/labels.csv": b""}
+    lay(tmp_path, form, "birds", files | {"test/d/1.png": png(3), "test/d/more/2.png": png(4)})
+    splits = load(f"folder:{tmp_path / ('birds' if form == 'folder' else 'birds.zip')}", 6)
+    assert {s: images.class_names for s, images in splits.items()} == {"train": ("a", "b", "c"), "test": ("d",)}
+    assert {s: values(images) for s, images in splits.items()} == {"train": [0, 1, 2], "test": [3, 4]}
+    said = capsys.readouterr().out
+    assert f": the classes are the folders in {around}\n" in said
+    assert "1 left out, no images by their names, or in no class: " in said
 
 
 def test_val_may_be_missing_and_test_may_not(tmp_path):
@@ -222,7 +236,7 @@ def test_cub(root, form):
     [
         (
             [("001.A/a.jpg", 2), ("002.B/b.jpg", 9)],
-            r"image_class_labels.txt: no class of classes.txt for image 2 \(002.B/b.jpg\)",
+            r"image_class_labels.txt: line 2: no class 9 of image 2 \(002.B/b.jpg\) in classes.txt",
         ),
         ([("001.A/a.jpg", 2)], r"images.txt: no images of the class 002.B"),
         ([("", 2)], r"images.txt: line 1: expected a number and a name, got '1'"),

@@ -50,10 +50,12 @@ MEANT = {
     "blank lines": b"\n\n" + HEAD.encode() + b"\na.png,n1\n   \n\nb.png,n2\n\n",
     "spaces": b" filename , label \n a.png , n1 \n\tb.png,\tn2\n",
     "quotes": b'"filename","label"\n"a.png","n1"\n"b.png",n2\n',
+    "spaces before quotes": b'"filename", "label"\n"a.png", "n1"\n"b.png", "n2"\n',
     "semicolons": b"filename;label\na.png;n1\nb.png;n2\n",
     "tabs": b"filename\tlabel\na.png\tn1\nb.png\tn2\n",
     "capitals": b"Filename,Label\na.png,n1\nb.png,n2\n",
     "more columns": b",label,filename,x\n0,n1,a.png,1\n1,n2,b.png\n",
+    "empty fields behind the last column": b"filename,label\na.png,n1,,\nb.png,n2,\n",
     "no last newline": (HEAD + ROWS["train"]).strip().encode(),
     "suffix in capitals": b"filename,label\na.PNG,n1\nB.Png,n2\n",
     "dots and slashes": b"filename,label\n./a.png,n1\nx/..//b.png,n2\n",
@@ -78,6 +80,10 @@ REFUSED = {
         "a.png,n1\n\na.png,n2\n",
         "line 4: the image images/a.png is of the class n2 here, but of the class n1 in line 2",
     ),
+    "an unquoted comma": (
+        "a.png,shark, great white\n",
+        "line 2: expected 2 fields, got 3; a name with ',' needs quotes",
+    ),
     "no label": ("a.png, \n", "line 2: expected a file name and a label"),
     "empty": ("", "no images in this list"),
 }
@@ -95,6 +101,13 @@ def test_a_list_that_cannot_be_meant_is_refused_by_file_and_line(mini, text, mes
 def test_a_list_without_a_line(mini, text):
     write(mini, {"train.csv": text})
     with pytest.raises(UserError, match=r"train.csv: expected the columns filename and label, got None"):
+        train()
+
+
+@pytest.mark.parametrize("column", ["filename", "label"])
+def test_a_column_that_is_named_twice_is_refused(mini, column):
+    write(mini, {"train.csv": f"filename,label,{column}\na.png,n1,b.png\n".encode()})
+    with pytest.raises(UserError, match=rf"train.csv: line 1: expected one column {column}, got 2"):
         train()
 
 
@@ -118,6 +131,12 @@ def test_rows_twice_count_once_and_are_said(mini, capsys):
     write(mini, {"train.csv": (HEAD + "a.png,n1\nb.png,n2\na.png,n1\nA.png,n1\n").encode()})
     assert train() == (("n1", "n2"), [0, 1])
     assert f"{mini}: 2 left out, listed twice: image images/a.png in line 4, ...\n" in capsys.readouterr().out
+
+
+def test_images_that_no_list_names_are_said(mini, capsys):
+    write(mini, {"images/x.png": png(1), "images/more/y.png": png(1), "images/.z.png": png(1)})
+    assert train() == (("n1", "n2"), [0, 1])
+    assert f"{mini}/images: 2 left out, in no list: images/more/y.png, ...\n" in capsys.readouterr().out
 
 
 def test_lists_of_validation_may_be_called_valid(mini):
@@ -159,6 +178,26 @@ def test_accents_in_either_form_are_the_same(mini):
     assert composed != decomposed
     write(mini, {f"images/{decomposed}": png(5), "train.csv": (HEAD + f"{composed},n1\n").encode()})
     assert train() == (("n1",), [5])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_in_two_forms_is_one_and_in_capitals_another(tmp_path, split):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    forms = {"train": composed, "test": composed} | {split: decomposed}
+    for number, (part, form) in enumerate(forms.items()):  # "cafz" stands between the two forms
+        write(tmp_path, {f"{part}/{form}/1.png": png(number), f"{part}/cafz/1.png": png(9)})
+    write(tmp_path, {f"train/{composed}/2.png": png(5), f"train/{decomposed}/3.png": png(6)})
+    splits = load(f"folder:{tmp_path}", 4)
+    assert {s.class_names for s in splits.values()} == {("cafz", composed)}
+    assert (sorted(values(splits["train"])), values(splits["test"])) == ([0, 5, 6, 9], [9, 1])
+    write(tmp_path, {"train/CAFE/1.png": png(6), "train/cafe/1.png": png(7)})
+    assert {"CAFE", "cafe"} < set(load(f"folder:{tmp_path}", 4)["train"].class_names)
+
+
+def test_a_label_in_two_forms_is_one(mini):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    write(mini, {"train.csv": (HEAD + f"a.png,{composed}\nb.png,{decomposed}\n").encode()})
+    assert train() == ((composed,), [0, 1])
 
 
 def test_backslashes_of_windows(mini):
@@ -240,13 +279,14 @@ def test_ids_of_cub(root, capsys):
         "images.txt": b"1 A/a.jpg\n2 B/b.jpg\n3 C/c.jpg\n4 D/d.JPG\n4 D/d.JPG\n5 A/a.jpg\n",
         "image_class_labels.txt": b"1 1\n2 2\n3 3\n4 4\n5 1\n",
     }
-    write(root / "CUB_200_2011", files | {f"images/{n}/{n.lower()}.jpg": png(i) for i, n in enumerate("ABCD")})
+    write(root / "CUB_200_2011", files | {f"images/{n}/{n.lower()}.jpg": png(i) for i, n in enumerate("ABCDE")})
     assert {split: values(images) for split, images in load("cub", 4).items()} == {
         "train": [0, 2],
         "val": [1],
         "test": [3],
     }
     said = capsys.readouterr().out
+    assert "CUB_200_2011/images: 1 left out, in no list: images/E/e.jpg\n" in said
     assert "images.txt: 1 left out, listed twice: identifier 4 in line 5\n" in said
     assert "images.txt: 1 left out, listed twice: file images/A/a.jpg in line 6\n" in said
     for file, data, message in (
@@ -259,6 +299,7 @@ def test_ids_of_cub(root, capsys):
             "line 2: the file images/A/a.jpg is of the class 002.B here, but of the",
         ),
         ("image_class_labels.txt", b"1 1\n2 2\n3 3\n4 4\n5 1\n6 1\n", "line 6: there is no such image in images.txt"),
+        ("images.txt", b"1 A/a.jpg\n9 B/b.jpg\n", r"line 2: image_class_labels.txt has no class for image 9 \(B/b.jpg"),
         ("images.txt", b"1 ../../x.jpg\n", "line 1: ../../x.jpg leads out of"),
     ):
         write(root / "CUB_200_2011", files | {file: data})

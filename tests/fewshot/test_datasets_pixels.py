@@ -1,14 +1,17 @@
 """What is decoded looks as viewers show it, whatever its bits, its transparency and its orientation, or is refused."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fused_margins.fewshot.datasets import decoding, load
 from fused_margins.fewshot.datasets.decoding import INK, PHOTO
 from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.memory import PeakMemory
 
 from .layouts import png, write
 
@@ -148,3 +151,21 @@ def test_pixels_are_counted_before_they_are_decoded(tmp_path):
     write(tmp_path, {"train/a/1.ppm": b"P5 9999 9999 255 ", "test/b/1.png": png(1)})
     with pytest.raises(UserError, match=rf"train/a/1.ppm: .*9999 x 9999 pixels, expected at most {decoding.PIXELS:,}"):
         load(f"folder:{tmp_path}", 8)
+
+
+LARGE = Image.new("L", (3000, 2000), 7)
+HELD = {
+    "RGBA": lambda: encoded(LARGE.convert("RGBA"), compress_level=1),
+    "LA": lambda: encoded(LARGE.convert("LA"), compress_level=1),
+    "RGB": lambda: encoded(LARGE.convert("RGB"), compress_level=1, transparency=(0, 0, 0)),
+    "16 bits": lambda: encoded(LARGE.convert("I;16"), compress_level=1, transparency=0),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets the peak of a process")
+@pytest.mark.parametrize("kind", HELD)
+def test_an_image_is_held_two_and_a_half_times_at_most(kind):
+    data = HELD[kind]()
+    memory = PeakMemory(torch.device("cpu"))
+    PHOTO(data, 84)
+    assert memory.mib() < 2.75 * 4 * LARGE.width * LARGE.height / 2**20

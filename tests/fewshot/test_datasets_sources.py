@@ -285,7 +285,7 @@ def test_archives_may_lie_in_a_folder_of_the_root(root):
 
 def test_an_archive_within_an_archive_is_named(tmp_path):
     pack(tmp_path / "x.zip", {"inner.zip": b""})
-    with pytest.raises(UserError, match=r"x.zip: : expected the folders train .*, got none; .*, inner.zip: unpack it"):
+    with pytest.raises(UserError, match=r"x.zip: expected the folders train .*, got none; .*, inner.zip: unpack it"):
         found(tmp_path / "x.zip")
 
 

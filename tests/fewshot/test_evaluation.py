@@ -7,7 +7,7 @@ import torch
 
 from fused_margins.fewshot import evaluation
 from fused_margins.fewshot.config import Judging
-from fused_margins.fewshot.datasets import ImageSet, make_task
+from fused_margins.fewshot.datasets import ImageSet, Task, make_task
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.evaluation import check_judging, evaluate
 from fused_margins.fewshot.trainer import Trainer
@@ -17,6 +17,22 @@ def _novel(images: ImageSet, sizes: list[int]) -> ImageSet:
     """The same images under other names, so many of each class."""
     kept = torch.cat([torch.nonzero(images.labels == c)[:size, 0] for c, size in enumerate(sizes)])
     return dataclasses.replace(images.subset(kept), class_names=tuple("ghijkl"))
+
+
+@pytest.mark.parametrize("asked", [{"ways": (2,)}, {"shots": (1000,)}, {"queries": 3}])
+def test_what_asks_for_novel_classes_wants_some(images, asked):
+    task = Task(images, images, None)
+    check_judging(task, Judging(episodes=3, neighbours=(3,)), "digits")
+    with pytest.raises(UserError, match=f"{next(iter(asked))}: digits has no novel classes for episodes"):
+        check_judging(task, Judging(**asked), "digits")
+
+
+@pytest.mark.parametrize("asked", [{"neighbours": (3,)}, {"knc_clusters": 3}])
+def test_what_asks_for_held_out_images_wants_some(images, asked):
+    task = Task(images, None, images)
+    check_judging(task, Judging(shots=(1,), queries=3), "cub")
+    with pytest.raises(UserError, match=f"{next(iter(asked))}: cub has no held-out images"):
+        check_judging(task, Judging(**asked), "cub")
 
 
 def test_shots_must_leave_an_image_of_every_class_to_ask_for(images):

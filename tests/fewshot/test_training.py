@@ -374,17 +374,6 @@ def test_embeddings_whose_distances_are_not_finite_are_a_divergence(images, conf
         trainer.embed(images)
 
 
-@pytest.mark.parametrize("part", ["model", "objective"])
-def test_a_checkpoint_with_weights_that_are_not_finite_is_refused(images, config, tmp_path, part):
-    run = Run.create(tmp_path / "run", config)
-    state = Trainer(config, images).state_dict()
-    name, weight = next((n, w) for n, w in state[part].items() if isinstance(w, torch.Tensor) and w.ndim > 1)
-    weight.data.flatten()[0] = float("nan")
-    run.save_checkpoint(state)
-    with pytest.raises(UserError, match=rf"checkpoint\.pt: not a usable checkpoint: {name} holds numbers that are not"):
-        resume(run, images)
-
-
 def test_the_length_of_a_training_is_known_without_counting(images, config):
     for loss in (make_loss("softmax"), MAGNET):
         trainer = Trainer(config.model_copy(update={"loss": loss, "epochs": 1_000_000}), images)
@@ -423,6 +412,16 @@ def test_classes_smaller_than_their_clusters_are_survived(images, config):
 def test_an_unusable_device_is_named(images, config):
     with pytest.raises(UserError, match="device: 'abacus' cannot be used"):
         Trainer(config.model_copy(update={"device": "abacus"}), images)
+
+
+def test_a_device_that_torch_says_much_of_gets_a_line(monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("Could not run. " * 100)
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.raises(UserError, match="device: 'mps' cannot be used: Could not run") as error:
+        trainer_module.usable_device("mps")
+    assert len(str(error.value)) < 250
 
 
 def _no_augmentation(config):

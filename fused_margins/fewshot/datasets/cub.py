@@ -44,10 +44,11 @@ def _load(root: Path, image_size: int, split_of: Callable[[int, int], str]) -> d
     files: list[tuple[Tree, str]] = []
     find_image, classes_of_files = Finder(photos, "images/"), Once("file")
     for image, (line, listed) in _column(lists, "images.txt").items():
-        _, label = labels.pop(image, (line, ""))
+        if image not in labels:
+            raise line.error(f"image_class_labels.txt has no class for image {image} ({listed})")
+        label_line, label = labels.pop(image)
         if label not in class_names:
-            where = lists.where("image_class_labels.txt")
-            raise UserError(f"{where}: no class of classes.txt for image {image} ({listed})")
+            raise label_line.error(f"no class {label} of image {image} ({listed}) in classes.txt")
         name, file = class_names[label][1], find_image(line, listed)
         if classes_of_files.add(line, file, f"of the class {name}"):
             members[name].append(len(files))
@@ -55,6 +56,7 @@ def _load(root: Path, image_size: int, split_of: Callable[[int, int], str]) -> d
     for line, _ in labels.values():
         raise line.error("there is no such image in images.txt")
     left_out(lists.where("images.txt"), "listed twice", classes_of_files.repeated)
+    find_image.left_out(classes_of_files.values)
     for name, rows in members.items():
         if not rows:
             raise UserError(f"{lists.where('images.txt')}: no images of the class {name}")

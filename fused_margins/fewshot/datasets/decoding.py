@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 # A format that its file's name does not claim is read, too, but none that runs other programs (EPS) or is drawn (WMF).
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-PIXELS = 50_000_000  # of an image: decoded, that is 200 MB, and it is held twice at most
+PIXELS = 50_000_000  # of an image: that is 200 MB, which is held two and a half times at most
 _TIFF_BITS, _TIFF_MEANING, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0, BitsPerSample, PhotometricInterpretation
 
 
@@ -44,7 +44,10 @@ class Decoder:
                 raise ValueError("pixels are floating-point numbers that are not finite, expected 0 to 1")
             return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert(self.mode)
         if image.has_transparency_data:
-            image = image.convert("RGBA").resize(size, self.filter)
+            if image.mode not in ("RGBA", "LA"):  # which are resized by a copy that is multiplied by their alpha
+                former, image = image, image.convert("RGBA")
+                former.close()  # its memory is free from here on
+            image = image.resize(size, self.filter).convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", size, "white"), image).convert(self.mode)
         return (image if image.mode == self.mode else image.convert(self.mode)).resize(size, self.filter)
 
@@ -69,7 +72,8 @@ def _on_white(image: Image.Image, white: float) -> Image.Image:
     transparent = image.info.get("transparency")
     if transparent is None:
         return image.convert("F")
-    values = np.array(image, np.float32)
+    values = np.asarray(image).astype(np.float32)
+    image.close()
     values[values == transparent] = white
     return Image.fromarray(values)
 

@@ -1,6 +1,7 @@
 """Colour images in folders by split and class, or by class; mini-ImageNet, which comes in folders or with lists."""
 
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -119,11 +120,16 @@ def _base(tree: Tree) -> str:
 
 
 def classes_in(tree: Tree, folder: str) -> Files:
-    """The images below each folder in `folder`, in the order of the names."""
+    """The images below each folder in `folder`, or in what lies around all classes there, in the order of the names."""
+    names = tree.names(folder)
+    base = _around_classes(names, folder)
+    if base != folder:
+        say_once(f"{tree.where(folder)}: the classes are the folders in {base[len(folder) :]}")
     classes: Files = {}
     others = []
-    for name in tree.names(folder):
-        class_name, slash, file = name[len(folder) :].partition("/")
+    for name in names:
+        class_name, slash, file = name[len(base) :].partition("/") if name.startswith(base) else ("", "", "")
+        class_name = unicodedata.normalize("NFC", class_name)  # the form of a name depends on the system
         if slash:
             members = classes.setdefault(class_name, [])
         if slash and file.lower().endswith(SUFFIXES):
@@ -133,8 +139,20 @@ def classes_in(tree: Tree, folder: str) -> Files:
     left_out(tree.where(folder), "no images by their names, or in no class", others)
     for class_name, members in classes.items():
         if not members:
-            raise UserError(f"{tree.where(folder + class_name)}: no images in this class ({', '.join(SUFFIXES)})")
-    return classes
+            raise UserError(f"{tree.where(base + class_name)}: no images in this class ({', '.join(SUFFIXES)})")
+    return dict(sorted(classes.items(), key=lambda item: f"{item[0]}/"))  # as paths, whatever the form of a name
+
+
+def _around_classes(names: Sequence[str], folder: str) -> str:
+    """The folder of the classes: a folder that is alone, and holds folders and no image, is none itself."""
+    for _ in range(NESTED):
+        paths = [name[len(folder) :].split("/", 2) for name in names if name.startswith(folder)]
+        alone = {path[0] for path in paths if len(path) > 1}
+        deeper = any(len(path) > 2 for path in paths)
+        if len(alone) != 1 or not deeper or any(path[1].lower().endswith(SUFFIXES) for path in paths if len(path) == 2):
+            break
+        folder += f"{alone.pop()}/"
+    return folder
 
 
 def _without_splits(tree: Tree, base: str) -> dict[str, Files]:
@@ -195,22 +213,32 @@ def _listed(lists: Tree, images: Tree) -> dict[str, Files]:
             raise UserError(f"{lists.where(file)}: no images in this list")
         sets[split] = dict(sorted(classes.items()))
     left_out(lists.where(""), "listed twice", labels.repeated)
+    find_image.left_out(labels.values)
     return sets
 
 
 def _rows(lists: Tree, file: str) -> Iterator[tuple[Line, str, str]]:
     """File name and label of each line of a table, whose head names its columns."""
+    wanted = ("filename", "label")
     columns: list[str] | None = None
     for line in lines(lists, file):
         if columns is None:
             delimiter = next((d for d in ",;\t" if d in line.text), ",")
             columns = [column.lower() for column in line.fields(delimiter)]
-            if not {"filename", "label"} <= set(columns):
+            if not set(wanted) <= set(columns):
                 break
+            for column in wanted:
+                if columns.count(column) > 1:
+                    raise line.error(f"expected one column {column}, got {columns.count(column)}")
             continue
-        row = dict(zip(columns, line.fields(delimiter)))
+        fields = line.fields(delimiter)
+        if any(fields[len(columns) :]):
+            raise line.error(
+                f"expected {len(columns)} fields, got {len(fields)}; a name with {delimiter!r} needs quotes"
+            )
+        row = dict(zip(columns, fields))
         if not row.get("filename") or not row.get("label"):
             raise line.error("expected a file name and a label")
-        yield line, row["filename"], row["label"]
-    if columns is None or not {"filename", "label"} <= set(columns):
+        yield line, row["filename"], unicodedata.normalize("NFC", row["label"])
+    if columns is None or not set(wanted) <= set(columns):
         raise UserError(f"{lists.where(file)}: expected the columns filename and label, got {columns}")

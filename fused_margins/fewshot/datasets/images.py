@@ -185,20 +185,18 @@ class Task:
     validation: ImageSet | None = None  # the "val" split, for choosing: novel classes where those of the test are
 
 
-def make_task(
-    splits: dict[str, ImageSet], classes: Sequence[int] | None = None, held_out_fraction: float = 0.0
-) -> Task:
+def make_task(splits: dict[str, ImageSet], classes: Sequence[int] | None = None, held_out: float = 0.0) -> Task:
     """Split by image, and by class where `classes` chooses some or the splits have classes of their own.
 
     Args:
         splits: "train", "test", and "val" where there is one.
         classes: the fine classes to train on; by default all of the training split.
-        held_out_fraction: where the test classes are novel, this part of the training images is held out to measure the
+        held_out: where the test classes are novel, this part of the training images is held out to measure the
             accuracy on base classes: the same number of each class (of the smallest class this part, but at least one
             image), the last ones.
     """
-    if not 0 <= held_out_fraction < 1:
-        raise UserError(f"held_out_fraction: expected a number in [0, 1), got {held_out_fraction}")
+    if not 0 <= held_out < 1:
+        raise UserError(f"held_out: expected a number in [0, 1), got {held_out}")
     train, test, validation = splits["train"], splits["test"], splits.get("val")
     shared = set(train.class_names) & set(test.class_names)
     if not shared:
@@ -210,17 +208,17 @@ def make_task(
                     f"it shares {len(known)} with {other} ({min(known)}, ...)"
                 )
         training = train if classes is None else train.with_classes(classes)
-        held_out = None
-        if held_out_fraction:
-            training, held_out = _hold_out(training, held_out_fraction)
-        return Task(training, held_out, test, validation)
+        if not held_out:
+            return Task(training, None, test, validation)
+        training, last = _hold_out(training, held_out)
+        return Task(training, last, test, validation)
     if train.class_names != test.class_names:
         raise UserError(
             f"dataset: training and test must have the same classes or none in common; "
             f"they share {len(shared)} of {len(train.class_names)} and {len(test.class_names)} ({min(shared)}, ...)"
         )
-    if held_out_fraction:
-        raise UserError(f"held_out_fraction: the test split is held out already, expected 0, got {held_out_fraction}")
+    if held_out:
+        raise UserError(f"held_out: the test split is held out already, expected 0, got {held_out}")
     known = set(train.class_names) & set(validation.class_names if validation is not None else ())
     if validation is not None and known and validation.class_names != train.class_names:
         raise UserError(
@@ -241,7 +239,7 @@ def _hold_out(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
     smallest = int(images.labels.bincount(minlength=len(images.class_names)).min())
     count = max(1, round(fraction * smallest))
     if count >= smallest:
-        raise UserError(f"held_out_fraction: {fraction} leaves nothing of a class with {smallest} images")
+        raise UserError(f"held_out: {fraction} leaves nothing of a class with {smallest} images")
     members = [(images.labels == c).nonzero()[:, 0] for c in range(len(images.class_names))]
     last = torch.cat([m[-count:] for m in members]).sort().values
     rest = torch.ones(len(images), dtype=torch.bool)

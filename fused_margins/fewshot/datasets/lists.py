@@ -6,12 +6,12 @@ import io
 import posixpath
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from ..errors import UserError
-from .sources import Tree
+from .sources import Tree, left_out
 
 LINE_CHARACTERS = 4096  # as long as a path can be
 LIST_BYTES = 16 << 20  # of a list: a hundred bytes for each of 160,000 images
@@ -32,7 +32,8 @@ class Line:
     def fields(self, delimiter: str) -> list[str]:
         """What stands between delimiters, in quotes or without."""
         try:
-            return [field.strip() for field in next(csv.reader([self.text], delimiter=delimiter, strict=True))]
+            reader = csv.reader([self.text], delimiter=delimiter, skipinitialspace=True, strict=True)
+            return [field.strip() for field in next(reader)]
         except csv.Error as error:
             raise self.error(str(error)) from None
 
@@ -98,6 +99,10 @@ class Finder:
             reason = f"; {meant[0]} and {meant[1]} are like it" if meant else ""
             raise line.error(f"there is no {self.folder}{plain} in {self.tree.where('')}{reason}")
         return meant[0]
+
+    def left_out(self, listed: Iterable[str]) -> None:
+        """Say which files no list names, of all that `listed` has."""
+        left_out(self.tree.where(self.folder), "in no list", sorted(self._files[0] - set(listed)))
 
     @cached_property
     def _files(self) -> tuple[set[str], dict[str, list[str]]]:

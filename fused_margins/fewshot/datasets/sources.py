@@ -212,7 +212,8 @@ class Archive(Tree):
         return _children(listing(self.path).names, self.prefix + folder)
 
     def where(self, name: str) -> str:
-        return f"{self.path}: {self.prefix}{name}"
+        inside = self.prefix + name
+        return f"{self.path}: {inside}" if inside else str(self.path)
 
     def stamp(self, name: str) -> str:
         try:

@@ -56,10 +56,9 @@ def parity_studies() -> list[Study]:
     backends = ("reference", *of_all("cpu", LOSSES.values()))
     if len(backends) == 1:
         raise UserError("backends: only the reference is available, there is nothing to compare")
-    judging = Judging(shots=(1,))
     photographs = _photographs().model_copy(update={"epochs": 3})
     strokes = _settings("cosine-omniglot", dataset="omniglot-alphabets", backbone=NARROW, epochs=2, labels="coarse")
     return [
-        parity_study(photographs, LOSSES, backends, judging, name="parity-cifar-fs"),
-        parity_study(strokes, LOSSES, backends, judging, name="parity-omniglot"),
+        parity_study(photographs, LOSSES, backends, Judging(shots=(1,)), name="parity-cifar-fs"),
+        parity_study(strokes, LOSSES, backends, Judging(), name="parity-omniglot"),
     ]
