@@ -152,7 +152,7 @@ def test_triplets_are_theirs(name, metric, seed, rows, classes, margin, dtype, b
     labels = torch.randint(classes, (rows,), generator=torch.Generator().manual_seed(seed))
     options = {"distance_metric": METRICS[metric]}
     options |= {} if "Soft" in name else {"margin": margin}
-    with fused_margins.backends.registry.within_memory_budget(budget):
+    with fused_margins.backends.budget.within_memory_budget(budget):
         same(name, options, drawn(seed, rows, 1), labels.to(dtype))
 
 
@@ -209,7 +209,7 @@ def test_transforms_are_left_to_theirs(name):
 def test_autocast_leaves_distances_alone(name, metric, budget):
     columns, labels = [t.float() for t in drawn(0, 8, 1)], torch.arange(8) // 2
     loss = getattr(losses, name)(Rows(), distance_metric=METRICS[metric])
-    with fused_margins.backends.registry.within_memory_budget(budget):
+    with fused_margins.backends.budget.within_memory_budget(budget):
         want = run(loss, columns, labels)
         with torch.autocast("cpu", torch.bfloat16):
             got = run(loss, columns, labels)

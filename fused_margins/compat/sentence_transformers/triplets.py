@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...backends.registry import memory_budget
+from ...backends.budget import memory_budget
 from ...core.enums import Relation, Similarity
 from ...core.similarity import accumulation_dtype, pair_similarity, take_rows, unit_rows
 from ...mining.positives import all_positives
