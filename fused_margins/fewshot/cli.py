@@ -55,9 +55,8 @@ def parse(arguments: Sequence[str] | None, default: Any = None) -> Any:
         for error in _causes(exit_):
             if isinstance(error, ValidationError):
                 raise UserError(explain_validation(error)) from None
-        if exit_.__context__ is not None:  # a value that is none; what it prints of unknown options helps as it is
+        if exit_.code:
             raise UserError(_reason(printed.getvalue())) from None
-        sys.stderr.write(printed.getvalue())
         raise
 
 
@@ -70,15 +69,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(text: str) -> str:
-    """Why a value is none, out of the message with a box and help around it that the parser prints.
+    """Why options do not parse, out of the message with a box and help around it that the parser prints.
 
     >>> _reason("╭─ Value error ─╮\\n│ Error parsing │\\n│ --seed: no │\\n│ ─────── │\\n│ Argument helptext: │\\n")
     '--seed: no'
     """
-    lines = (line.strip("│| ") for line in text.splitlines())
-    words = " ".join(line for line in lines if not re.fullmatch("[─-]*", line))
-    found = re.search("Error parsing (.*?) ?(?:Argument helptext:|For full helptext|$)", words)
-    reason = found[1] if found else words
+    lines = (line.strip("│| ") for line in text.splitlines()[1:])  # without its title
+    words = " ".join(line for line in lines if not re.fullmatch("[╰╯─-]*", line))
+    reason = re.split(" ?(?:Argument helptext:|For full helptext)", words.removeprefix("Error parsing "))[0]
+    # Of options that are alike the names alone.
+    reason = re.sub(r" Perhaps you meant: (--\S+).*", r"; perhaps you meant \1", reason)
     # What an optional value can be, and then Python's names of these types.
     reason = re.sub(
         r"no type matching (.*) could be instantiated from (.*?)\. Got errors.*", r"expected \1, got \2", reason

@@ -14,12 +14,12 @@ from ..backends import registry
 from .augment import augment
 from .backbones import Network
 from .backends import calls_of, problems
-from .config import TrainConfig
+from .config import TrainConfig, contradictions
 from .datasets import ImageSet
 from .errors import UserError
 from .objectives import Batch, build_objective
 from .optimization import build_optimizer, build_scheduler, check_moments, set_step
-from .runs import Run
+from .runs import Run, plain
 
 CHECKPOINT_SECONDS = 10.0  # at most this much work is lost to a power cut; an interrupt loses none
 
@@ -142,10 +142,11 @@ class Trainer:
         run.save_checkpoint(self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, and the checksum of the images."""
+        """Everything that the rest of the run depends on, its settings, and the checksum of the images."""
         if self.checksum is None:
             self.checksum = self.images.checksum()
         return {
+            "config": plain(self.config),
             "images": self.checksum,
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
@@ -158,9 +159,13 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state; ValueError where it is not one of a run like this."""
-        missing = self.state_dict().keys() - (state.keys() if isinstance(state, dict) else set())
+        missing = self.state_dict().keys() - (state.keys() if isinstance(state, dict) else set()) - {"config"}
         if missing:
             raise ValueError(f"it does not hold {', '.join(sorted(missing))}")
+        if "config" in state:  # an earlier version left it out
+            changed = contradictions(TrainConfig.model_validate(state["config"]), self.config)
+            if changed:
+                raise UserError(f"it was trained with {', '.join(changed)} as config.json has it now")
         if state["images"] != self.checksum:
             raise UserError(
                 f"dataset: {self.config.dataset} holds other images or labels than when this run began; start a new one"

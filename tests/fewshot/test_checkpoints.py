@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fused_margins.fewshot.config import make_loss
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run
 from fused_margins.fewshot.trainer import Trainer, resume
@@ -13,6 +14,27 @@ def _stopped(images, config, run, steps):
     trainer, left = Trainer(config, images), iter(range(steps))
     trainer.train(run, lambda: next(left, None) is None)
     return trainer
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 7e-3}, "learning_rate = 0.003, not 0.007"),
+        ({"seed": 4}, "seed = 3, not 4"),
+        ({"epochs": 9}, "epochs = 3, not 9"),
+        ({"loss": make_loss("margin-softmax", margin=0.5)}, "loss.margin = 0.0, not 0.5"),
+    ],
+)
+def test_a_setting_that_changed_under_a_run_is_named(images, config, tmp_path, change, message):
+    run = Run.create(tmp_path / "run", config)
+    state = _stopped(images, config, run, 1).state_dict()
+    run.save_config(config.model_copy(update=change))
+    with pytest.raises(UserError, match=rf"checkpoint\.pt: it was trained with {message} as config\.json has it now"):
+        resume(run, images)
+    run.save_config(config)
+    del state["config"]  # as an earlier version wrote it
+    run.save_checkpoint(state)
+    assert resume(run, images).steps_done == 1
 
 
 @pytest.mark.parametrize("part", ["model", "objective"])

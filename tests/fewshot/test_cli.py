@@ -225,13 +225,23 @@ def test_without_tensorboard_nothing_is_begun(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["train", "--los", "magnet"], ["train", "--loss", "lion"], ["nonsense"], []],
+    ("arguments", "message"),
+    [
+        (["train", "--los", "magnet"], "Unrecognized options: --los, magnet; perhaps you meant --loss"),
+        (["train", "--loss", "lion"], "invalid choice 'lion' for argument '--loss'. Expected one of ("),
+        (["train", "--margin"], "Missing value for argument '--margin'"),
+        (["train", "--nonsense"], "Unrecognized options: --nonsense"),
+        (["nonsense"], "Unrecognized options: nonsense Available subcommands: demo, data"),
+        (["evaluate"], "Missing from fused-margins evaluate: PATH"),
+        ([], "Expected one of {demo, data, train"),
+    ],
 )
-def test_options_that_do_not_parse_exit_with_two(arguments):
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    assert exit_.value.code == 2
+def test_options_that_do_not_parse_exit_with_two_and_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert not set(error) & set("╭╰│─")
 
 
 def test_a_file_in_the_way_is_named(tmp_path, capsys):
