@@ -14,11 +14,14 @@ _left_out: list[str] = []
 
 
 def packages(code: str) -> Iterator[str]:
-    """What the code imports; of a drop-in, the library that it stands in for."""
+    """What the code imports; of a drop-in that is a package, the library that it needs."""
     for node in ast.walk(ast.parse(code)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
-        yield from (name.removeprefix("fused_margins.compat.").split(".")[0] for name in names)
+        for name in names:
+            first, *_ = name.removeprefix("fused_margins.compat.").split(".")
+            stands_in = name.startswith("fused_margins.compat.") and not (COMPAT / first).is_dir()
+            yield "fused_margins" if stands_in else first
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
