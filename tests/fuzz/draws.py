@@ -36,10 +36,14 @@ POSITIVE = (
     "concentration",
     "softmax_scale",
     "lower_length",
+    "la",
+    "gamma",
 )
 FLAGS = ("normalize", "learnable_scale", "learnable_margin", "plus", "drop_dissimilar")
 COUNTS = (
     "clusters_per_class",
+    "centers_per_class",
+    "sub_centers",
     "num_iterations",
     "num_restarts",
     "num_clusters",
@@ -86,6 +90,7 @@ class Draws:
             "class_weight": lambda: self.vector(self.classes).abs(),
             "logit_bias": lambda: self.vector(self.classes),
             "counts": lambda: torch.randint(1, 99, (self.classes,), generator=self.generator).to(self.dtype),
+            "center_temperature": lambda: pick((0.0, 0.0, 0.3)),
             "max_margin": lambda: pick((0.5, -0.1)),
             "power": lambda: pick((0.25, 0.0, 1.0)),
             "tau": lambda: pick((1.0, -0.5)),
