@@ -209,6 +209,8 @@ class Run:
             restore(torch.load(io.BytesIO(data), weights_only=True))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
+        except ValidationError as error:
+            raise UserError(f"{path}: not a usable checkpoint: {explain_validation(error)}") from None
         except Exception as error:  # damage shows itself in many ways, all of which mean the same to the user
             # torch's first line names the module that did not take its state.
             reason = re.sub(r"^Error\(s\) in loading state_dict for \w+:", "", str(error))

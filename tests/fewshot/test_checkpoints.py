@@ -1,5 +1,7 @@
 """Checkpoints whose checksum is right and which no training wrote: refused in one line, or of no consequence."""
 
+import math
+
 import pytest
 import torch
 
@@ -45,6 +47,15 @@ def test_a_checkpoint_with_weights_that_are_not_finite_is_refused(images, config
     weight.data.flatten()[0] = float("nan")
     run.save_checkpoint(state)
     with pytest.raises(UserError, match=rf"checkpoint\.pt: not a usable checkpoint: {name} holds numbers that are not"):
+        resume(run, images)
+
+
+def test_settings_that_no_run_has_are_refused_in_our_words(images, config, tmp_path):
+    run = Run.create(tmp_path / "run", config)
+    state = _stopped(images, config, run, 1).state_dict()
+    state["config"]["perturbation"] = math.nan
+    run.save_checkpoint(state)
+    with pytest.raises(UserError, match=r"checkpoint\.pt: not a usable checkpoint: perturbation: .*, got nan$"):
         resume(run, images)
 
 
