@@ -1,5 +1,6 @@
 """What all tests share: backends that must be there, and memory that is never zero by luck."""
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)  # without the C++ kernels: the tests that need them say so
     import fused_margins.functional  # noqa: F401  # every op registers itself
     from fused_margins.backends import budget, registry
+    from fused_margins.backends.triton import launch as triton
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 ROWS = {row.name: row for row in registry.BACKENDS}
@@ -29,9 +31,33 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--require-backends: expected some of {sorted(ROWS)}, got {sorted(unknown)}")
     hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
     hypothesis.settings.load_profile("suite")
-    # torch.empty then returns NaN and the largest integer: a kernel that forgets to write is seen.
+    poison_memory()
+    if triton.interpreted:
+        patch_the_language_once()
+
+
+def poison_memory() -> None:
+    """torch.empty then returns NaN and the largest integer: a kernel that forgets to write is seen."""
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import Inductor, for seconds
     torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def patch_the_language_once() -> None:
+    """Triton's interpreter patches its language at every call of a function, though the launch has patched it already.
+
+    Else that takes a third of the time.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch, nothing_to_restore = interpreter._patch_lang, interpreter._LangPatchScope()
+
+    def patch_what_is_not(function: Callable[..., object]) -> Any:
+        seen = [m for m in function.__globals__.values() if m is language or m is language.core]
+        is_patched = not any(language.core.is_builtin(m.load) for m in seen)
+        return nothing_to_restore if is_patched else patch(function)
+
+    interpreter._patch_lang = patch_what_is_not
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -101,6 +127,16 @@ def _runs_on_a_cpu(request: pytest.FixtureRequest) -> None:
     asks = "device_for" in request.fixturenames
     if backend in ("cuda", "triton") and not asks and (reason := ROWS[backend].why_not("cpu")):
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_of_tests_alone() -> None:
+    """What is there before a file's tests, a million objects of torch and pytest, is no garbage: nobody looks at it.
+
+    Every training of the trainer collects garbage, which took more than a third of the time of its tests.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

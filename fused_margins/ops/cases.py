@@ -9,6 +9,7 @@ states, plus one rounding of the largest value. Infinities and integers agree wh
 that says so (`registry.Backend.weight_error`) is granted the rounding of the derivatives of similarities, too.
 """
 
+import functools
 import importlib
 import itertools
 from collections.abc import Callable
@@ -167,51 +168,68 @@ def evaluate(op: OpCases, inputs: Inputs, backend: str, gradients: bool = True) 
     return {n: t.detach() for n, t in outputs.items()} | {f"grad_{n}": g for n, g in zip(names, grads)}
 
 
-def disagreements(
-    op: OpCases,
-    inputs: Inputs,
-    backend: str,
-    dtype: torch.dtype,
-    *,
-    exact: bool = False,
-    gradients: bool = True,
-    device: str = "cpu",
-) -> list[str]:
-    """One line for every output and gradient in which `backend` breaks the rule; an empty list is agreement."""
-    rounded = convert(inputs, dtype, device)
-    exactly = convert(rounded, torch.float64, device)
-    raw = {
-        "backend": evaluate(op, rounded, backend, gradients),
-        "reference": evaluate(op, rounded, "reference", gradients),
-        "truth": evaluate(op, exactly, "reference", gradients),
-    }
-    lines = [
-        f"{name}: expected {tuple(r.shape)} of {r.dtype}, got {tuple(b.shape)} of {b.dtype}"
-        for name, r in raw["reference"].items()
-        if (b := raw["backend"][name]).shape != r.shape or b.dtype != r.dtype
-    ]
-    if lines:
+class Expected:
+    """What the definition makes of inputs that are rounded to a dtype, and how far from it a backend may be."""
+
+    def __init__(
+        self,
+        op: OpCases,
+        inputs: Inputs,
+        dtype: torch.dtype,
+        *,
+        exact: bool = False,
+        gradients: bool = True,
+        device: str = "cpu",
+    ) -> None:
+        self.op, self.dtype, self.exact, self.gradients = op, dtype, exact, gradients
+        self.rounded = convert(inputs, dtype, device)
+        self.exactly = convert(self.rounded, torch.float64, device)
+        self.reference = evaluate(op, self.rounded, "reference", gradients)
+        truth = evaluate(op, self.exactly, "reference", gradients)
+        self.seen, self.truth = (op.observed(values, self.exactly, exact) for values in (self.reference, truth))
+        self.granted = functools.cache(self._granted)
+
+    def disagreements(self, backend: str) -> list[str]:
+        """One line for every output and gradient in which `backend` breaks the rule; an empty list is agreement."""
+        results = evaluate(self.op, self.rounded, backend, self.gradients)
+        lines = [
+            f"{name}: expected {tuple(r.shape)} of {r.dtype}, got {tuple(b.shape)} of {b.dtype}"
+            for name, r in self.reference.items()
+            if (b := results[name]).shape != r.shape or b.dtype != r.dtype
+        ]
+        if lines:
+            return lines
+        of_weights = next(b.weight_error(self.dtype) for b in registry.BACKENDS if b.name == backend)
+        seen = self.op.observed(results, self.exactly, self.exact)
+        for name, truth in self.truth.items():
+            got = seen[name]
+            if not truth.is_floating_point():
+                if not torch.equal(got, truth):
+                    lines.append(f"{name}: {int((got != truth).sum())} of {truth.numel()} entries differ")
+                continue
+            special = self.special(name)
+            if not torch.allclose(got[special], truth.to(got.dtype)[special], equal_nan=True):
+                lines.append(f"{name}: infinities differ")
+            error, granted = largest((got - truth)[~special]), self.granted(name, of_weights)
+            if not error <= granted:
+                lines.append(f"{name}: error {error:.3g}, granted {granted:.3g}")
         return lines
-    of_weights = next(b.weight_error(dtype) for b in registry.BACKENDS if b.name == backend)
-    seen = {who: op.observed(values, exactly, exact) for who, values in raw.items()}
-    for name, truth in seen["truth"].items():
-        got, reference = seen["backend"][name], seen["reference"][name]
-        if not truth.is_floating_point():
-            if not torch.equal(got, truth):
-                lines.append(f"{name}: {int((got != truth).sum())} of {truth.numel()} entries differ")
-            continue
-        # An entry beyond the range of its dtype is an infinity there.
-        special = ~truth.to(got.dtype).isfinite()
-        if not torch.allclose(got[special], truth.to(got.dtype)[special], equal_nan=True):
-            lines.append(f"{name}: infinities differ")
-        got, reference, truth = got[~special], reference[~special], truth[~special]
-        error, granted = largest(got - truth), largest(reference - truth)
-        info = torch.finfo(got.dtype)
-        granted += op.small_term(name, exactly, dtype, of_weights)
-        granted += info.eps * max(largest(truth), info.tiny)
-        if not error <= granted:
-            lines.append(f"{name}: error {error:.3g}, granted {granted:.3g}")
-    return lines
+
+    def special(self, name: str) -> Tensor:
+        """Which entries are no finite numbers; one beyond the range of its dtype is an infinity there."""
+        return ~self.truth[name].to(self.seen[name].dtype).isfinite()
+
+    def _granted(self, name: str, of_weights: float) -> float:
+        special, reference, truth = self.special(name), self.seen[name], self.truth[name]
+        info = torch.finfo(reference.dtype)
+        rounding = info.eps * max(largest(truth[~special]), info.tiny)
+        small_term = self.op.small_term(name, self.exactly, self.dtype, of_weights)
+        return largest((reference - truth)[~special]) + small_term + rounding
+
+
+def disagreements(op: OpCases, inputs: Inputs, backend: str, dtype: torch.dtype, **options: Any) -> list[str]:
+    """Those of one backend with what is `Expected`, which takes the options."""
+    return Expected(op, inputs, dtype, **options).disagreements(backend)
 
 
 # What cases are made of.

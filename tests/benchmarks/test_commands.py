@@ -5,20 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from benchmarks.__main__ import main
 from benchmarks.machine import ROOT
-
-
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    # Where pytest-xdist shares out these tests, pytest-benchmark would take the command for one of its workers.
-    here = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=here | environment, capture_output=True, text=True, timeout=300
-    )
+from tests.forks import Forked
+from tests.gpu import determinism, sanitize
 
 
 def test_rows_are_measured_and_stored(tmp_path: Path) -> None:
@@ -26,17 +21,30 @@ def test_rows_are_measured_and_stored(tmp_path: Path) -> None:
     gone = "import sys\nfor name in ('pytorch_metric_learning', 'pytest_benchmark'):\n    sys.modules[name] = None\n"
     (tmp_path / "sitecustomize.py").write_text(gone)
     command = ["-m", "benchmarks", "magnet-batch-12x4x128", "--seconds=0.01", "--output", str(tmp_path / "results")]
-    result = run(*command, "--without", "torch.compile", "--without", "memory", PYTHONPATH=str(tmp_path))
+    command += ["--without", "torch.compile", "--without", "memory"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.startswith("magnet-batch-12x4x128-float32\n  eager ")
     assert not (tmp_path / "results").exists()  # incomplete rows are not stored
 
 
+def run_pytest(*arguments: str) -> None:
+    # Where pytest-xdist shares out these tests, pytest-benchmark would take the command for one of its workers.
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        del os.environ[name]
+    sys.exit(pytest.main([*arguments]))
+
+
 def test_a_single_row_is_timed_by_pytest_benchmark(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark", reason="needs the bench extra")
-    command = ["-m", "pytest", "benchmarks", "-k", "magnet and 12x4x128 and (eager or reference)"]
-    result = run(*command, "--benchmark-max-time=0.01", f"--benchmark-json={tmp_path / 'times.json'}")
-    assert result.returncode == 0, result.stdout + result.stderr
+    options = ["-k", "magnet and 12x4x128 and (eager or reference)", "--benchmark-max-time=0.01"]
+    code, printed = Forked(
+        run_pytest, str(ROOT / "benchmarks"), *options, f"--benchmark-json={tmp_path / 'times.json'}"
+    ).result()
+    assert code == 0, printed
     times = json.loads((tmp_path / "times.json").read_text())["benchmarks"]
     assert [b["group"] for b in times] == ["magnet-batch-12x4x128-float32"] * 2
 
@@ -50,12 +58,15 @@ def test_a_gpu_that_is_not_there_and_a_row_that_is_none_are_said_at_once() -> No
 
 
 @pytest.mark.parametrize(
-    "script", [("sanitize", "--backend"), ("determinism", "--ops", "magnet", "--repeats", "2", "--backends")]
+    ("script", "options"),
+    [(sanitize, ["--backend"]), (determinism, ["--ops", "magnet", "--repeats", "2", "--backends"])],
+    ids=["sanitize", "determinism"],
 )
-def test_the_scripts_for_a_gpu_run_on_a_cpu(script: tuple[str, ...]) -> None:
-    name, *options = script
-    result = run("-m", f"tests.gpu.{name}", "--device", "cpu", *options, "reference")
-    assert result.returncode == 0, result.stdout + result.stderr
-    nothing = run("-m", f"tests.gpu.{name}", "--device", "cpu", *options, "cuda")
-    assert nothing.returncode == 1
-    assert "cuda ran nothing on cpu" in nothing.stderr
+def test_the_scripts_for_a_gpu_run_on_a_cpu(
+    script: ModuleType, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", "--device", "cpu", *options, "reference"])
+    script.main()
+    monkeypatch.setattr(sys, "argv", ["script", "--device", "cpu", *options, "cuda"])
+    with pytest.raises(SystemExit, match="cuda ran nothing on cpu"):
+        script.main()

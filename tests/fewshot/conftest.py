@@ -1,6 +1,7 @@
 """A data set and a configuration small enough to train in well under a second."""
 
 import hashlib
+import importlib
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from fused_margins.fewshot import report
 from fused_margins.fewshot.cli import main
@@ -22,6 +25,12 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _dynamo() -> None:
+    """The first optimizer imports it, for seconds, and half a million objects: here nobody takes them for garbage."""
+    importlib.import_module("torch._dynamo")
 
 
 @pytest.fixture(autouse=True)
@@ -41,11 +50,24 @@ def _no_pictures(request, monkeypatch):
 
 
 @pytest.fixture
-def few_digits(monkeypatch) -> None:
+def blank_pictures(monkeypatch) -> None:
+    """For tests of studies whose pictures nobody looks at: each is there, of one pixel."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Image.new("L", (1, 1)).save(file, "png"))
+
+
+@pytest.fixture(scope="session")
+def _few() -> dict[str, ImageSet]:
+    return {split: images.subset(torch.arange(0, len(images), 5)) for split, images in load("digits").items()}
+
+
+@pytest.fixture
+def few_digits(monkeypatch, _few) -> None:
     """Every fifth image of the digits: enough where it is not the numbers that count."""
-    every = load("digits")
-    few = {split: images.subset(torch.arange(0, len(images), 5)) for split, images in every.items()}
-    monkeypatch.setattr(registry, "LOADERS", registry.LOADERS | {"digits": lambda *args: few})
+    with_digits(monkeypatch, _few)
+
+
+def with_digits(patch: pytest.MonkeyPatch, splits: dict[str, ImageSet]) -> None:
+    patch.setattr(registry, "LOADERS", registry.LOADERS | {"digits": lambda *args: splits})
 
 
 SMALL = ["--blocks", "2", "--channels", "4", "--embedding-size", "8", "--epochs", "2"]

@@ -1,5 +1,6 @@
 """The command as a user meets it: what it writes, what it prints, and its exit codes."""
 
+import functools
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ from PIL import Image
 from fused_margins.fewshot import doctor, jobs, trainer
 from fused_margins.fewshot import report as report_module
 from fused_margins.fewshot.cli import main
+from fused_margins.fewshot.config import Backbone, TrainConfig
 from fused_margins.fewshot.runs import Run
+from fused_margins.fewshot.studies import demo
 
 from .conftest import SMALL
 
@@ -327,7 +330,7 @@ def test_control_c_stops_and_resume_completes_to_the_same_numbers(tmp_path, caps
 
 @needs_cpu_backend
 @pytest.mark.parametrize("loss", ["margin-softmax", "triplet", "magnet"])
-@pytest.mark.usefixtures("few_digits")
+@pytest.mark.usefixtures("few_digits", "blank_pictures")
 def test_parity_compares_every_step_and_the_end(tmp_path, capsys, loss):
     options = [*SMALL, "--loss", loss, "--output", str(tmp_path), "--episodes", "5", "--workers", "1"]
     options += ["--warm-epochs", "1"] if loss == "magnet" else []
@@ -339,6 +342,9 @@ def test_parity_compares_every_step_and_the_end(tmp_path, capsys, loss):
     text = (tmp_path / "report.md").read_text()
     for run in (f"{loss}, reference", f"{loss}, cpu", f"{loss}, reference, one bit changed"):
         assert f"| {run} |" in text
+    if loss == "margin-softmax":  # the others may be the same to the bit in so few steps
+        assert main(["parity", *options, "--steps", "4", "--tolerance", "1e-12"]) == 1
+        assert "BEYOND the tolerance of 1e-12" in " ".join(capsys.readouterr().out.split())
 
 
 @needs_cpu_backend
@@ -355,13 +361,6 @@ def test_parity_without_held_out_images_and_with_few_novel_classes(tmp_path):
     options += ["--output", str(tmp_path / "out"), "--episodes", "5", "--workers", "1", "--steps", "2"]
     assert main(["parity", *options]) == 0
     assert "At the end: novel_3way_1shot" in (tmp_path / "out" / "report.md").read_text()
-
-
-@pytest.mark.usefixtures("few_digits")
-def test_parity_beyond_the_tolerance_exits_with_one(tmp_path, capsys):
-    options = ["--steps", "3", "--tolerance", "1e-12", "--loss", "margin-softmax", "--episodes", "5", "--workers", "1"]
-    assert main(["parity", *SMALL, "--output", str(tmp_path), *options]) == 1
-    assert "BEYOND the tolerance of 1e-12" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_configuration_that_is_no_text_is_named(tmp_path, capsys):
@@ -386,8 +385,10 @@ def test_parity_wants_a_step(capsys):
     assert "steps: expected at least 1, got 0" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("few_digits")
-def test_demo_in_miniature(tmp_path):
+@pytest.mark.usefixtures("few_digits", "blank_pictures")
+def test_demo_in_miniature(tmp_path, monkeypatch):
+    small = Backbone(blocks=2, channels=4, embedding_size=8)
+    monkeypatch.setattr(demo, "TrainConfig", functools.partial(TrainConfig, backbone=small))
     options = ["--seeds", "0", "--epochs", "6", "--episodes", "5", "--workers", "1"]
     assert main(["demo", "--output", str(tmp_path), *options]) == 0
     studies = json.loads((tmp_path / "studies.json").read_text())["studies"]

@@ -1,9 +1,8 @@
 """Decoded images in the cache: what is reused, what is made anew, and what damage is called."""
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 from fused_margins.fewshot.datasets import cache, decoding, load
 from fused_margins.fewshot.errors import UserError
+from tests.forks import Forked
 
 
 @pytest.fixture
@@ -223,18 +223,19 @@ def test_the_cache_is_in_the_home_unless_named(monkeypatch):
 def test_two_processes_at_once(folder):
     for i in range(200):
         Image.new("RGB", (8, 8), (i, i, i)).save(folder / f"train/a/{i + 2:03d}.png")
-    # The other one imports first and waits, so that both start together.
-    code = (
-        "import sys; from fused_margins.fewshot.datasets import load; print('ready', flush=True); "
-        f"sys.stdin.readline(); print(load('folder:{folder}', 8)['train'].images.sum().item())"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    other = subprocess.Popen([sys.executable, "-W", "error", "-c", code], text=True, **pipes)
-    assert other.stdout.readline() == "ready\n"
-    other.stdin.write("\n")
-    other.stdin.flush()
+    here, there = multiprocessing.get_context("fork").Pipe()
+
+    def sum_up(pipe):
+        pipe.send("ready")  # both start together
+        pipe.recv()
+        return load(f"folder:{folder}", 8)["train"].images.sum().item()
+
+    other = Forked(lambda: there.send(sum_up(there)))
+    assert here.recv() == "ready"
+    here.send("go")
     total = load(f"folder:{folder}", 8)["train"].images.sum().item()
-    assert other.communicate(timeout=60) == (f"{total}\n", "")
+    assert here.recv() == total
+    assert other.result() == (0, "")
     # All splits share these images.
     assert total == sum(int(np.asarray(Image.open(file)).sum()) for file in folder.rglob("*.png"))
     assert len(list(cache.cache_folder().iterdir())) == 2

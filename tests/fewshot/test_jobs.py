@@ -17,7 +17,10 @@ from fused_margins.fewshot.jobs import available_cores, run_all
 
 @pytest.fixture
 def forked(monkeypatch):
-    """Workers that are forked from a process that has imported everything; as users start them, each imports torch."""
+    """Workers that are forked from a process that has imported everything; as users start them, each imports torch.
+
+    So do those of `test_results_come_in_order_from_processes_of_one_thread`.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
@@ -83,6 +86,7 @@ def train(place):
     raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_after_an_interrupt_no_job_begins_and_those_that_run_are_saved(number, tmp_path):
     def interrupt():

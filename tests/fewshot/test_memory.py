@@ -1,13 +1,13 @@
 """Peak memory is that of the work itself, whatever was there before it; what is freed stays where that was asked."""
 
 import platform
-import subprocess
 import sys
 
 import pytest
 import torch
 
-from fused_margins.fewshot.memory import PeakMemory
+from fused_margins.fewshot.memory import PeakMemory, keep_freed_memory
+from tests.forks import Forked
 
 CPU = torch.device("cpu")
 MIB = 1 << 18  # numbers of float32
@@ -36,19 +36,19 @@ def test_a_former_peak_does_not_count():
     assert PeakMemory(CPU).mib() < 30
 
 
+def freed_and_kept():
+    for keeps in (False, True):
+        if keeps:
+            keep_freed_memory()
+        memory = PeakMemory(CPU)
+        filled = torch.ones(64 * MIB)
+        del filled
+        print(memory._process_mib("VmRSS") - memory.before_mib)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="without glibc nothing changes")
 def test_what_is_freed_stays_where_that_was_asked_for():
-    code = """
-import torch
-from fused_margins.fewshot.memory import PeakMemory, keep_freed_memory
-for keeps in (False, True):
-    if keeps:
-        keep_freed_memory()
-    memory = PeakMemory(torch.device("cpu"))
-    filled = torch.ones(16 << 20)
-    del filled
-    print(memory._process_mib("VmRSS") - memory.before_mib)
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    freed, kept = map(float, result.stdout.split())
+    code, printed = Forked(freed_and_kept).result()
+    assert code == 0, printed
+    freed, kept = map(float, printed.split())
     assert freed < 60 < kept

@@ -25,20 +25,14 @@ needs_cpu_backend = pytest.mark.skipif("cpu" not in available("cpu", [SOFTMAX]),
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=IDS)
-def test_a_backend_equals_itself_to_the_bit(images, config, loss):
-    parity = Parity(config.model_copy(update={"loss": loss}), images, ("reference", "reference"))
+def test_a_backend_equals_itself_to_the_bit_and_the_first_model_trains_as_if_it_were_alone(images, config, loss):
+    config = config.model_copy(update={"loss": loss, "backend": "reference"})
+    parity = Parity(config, images, ("reference", "reference"))
     steps = list(parity.steps())
     assert len(steps) == parity.first.total_steps
     assert all(s.loss_difference == s.gradient_difference == s.drift == 0 for s in steps)
-
-
-@pytest.mark.parametrize("loss", LOSSES, ids=IDS)
-def test_the_first_model_trains_as_if_it_were_alone(images, config, loss):
-    config = config.model_copy(update={"loss": loss, "backend": "reference"})
     alone = Trainer(config, images)
     alone.train()
-    parity = Parity(config, images, ("reference", "reference"))
-    list(parity.steps())
     assert parity.first.history == alone.history
     for (name, a), b in zip(alone.model.state_dict().items(), parity.first.model.state_dict().values()):
         assert torch.equal(a, b), name

@@ -1,59 +1,74 @@
 """Every command that trains, stopped and called again: it goes on to the numbers that it would have had."""
 
 import json
+import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from fused_margins.fewshot import doctor, trials
+from fused_margins.fewshot import doctor, report, trials
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.commands import studies, train
-from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax, TrainConfig
+from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax
 from fused_margins.fewshot.presets import preset
 from fused_margins.fewshot.runs import Run
 from fused_margins.fewshot.studies import demo
 from fused_margins.fewshot.studies.margins import margin_sweep_study
+from fused_margins.fewshot.suite import run_suite
+
+from .conftest import with_digits
 
 SMALL = ["--backbone", "convnet", "--blocks", "2", "--channels", "4", "--embedding-size", "8", "--episodes", "5"]
 STUDY = [*SMALL, "--workers", "1"]
 needs_cpu_backend = pytest.mark.skipif(
     "cpu" not in doctor.available("cpu", [doctor.SOFTMAX]), reason="the cpu backend is not built"
 )
-pytestmark = pytest.mark.usefixtures("few_digits")
+pytestmark = pytest.mark.usefixtures("few_digits", "blank_pictures")
 
 
-@pytest.fixture
-def interrupted(monkeypatch):
-    """`with interrupted(steps):` the user asks a training to stop after so many steps."""
+@contextmanager
+def interrupted(stop):
+    """Within this block the user asks trainings to stop: after so many steps, or as soon as `stop()` is true."""
+    if isinstance(stop, int):
+        left = iter(range(stop))
+        stop = lambda: next(left, None) is None  # noqa: E731
 
     @contextmanager
-    def after(steps):
-        left = iter(range(steps))
+    def stop_on_interrupt():
+        yield stop
 
-        @contextmanager
-        def stop_on_interrupt():
-            yield lambda: next(left, None) is None
-
-        with monkeypatch.context() as patch:
-            for module in (train, trials):
-                patch.setattr(module, "stop_on_interrupt", stop_on_interrupt)
-            yield
-
-    return after
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (train, trials):
+            patch.setattr(module, "stop_on_interrupt", stop_on_interrupt)
+        yield
 
 
 def _figures(folder):
     return json.loads((folder / "report.json").read_text())["figures"]
 
 
+OPTIONS = ["--preset", "easy-positive-digits", "--seed", "4", "--epochs", "3", "--negatives", "hard", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory, _few):
+    """A folder with a run of a preset, a seed and changed options that the user stopped, and the whole run."""
+    with pytest.MonkeyPatch.context() as patch:
+        with_digits(patch, _few)
+        patch.setattr(report, "_draw", lambda run, trainer, task: {})
+        patch.chdir(tmp_path_factory.mktemp("stopped"))
+        with interrupted(2):
+            assert main(["train", *OPTIONS]) == 130
+        assert main(["train", *OPTIONS, "--output", "whole"]) == 0
+        return Path.cwd()
+
+
 @pytest.fixture
-def stopped(tmp_path, monkeypatch, interrupted, capsys):
-    """The folder of a run with a preset, a seed and changed options, stopped by the user."""
+def stopped(stopped_once, tmp_path, monkeypatch):
+    """A copy of the stopped run, beside the whole one."""
+    shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    options = ["--preset", "easy-positive-digits", "--seed", "4", "--epochs", "3", "--negatives", "hard", *SMALL]
-    with interrupted(2):
-        assert main(["train", *options]) == 130
-    assert main(["train", *options, "--output", "whole"]) == 0
     folder = tmp_path / "runs" / "easy-positive-digits-seed4"
     assert Run(folder).epochs_logged() < 3
     return folder
@@ -64,7 +79,7 @@ def stopped(tmp_path, monkeypatch, interrupted, capsys):
     [
         ["--output", "runs/easy-positive-digits-seed4"],  # as an interrupt says
         ["--preset", "easy-positive-digits", "--seed", "4"],
-        ["--preset", "easy-positive-digits", "--seed", "4", "--epochs", "3", "--negatives", "hard", *SMALL],
+        OPTIONS,
     ],
 )
 def test_a_training_resumes_with_its_own_settings(stopped, tmp_path, options):
@@ -76,7 +91,7 @@ def test_a_training_resumes_with_its_own_settings(stopped, tmp_path, options):
     assert _figures(stopped) == _figures(tmp_path / "whole")
 
 
-def test_an_interrupt_prints_the_command_that_resumes(tmp_path, interrupted, capsys):
+def test_an_interrupt_prints_the_command_that_resumes(tmp_path, capsys):
     folder = tmp_path / "a run of mine"
     with interrupted(1):
         assert main(["train", "--output", str(folder), "--seed", "7", "--epochs", "2", *SMALL]) == 130
@@ -153,9 +168,7 @@ def small_one_shot(monkeypatch):
 @needs_cpu_backend
 @pytest.mark.usefixtures("small_one_shot")
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_same_command_resumes_a_study_and_names_a_changed_option(
-    tmp_path, capsys, interrupted, monkeypatch, contents, name
-):
+def test_the_same_command_resumes_a_study_and_names_a_changed_option(tmp_path, capsys, monkeypatch, contents, name):
     command, epochs = STUDIES[name]
     monkeypatch.setattr(demo, "MARGINS", (0.0,))
     with interrupted(1):
@@ -170,33 +183,32 @@ def test_the_same_command_resumes_a_study_and_names_a_changed_option(
     assert f"{begun[0]}: output: it holds a run of other settings, epochs = {epochs}, not {epochs + 3}" in error
     assert error.count("\n") == 1
     assert contents(begun[0]) == before
-    assert main([*command, "--epochs", str(epochs), "--output", str(tmp_path / "out")]) == 0
-    assert Run(begun[0]).epochs_logged() == epochs
-    if name != "sweep":  # the trainings of all studies are resumed by the same lines
+    if name != "sweep":  # the trainings of all studies are resumed by the same lines; once this one has its figures:
+        with interrupted(lambda: bool(Run(begun[0]).result())):
+            assert main([*command, "--epochs", str(epochs), "--output", str(tmp_path / "out")]) in (0, 130)
+        assert Run(begun[0]).epochs_logged() == epochs
         return
-    assert main([*command, "--epochs", str(epochs), "--output", str(tmp_path / "whole")]) == 0
+    for out in ("out", "whole"):
+        assert main([*command, "--epochs", str(epochs), "--output", str(tmp_path / out)]) == 0
     found, whole = (json.loads((tmp_path / out / "studies.json").read_text()) for out in ("out", "whole"))
     for study, other in zip(found["studies"], whole["studies"]):
         figures = [[(t["group"], t["config"], t["figures"]) for t in s["trials"]] for s in (study, other)]
         assert figures[0] == figures[1]
 
 
-@pytest.mark.parametrize("options", [[], ["--parity"]])
-def test_reproduce_resumes(tmp_path, capsys, interrupted, monkeypatch, options):
+def test_reproduce_resumes(tmp_path, monkeypatch):
     config = preset("cosine-digits").model_copy(
         update={"epochs": 2, "threads": 1, "backbone": Backbone(blocks=2, channels=4, embedding_size=8)}
     )
     small = [margin_sweep_study(config, (0.0, 0.1), (1,), Judging(episodes=5))]
-    monkeypatch.setattr(studies, "parity_studies" if options else "reproduce_studies", lambda: small)
-    command = ["reproduce", *options, "--workers", "1", "--output"]
-    with interrupted(1):
-        assert main([*command, str(tmp_path / "out")]) == 130
-    for out in ("out", "whole"):
-        assert main([*command, str(tmp_path / out)]) == 0
-    assert (tmp_path / "out" / "report.md").read_text() == (tmp_path / "whole" / "report.md").read_text()
-
-
-def test_settings_of_a_run_are_not_those_of_other_commands(stopped):
-    """No other command's options are made from the run that is resumed: a study refuses a seed, say."""
-    assert TrainConfig().seed != Run(stopped).config().seed
-    assert main(["train", "--resume", "--output", str(stopped)]) == 0
+    for of_studies, options in (("reproduce_studies", []), ("parity_studies", ["--parity"])):
+        command = ["reproduce", *options, "--workers", "1", "--output", str(tmp_path / of_studies)]
+        with monkeypatch.context() as patch:
+            patch.setattr(studies, of_studies, lambda: small)
+            with interrupted(1):
+                assert main(command) == 130
+            assert main(command) == 0
+    run_suite(small, tmp_path / "whole", "whole", workers=1)
+    folders = [tmp_path / name for name in ("reproduce_studies", "parity_studies", "whole")]
+    reports = [(folder / "report.md").read_text().partition("\n")[2] for folder in folders]
+    assert reports[0] == reports[1] == reports[2]

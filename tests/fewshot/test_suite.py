@@ -1,8 +1,11 @@
 """Many trainings in folders of their own: they stop and go on, and a finished one is never trained again."""
 
 import json
+import multiprocessing
+import os
+import runpy
+import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from fused_margins.fewshot import trials
-from fused_margins.fewshot.cli import main
+from fused_margins.fewshot.cli import main, script
 from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax, TrainConfig, make_loss
 from fused_margins.fewshot.datasets import ImageSet
 from fused_margins.fewshot.errors import UserError
@@ -20,6 +23,9 @@ from fused_margins.fewshot.studies.margins import margin_sweep_study
 from fused_margins.fewshot.studies.parity import parity_study
 from fused_margins.fewshot.suite import placed_jobs, run_suite
 from fused_margins.fewshot.trials import Trial
+from tests.forks import Forked
+
+from .conftest import with_digits
 
 
 def _study(epochs=1, seeds=(0,), episodes=5):
@@ -33,9 +39,23 @@ def _study(epochs=1, seeds=(0,), episodes=5):
     return margin_sweep_study(config, (-0.1, 0.0), seeds, Judging(episodes=episodes))
 
 
-@pytest.mark.usefixtures("few_digits")
+@pytest.fixture(scope="module")
+def carried_out_once(tmp_path_factory, _few):
+    with pytest.MonkeyPatch.context() as patch:
+        with_digits(patch, _few)
+        folder = tmp_path_factory.mktemp("suite")
+        run_suite([_study()], folder, "Title", workers=1)
+        return folder
+
+
+@pytest.fixture
+def carried_out(carried_out_once, few_digits, tmp_path):
+    """A copy of the folder of that study."""
+    return shutil.copytree(carried_out_once, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.mark.usefixtures("carried_out")
 def test_a_suite_reports_and_runs_once(tmp_path, monkeypatch):
-    run_suite([_study()], tmp_path, "Title", workers=1)
     results = json.loads((tmp_path / "studies.json").read_text())
     (study,) = results["studies"]
     assert [trial["group"] for trial in study["trials"]] == ["m = -0.1", "m = 0"]
@@ -46,9 +66,8 @@ def test_a_suite_reports_and_runs_once(tmp_path, monkeypatch):
     run_suite([_study()], tmp_path, "Title", workers=1)
 
 
-@pytest.mark.usefixtures("few_digits")
+@pytest.mark.usefixtures("carried_out", "blank_pictures")
 def test_a_stricter_judgement_does_not_train_again(tmp_path, contents):
-    run_suite([_study()], tmp_path, "Title", workers=1)
     folder = tmp_path / "margins" / "m-0-seed0"
     before = contents(folder)
     run_suite([_study(episodes=6)], tmp_path, "Title", workers=1)
@@ -57,9 +76,8 @@ def test_a_stricter_judgement_does_not_train_again(tmp_path, contents):
     assert before["report.json"] != after["report.json"]
 
 
-@pytest.mark.usefixtures("few_digits")
+@pytest.mark.usefixtures("carried_out")
 def test_other_settings_in_a_folder_are_refused(tmp_path):
-    run_suite([_study()], tmp_path, "Title", workers=1)
     with pytest.raises(UserError, match=r"m--0\.1-seed0: output: it holds a run of other settings, epochs = 1, not 2"):
         run_suite([_study(epochs=2)], tmp_path, "Title", workers=1)
 
@@ -86,9 +104,8 @@ def test_a_mistake_in_the_last_job_shows_before_the_first_is_begun(tmp_path, mon
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("few_digits")
+@pytest.mark.usefixtures("carried_out")
 def test_a_damaged_checkpoint_of_the_last_job_shows_before_the_first_is_begun(tmp_path, monkeypatch):
-    run_suite([_study()], tmp_path, "Title", workers=1)
     folders = [tmp_path / "margins" / f"m-{m}-seed0" for m in ("-0.1", "0")]
     for folder in folders:
         (folder / "report.json").unlink()
@@ -98,40 +115,27 @@ def test_a_damaged_checkpoint_of_the_last_job_shows_before_the_first_is_begun(tm
         run_suite([_study()], tmp_path, "Title", workers=1)
 
 
+def run_command(*arguments):
+    """As a process; its workers are forked from it, and do not import everything again."""
+    forking = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method: forking
+    sys.argv[1:] = arguments
+    script()
+
+
+@pytest.mark.usefixtures("blank_pictures")
 def test_control_c_stops_all_and_the_same_command_goes_on(tmp_path):
-    options = [
-        "--blocks",
-        "2",
-        "--channels",
-        "4",
-        "--epochs",
-        "10",
-        "--episodes",
-        "5",
-        "--margin",
-        "-0.1",
-        "0",
-        "--seeds",
-        "0",
-    ]
-    command = [sys.executable, "-m", "fused_margins.fewshot.cli", "sweep", *options, "--output"]
+    options = ["--blocks", "2", "--channels", "4", "--epochs", "10", "--episodes", "5"]
+    options += ["--margin", "-0.1", "0", "--seeds", "0"]
     logs = [tmp_path / "stopped" / "margins" / f"m-{m}-seed0" / "metrics.jsonl" for m in ("-0.1", "0")]
-    with subprocess.Popen(
-        [*command, str(tmp_path / "stopped"), "--workers", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while not all(log.exists() for log in logs) and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=60)
-        finally:
-            process.kill()  # one that hangs would fail other tests as well
-    assert process.returncode == 130, output
-    assert "the same command goes on" in output
+    command = Forked(run_command, "sweep", *options, "--workers", "2", "--output", str(tmp_path / "stopped"))
+    deadline = time.monotonic() + 60
+    while not all(log.exists() for log in logs) and command.process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(command.process.pid, signal.SIGINT)
+    code, printed = command.result()
+    assert code == 130, printed
+    assert "the same command goes on" in printed
     assert any(len(log.read_text().splitlines()) < 10 for log in logs)
 
     for name in ("stopped", "whole"):
@@ -139,6 +143,12 @@ def test_control_c_stops_all_and_the_same_command_goes_on(tmp_path):
     stopped, whole = (json.loads((tmp_path / name / "studies.json").read_text()) for name in ("stopped", "whole"))
     figures = [[trial["figures"] for trial in results["studies"][0]["trials"]] for results in (stopped, whole)]
     assert figures[0] == figures[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_command_runs_in_no_worker():
+    """Which imports the module of its parent under this name."""
+    assert runpy.run_module("fused_margins.fewshot.cli", run_name="__mp_main__")["main"]
 
 
 def _some_images(dataset, image_size=None):

@@ -33,7 +33,6 @@ pytestmark = pytest.mark.skipif(launch.interpreted, reason="interpreted kernels 
 # Shared memory that a block may have, in bytes.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 MATRIX_UNIT = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
-DTYPES = [torch.float32, torch.bfloat16, torch.float64]  # float16 has bfloat16's tiles
 COSINE, DOT, EUCLIDEAN = Similarity
 ROWS, COLUMNS, WIDTH = 1024, 2048, 512
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -204,34 +203,37 @@ def sample(dtype: torch.dtype, similarity: Similarity) -> None:
     registry.kernel("sample", "triton").forward(a, None)
 
 
-EVERYTHING = [
-    (op, dtype, similarity) for op in (contrast, scores, nearest) for dtype in DTYPES for similarity in Similarity
+ARCHS, COMMON = tuple(SHARED), (torch.float32, torch.bfloat16)  # float16 has bfloat16's tiles
+# What takes the most registers and shared memory: for every architecture.
+LARGEST = [
+    *((op, dtype, s) for op in (contrast, scores, nearest) for dtype in COMMON for s in (COSINE, EUCLIDEAN)),
+    *((op, dtype, COSINE) for op in (margin_softmax, labelled_contrast, semihard, sample) for dtype in COMMON),
+    *((assignment, dtype, EUCLIDEAN) for dtype in COMMON),
+    (saved_contrast, torch.float32, COSINE),
+    (contrast, torch.float64, COSINE),
 ]
-# What is compiled otherwise in special cases, in the dtypes that count.
-SPECIAL = [
-    (op, dtype, similarity)
-    for op, similarity in (
-        (margin_softmax, COSINE),
-        (margin_softmax, DOT),
-        (labelled_contrast, COSINE),
-        (info_nce, COSINE),
-        (any_contrast, COSINE),
-        (semihard, COSINE),
-        (semihard, EUCLIDEAN),
-        (least_similar, COSINE),
-        (least_similar, EUCLIDEAN),
-        (distances, EUCLIDEAN),
-        (assignment, EUCLIDEAN),
-        (sample, COSINE),
-    )
-    for dtype in (torch.float32, torch.bfloat16)
-] + [(saved_contrast, torch.float32, COSINE)]
+# Nearly the same code, which takes no more but for a few registers: similarities without lengths, the dtype of
+# gradcheck, parts of the labelled contrast and of the semi-hard search. Each for one architecture, in turn.
+SMALLER = [
+    *((op, dtype, DOT) for op in (contrast, scores, nearest) for dtype in (*COMMON, torch.float64)),
+    *((op, torch.float64, s) for op in (scores, nearest) for s in (COSINE, EUCLIDEAN)),
+    (contrast, torch.float64, EUCLIDEAN),
+    *((margin_softmax, dtype, DOT) for dtype in COMMON),
+    *((op, dtype, COSINE) for op in (info_nce, any_contrast, least_similar) for dtype in COMMON),
+    *((op, dtype, EUCLIDEAN) for op in (semihard, least_similar, distances) for dtype in COMMON),
+]
 
 
-@pytest.mark.parametrize("arch", SHARED)
 @pytest.mark.parametrize(
-    ("op", "dtype", "similarity"),
-    [pytest.param(*p, id=f"{p[0].__name__}-{p[2].name.lower()}-{TYPES[p[1]]}") for p in EVERYTHING + SPECIAL],
+    ("op", "dtype", "similarity", "arch"),
+    [
+        pytest.param(op, dtype, similarity, arch, id=f"{op.__name__}-{similarity.name.lower()}-{TYPES[dtype]}-{arch}")
+        for op, dtype, similarity, archs in [
+            *((*largest, ARCHS) for largest in LARGEST),
+            *((*smaller, (ARCHS[n % 3],)) for n, smaller in enumerate(SMALLER)),
+        ]
+        for arch in archs
+    ],
 )
 def test_compiles(
     op: Callable[..., None],

@@ -1,19 +1,19 @@
 """The memory across batches: what it holds, whom an anchor may meet there, and that a resumed run goes on."""
 
 import copy
-import subprocess
-import sys
 
 import hypothesis.strategies as st
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed as dist
 from hypothesis import given
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fused_margins import CrossBatchMemory, EasyPositiveMarginLoss, EasyPositiveTripletLoss
 from fused_margins.core.indices import UNADMITTED
+from tests.forks import Forked
 
 
 class Spy(EasyPositiveTripletLoss):
@@ -254,41 +254,36 @@ def test_activation_checkpointing_is_refused_where_it_would_compute_something_el
     assert loss_within(drawing).isfinite().all()
 
 
-BROADCAST = """
-import os, sys, torch, torch.distributed as dist
-from fused_margins import CrossBatchMemory, EasyPositiveTripletLoss
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-torch.manual_seed(rank)
-class Model(torch.nn.Module):
+class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.net, self.memory = torch.nn.Linear(4, 4), CrossBatchMemory(EasyPositiveTripletLoss(), 4, 16)
+        self.net, self.memory = nn.Linear(4, 4), CrossBatchMemory(EasyPositiveTripletLoss(), 4, 16)
+
     def forward(self, x, labels):
         return self.memory(self.net(x), labels)
-model = Model()
-ddp = torch.nn.parallel.DistributedDataParallel(model)
-for step in range(3):
-    x, rows = torch.randn(8, 4), 4 + 4 * rank  # other rows, and another number of them
-    ddp(x[:rows], torch.arange(rows) % 2).backward()
-    if step == 1 and rank == 0:
-        torch.save(model.memory.state_dict(), sys.argv[2] + ".memory")
-dist.barrier()
-if rank == 1:  # the last broadcast was that of what process 0 had after the second step
-    before, after = torch.load(sys.argv[2] + ".memory"), model.memory.state_dict()
-    kept = torch.arange(8)
-    assert torch.equal(after["embeddings"][kept], before["embeddings"][kept])
-    assert torch.equal(after["labels"][kept], before["labels"][kept])
-    assert before["seen"] == 8 and after["seen"] == 16, (before["seen"], after["seen"])
-dist.destroy_process_group()
-"""
+
+
+def train_with_another(rank, rendezvous):
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    model, kept_by_first = Model(), rendezvous.with_suffix(".memory")
+    both = nn.parallel.DistributedDataParallel(model)
+    for step in range(3):
+        x, rows = torch.randn(8, 4), 4 + 4 * rank  # other rows, and another number of them
+        both(x[:rows], torch.arange(rows) % 2).backward()
+        if step == 1 and rank == 0:
+            torch.save(model.memory.state_dict(), kept_by_first)
+    dist.barrier()
+    if rank == 1:  # the last broadcast was that of what process 0 had after the second step
+        before, after = torch.load(kept_by_first), model.memory.state_dict()
+        kept = torch.arange(8)
+        assert torch.equal(after["embeddings"][kept], before["embeddings"][kept])
+        assert torch.equal(after["labels"][kept], before["labels"][kept])
+        assert (before["seen"], after["seen"]) == (8, 16)
+    dist.destroy_process_group()
 
 
 def test_a_broadcast_of_buffers_gives_all_processes_the_memory_of_the_first(tmp_path):
-    command = [sys.executable, "-c", BROADCAST]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "rendezvous")], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    processes = [Forked(train_with_another, rank, tmp_path / "rendezvous") for rank in range(2)]
+    for code, printed in [process.result() for process in processes]:
+        assert code == 0, printed

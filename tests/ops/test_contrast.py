@@ -21,7 +21,7 @@ from fused_margins.ops.contrast import contrast, kernel_cpu
 from fused_margins.ops.contrast import reference as definition
 from fused_margins.ops.nearest import nearest
 from tests.conftest import backends
-from tests.ops.by_hand import admits, of_row, similarity_of
+from tests.ops.by_hand import admits, in_numbers, of_row, similarities
 from tests.ops.drawn import labels_of, matrices, self_index_of
 
 OP = cases.load("contrast")
@@ -37,25 +37,25 @@ BY_WIDTH = {"argvalues": [torch.float32, torch.bfloat16], "ids": ["float32", "bf
 
 
 def vectors_by_hand(inputs: Inputs) -> tuple[list[float], list[float]]:
-    x, y, target = inputs["x"].numpy(), inputs["y"].numpy(), inputs["target"].tolist()
-    similarity, relation = inputs.get("similarity", "cosine"), inputs.get("relation", "different")
+    inputs = in_numbers(inputs)
+    target, columns, relation = inputs["target"], range(len(inputs["y"])), inputs.get("relation", "different")
+    u = similarities(inputs["x"], inputs["y"], inputs.get("similarity", "cosine"))
     positive, negative_lse = [], []
-    for i in range(len(x)):
+    for i in range(len(u)):
         if target[i] == inputs.get("ignore_index", -1):
             positive.append(0.0)
             negative_lse.append(-math.inf)
             continue
-        positive.append(0.0 if target[i] == ABSENT else similarity_of(x[i], y[target[i]], similarity))
-        label = int(inputs["row_labels"][i]) if "row_labels" in inputs else target[i]
+        positive.append(0.0 if target[i] == ABSENT else u[i][target[i]])
+        label = inputs["row_labels"][i] if "row_labels" in inputs else target[i]
         size = inputs.get("group_size", 1)
         groups = [
             [j for j in range(first, first + size) if admits(inputs, i, j, label, relation)]
-            for first in range(0, len(y), size)
+            for first in range(0, len(columns), size)
         ]
-        columns = [max(group, key=lambda j, i=i: similarity_of(x[i], y[j], similarity)) for group in groups if group]
         logits = [
-            of_row(inputs["scale"], i) * similarity_of(x[i], y[j], similarity) + of_row(inputs.get("bias", 0.0), j)
-            for j in columns
+            of_row(inputs["scale"], i) * u[i][j] + of_row(inputs.get("bias", 0.0), j)
+            for j in (max(group, key=u[i].__getitem__) for group in groups if group)
         ]
         top = max(logits, default=0.0)
         negative_lse.append(top + math.log(math.fsum(math.exp(z - top) for z in logits)) if logits else -math.inf)
@@ -74,8 +74,9 @@ def turned(u: float, angle: float, beyond_pi: str) -> float:
 
 def loss_by_hand(inputs: Inputs) -> Tensor:
     losses, counted = [], 0
-    for i, (u, negative_lse) in enumerate(zip(*vectors_by_hand(inputs))):
-        has_target = inputs["target"][i].item() not in (inputs.get("ignore_index", -1), ABSENT)
+    inputs, vectors = in_numbers(inputs), vectors_by_hand(inputs)
+    for i, (u, negative_lse) in enumerate(zip(*vectors)):
+        has_target = inputs["target"][i] not in (inputs.get("ignore_index", -1), ABSENT)
         counted += has_target and (inputs["epilogue"] != "info_nce" or negative_lse > -math.inf)
         if "angle_rad" in inputs:
             u = turned(u, inputs["angle_rad"], inputs.get("beyond_pi", "standard"))
@@ -458,11 +459,11 @@ def test_every_number_of_16_bits_is_read(backend, dtype):
 @pytest.mark.parametrize("similarity", [None, EUCLIDEAN], ids=["default", "euclidean"])
 @pytest.mark.interpreted
 def test_half_precision_whose_squares_overflow(similarity, backend, device_for):
-    """|x|^2 of 512 numbers near 300 is 4.6e7, far above float16's 65504."""
+    """|x|^2 of 96 numbers near 300 is 8.6e6, and |x - y|^2 1.2e5: above float16's 65504."""
     device = device_for("contrast", backend)
     for name in ("cosine-same", "margin_softmax-cosine-mean"):
         inputs = next(c for c in OP.CASES if c.name == name).make(torch.Generator().manual_seed(0))
-        inputs |= {n: 300 + 10 * torch.randn(inputs[n].shape[0], 512).double() for n in ("x", "y")}
+        inputs |= {n: 300 + 25 * torch.randn(inputs[n].shape[0], 96).double() for n in ("x", "y")}
         inputs |= {"similarity": similarity, "scale": 1e-4} if similarity else {}
         assert cases.disagreements(OP, inputs, backend, torch.float16, device=device) == []
 

@@ -139,9 +139,9 @@ def test_an_own_column_out_of_range_raises_before_anything_is_read(value, backen
 @on_every_kernel
 @pytest.mark.interpreted
 def test_half_precision_whose_squares_overflow(backend, device_for):
-    """|x|^2 of 512 numbers near 300 is 4.6e7, far above float16's 65504."""
+    """|x|^2 of 96 numbers near 300 is 8.6e6, and |x - y|^2 1.2e5: above float16's 65504."""
     inputs = OP.CASES[0].make(torch.Generator().manual_seed(0))
-    inputs |= {n: 300 + 10 * torch.randn(inputs[n].shape[0], 512).double() for n in ("x", "y")}
+    inputs |= {n: 300 + 25 * torch.randn(inputs[n].shape[0], 96).double() for n in ("x", "y")}
     assert cases.disagreements(OP, inputs, backend, torch.float16, device=device_for("sample", backend)) == []
 
 

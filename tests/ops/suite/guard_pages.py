@@ -1,16 +1,11 @@
-"""A program: all cases with every input beside a page that may not be touched, so that a stray read ends it.
-
-``python -m tests.ops.suite.guard_pages after`` (or ``before``) runs the cases; ``stray`` reads one byte too far.
-"""
+"""All cases with every input beside a page that may not be touched, so that a stray read ends the process."""
 
 import ctypes
 import mmap
-import sys
 
 import torch
 from torch import Tensor
 
-import fused_margins.functional  # noqa: F401  # every op registers itself
 from fused_margins.backends import registry
 from fused_margins.ops import cases
 from tests.ops.suite.problems import refusal
@@ -36,12 +31,14 @@ def guarded(t: Tensor, side: str) -> Tensor:
     return copy.as_strided(t.shape, t.stride(), t.storage_offset())
 
 
-def main(side: str) -> None:
-    if side == "stray":
-        numbers = guarded(torch.ones(5), "after")
-        print(ctypes.string_at(numbers.data_ptr(), 4 * 5), flush=True)
-        ctypes.string_at(numbers.data_ptr(), 4 * 5 + 1)
-        return
+def stray() -> None:
+    """Read one byte too far."""
+    numbers = guarded(torch.ones(5), "after")
+    print(ctypes.string_at(numbers.data_ptr(), 4 * 5), flush=True)
+    ctypes.string_at(numbers.data_ptr(), 4 * 5 + 1)
+
+
+def run_cases(side: str) -> None:
     for name in registry.OPS:
         op = cases.load(name)
         for case in op.CASES:
@@ -52,7 +49,3 @@ def main(side: str) -> None:
                 copies = {n: guarded(v, side) if isinstance(v, Tensor) else v for n, v in inputs.items()}
                 cases.evaluate(op, copies, "cpu")
     print("done")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

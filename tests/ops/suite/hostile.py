@@ -1,6 +1,7 @@
 """A program: calls of the registered ops with everything that their schemas let through, and much that they do not.
 
-``python -m tests.ops.suite.hostile`` prints how many calls it made. That it comes to an end is the test.
+It prints how many calls it made, and with ``python -m tests.ops.suite.hostile -v`` each. That it comes to an end is the
+test.
 """
 
 import itertools

@@ -1,9 +1,6 @@
 """Bad input raises an error that names the argument, what was expected and what came; nothing is computed before."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +12,10 @@ from fused_margins.core import indices
 from fused_margins.core.indices import check_members, checked
 from fused_margins.ops import fields as kinds
 from fused_margins.ops.cases import convert
+from tests.forks import Forked
+from tests.ops.suite import hostile
 from tests.ops.suite.problems import OPS, device_of, pairs, small
 
-ROOT = Path(__file__).parents[3]
 Bad = tuple[str, Any, type[Exception], str]
 
 
@@ -190,12 +188,10 @@ def test_zeros_without_memory_are_zeros(op, backend):
 
 def test_no_direct_call_ends_the_interpreter():
     """Whatever the registered ops are handed, they return or raise: see `tests.ops.suite.hostile`."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.ops.suite.hostile"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, f"exit {run.returncode}\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
-    last = run.stdout.splitlines()[-1]
-    assert re.fullmatch(r"done: \d{4,} calls of \d+ ops, \d{3,} refused", last), run.stdout[-2000:]
+    code, printed = Forked(hostile.main).result(300)
+    assert code == 0, f"exit {code}\n{printed[-2000:]}"
+    last = printed.splitlines()[-1]
+    assert re.fullmatch(r"done: \d{4,} calls of \d+ ops, \d{3,} refused", last), printed[-2000:]
 
 
 def test_clusters_without_members():

@@ -1,5 +1,6 @@
 """The registered ops keep torch's contract, and torch.compile and torch.jit.trace take them whole."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -67,14 +68,25 @@ def registered_call(op: str, inputs: Inputs, backend: str) -> tuple[list[Any], l
     [pytest.param(op, b, c, id=f"{op}-{c.name}-{b}") for op, b in PAIRS for c in representatives(op, b)],
 )
 def test_ops_keep_the_contract(op, case, backend, gradients):
+    """What takes long, a graph of any size, of the cases alone that first give such outputs."""
     if gradients and op not in DIFFERENTIABLE:
         return
     shell: Any = registry.OPS[op]
-    forward, backward = registered_call(op, make(case, torch.float32, device_of(backend)), backend)
-    if gradients:
-        torch.library.opcheck(shell.registered_backward, tuple(backward))
-    else:
-        torch.library.opcheck(shell.registered, tuple(forward))
+    call = registered_call(op, make(case, torch.float32, device_of(backend)), backend)[gradients]
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if case in with_outputs_of_their_own(op, backend):
+        checks.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(shell.registered_backward if gradients else shell.registered, tuple(call), test_utils=checks)
+
+
+@functools.cache
+def with_outputs_of_their_own(op: str, backend: str) -> list[cases.Case]:
+    """The richest case, and of the others the first with outputs of so many axes; Nones among them."""
+    found = {}
+    for case in [*([richest(op, backend)] if op in DIFFERENTIABLE else []), *representatives(op, backend)]:
+        outputs = OPS[op].run(make(case, torch.float32, device_of(backend)), backend)
+        found.setdefault(tuple((name, t.dim()) for name, t in outputs.items()), case)
+    return list(found.values())
 
 
 def test_label_checks_keep_the_contract():
@@ -111,19 +123,24 @@ def values_and_gradients(function: Callable[..., Any], tensors: list[Tensor]) ->
     return [*(t.detach() for t in outputs), *torch.autograd.grad(loss, leaves, materialize_grads=True)]
 
 
-def itself_or_richest(op: str, backend: str) -> cases.Case:
-    """A batch against itself, which Dynamo sees as one tensor given twice."""
-    twice = [c for c in representatives(op, backend) if make(c)["x"] is make(c).get("y")]
-    return twice[0] if twice else richest(op, backend)
+def with_itself(op: str, backend: str) -> list[cases.Case]:
+    """A batch against itself, which Dynamo sees as one tensor given twice; of the ops that take one."""
+    return [c for c in representatives(op, backend) if make(c)["x"] is make(c).get("y")][:1]
 
 
-@pytest.mark.parametrize("which", [richest, itself_or_richest], ids=["richest", "itself"])
-@pytest.mark.parametrize(("op", "backend"), OF_GRAPHS)
-def test_a_whole_graph(op, backend, which):
+@pytest.mark.parametrize(
+    ("op", "backend", "case"),
+    [
+        pytest.param(op, b, c, id=f"{op}-{c.name}-{b}")
+        for op, b in OF_GRAPHS
+        for c in [richest(op, b), *with_itself(op, b)]
+    ],
+)
+def test_a_whole_graph(op, backend, case):
     """In one graph, forward and backward, with the kernel's own backward and not the reference's formulas."""
     torch.compiler.reset()
     watched = Watched(registry.kernel(op, backend))
-    function, tensors = call_of(op, which(op, backend), device_of(backend), backend)
+    function, tensors = call_of(op, case, device_of(backend), backend)
     compiled = torch.compile(function, fullgraph=True, dynamic=False, backend="aot_eager")
     with registry.substitute(op, backend, watched):
         expected = values_and_gradients(function, tensors)

@@ -87,20 +87,16 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("budget", ["saved", "computed-again"])
 @pytest.mark.parametrize("backend", sorted({b for _, b in PAIRS}))
 @pytest.mark.parametrize(("op", "options", "single"), SMALL)
-def test_every_entry_of_the_derivatives(op, options, single, backend, budget, request):
+def test_every_entry_of_the_derivatives(op, options, single, backend):
     """Of a small problem with everything that has a gradient, under every option, with a scale for all or each row."""
     inputs = cases.convert(small(op, single=single, **options), torch.float64, device_of(backend))
     if (op, backend) not in PAIRS or refusal(op, inputs, backend):
         return
-    if budget == "computed-again":
-        request.getfixturevalue("no_memory_budget")
     function, tensors = function_of(op, inputs, backend)
     assert gradcheck(function, tensors)
-    if budget == "saved":
-        assert gradgradcheck(function, tensors)
+    assert gradgradcheck(function, tensors, fast_mode=True)  # of the definition's formulas: a projection will do
 
 
 @each_pair

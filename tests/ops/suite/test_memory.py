@@ -64,7 +64,7 @@ def test_the_memory_budget_changes_no_bit_of_a_gradient(op, backend):
         return
     changed = 0
     for case in OPS[op].CASES:
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
             inputs = make(case, dtype, device_of(backend))
             if refusal(op, inputs, backend):
                 continue
