@@ -18,8 +18,8 @@ IGNORED, INVALID = -1, -2
 ABSENT = UNADMITTED = -(2**63)
 
 _library = torch.library.Library("fused_margins", "FRAGMENT")
-_library.define("check_index(Tensor index, int size, int ignore_index, str argument, bool absent=False) -> Tensor")
-_library.define("check_members(Tensor clusters, int num_clusters) -> Tensor")
+_library.define("check_index(Tensor index, SymInt size, int ignore_index, str argument, bool absent=False) -> Tensor")
+_library.define("check_members(Tensor clusters, SymInt num_clusters) -> Tensor")
 
 _raise_everywhere = False
 

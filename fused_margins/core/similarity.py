@@ -81,8 +81,9 @@ def take_rows(t: Tensor, index: Tensor) -> Tensor:
     """
     if not t.shape[0]:
         return t.new_zeros(index.shape[0], *t.shape[1:])
-    if not index.shape[0]:
-        return t[:0]  # an embedding of nothing has no second derivative
+    # An embedding of nothing has no second derivative; nor has a graph, whose number of pairs may be unknown.
+    if not torch.compiler.is_compiling() and not index.shape[0]:
+        return t[:0]
     if t.dim() == 2 and not t.shape[1]:
         return t.new_zeros(index.shape[0], 0)  # nor one of vectors without entries, on a GPU, a first one
     index = index.long().clamp(0, t.shape[0] - 1)

@@ -268,7 +268,7 @@ class ElasticFaceLoss(_OfSamples):
     def _drawn(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """(B,) margins of the samples."""
         source = embeddings.device if self.generator is None else self.generator.device
-        drawn = torch.randn(embeddings.shape[0], generator=self.generator, device=source).to(embeddings.device)
+        drawn = torch.empty(embeddings.shape[0], device=source).normal_(generator=self.generator).to(embeddings.device)
         margin = self.margin + self.std * drawn
         if not self.plus:
             return margin

@@ -126,4 +126,5 @@ def below(count: Tensor, generator: torch.Generator | None) -> Tensor:
 def _uniform(shape: torch.Size, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """float32 in [0, 1); a generator draws on its own device, so that a CPU generator serves any."""
     source = device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=source).to(device)
+    # torch.rand(generator=) takes no sizes that are symbols: each batch would compile anew.
+    return torch.empty(shape, device=source).uniform_(generator=generator).to(device)
