@@ -2,3 +2,7 @@
 
 Stands on torch.distributed, DTensor and torch.distributed.checkpoint, and is imported on demand.
 """
+
+from .margin_softmax import ShardedMarginSoftmaxLoss
+
+__all__ = ["ShardedMarginSoftmaxLoss"]

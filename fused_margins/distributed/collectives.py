@@ -42,6 +42,7 @@ __all__ = [
     "own_rows",
     "replicate_rows",
     "row_counts",
+    "scale_gradient",
     "share",
     "sum_over_ranks",
 ]
@@ -64,7 +65,7 @@ def row_counts(rows: int, device: torch.device, group: dist.ProcessGroup | None 
         return (rows,)
     own = torch.tensor([rows], dtype=torch.int64, device=device)
     every = own.new_empty(ranks)
-    dist.all_gather_into_tensor(every, own, group=group)
+    all_gather_single(every, own, group)
     return tuple(every.tolist())
 
 
@@ -146,6 +147,23 @@ def combine(lse: Tensor, *summed: Tensor, group: dist.ProcessGroup | None = None
     return (torch.where(empty, -torch.inf, finite + torch.where(empty, 1.0, total).log()), *others)
 
 
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """x, whose gradient is multiplied by the factor on its way back."""
+    return x if factor == 1 else _Scale.apply(x, factor)
+
+
+def all_gather_single(every: Tensor, own: Tensor, group: dist.ProcessGroup | None) -> None:
+    """torch's collective of this name, which releases before 2.13 call otherwise."""
+    named = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    named(every, own, group=group)
+
+
+def reduce_scatter_single(own: Tensor, every: Tensor, group: dist.ProcessGroup | None) -> None:
+    """torch's collective of this name, which releases before 2.13 call otherwise."""
+    named = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    named(own, every, group=group)
+
+
 def _checked(x: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None) -> tuple[int, ...]:
     ranks, rank = num_ranks(group), own_rank(group)
     if len(counts) != ranks:
@@ -166,7 +184,7 @@ def _all_gather(x: Tensor, counts: Sequence[int], group: dist.ProcessGroup | Non
     longest = max(counts)
     every = x.new_empty(len(counts) * longest, *x.shape[1:])
     if every.numel():
-        dist.all_gather_into_tensor(every, _padded(x, longest), group=group)
+        all_gather_single(every, _padded(x, longest), group)
     if min(counts) == longest:
         return every
     return torch.cat([part[:n] for part, n in zip(every.split(longest), counts)])
@@ -180,7 +198,7 @@ def _reduce_scatter(grad: Tensor, counts: Sequence[int], group: dist.ProcessGrou
         every = torch.cat([_padded(part, longest) for part in every.split(list(counts))])
     own = every.new_empty(longest, *grad.shape[1:])
     if every.numel():
-        dist.reduce_scatter_tensor(own, every, group=group)
+        reduce_scatter_single(own, every, group)
     return own[:rows].to(grad.dtype)
 
 
@@ -270,3 +288,17 @@ class _Share(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return _Sum.apply(grad, ctx.group), None
+
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, factor: float) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return grad * ctx.factor, None

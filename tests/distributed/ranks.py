@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which the first DTensor imports, for seconds
 from torch import distributed as dist
 
 import fused_margins.functional  # noqa: F401  # what the server imports for all
@@ -25,7 +26,12 @@ _context.set_forkserver_preload([__name__, "pytest"])
 
 
 def run(
-    function: Callable[..., Any], num_ranks: int, folder: Path, *args: Any, limit_s: float = 60.0, timeout_s: float = 20
+    function: Callable[..., Any],
+    num_ranks: int,
+    folder: Path,
+    *args: Any,
+    limit_s: float = 120.0,
+    timeout_s: float = 60,
 ) -> list[Any]:
     """What `function(rank, *args)` returns on each of the ranks of a gloo group; fails with what any of them raised.
 
