@@ -9,8 +9,9 @@ from .core.centers import center_vectors, class_similarities
 from .core.enums import MarginType, Reduction, Relation, Similarity
 from .core.indices import ABSENT, IGNORED, INVALID, check_index
 from .core.margins import check_margin
-from .core.reductions import log_odds, reduce_loss, softplus
-from .core.similarity import pair_similarity, similarity_sum, take_rows
+from .core.reductions import reduce_loss
+from .core.similarity import pair_similarity, take_rows
+from .core.softmax_terms import losses, terms
 from .mining.negatives import mine_negatives
 from .mining.positives import mine_positives
 from .ops.contrast.epilogues import Epilogue
@@ -74,7 +75,7 @@ def _nearest_centers(call: Contrast, centers: Tensor) -> Contrast:
     most similar one of the own class.
     """
     num_classes, num_centers, width = centers.shape
-    labels = check_index(call.target, num_classes, call.ignore_index, "labels")
+    labels = check_index(call.target, num_classes, call.ignore_index, "labels", absent=True)
     with torch.no_grad():
         own = take_rows(centers.flatten(1), labels).unflatten(1, (num_centers, width))  # (B, K, D)
         best = pair_similarity(call.x[:, None], own, call.similarity).argmax(1)
@@ -83,6 +84,32 @@ def _nearest_centers(call: Contrast, centers: Tensor) -> Contrast:
     all_centers = centers.to(call.x.dtype).flatten(0, 1)
     call = call._replace(y=all_centers, target=target, row_labels=labels, column_labels=classes)
     return call._replace(ignore_index=IGNORED, group_size=num_centers)
+
+
+def class_vectors(
+    call: Contrast, centers: Tensor | None, center_temperature: float, ignore_index: int, backend: str
+) -> tuple[Contrast, Tensor, Tensor]:
+    """The call, checked, and u, negative_lse (B,): the similarity with the own class, the log-sum-exp over the others.
+
+    call: of embeddings, weight (C, D), labels, scale, bias and similarity; ABSENT labels have negatives alone.
+    centers: (C, K, D), of which the weight is the first ones, or None.
+    """
+    call = contrast.checked(call._replace(relation=Relation.DIFFERENT, ignore_index=ignore_index), _OF_CLASSES)
+    call = call._replace(target=call.target.long())  # ignore_index need not fit a narrower dtype
+    if centers is None or center_temperature == 0:
+        of_columns = call if centers is None else _nearest_centers(call, centers)
+        return call, *contrast.run(of_columns, backend, _OF_CLASSES)
+    with torch.autocast(call.x.device.type, enabled=False):
+        return call, *center_vectors(
+            call.x,
+            centers.to(call.x.dtype),
+            call.target,
+            call.scale,
+            similarity=call.similarity,
+            temperature=float(center_temperature),
+            ignore_index=ignore_index,
+            piece_bytes=budget.memory_budget(),
+        )
 
 
 def margin_softmax_loss(
@@ -183,49 +210,16 @@ def margin_softmax_loss(
     reduced = checks.choice("reduction", reduction, Reduction)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-    measure, relation = checks.choice("similarity", similarity, Similarity), Relation.DIFFERENT
-    call = Contrast(embeddings, weight, labels, None, None, None, scale, logit_bias)
-    call = call._replace(similarity=measure, relation=relation, ignore_index=ignore_index)
-    call = contrast.checked(call, _OF_CLASSES)
-    embeddings, weight, scale = call.x, call.y, call.scale
-    labels = labels.long()  # ignore_index need not fit a narrower dtype
+    call, u, negative_lse = class_vectors(
+        Contrast(embeddings, weight, labels, None, None, None, scale, logit_bias, 0.0, own.similarity),
+        centers, center_temperature, ignore_index, backend,
+    )  # fmt: skip
+    embeddings, weight, labels, scale = call.x, call.y, call.target, call.scale
     class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
-    if centers is None or center_temperature == 0:
-        call = call if centers is None else _nearest_centers(call, centers)
-        u, negative_lse = contrast.run(call, backend, _OF_CLASSES)
-    else:
-        with torch.autocast(embeddings.device.type, enabled=False):
-            u, negative_lse = center_vectors(
-                embeddings,
-                centers.to(embeddings.dtype),
-                labels,
-                scale,
-                similarity=measure,
-                temperature=float(center_temperature),
-                ignore_index=ignore_index,
-                piece_bytes=budget.memory_budget(),
-            )
-    own_bias = 0.0 if logit_bias is None else take_rows(logit_bias, labels)
-    z = scale * own.psi(u) + own_bias
-    loss = softplus(log_odds(negative_lse, z))
-    counted = ((labels != ignore_index) & (labels != ABSENT)).to(loss.dtype)
-    loss, row_weight = torch.where(counted > 0, loss, 0.0), counted
-    if class_weight is not None:
-        row_weight = counted * take_rows(class_weight, labels)
-        loss = loss * row_weight
-    if label_smoothing > 0:
-        # sum_j w_j (lse - z_j): all classes' logits at once, from one vector, the weighted sum of the class directions.
-        each = class_weight if class_weight is not None else loss.new_ones(weight.shape[0])
-        own_weight = row_weight if class_weight is not None else 1.0
-        lse = torch.logaddexp(negative_lse, z)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            everyone = scale * similarity_sum(embeddings, weight, each, measure) + own_weight * (
-                z - scale * u - own_bias
-            )
-        if logit_bias is not None:
-            everyone = everyone + (each * logit_bias).sum()
-        spread = torch.where(counted > 0, lse * each.sum() - everyone, 0.0)
-        loss = (1 - label_smoothing) * loss + label_smoothing / max(weight.shape[0], 1) * spread
+    of_rows = (own, scale, logit_bias, class_weight, label_smoothing > 0)
+    of_all = terms(embeddings, weight, labels, u, negative_lse, *of_rows)
+    counted = (labels != ignore_index) & (labels != ABSENT)
+    loss, row_weight = losses(of_all, counted, label_smoothing, weight.shape[0])
     return reduce_loss(loss, row_weight, reduced)
 
 

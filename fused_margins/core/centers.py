@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .enums import Similarity
-from .indices import IGNORED, INVALID, check_index
+from .indices import ABSENT, IGNORED, INVALID, check_index
 from .reductions import masked_logsumexp
 from .similarity import accumulation_dtype, pair_similarity, similarity_matrix, take_rows, unit_rows
 
@@ -48,7 +48,7 @@ def center_vectors(
     `fused_margins.ops.contrast`.
     """
     num_classes, num_centers, width = centers.shape
-    target = check_index(target, num_classes, ignore_index, "labels")
+    target = check_index(target, num_classes, ignore_index, "labels", absent=True)
     x, centers = (t.to(accumulation_dtype(t.dtype)) for t in (x, centers))
     if similarity == Similarity.COSINE:
         x, centers, similarity = unit_rows(x), unit_rows(centers), Similarity.DOT
@@ -72,6 +72,6 @@ def center_vectors(
         negative_lse = masked_logsumexp(lse, lse != -torch.inf)
     own = take_rows(centers.flatten(1), target).unflatten(1, (num_centers, width))  # (B, K, D)
     positive = class_similarity(pair_similarity(x[:, None], own, similarity).T, temperature)
-    positive = torch.where(target == IGNORED, 0.0, positive)
+    positive = torch.where((target == IGNORED) | (target == ABSENT), 0.0, positive)
     invalid = target == INVALID
     return torch.where(invalid, torch.nan, positive), torch.where(invalid, torch.nan, negative_lse)

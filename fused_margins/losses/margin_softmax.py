@@ -97,14 +97,14 @@ class MarginSoftmaxLoss(WithUserValues):
         if self.centers_per_class == 1 and self.center_temperature != 0:
             raise ValueError(f"center_temperature: expected 0 with one center a class, got {center_temperature}")
         centers = () if self.centers_per_class == 1 else (self.centers_per_class,)
-        self.weight = nn.Parameter(torch.empty(num_classes, *centers, embedding_size))
+        self.weight = nn.Parameter(self._empty(num_classes, *centers, embedding_size))
         self.initial_scale = checks.positive_number("scale", scale)
         learns = checks.flag("learnable_scale", learnable_scale)
         self.scale: float | Tensor = nn.Parameter(torch.empty(())) if learns else self.initial_scale
         self._set_margin(margin, checks.flag("learnable_margin", learnable_margin))
         for name, values in (("class_weight", class_weight), ("logit_bias", logit_bias)):
             if values is not None:
-                values = checks.values(name, values, (num_classes,)).detach().clone()
+                values = self._kept(checks.values(name, values, (num_classes,)).detach().clone())
             self.register_buffer(name, values)
         self.margin_options: dict[str, Any] = {
             "similarity": similarity,
@@ -129,13 +129,26 @@ class MarginSoftmaxLoss(WithUserValues):
         self.reduction, self.backend = reduction, registry.known(backend)
         self.reset_parameters()
 
+    def _empty(self, *shape: int) -> Tensor:
+        """Memory for values (C, ...) of the classes, as the module keeps them."""
+        return torch.empty(*shape)
+
+    def _kept(self, values: Tensor) -> Tensor:
+        """Values (C,) of the classes, as the module keeps them."""
+        return values
+
+    def _draw(self) -> None:
+        nn.init.normal_(self.weight, std=self.embedding_size**-0.5)
+
     def _set_margin(self, margin: float | Tensor, learns: bool) -> None:
         """A number, a buffer, or a parameter and what it begins with."""
         if isinstance(margin, Tensor):
             margin = checks.values("margin", margin, () if margin.dim() == 0 else (self.num_classes,))
+            learns = learns or isinstance(margin, nn.Parameter)
+            margin = self._kept(margin) if margin.dim() else margin
         else:
             margin = checks.finite_number("margin", margin, "a number or a tensor")
-        if learns or isinstance(margin, nn.Parameter):
+        if learns:
             self.initial_margin = margin.detach().clone() if isinstance(margin, Tensor) else margin
             is_parameter = isinstance(margin, nn.Parameter)
             self.margin: float | Tensor = margin if is_parameter else nn.Parameter(torch.as_tensor(margin).clone())
@@ -150,7 +163,7 @@ class MarginSoftmaxLoss(WithUserValues):
 
         Rows are of about unit length: a cosine head's step size is relative to the length of its rows.
         """
-        nn.init.normal_(self.weight, std=self.embedding_size**-0.5)
+        self._draw()
         if isinstance(self.scale, Tensor) and self.initial_scale is not None:
             self.scale.fill_(self.initial_scale)
         if isinstance(begins := self.initial_margin, Tensor) and begins.is_meta:

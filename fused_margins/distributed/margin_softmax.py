@@ -1,0 +1,281 @@
+"""Margin softmax over classes that no single rank holds."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from ..core import checks
+from ..core.enums import Reduction
+from ..core.indices import ABSENT, check_index, raises_everywhere
+from ..core.margins import check_margin
+from ..core.reductions import reduce_loss
+from ..core.softmax_terms import Terms, losses, terms
+from ..functional import class_vectors, margin_logits
+from ..losses.heads import LinearHead, check_device
+from ..losses.margin_softmax import MarginSoftmaxLoss
+from ..ops.contrast.op import Contrast
+from . import agreement
+from .collectives import combine, gather_rows, own_rows, scale_gradient, share, sum_over_ranks
+from .shards import Shards
+
+_OF_SAMPLES = ("scale", "margin", "angular_margin_rad")
+
+
+class _Rows(NamedTuple):
+    """The rows of all ranks, for each to reduce over its own classes.
+
+    counts: rows of each rank. embeddings: (B, D). labels: (B,) checked. of_samples: (B, 1) values that the call gave.
+    """
+
+    counts: tuple[int, ...]
+    embeddings: Tensor
+    labels: Tensor
+    of_samples: dict[str, Tensor]
+
+
+class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
+    """`MarginSoftmaxLoss` whose classes are spread over the ranks of a process group; loss and gradients are its own.
+
+        loss_i = -log softmax(z)_{y_i},   z_j = s u_ij  (j != y_i),   z_{y_i} = s psi(u_{i,y_i})
+
+    Rank r holds the classes [r n, (r + 1) n), n = ceil(C / ranks). Every rank calls the loss with rows of its own, of
+    any number and maybe none. The rows of all ranks are gathered, each rank reduces them over its own classes by one
+    call of the op `contrast`, and log-sum-exps and positives combine exactly. Memory: O(B D + C D / ranks), B the rows
+    of all ranks.
+
+    Args:
+        num_classes: C. embedding_size: D.
+        mesh: a DeviceMesh of one dimension, None for all ranks of the process group. Where it has its devices the
+            weight is made.
+        embedding_gradient_scale: a factor of the gradients of what the call is given. DDP and FSDP divide the
+            gradients of a backbone by the number of ranks whose data it sees: given here, that number undoes it.
+        equal_batches: True is a promise that every rank calls with as many rows, of one dtype: nothing is compared in
+            a step, and the host of a GPU waits for nothing.
+        options: as for `MarginSoftmaxLoss`, the same on all ranks. Tensors (C,) are given whole.
+
+    Attributes:
+        weight: parameter, a DTensor (C, D) or (C, K, D), Shard(0). The margins of classes, `class_weight` and
+            `logit_bias` are (C,) DTensors likewise.
+        scale, margin: numbers, or 0-d parameters with the same value on all ranks.
+
+    `reset_parameters` draws the weight by torch's generator: seeded equally on all ranks, it gives the values that it
+    gives on any other number of ranks.
+
+    Call: loss(embeddings (B_r, D), labels (B_r,) integers in [0, C)) gives the mean over the rows of all ranks that are
+    not ignored, the same on every rank; "sum" likewise, and "none" the losses (B_r,) of the own rows. scale, margin,
+    angular_margin_rad: (B_r, 1) tensors or None, those of each sample instead of the module's.
+
+    Raises:
+        ValueError, TypeError, IndexError: on all ranks, with the number of the first rank that has the error: as
+            `MarginSoftmaxLoss`; options that differ, when it is made; dtypes and arguments that differ, in a call.
+        RuntimeError: without a process group; a weight that is not the module's own any more, as `fully_shard` makes
+            it. A rank that makes no call is an error of torch's on the others, at the time-out of the process group.
+
+    Gradients: those of that mean, for a gradient that comes in equally on all ranks: of the own embeddings and of
+    per-sample values, multiplied by `embedding_gradient_scale`; of the own classes; of a scale or margin that is a
+    number, summed over ranks here. The loss belongs outside of DDP and of `fully_shard`.
+
+    Source: An et al., Killing two birds with one stone: Efficient and robust training of face recognition CNNs by
+    Partial FC, 2022, section 3, the distribution of classes; the loss as `MarginSoftmaxLoss`.
+
+    >>> import torch
+    >>> from torch import distributed as dist
+    >>> from fused_margins.distributed import ShardedMarginSoftmaxLoss
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun needs none
+    >>> loss = ShardedMarginSoftmaxLoss(num_classes=10, embedding_size=64, margin=0.5, margin_type="angular")
+    >>> loss(torch.randn(8, 64), torch.randint(0, 10, (8,))).backward()
+    >>> loss.weight.grad.shape, loss.weight.placements
+    (torch.Size([10, 64]), (Shard(dim=0),))
+    >>> dist.destroy_process_group()
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        *,
+        mesh: DeviceMesh | None = None,
+        embedding_gradient_scale: float = 1.0,
+        equal_batches: bool = False,
+        **options: Any,
+    ) -> None:
+        self._shards = shards = Shards(checks.integer("num_classes", num_classes, 1), mesh)
+        error = None
+        try:
+            super().__init__(num_classes, embedding_size, **options)
+            self.embedding_gradient_scale = checks.finite_number("embedding_gradient_scale", embedding_gradient_scale)
+            self.equal_batches = checks.flag("equal_batches", equal_batches)
+        except (TypeError, ValueError) as raised:
+            error = raised
+        # What scales gradients of the own rows alone may differ.
+        compared = {"num_classes": num_classes, "embedding_size": embedding_size, "equal_batches": equal_batches}
+        in_words = {name: agreement.described(value) for name, value in (compared | options).items()}
+        agreement.same_on_all_ranks(in_words, error, shards.group)
+        for parameter in self.parameters():
+            if not isinstance(parameter, DTensor):
+                parameter.data = parameter.data.to(shards.mesh.device_type)
+
+    def _empty(self, *shape: int) -> Tensor:
+        return self._shards.empty(*shape)
+
+    def _kept(self, values: Tensor) -> Tensor:
+        return self._shards.part(values)
+
+    def _draw(self) -> None:
+        self._shards.draw_normal_(self.weight, self.embedding_size**-0.5)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        scale: Tensor | None = None,
+        margin: Tensor | None = None,
+        angular_margin_rad: Tensor | None = None,
+    ) -> Tensor:
+        of_samples = dict(zip(_OF_SAMPLES, (scale, margin, angular_margin_rad)))
+        weight = self._own_classes()
+        rows = self._gathered(embeddings, weight, labels, {n: v for n, v in of_samples.items() if v is not None})
+        of_all = self._combined(self._terms(rows, weight))
+        counted = (rows.labels != -1) & (rows.labels != ABSENT)
+        loss, row_weight = losses(of_all, counted, self.label_smoothing, self.num_classes)
+        loss = reduce_loss(loss, row_weight, checks.choice("reduction", self.reduction, Reduction))
+        return own_rows(loss, rows.counts, self._shards.group) if self.reduction == "none" else loss
+
+    def _own_classes(self) -> Tensor:
+        """The part of the weight that is here, in which autograd goes back to the whole."""
+        weight, mesh = self.weight, self._shards.mesh
+        if not isinstance(weight, DTensor) or weight.placements != (Shard(0),) or weight.device_mesh != mesh:
+            got = f"{weight.placements} of {weight.device_mesh}" if isinstance(weight, DTensor) else "a plain tensor"
+            raise RuntimeError(
+                f"weight: expected the DTensor Shard(0) over {mesh} that this module made, got {got}; the loss stays "
+                "outside of DDP, and fully_shard takes ignored_params={loss.weight}"
+            )
+        return weight.to_local()
+
+    def _gathered(self, embeddings: Tensor, weight: Tensor, labels: Tensor, of_samples: dict[str, Tensor]) -> _Rows:
+        """The rows of all ranks, checked; an error of one rank is raised on all."""
+        shards, error, what = self._shards, None, {}
+        try:
+            self.require_values()
+            check_device(embeddings, weight)
+            vectors = weight if weight.dim() == 2 else weight[:, 0]
+            embeddings, _ = checks.matrices(embeddings, vectors, ("embeddings", "weight"))
+            checks.labels("labels", labels, embeddings.shape[0], embeddings)
+            for name, value in of_samples.items():
+                of_samples[name] = _of_samples(name, value, embeddings)
+            learns = torch.is_grad_enabled() and embeddings.requires_grad
+            what = {"dtype": str(embeddings.dtype), "a gradient of embeddings": str(learns)}
+            what["values of samples"] = ", ".join(of_samples) or "none"
+            for name, value in of_samples.items():
+                what[f"a gradient of {name}"] = str(torch.is_grad_enabled() and value.requires_grad)
+        except (RuntimeError, TypeError, ValueError) as raised:
+            error = raised
+        if self.equal_batches:
+            if error is not None:
+                raise error
+            counts = (embeddings.shape[0],) * shards.ranks
+        else:
+            rows = embeddings.shape[0] if error is None else 0
+            counts = agreement.header(rows, what, error, weight.device, shards.group)
+        every_label = self._checked(gather_rows(labels.long(), counts, shards.group), counts)
+        embeddings = scale_gradient(embeddings, self.embedding_gradient_scale)
+        every = gather_rows(embeddings, counts, shards.group)
+        if of_samples:
+            columns = scale_gradient(torch.cat(list(of_samples.values()), dim=1), self.embedding_gradient_scale)
+            columns = gather_rows(columns, counts, shards.group)
+            of_samples = dict(zip(of_samples, columns.split(1, dim=1)))
+        return _Rows(counts, every, every_label, of_samples)
+
+    def _checked(self, labels: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """Labels of all ranks: -1 for ignored ones, and an IndexError on every rank for one that is no class."""
+        if labels.device.type == "cpu" or raises_everywhere():
+            bad = (labels != self.ignore_index) & (labels != ABSENT) & ((labels < 0) | (labels >= self.num_classes))
+            if bool(bad.any()):
+                row = first = int(bad.nonzero()[0, 0])
+                rank = 0
+                while row >= counts[rank]:
+                    row, rank = row - counts[rank], rank + 1
+                raise IndexError(
+                    f"labels: expected values in [0, {self.num_classes}) or {self.ignore_index} (ignored), got "
+                    f"{int(labels[first])} in row {row} of rank {rank}"
+                )
+        return check_index(labels, self.num_classes, self.ignore_index, "labels", absent=True)
+
+    def _terms(self, rows: _Rows, weight: Tensor) -> Terms:
+        """Of the classes of this rank."""
+        centers = None if weight.dim() == 2 else weight
+        vectors = weight if centers is None else weight[:, 0]
+        target = self._shards.here(rows.labels)
+        embeddings, vectors = checks.matrices(rows.embeddings, vectors, ("embeddings", "weight"))
+        settings = {"scale": self.scale, "margin": self.margin, **self.margin_options}
+        settings = {name: self._in_own_way(value) for name, value in settings.items()} | rows.of_samples
+        scale = settings.pop("scale")
+        if isinstance(scale, Tensor):
+            scale = checks.row_factor("scale", scale[:, 0] if scale.dim() else scale, embeddings, positive=True)
+        similarity, margin = settings.pop("similarity"), settings.pop("margin")
+        own = check_margin(target, vectors, similarity, margin, *settings.values())
+        bias, class_weight = (self._in_own_way(t) for t in (self.logit_bias, self.class_weight))
+        bias = checks.vector("logit_bias", bias, vectors.shape[0], vectors)
+        class_weight = checks.vector("class_weight", class_weight, vectors.shape[0], vectors)
+        call = Contrast(embeddings, vectors, target, None, None, None, scale, bias, 0.0, own.similarity)
+        call, u, negative_lse = class_vectors(call, centers, self.center_temperature, -1, self.backend)
+        of_rows = (own, call.scale, bias, class_weight, self.label_smoothing > 0)
+        own_terms = terms(call.x, call.y, call.target, u, negative_lse, *of_rows)
+        # A rank without classes has gradients of its weight and margins like all others, empty ones.
+        empty = [t.sum() for t in (weight, margin) if isinstance(t, Tensor) and not t.numel()]
+        return own_terms._replace(z=sum(empty, own_terms.z))
+
+    def _in_own_way(self, value: Any) -> Any:
+        """A setting as this rank uses it: of one a class its part, of one for all the whole."""
+        if isinstance(value, DTensor):
+            return value.to_local()
+        return share(value, self._shards.group) if isinstance(value, nn.Parameter) else value
+
+    def _combined(self, own: Terms) -> Terms:
+        """Of all classes, the same on all ranks."""
+        group = self._shards.group
+        vectors = [t for t in (own.z, own.row_weight, own.everyone) if t is not None]
+        negative_lse, z, *others = combine(own.negative_lse, *vectors, group=group)
+        row_weight = None if own.row_weight is None else others.pop(0)
+        each = None if own.each is None else sum_over_ranks(own.each, group)
+        return Terms(negative_lse, z, row_weight, others.pop(0) if others else None, each)
+
+    def predictions(self, embeddings: Tensor) -> Tensor:
+        """Logits (B, C) without the margin, of the rows of all ranks in their order: a DTensor Shard(1), no graph."""
+        shards = self._shards
+        with torch.no_grad():
+            weight = self._own_classes()
+            rows = self._gathered(
+                embeddings, weight, torch.zeros(len(embeddings), dtype=torch.int64, device=weight.device), {}
+            )
+            similarity = self.margin_options["similarity"]
+            options = {"similarity": similarity, "center_temperature": self.center_temperature, "backend": self.backend}
+            scale = self.scale.detach() if isinstance(self.scale, Tensor) else self.scale
+            local = margin_logits(rows.embeddings, weight, scale=scale, **options)
+        shape = torch.Size((local.shape[0], self.num_classes))
+        return DTensor.from_local(local, shards.mesh, [Shard(1)], run_check=False, shape=shape, stride=(shape[1], 1))
+
+    def to_linear(self) -> LinearHead:
+        """Not of a loss whose classes no rank holds: load its state dict into a `MarginSoftmaxLoss` first."""
+        raise RuntimeError(
+            "to_linear: expected a loss of one process, got one over many ranks; load its state dict into a "
+            "MarginSoftmaxLoss, whose to_linear this is"
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, classes={self._shards.first}..{self._shards.stop}"
+
+
+def _of_samples(name: str, value: Tensor, embeddings: Tensor) -> Tensor:
+    """(B, 1) values in the accumulation dtype of the embeddings."""
+    if not isinstance(value, Tensor) or tuple(value.shape) != (embeddings.shape[0], 1):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: expected one a sample ({embeddings.shape[0]}, 1), got {got}")
+    checks.dense(name, value)
+    return checks.floating(name, value, embeddings)
