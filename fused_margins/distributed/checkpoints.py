@@ -61,8 +61,8 @@ def save_checkpoint(
     error = None
     if own_rank() == 0:
         try:
-            shutil.rmtree(replaced, ignore_errors=True)
-            if folder.exists():
+            if folder.exists():  # else the one before has the other name, until this one is there
+                shutil.rmtree(replaced, ignore_errors=True)
                 folder.rename(replaced)
             part.rename(folder)
             shutil.rmtree(replaced, ignore_errors=True)

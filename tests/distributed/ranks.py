@@ -40,6 +40,19 @@ def run(
     variables that torchrun sets. limit_s: after which all are killed. timeout_s: of the
     group's collectives.
     """
+    workers, pipes = start(function, num_ranks, folder, *args, timeout_s=timeout_s)
+    try:
+        return _results(pipes, limit_s)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join()
+
+
+def start(
+    function: Callable[..., Any], num_ranks: int, folder: Path | None, *args: Any, timeout_s: float = 60
+) -> tuple[list[Any], list[Connection]]:
+    """The processes of `run`, and the pipes by which their results come."""
     place = _free_port() if folder is None else str(folder / f"store{len(list(folder.glob('store*')))}")
     pipes = [_context.Pipe(duplex=False) for _ in range(num_ranks)]
     workers = [
@@ -50,12 +63,7 @@ def run(
         worker.start()
     for _, end in pipes:
         end.close()
-    try:
-        return _results([receive for receive, _ in pipes], limit_s)
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.join()
+    return workers, [receive for receive, _ in pipes]
 
 
 def _free_port() -> int:
