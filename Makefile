@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo reproduce parity test test-kernels lint format bench growth tables fuzz sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
+.PHONY: demo reproduce parity test test-kernels test-distributed-faults lint format bench growth tables fuzz sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
@@ -36,6 +36,10 @@ parity: $(VENV)/installed-bench
 define keep
 { sed '/^!\[/d' $(1)/report.md; $(BIN)/python -c 'import json; r = json.load(open("$(1)/studies.json")); print("\nTraining took %.0f s, added up; %s." % (r["seconds"], ", ".join(map(" ".join, r["versions"].items()))))'; } | cat -s > docs/benchmarks/$(2).md
 endef
+
+# One of four ranks is killed at a random moment, ten times. Some minutes.
+test-distributed-faults: $(VENV)/installed-test
+	$(BIN)/python -m tests.distributed.faults
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .

@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn import functional as F
 
 from ..core import checks
 from ..core.enums import Reduction
-from ..core.indices import IGNORED, INVALID, UNADMITTED, check_index
-from ..core.reductions import log_odds, reduce_loss, softplus
+from ..core.indices import ABSENT, IGNORED, INVALID, UNADMITTED, check_index
+from ..core.reductions import log_odds, masked_logsumexp, reduce_loss, softplus
 from ..core.similarity import accumulation_dtype
 from ..functional import margin_logits
 from ..losses.heads import check_device
@@ -205,8 +204,10 @@ class PartialFC_V2(nn.Module):
         loss = mean_i -log softmax_j(z_ij)_{y_i},   z = margin_loss(cos(x, w), y)
 
     With exactly one of this module's three heads, and no filtering, the loss is made from two vectors of the op
-    `contrast`, and no matrix (B, C) exists; another callable gets the matrix. Runs in one process: theirs in a world of
-    one, without a process group, without CUDA if there is none, and for batches of any size. Theirs cannot return the
+    `contrast`, and no matrix (B, C) exists; another callable gets the matrix. In a process group every rank has classes
+    of its own, as theirs has: C // W, one more on the first C mod W of W ranks; and the loss is the mean over the rows
+    of all ranks, the same on each, with W times its gradient for the embeddings, which DDP divides by W. It runs
+    without a process group too, without CUDA if there is none, and on batches of any sizes. Theirs cannot return the
     loss of a sample above 69.08, this can; a label that is no class is an error, where theirs pushes the sample away
     from every class.
 
@@ -218,15 +219,16 @@ class PartialFC_V2(nn.Module):
         fp16: cosines of embeddings and centres rounded to float16.
 
     Attributes:
-        weight: (C, D) parameter, the class centres. It is all that the state dict holds, as theirs, so that a file of a
-            rank loads; `fused_margins.compat.convert` joins those of several.
+        weight: (C_local, D) parameter, the class centres of this rank. It is all that the state dict holds, as theirs,
+            so that a file of a rank loads; `fused_margins.compat.convert` joins those of several, and
+            `load_partial_fc` reads them into a loss of any number of ranks.
         weight_index: of the last sampled step, the centres that it used, ascending.
 
     Call: head(embeddings (B, D), labels (B,) or (B, 1) integers in [0, C)) gives a scalar.
 
     Raises:
         ValueError, TypeError: shapes, dtypes, devices, a sample rate out of range. IndexError: a label out of range.
-        RuntimeError: within a process group of more than one process, which is not supported yet.
+        Those of one rank are raised on all, with its number.
 
     Gradients: embeddings and weight (dense, (C, D), also where centres are sampled).
 
@@ -255,10 +257,12 @@ class PartialFC_V2(nn.Module):
         super().__init__()
         if not callable(margin_loss):
             raise TypeError(f"margin_loss: expected a callable of cosines and labels, got {type(margin_loss).__name__}")
-        _one_process()
         self.margin_softmax = margin_loss
         self.embedding_size = checks.integer("embedding_size", embedding_size, 1)
-        self.num_local, self.class_start = checks.integer("num_classes", num_classes, 1), 0
+        self.num_classes = checks.integer("num_classes", num_classes, 1)
+        rank, ranks = _ranks()
+        of_each, more = divmod(self.num_classes, ranks)  # one more on each of the first ranks
+        self.num_local, self.class_start = of_each + (rank < more), of_each * rank + min(rank, more)
         self.sample_rate, self.fp16 = checks.number("sample_rate", sample_rate), checks.flag("fp16", fp16)
         if not 0 < self.sample_rate <= 1:
             raise ValueError(f"sample_rate: expected a number in (0, 1], got {sample_rate}")
@@ -272,32 +276,57 @@ class PartialFC_V2(nn.Module):
         nn.init.normal_(self.weight, std=0.01)
 
     def forward(self, local_embeddings: Tensor, local_labels: Tensor) -> Tensor:
-        _one_process()
-        check_device(local_embeddings, self.weight)
-        checks.matrices(local_embeddings, local_embeddings, ("local_embeddings", "local_embeddings"), autocast=False)
-        labels = _vector("local_labels", local_labels, local_embeddings)
-        # -1 is no label here: it is that of a class that lives elsewhere, and there is no elsewhere.
-        labels = check_index(labels, self.num_local, UNADMITTED, "local_labels")
+        embeddings, labels, group = self._rows(local_embeddings, local_labels)
         weight: Tensor = self.weight
-        column = labels
+        here = (labels >= self.class_start) & (labels < self.class_start + self.num_local)
+        column = torch.where(here, labels - self.class_start, torch.where(labels < 0, labels, ABSENT))
         if self.sample_rate < 1:
-            self.weight_index = self._sampled(labels)
-            weight, column = weight[self.weight_index], torch.searchsorted(self.weight_index, labels)
-            column = torch.where(labels < 0, labels, column)
+            self.weight_index = self._sampled(column)
+            weight, at = weight[self.weight_index], torch.searchsorted(self.weight_index, column)
+            column = torch.where(column < 0, column, at)
         dtype = torch.float16 if self.fp16 else weight.dtype
-        embeddings, weight = local_embeddings.to(dtype), weight.to(dtype)
+        embeddings, weight = embeddings.to(dtype), weight.to(dtype)
         with torch.autocast(embeddings.device.type, enabled=False):
             head = self.margin_softmax
-            if type(head) in _HEADS and not head.interclass_filtering_threshold > 0:  # type: ignore[attr-defined]
-                return _fused(head, embeddings, weight, column)
-            cosines = margin_logits(embeddings, weight, scale=1.0).to(accumulation_dtype(dtype)).clamp(-1, 1)
-            logits = head(cosines, column[:, None])
-            return F.cross_entropy(logits.to(cosines.dtype), column, ignore_index=IGNORED)
+            fused = type(head) in _HEADS and not head.interclass_filtering_threshold > 0  # type: ignore[attr-defined]
+            z, negative_lse = (_fused if fused else _by_matrix)(head, embeddings, weight, column)
+            if group is not None:
+                negative_lse, z = group.combine(negative_lse, z)
+        counted = labels != IGNORED
+        loss = torch.where(counted, softplus(log_odds(negative_lse, z)), 0.0)
+        return reduce_loss(loss, counted.to(loss.dtype), Reduction.MEAN)
+
+    def _rows(self, local_embeddings: Tensor, local_labels: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Rows and labels of all ranks, checked, and the exchanges between ranks, None in one process."""
+        error, labels = None, local_labels
+        exchanges: Any = None
+        try:
+            check_device(local_embeddings, self.weight)
+            names = ("local_embeddings", "local_embeddings")
+            checks.matrices(local_embeddings, local_embeddings, names, autocast=False)
+            labels = _vector("local_labels", local_labels, local_embeddings)
+        except (TypeError, ValueError) as raised:
+            error = raised
+        if _ranks()[1] > 1:
+            from ..distributed import agreement, collectives  # on demand: it imports DTensor
+
+            exchanges = collectives
+            rows = len(local_embeddings) if error is None else 0
+            what = {} if error is not None else {"dtype of local_embeddings": str(local_embeddings.dtype)}
+            counts = agreement.header(rows, what, error, self.weight.device)
+            labels = exchanges.gather_rows(labels, counts)
+            # As theirs: DDP will divide the backbone's gradient by as many.
+            local_embeddings = exchanges.scale_gradient(local_embeddings, len(counts))
+            local_embeddings = exchanges.gather_rows(local_embeddings, counts)
+        elif error is not None:
+            raise error
+        # -1 is no label here: it is that of a class that lives elsewhere, and there is no elsewhere.
+        return local_embeddings, check_index(labels, self.num_classes, UNADMITTED, "local_labels"), exchanges
 
     @torch.no_grad()
     def _sampled(self, labels: Tensor) -> Tensor:
         """The classes of a step, ascending: those of the batch, and others at random up to `num_sample`."""
-        of_batch = labels.clamp(min=0).unique()
+        of_batch = labels[labels >= 0].unique()
         if len(of_batch) >= self.num_sample:
             return of_batch
         drawn = torch.rand(self.num_local, device="cpu").to(labels.device)
@@ -309,22 +338,26 @@ class PartialFC_V2(nn.Module):
         return f"{sizes}, sample_rate={self.sample_rate:g}, fp16={self.fp16}"
 
 
-def _fused(head: Any, x: Tensor, weight: Tensor, column: Tensor) -> Tensor:
-    """The mean loss from the cosine of each row with its own class and the log-sum-exp over the others."""
+def _fused(head: Any, x: Tensor, weight: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """The logit (B,) of each row's own class, and the log-sum-exp (B,) of its others, without a matrix of cosines."""
     names = {"x": "local_embeddings", "y": "weight", "target": "local_labels"}
     u, negative_lse = contrast.run(Contrast(x, weight, column, scale=head.s), "auto", names, valid=False)
-    counted = column != IGNORED
-    loss = torch.where(counted, softplus(log_odds(negative_lse, head.s * head.psi(u))), 0.0)
-    return reduce_loss(loss, counted.to(loss.dtype), Reduction.MEAN)
+    return torch.where(column == ABSENT, 0.0, head.s * head.psi(u)), negative_lse
+
+
+def _by_matrix(head: Any, x: Tensor, weight: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by any callable of cosines; -1 is its label for a class that is not among the columns."""
+    cosines = margin_logits(x, weight, scale=1.0).to(accumulation_dtype(x.dtype)).clamp(-1, 1)
+    here = column >= 0
+    z = head(cosines, torch.where(here, column, -1)[:, None]).to(cosines.dtype)
+    own = (torch.arange(z.shape[1], device=z.device) == column[:, None]) & here[:, None]
+    return torch.where(column == INVALID, torch.nan, torch.where(own, z, 0.0).sum(1)), masked_logsumexp(z, ~own)
+
+
+def _ranks() -> tuple[int, int]:
+    """Number of this process, and of all."""
+    within = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if within else (0, 1)
 
 
 _HEADS = (ArcFace, CombinedMarginLoss, CosFace)
-
-
-def _one_process() -> None:
-    size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if size > 1:
-        raise RuntimeError(
-            f"PartialFC_V2: expected one process, got a process group of {size}: classes that live on several are not "
-            "supported yet; insightface's own PartialFC_V2 takes the heads of this module as its margin_loss"
-        )

@@ -21,6 +21,7 @@ from ..losses.margin_softmax import MarginSoftmaxLoss
 from ..ops.contrast.op import Contrast
 from . import agreement
 from .collectives import combine, gather_rows, own_rows, scale_gradient, share, sum_over_ranks
+from .sampling import Exchange, draw
 from .shards import Shards
 
 _OF_SAMPLES = ("scale", "margin", "angular_margin_rad")
@@ -56,6 +57,8 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
             gradients of a backbone by the number of ranks whose data it sees: given here, that number undoes it.
         equal_batches: True is a promise that every rank calls with as many rows, of one dtype: nothing is compared in
             a step, and the host of a GPU waits for nothing.
+        sample_rate: r in (0, 1]. Below 1 a step uses the classes of its rows and, of all others, each with probability
+            r, by a hash of `sample_seed`, step and class: the same on any number of ranks. See `attach`.
         options: as for `MarginSoftmaxLoss`, the same on all ranks. Tensors (C,) are given whole.
 
     Attributes:
@@ -94,6 +97,9 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
     >>> dist.destroy_process_group()
     """
 
+    sample_step: Tensor
+    _exchange: Exchange | None = None
+
     def __init__(
         self,
         num_classes: int,
@@ -102,6 +108,8 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
         mesh: DeviceMesh | None = None,
         embedding_gradient_scale: float = 1.0,
         equal_batches: bool = False,
+        sample_rate: float = 1.0,
+        sample_seed: int = 0,
         **options: Any,
     ) -> None:
         self._shards = shards = Shards(checks.integer("num_classes", num_classes, 1), mesh)
@@ -110,15 +118,61 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
             super().__init__(num_classes, embedding_size, **options)
             self.embedding_gradient_scale = checks.finite_number("embedding_gradient_scale", embedding_gradient_scale)
             self.equal_batches = checks.flag("equal_batches", equal_batches)
+            self._set_sample(sample_rate, sample_seed)
         except (TypeError, ValueError) as raised:
             error = raised
         # What scales gradients of the own rows alone may differ.
-        compared = {"num_classes": num_classes, "embedding_size": embedding_size, "equal_batches": equal_batches}
+        compared: dict[str, Any] = {
+            "num_classes": num_classes,
+            "embedding_size": embedding_size,
+            "equal_batches": equal_batches,
+        }
+        compared |= {"sample_rate": sample_rate, "sample_seed": sample_seed}
         in_words = {name: agreement.described(value) for name, value in (compared | options).items()}
         agreement.same_on_all_ranks(in_words, error, shards.group)
         for parameter in self.parameters():
             if not isinstance(parameter, DTensor):
                 parameter.data = parameter.data.to(shards.mesh.device_type)
+
+    def _set_sample(self, rate: float, seed: int) -> None:
+        self.sample_rate, self.sample_seed = checks.number("sample_rate", rate), checks.integer("sample_seed", seed)
+        if not 0 < self.sample_rate <= 1:
+            raise ValueError(f"sample_rate: expected a number in (0, 1], got {rate}")
+        if self.sample_rate < 1 and self.label_smoothing:
+            raise ValueError(f"label_smoothing: expected 0 where classes are sampled, got {self.label_smoothing}")
+        if self.sample_rate < 1:
+            self.register_buffer("sample_step", torch.zeros((), dtype=torch.int64))
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lets an optimizer that has the weight step the sampled rows alone: others move by no momentum and no decay.
+
+        From a forward with gradients to the step, the optimizer's parameter is the sampled rows, with their part of its
+        state; any optimizer will do whose state of a parameter are tensors of its shape and numbers. A step of the
+        optimizer is a step of the sample: batches whose gradients add up have the same one. For a `sample_rate` of 1
+        nothing is changed.
+
+        Raises:
+            ValueError: an optimizer without the weight.
+        """
+        if self.sample_rate < 1:
+            self._exchange = Exchange(self.weight, self._shards, optimizer, self._after_step)
+
+    def _after_step(self) -> None:
+        self.sample_step += 1
+
+    def _sample(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows that a step uses of this rank's classes, and which these are."""
+        if self._exchange is None:
+            raise RuntimeError(
+                f"sample_rate: expected 1 without an optimizer, got {self.sample_rate}; loss.attach(optimizer) hands "
+                "it the sampled rows"
+            )
+        shards, here = self._shards, self._shards.here(labels)
+        drawn = draw(
+            shards.first, shards.stop, self.sample_rate, self.sample_seed, int(self.sample_step), labels.device
+        )
+        index = torch.cat([drawn - shards.first, here[here >= 0]]).unique()
+        return self._exchange.take(index), self._exchange.index
 
     def _empty(self, *shape: int) -> Tensor:
         return self._shards.empty(*shape)
@@ -141,7 +195,10 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
         of_samples = dict(zip(_OF_SAMPLES, (scale, margin, angular_margin_rad)))
         weight = self._own_classes()
         rows = self._gathered(embeddings, weight, labels, {n: v for n, v in of_samples.items() if v is not None})
-        of_all = self._combined(self._terms(rows, weight))
+        index = None
+        if self.sample_rate < 1 and torch.is_grad_enabled():
+            weight, index = self._sample(rows.labels)
+        of_all = self._combined(self._terms(rows, weight, index))
         counted = (rows.labels != -1) & (rows.labels != ABSENT)
         loss, row_weight = losses(of_all, counted, self.label_smoothing, self.num_classes)
         loss = reduce_loss(loss, row_weight, checks.choice("reduction", self.reduction, Reduction))
@@ -149,14 +206,18 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
 
     def _own_classes(self) -> Tensor:
         """The part of the weight that is here, in which autograd goes back to the whole."""
-        weight, mesh = self.weight, self._shards.mesh
-        if not isinstance(weight, DTensor) or weight.placements != (Shard(0),) or weight.device_mesh != mesh:
-            got = f"{weight.placements} of {weight.device_mesh}" if isinstance(weight, DTensor) else "a plain tensor"
+        weight: Tensor = self.weight
+        mesh, got = self._shards.mesh, ""
+        if not isinstance(weight, DTensor):
+            got = "a plain tensor"
+        elif weight.placements != (Shard(0),) or weight.device_mesh != mesh:
+            got = f"{weight.placements} of {weight.device_mesh}"
+        if got:
             raise RuntimeError(
                 f"weight: expected the DTensor Shard(0) over {mesh} that this module made, got {got}; the loss stays "
                 "outside of DDP, and fully_shard takes ignored_params={loss.weight}"
             )
-        return weight.to_local()
+        return weight.to_local()  # type: ignore[attr-defined]
 
     def _gathered(self, embeddings: Tensor, weight: Tensor, labels: Tensor, of_samples: dict[str, Tensor]) -> _Rows:
         """The rows of all ranks, checked; an error of one rank is raised on all."""
@@ -207,20 +268,22 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
                 )
         return check_index(labels, self.num_classes, self.ignore_index, "labels", absent=True)
 
-    def _terms(self, rows: _Rows, weight: Tensor) -> Terms:
-        """Of the classes of this rank."""
+    def _terms(self, rows: _Rows, weight: Tensor, index: Tensor | None) -> Terms:
+        """Of the classes of this rank, or of those at `index` alone."""
         centers = None if weight.dim() == 2 else weight
         vectors = weight if centers is None else weight[:, 0]
         target = self._shards.here(rows.labels)
+        if index is not None:
+            target = torch.where(target < 0, target, torch.searchsorted(index, target))
         embeddings, vectors = checks.matrices(rows.embeddings, vectors, ("embeddings", "weight"))
         settings = {"scale": self.scale, "margin": self.margin, **self.margin_options}
-        settings = {name: self._in_own_way(value) for name, value in settings.items()} | rows.of_samples
+        settings = {name: self._in_own_way(value, index) for name, value in settings.items()} | rows.of_samples
         scale = settings.pop("scale")
         if isinstance(scale, Tensor):
             scale = checks.row_factor("scale", scale[:, 0] if scale.dim() else scale, embeddings, positive=True)
         similarity, margin = settings.pop("similarity"), settings.pop("margin")
         own = check_margin(target, vectors, similarity, margin, *settings.values())
-        bias, class_weight = (self._in_own_way(t) for t in (self.logit_bias, self.class_weight))
+        bias, class_weight = (self._in_own_way(t, index) for t in (self.logit_bias, self.class_weight))
         bias = checks.vector("logit_bias", bias, vectors.shape[0], vectors)
         class_weight = checks.vector("class_weight", class_weight, vectors.shape[0], vectors)
         call = Contrast(embeddings, vectors, target, None, None, None, scale, bias, 0.0, own.similarity)
@@ -231,10 +294,10 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
         empty = [t.sum() for t in (weight, margin) if isinstance(t, Tensor) and not t.numel()]
         return own_terms._replace(z=sum(empty, own_terms.z))
 
-    def _in_own_way(self, value: Any) -> Any:
+    def _in_own_way(self, value: Any, index: Tensor | None) -> Any:
         """A setting as this rank uses it: of one a class its part, of one for all the whole."""
         if isinstance(value, DTensor):
-            return value.to_local()
+            return value.to_local() if index is None else value.to_local()[index]
         return share(value, self._shards.group) if isinstance(value, nn.Parameter) else value
 
     def _combined(self, own: Terms) -> Terms:

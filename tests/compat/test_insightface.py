@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fused_margins.backends import registry
-from fused_margins.compat import convert, insightface
+from fused_margins.compat import convert
 from fused_margins.compat.insightface import ArcFace, CombinedMarginLoss, CosFace, PartialFC_V2
 
 B, C, D = 12, 9, 5
@@ -250,17 +250,6 @@ def test_files_of_ranks_are_joined_and_cut():
 def test_what_cannot_be(make, error, message):
     with pytest.raises(error, match=message):
         make()
-
-
-def test_more_processes_than_one_are_refused(monkeypatch):
-    module = PartialFC_V2(CosFace(), D, C)
-    monkeypatch.setattr(insightface.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(insightface.dist, "get_world_size", lambda: 4)
-    message = "PartialFC_V2: expected one process, got a process group of 4"
-    with pytest.raises(RuntimeError, match=message):
-        PartialFC_V2(CosFace(), D, C)
-    with pytest.raises(RuntimeError, match=message):
-        module(torch.zeros(2, D), torch.tensor([0, 1]))
 
 
 def test_a_step_of_training_learns():

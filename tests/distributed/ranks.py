@@ -7,6 +7,7 @@ instead of an import of torch for each of its ranks.
 import multiprocessing
 import os
 import pickle
+import socket
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -28,32 +29,47 @@ _context.set_forkserver_preload([__name__, "pytest"])
 def run(
     function: Callable[..., Any],
     num_ranks: int,
-    folder: Path,
+    folder: Path | None,
     *args: Any,
     limit_s: float = 120.0,
     timeout_s: float = 60,
 ) -> list[Any]:
     """What `function(rank, *args)` returns on each of the ranks of a gloo group; fails with what any of them raised.
 
-    folder: an empty one, for the ranks to find one another. limit_s: after which all are killed. timeout_s: of the
+    folder: one of this test, for the ranks to find one another; None for ranks that make the group themselves, from the
+    variables that torchrun sets. limit_s: after which all are killed. timeout_s: of the
     group's collectives.
     """
-    store = folder / f"store{len(list(folder.glob('store*')))}"
+    workers, pipes = start(function, num_ranks, folder, *args, timeout_s=timeout_s)
+    try:
+        return _results(pipes, limit_s)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join()
+
+
+def start(
+    function: Callable[..., Any], num_ranks: int, folder: Path | None, *args: Any, timeout_s: float = 60
+) -> tuple[list[Any], list[Connection]]:
+    """The processes of `run`, and the pipes by which their results come."""
+    place = _free_port() if folder is None else str(folder / f"store{len(list(folder.glob('store*')))}")
     pipes = [_context.Pipe(duplex=False) for _ in range(num_ranks)]
     workers = [
-        _context.Process(target=_work, args=(function, rank, num_ranks, str(store), timeout_s, end, args), daemon=True)
+        _context.Process(target=_work, args=(function, rank, num_ranks, place, timeout_s, end, args), daemon=True)
         for rank, (_, end) in enumerate(pipes)
     ]
     for worker in workers:
         worker.start()
     for _, end in pipes:
         end.close()
-    try:
-        return _results([receive for receive, _ in pipes], limit_s)
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.join()
+    return workers, [receive for receive, _ in pipes]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _results(pipes: list[Connection], limit_s: float) -> list[Any]:
@@ -79,13 +95,23 @@ def _results(pipes: list[Connection], limit_s: float) -> list[Any]:
 
 
 def _work(
-    function: Callable[..., Any], rank: int, num_ranks: int, store: str, timeout_s: float, pipe: Connection, args: Any
+    function: Callable[..., Any],
+    rank: int,
+    num_ranks: int,
+    place: str | int,
+    timeout_s: float,
+    pipe: Connection,
+    args: Any,
 ) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks, timeout=timeout)
+    if isinstance(place, int):
+        os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{num_ranks}"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{place}"}
+    else:
+        timeout = timedelta(seconds=timeout_s)
+        dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=num_ranks, timeout=timeout)
     try:
         result = True, function(rank, *args)
     except BaseException:
