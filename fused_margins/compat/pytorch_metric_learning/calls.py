@@ -16,9 +16,8 @@ from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_weight
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
 from torch import Tensor, nn
 
-from ...core import checks
-from ...core.indices import UNADMITTED
 from ...mining.sides import Sides
+from ..calls import why_not_admitted, why_not_labels, why_not_matrices
 
 LossDict = dict[str, dict[str, Any]]
 
@@ -124,28 +123,6 @@ def why_not_number(name: str, value: Any, low: float = -math.inf, high: float = 
     return None if low < float(value) < high else f"{name} is {value}"
 
 
-def why_not_matrices(x: Any, y: Any) -> str | None:
-    """Whether the kernels can read both sides: dense matrices with rows, of one width and floating dtype."""
-    for t in (x, y):
-        if type(t) not in (Tensor, nn.Parameter) or t.dim() != 2 or t.dtype not in checks.FLOATING or not t.shape[0]:
-            return "the embeddings are no matrix with rows of floating dtype"
-        if t.layout != torch.strided or t.is_nested or t.device.type == "meta":
-            return "the embeddings are no dense matrix"
-    if x.device != y.device or x.dtype != y.dtype or x.shape[1] != y.shape[1] or not x.shape[1]:
-        return "both sides differ in device, dtype or width"
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
-        return None
-    return "torch.func transforms the call"
-
-
-def why_not_labels(labels: Any, x: Tensor, dtypes: tuple[torch.dtype, ...] = checks.INTEGER) -> str | None:
-    """Whether labels are integers where the rows are; that there is one for every row is checked by theirs."""
-    known = type(labels) is Tensor and labels.dtype in dtypes and labels.layout == torch.strided
-    if known and labels.device == x.device:
-        return None
-    return "the labels are no integers" if dtypes is checks.INTEGER else "the labels are no int64"
-
-
 def why_not_own_batch(
     embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any, dtypes: tuple[torch.dtype, ...] = (torch.int64,)
 ) -> str | None:
@@ -159,9 +136,7 @@ def why_not_by_label(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any
     """Whether the kernels can tell positives from negatives by two vectors of labels."""
     reason = why_not_matrices(embeddings, ref_emb) or why_not_labels(labels, embeddings)
     reason = reason or why_not_labels(ref_labels, ref_emb)
-    if reason is None and int(ref_labels.min()) == UNADMITTED:
-        return f"the label {UNADMITTED} is reserved"
-    return reason
+    return reason or why_not_admitted(ref_labels)
 
 
 def why_not_gathered(indices: Any, embeddings: Any, ref_emb: Any) -> str | None:
