@@ -31,6 +31,8 @@ def why_not_matrices(*tensors: Any) -> str | None:
 
 def why_not_labels(labels: Any, x: Tensor, dtypes: tuple[torch.dtype, ...] = checks.INTEGER) -> str | None:
     """Whether labels are integers where the rows are; that there is one for every row is checked elsewhere."""
+    if labels is None:
+        return "there are no labels"
     known = type(labels) is Tensor and labels.dtype in dtypes and labels.layout == torch.strided
     if known and labels.device == x.device:
         return None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...mining.sides import Sides
 from ..calls import why_not_admitted, why_not_labels, why_not_matrices
+from .rows import both_rows
 
 LossDict = dict[str, dict[str, Any]]
 
@@ -84,13 +85,24 @@ def _why_not_plain(distance: Any, hooks: Hooks) -> str | None:
     return "the distance collects statistics" if distance.collect_stats else None
 
 
+def why_not_known(distance: Any) -> str | None:
+    """Whether a distance does what its class in pytorch-metric-learning does to two batches, and nothing beside."""
+    if type(distance) is distances.LpDistance:
+        return _why_not_plain(distance, _OF_EUCLIDEAN_DISTANCES)
+    if type(distance) in (distances.CosineSimilarity, distances.DotProductSimilarity):
+        return _why_not_plain(distance, _OF_DOT_PRODUCTS)
+    return f"the distance is {type(distance).__name__}"
+
+
 def why_not_dot_product(distance: Any) -> str | None:
     """Whether a distance is the product of rows as its `maybe_normalize` gives them, and nothing else."""
-    if type(distance) not in (distances.CosineSimilarity, distances.DotProductSimilarity):
-        return f"the distance is {type(distance).__name__}"
+    if type(distance) is distances.LpDistance:
+        return "the distance is LpDistance"
+    if reason := why_not_known(distance):
+        return reason
     if distance.power != 1 or not distance.is_inverted:
         return f"the distance has power {distance.power}"
-    return _why_not_plain(distance, _OF_DOT_PRODUCTS)
+    return None
 
 
 def why_not_cosine(distance: Any) -> str | None:
@@ -106,7 +118,7 @@ def why_not_euclidean(distance: Any, powers: tuple[int, ...] = (1, 2)) -> str | 
         return f"the distance is {type(distance).__name__}"
     if distance.p != 2 or distance.power not in powers or distance.is_inverted:
         return f"the distance has p {distance.p} and power {distance.power}"
-    return _why_not_plain(distance, _OF_EUCLIDEAN_DISTANCES)
+    return why_not_known(distance)
 
 
 def why_not_squared_or_product(distance: Any) -> str | None:
@@ -130,6 +142,12 @@ def why_not_own_batch(
     if ref_emb is not embeddings or ref_labels is not labels:
         return "ref_emb is not supported"
     return why_not_matrices(embeddings, embeddings) or why_not_labels(labels, embeddings, dtypes)
+
+
+def why_not_classes(labels: Tensor, classes: int) -> str | None:
+    """Whether labels name classes."""
+    least, most = torch.aminmax(labels)
+    return None if int(least) >= 0 and int(most) < classes else f"a label is not within [0, {classes})"
 
 
 def why_not_by_label(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> str | None:
@@ -208,8 +226,7 @@ def self_index_of(pairs: Any, labels: Tensor, ref_labels: Tensor) -> Tensor | No
 
 def sides_of(distance: Any, embeddings: Tensor, labels: Tensor, pairs: Any, ref_emb: Tensor, ref_labels: Any) -> Sides:
     """Rows as the distance compares them, and their labels."""
-    x = distance.maybe_normalize(embeddings)
-    y = x if ref_emb is embeddings else distance.maybe_normalize(ref_emb)
+    x, y = both_rows(distance, embeddings, ref_emb)
     return Sides(x, y, labels, ref_labels, self_index_of(pairs, labels, ref_labels))
 
 
