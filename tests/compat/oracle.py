@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import strategies as st
-from pytorch_metric_learning import distances, reducers
+from pytorch_metric_learning import distances, reducers, regularizers
 from pytorch_metric_learning import losses as their_losses
 from pytorch_metric_learning import miners as their_miners
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices, get_all_triplets_indices
@@ -22,6 +22,7 @@ HEADS = (
     "NormalizedSoftmaxLoss",
     "LargeMarginSoftmaxLoss",
     "SphereFaceLoss",
+    "SoftTripleLoss",
 )
 PROXIES = ("ProxyAnchorLoss", "ProxyNCALoss")
 PAIRS = ("NTXentLoss", "SupConLoss", "MultiSimilarityLoss")
@@ -30,6 +31,7 @@ OTHERS = ("NCALoss", *TRIPLETS)
 # Where a call ends that is left to them.
 THEIRS = {
     **dict.fromkeys(HEADS, (their_losses.LargeMarginSoftmaxLoss, "compute_loss")),
+    "SoftTripleLoss": (their_losses.SoftTripleLoss, "compute_loss"),
     "NormalizedSoftmaxLoss": (their_losses.NormalizedSoftmaxLoss, "compute_loss"),
     **{name: (getattr(their_losses, name), "compute_loss") for name in (*PROXIES, *OTHERS)},
     **dict.fromkeys((*PAIRS, "GeneralizedLiftedStructureLoss"), (their_losses.GenericPairLoss, "compute_loss")),
@@ -47,6 +49,13 @@ REDUCERS = {
     "threshold": lambda: reducers.ThresholdReducer(low=0.3),
     "anchor": reducers.PerAnchorReducer,
     "class": lambda: reducers.ClassWeightedReducer(torch.linspace(0.5, 2.0, 8)),
+    "of each part": lambda: reducers.MultipleReducers({"loss": reducers.SumReducer()}, reducers.MeanReducer()),
+}
+REGULARIZERS = {
+    "none": lambda: None,
+    "zero mean": regularizers.ZeroMeanRegularizer,
+    "center invariant": regularizers.CenterInvariantRegularizer,
+    "regular face": regularizers.RegularFaceRegularizer,
 }
 
 
@@ -176,6 +185,12 @@ HEAD = {"num_classes": 4, "embedding_size": 5}
 def options_of(name: str) -> dict:
     """What a constructor needs."""
     return dict(HEAD) if name in (*HEADS, *PROXIES) else {}
+
+
+def weight_of(loss: torch.nn.Module) -> str:
+    """The name of a head's parameter."""
+    ((name, _),) = loss.named_parameters()
+    return name
 
 
 @contextlib.contextmanager

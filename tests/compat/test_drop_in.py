@@ -14,7 +14,7 @@ from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_ind
 from fused_margins.compat import pytorch_metric_learning as compat
 from fused_margins.compat.pytorch_metric_learning import calls, losses, miners
 
-from .oracle import BATCH, HEAD, HEADS, OTHERS, PAIRS, PROXIES, THEIRS, left_to_them, options_of, pair, run
+from .oracle import BATCH, HEAD, HEADS, OTHERS, PAIRS, PROXIES, THEIRS, left_to_them, options_of, pair, run, weight_of
 
 
 def test_all_that_they_export_is_there():
@@ -40,7 +40,7 @@ def test_all_that_they_export_is_there():
         _ = compat.nothing
 
 
-@pytest.mark.parametrize("name", [*HEADS, *PAIRS])
+@pytest.mark.parametrize("name", [*HEADS, *PROXIES, *PAIRS, *OTHERS])
 def test_state_dicts_load_both_ways(name):
     ours, theirs = pair(name, **options_of(name))
     assert ours.state_dict().keys() == theirs.state_dict().keys()
@@ -56,18 +56,20 @@ def test_state_dicts_load_both_ways(name):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_wide_batch_widens_the_weight_and_a_half_one_leaves_it(name):
-    ours, theirs = pair(name, **HEAD, scale=4) if name != "NormalizedSoftmaxLoss" else pair(name, **HEAD)
+    scales = {"NormalizedSoftmaxLoss": {}, "SoftTripleLoss": {"la": 4}}
+    ours, theirs = pair(name, **HEAD, **scales.get(name, {"scale": 4}))
+    weight = weight_of(ours)
     want = run(theirs.double(), BATCH[0].bfloat16().double(), BATCH[1])[0]
     for dtype in (torch.bfloat16, torch.float16):
         with left_to_them(name) as seen:
             loss = ours(BATCH[0].to(dtype), BATCH[1])
         assert not seen
-        assert (loss.dtype, ours.W.dtype) == (dtype, torch.float32)
+        assert (loss.dtype, getattr(ours, weight).dtype) == (dtype, torch.float32)
         torch.testing.assert_close(loss.double(), want, rtol=0.05, atol=0.05)
     theirs.float()(BATCH[0].bfloat16(), BATCH[1])
-    assert theirs.W.dtype == torch.bfloat16  # the fault of theirs
+    assert getattr(theirs, weight).dtype == torch.bfloat16  # the fault of theirs
     ours(*BATCH)
-    assert ours.W.dtype == torch.float64
+    assert getattr(ours, weight).dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", [*HEADS, *PROXIES, *PAIRS, *OTHERS])

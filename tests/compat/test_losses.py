@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import distances, regularizers
 
-from fused_margins.compat.pytorch_metric_learning import terms
+from fused_margins.backends.budget import within_memory_budget
+from fused_margins.compat.pytorch_metric_learning import calls, terms
 from fused_margins.core.enums import Relation
 
 from .oracle import (
@@ -17,6 +18,7 @@ from .oracle import (
     PAIRS,
     PROXIES,
     REDUCERS,
+    REGULARIZERS,
     TRIPLETS,
     assert_equal,
     mined,
@@ -29,16 +31,16 @@ from .oracle import (
 )
 
 
-@settings(max_examples=30)
+@pytest.mark.parametrize("name", HEADS)
+@settings(max_examples=10)
 @given(
-    name=st.sampled_from(HEADS),
     seed=seeds,
     rows=sizes,
     classes=st.integers(1, 8),
     reducer=st.sampled_from(sorted(REDUCERS)),
     indices=st.sampled_from([None, "triplets", "pairs"]),
     of_embeddings=st.booleans(),
-    of_weight=st.booleans(),
+    of_weight=st.sampled_from(sorted(REGULARIZERS)),
     number=st.floats(0.1, 1.0),
 )
 def test_heads_are_theirs(name, seed, rows, classes, reducer, indices, of_embeddings, of_weight, number):
@@ -47,9 +49,11 @@ def test_heads_are_theirs(name, seed, rows, classes, reducer, indices, of_embedd
     labels = torch.randint(classes, (rows,), generator=generator)
     options = {"num_classes": classes, "embedding_size": 5, "reducer": REDUCERS[reducer]()}
     options |= {"embedding_regularizer": regularizers.LpRegularizer()} if of_embeddings else {}
-    options |= {"weight_regularizer": regularizers.ZeroMeanRegularizer(), "weight_reg_weight": 3} if of_weight else {}
+    options |= {"weight_regularizer": REGULARIZERS[of_weight](), "weight_reg_weight": 3}
     if name == "NormalizedSoftmaxLoss":
         options |= {"temperature": number}
+    elif name == "SoftTripleLoss":
+        options |= {"centers_per_class": 1 + seed % 3, "la": 6, "gamma": number, "margin": 0.3 - number}
     elif name in ("LargeMarginSoftmaxLoss", "SphereFaceLoss"):
         options |= {"margin": int(5 * number) + 1, "scale": number}
     else:
@@ -57,9 +61,9 @@ def test_heads_are_theirs(name, seed, rows, classes, reducer, indices, of_embedd
     same(name, options, embeddings, labels, fused=True, indices_tuple=mined(indices, labels))
 
 
-@settings(max_examples=80)
+@pytest.mark.parametrize("name", [*PAIRS, "GeneralizedLiftedStructureLoss"])
+@settings(max_examples=30)
 @given(
-    name=st.sampled_from([*PAIRS, "GeneralizedLiftedStructureLoss"]),
     indices=st.sampled_from([None, None, "triplets", "pairs", "some"]),
     seed=seeds,
     rows=sizes,
@@ -85,7 +89,9 @@ def test_pair_losses_are_theirs(
         options |= {"alpha": temperature, "beta": 3 * temperature} if name == "MultiSimilarityLoss" else {}
         options |= {"distance": distances.CosineSimilarity()}
     options |= {"embedding_regularizer": regularizers.LpRegularizer()} if regularized else {}
-    if not normalized:
+    if name == "GeneralizedLiftedStructureLoss" and indices is None and not normalized:
+        options |= {"distance": distances.LpDistance(normalize_embeddings=shared), "pos_margin": temperature}
+    elif not normalized:
         options["distance"] = distances.DotProductSimilarity(normalize_embeddings=False)
         embeddings = embeddings / 4  # so that no loss comes near to zero, where reducers would flip
     call = {}
@@ -103,35 +109,37 @@ def test_pair_losses_are_theirs(
         same(name, options, embeddings, labels, fused=True, **call)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", [*PAIRS, "GeneralizedLiftedStructureLoss"])
 @pytest.mark.parametrize("labels", [[0, 1], [0, 0], [1, 2], [0, 1, 1]])
 def test_a_single_pair_of_either_kind_is_none_to_them(name, labels):
     references = {"ref_emb": BATCH[0][1 : 1 + len(labels)], "ref_labels": torch.tensor(labels)}
     same(name, {}, BATCH[0][:1], torch.tensor([0]), fused=True, **references)
 
 
-@settings(max_examples=30)
+@pytest.mark.parametrize("name", PROXIES)
+@settings(max_examples=20)
 @given(
-    name=st.sampled_from(PROXIES),
     seed=seeds,
     rows=sizes,
     classes=st.integers(1, 8),
     reducer=st.sampled_from(sorted(set(REDUCERS) - {"class"})),
     indices=st.sampled_from([None, "triplets", "pairs"]),
     of_embeddings=st.booleans(),
-    of_weight=st.booleans(),
+    of_weight=st.sampled_from(sorted(REGULARIZERS)),
+    dtype=st.sampled_from([torch.int64, torch.int32, torch.uint8]),
     product=st.booleans(),
     number=st.floats(0.1, 3.0),
 )
 def test_losses_with_proxies_are_theirs(
-    name, seed, rows, classes, reducer, indices, of_embeddings, of_weight, product, number
+    name, seed, rows, classes, reducer, indices, of_embeddings, of_weight, dtype, product, number
 ):
     generator = torch.Generator().manual_seed(seed)
     embeddings = torch.randn(rows, 5, generator=generator, dtype=torch.float64)
     labels = torch.randint(classes, (rows,), generator=generator)
+    labels = labels.to(dtype if name == "ProxyNCALoss" else torch.int64)  # theirs refuses others
     options = {"num_classes": classes, "embedding_size": 5, "reducer": REDUCERS[reducer]()}
     options |= {"embedding_regularizer": regularizers.LpRegularizer()} if of_embeddings else {}
-    options |= {"weight_regularizer": regularizers.ZeroMeanRegularizer(), "weight_reg_weight": 3} if of_weight else {}
+    options |= {"weight_regularizer": REGULARIZERS[of_weight](), "weight_reg_weight": 3}
     options |= {"alpha": 4 * number, "margin": number / 9} if name == "ProxyAnchorLoss" else {"softmax_scale": number}
     if product:
         options["distance"] = distances.DotProductSimilarity(normalize_embeddings=False)
@@ -139,15 +147,17 @@ def test_losses_with_proxies_are_theirs(
     same(name, options, embeddings, labels, fused=True, indices_tuple=mined(indices, labels))
 
 
-@settings(max_examples=60)
+@pytest.mark.parametrize("name", OTHERS)
+@settings(max_examples=30)
 @given(
-    name=st.sampled_from(OTHERS),
     seed=seeds,
     rows=sizes,
     columns=st.one_of(st.none(), sizes),
     classes=st.integers(1, 6),
     dtype=st.sampled_from([torch.int64, torch.int32, torch.uint8]),
-    reducer=st.sampled_from(["default", "default", "mean", "sum", "above zero", "threshold", "nothing", "class"]),
+    reducer=st.sampled_from(
+        ["default", "default", "mean", "sum", "above zero", "threshold", "nothing", "class", "of each part"]
+    ),
     indices=st.sampled_from([None, None, "triplets", "pairs", "some"]),
     distance=st.sampled_from(["default", "plain", "squared", "cosine", "dot", "city"]),
     regularized=st.booleans(),
@@ -181,7 +191,7 @@ def test_losses_of_neighbours_and_triplets_are_theirs(
     if name == "NCALoss":
         fused = known and rows > 1
     elif indices is None:
-        fused = reducer in ("default", "mean", "sum", "above zero")
+        fused = reducer in ("default", "mean", "sum", "above zero", "of each part")
     else:
         fused = known
     with of_any_number():
@@ -215,6 +225,21 @@ def test_few_positives_are_gathered(name, columns):
     assert_equal(got, run(theirs, embeddings, labels, **call), 1e-7 if name == "NCALoss" else 1e-9, 1e-9)
 
 
+@pytest.mark.parametrize("indices", [None, "pairs"])
+def test_few_samples_of_many_proxies_are_gathered(indices):
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(20, (40,), generator=generator)
+    ours, theirs = pair("ProxyAnchorLoss", num_classes=2000, embedding_size=5)
+    call = {"indices_tuple": mined(indices, labels)}
+    want = run(theirs.double(), embeddings, labels, **call)
+    relations = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(terms, "contrast", Spy(terms.contrast, relations))
+        assert_equal(run(ours.double(), embeddings, labels, **call), want, 1e-9, 1e-9)
+    assert relations == [Relation.DIFFERENT]
+
+
 class Spy:
     """An op that is heard."""
 
@@ -224,3 +249,34 @@ class Spy:
     def run(self, call, *rest, **options):
         self.relations.append(call.relation)
         return self.op.run(call, *rest, **options)
+
+
+@pytest.mark.parametrize("name", [*HEADS, *PROXIES, *PAIRS, "GeneralizedLiftedStructureLoss", *OTHERS])
+@pytest.mark.parametrize(("rows", "classes"), [(1, 1), (1, 3), (6, 1), (6, 6)])
+@pytest.mark.parametrize("reducer", ["default", "nothing"])
+def test_one_row_one_class_and_a_class_for_each_row(name, rows, classes, reducer):
+    head = name in (*HEADS, *PROXIES)
+    options = {"reducer": REDUCERS[reducer]()} | ({"num_classes": classes, "embedding_size": 5} if head else {})
+    fused = (name != "NCALoss" or rows > 1) and (name not in TRIPLETS or reducer == "default")
+    same(name, options, BATCH[0][:rows], torch.arange(rows) % classes, fused=fused)
+
+
+@pytest.mark.parametrize("columns", [None, 9])
+def test_a_matrix_of_distances_is_made_of_some_rows_at_a_time(columns):
+    call = {} if columns is None else {"ref_emb": BATCH[0][:columns].cos(), "ref_labels": BATCH[1][:columns]}
+    ours, theirs = pair("GeneralizedLiftedStructureLoss")
+    want = run(theirs, *BATCH, **call)
+    shapes = []
+    compute = distances.LpDistance.compute_mat
+
+    def seen(self, x, y):
+        shapes.append(len(x))
+        return compute(self, x, y)
+
+    for budget, rows in ((1, 1), (2000, 2000 // (4 * 8 * (columns or 12))), (10**9, 12)):
+        shapes.clear()
+        with pytest.MonkeyPatch.context() as patch, within_memory_budget(budget):
+            patch.setattr(distances.LpDistance, "compute_mat", seen)
+            patch.setitem(calls._OF_EUCLIDEAN_DISTANCES.methods, "compute_mat", seen)
+            assert_equal(run(ours, *BATCH, **call), want, 1e-9, 1e-9)
+        assert max(shapes) == rows

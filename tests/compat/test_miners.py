@@ -36,19 +36,26 @@ def test_easy_and_hard_samples_are_theirs(strategies, distance, seed, rows, colu
         call += [torch.randint(classes, (columns,), generator=generator).to(dtype)]
     for i, kind in enumerate(("pos", "neg")):
         options[f"allowed_{kind}_range"] = (0.4, 1.3) if ranges[i] else None
-    euclidean = distance in ("default", "squared", "plain")
-    farthest = (ranges[0] and positives == "hard") or (ranges[1] and negatives == "easy") or positives == "semihard"
-    fused = not (euclidean and farthest)
-    same_samples("BatchEasyHardMiner", options, call, fused)
+    same_samples("BatchEasyHardMiner", options, call, True)
     if strategies == ("hard", "hard") and not any(ranges):
         same_samples("BatchHardMiner", {"distance": DISTANCES[distance]()}, call, True)
+
+
+@pytest.mark.parametrize("positives", ["easy", "hard", "semihard"])
+@pytest.mark.parametrize("negatives", ["easy", "hard"])
+def test_the_ends_of_a_range_belong_to_it(positives, negatives):
+    """Products of whole numbers are exact, and no two of a row are equal; 2 x 3, 3 x 5 and 5 x 7 are ends."""
+    call = torch.tensor([[1.0], [2], [3], [5], [7], [11]], dtype=torch.float64), torch.tensor([0, 0, 1, 1, 2, 0])
+    options = {"pos_strategy": positives, "neg_strategy": negatives, "distance": DISTANCES["dot"]()}
+    for ranges in (((2, 22), (6, 15)), ((11, 15), (3, 35)), ((22, 22), (15, 15))):
+        same_samples(
+            "BatchEasyHardMiner", options | dict(zip(("allowed_pos_range", "allowed_neg_range"), ranges)), call, True
+        )
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"allowed_pos_range": (0.2, 1.0), "pos_strategy": "hard"},
-        {"allowed_neg_range": (0.2, 1.0), "pos_strategy": "hard", "neg_strategy": "easy"},
         {"allowed_neg_range": torch.tensor([0.2, 1.0])},
         {"collect_stats": True},
         {"distance": distances.LpDistance(p=1)},

@@ -6,8 +6,23 @@ import math
 import pytest
 import torch
 from pytorch_metric_learning import reducers
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from .oracle import BATCH, HEADS, OTHERS, PAIRS, PROXIES, assert_equal, mined, numbers, of_dtype, options_of, pair, run
+from .oracle import (
+    BATCH,
+    HEADS,
+    OTHERS,
+    PAIRS,
+    PROXIES,
+    assert_equal,
+    mined,
+    numbers,
+    of_dtype,
+    options_of,
+    pair,
+    run,
+    weight_of,
+)
 
 
 def test_ntxent_does_not_saturate():
@@ -56,9 +71,9 @@ def test_gradients_are_finite_at_the_poles_and_at_zero():
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
     for name in HEADS:
         ours, theirs = pair(name, num_classes=2, embedding_size=2)
-        centers = getattr(ours, "sub_centers", 1)
+        centers = getattr(ours, "sub_centers", getattr(ours, "centers_per_class", 1))
         for loss in (ours, theirs):
-            loss.load_state_dict({"W": torch.eye(2).repeat_interleave(centers, dim=1)})
+            loss.load_state_dict({weight_of(loss): torch.eye(2).repeat_interleave(centers, dim=1)})
         got, want = run(ours, x, torch.tensor([0, 0, 1])), run(theirs, x, torch.tensor([0, 0, 1]))
         torch.testing.assert_close(got[0], want[0])
         assert all(t.isfinite().all() for t in got)
@@ -140,3 +155,38 @@ def test_float32_is_as_near_to_float64_as_theirs(name):
     ]
     for of_ours, of_theirs in zip(*errors):
         assert of_ours < 2 * of_theirs + 2e-6
+
+
+class Largest(TorchDispatchMode):
+    """The entries of the largest tensor that an operation gives."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for t in result if isinstance(result, tuple | list) else [result]:
+            self.entries = max(self.entries, t.numel() if isinstance(t, torch.Tensor) else 0)
+        return result
+
+
+@pytest.mark.parametrize("name", ["TripletMarginLoss", "MarginLoss", "NTXentLoss"])
+def test_neither_triplets_nor_positives_by_negatives_are_listed(name):
+    rows = 48
+    x, labels = torch.randn(rows, 5, generator=torch.Generator().manual_seed(0)), torch.arange(rows) // 4
+    largest = []
+    for loss in pair(name):
+        with Largest() as seen:
+            loss(x.clone().requires_grad_(), labels).backward()
+        largest.append(seen.entries)
+    assert largest[0] <= 2 * rows * rows
+    assert largest[1] >= {"NTXentLoss": 3 * rows * rows * (rows - 4)}.get(name, rows**3)
+
+
+@pytest.mark.parametrize("name", [*HEADS, *PROXIES])
+def test_a_half_batch_leaves_the_parameter_as_it_is_within_autocast(name):
+    dtypes = []
+    for loss in pair(name, **options_of(name)):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss(BATCH[0].bfloat16(), BATCH[1])
+        dtypes.append([t.dtype for t in loss.parameters()])
+    assert dtypes == [[torch.float32], [torch.bfloat16]]

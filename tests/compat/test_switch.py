@@ -141,7 +141,7 @@ CALL = BATCH[0].float(), BATCH[1]
         (losses.ContrastiveLoss(), {}, "ContrastiveLoss: the code of .*: there is no other for this class"),
         (their_losses.NTXentLoss(), {}, r"it is theirs; accelerate\(\) turns it into ours"),
         (miners.BatchHardMiner(), {}, "BatchHardMiner: our code, by labels"),
-        (miners.BatchEasyHardMiner(pos_strategy="hard", allowed_pos_range=(0, 1)), {}, "the farthest positive has a"),
+        (miners.BatchEasyHardMiner(distance=distances.SNRDistance()), {}, "the distance is SNRDistance"),
         (miners.MultiSimilarityMiner(), {}, "the matrix of all pairs is small"),
         (losses.CrossBatchMemory(losses.SupConLoss(), 5), {}, "Memory of SupConLoss: our code, by labels"),
         (losses.CrossBatchMemory(losses.ContrastiveLoss(), 5), {}, "listed: ContrastiveLoss needs them"),

@@ -16,9 +16,9 @@ from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_weight
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
 from torch import Tensor, nn
 
-from ...core import checks
-from ...core.indices import UNADMITTED
 from ...mining.sides import Sides
+from ..calls import why_not_admitted, why_not_labels, why_not_matrices
+from .rows import both_rows
 
 LossDict = dict[str, dict[str, Any]]
 
@@ -85,13 +85,24 @@ def _why_not_plain(distance: Any, hooks: Hooks) -> str | None:
     return "the distance collects statistics" if distance.collect_stats else None
 
 
+def why_not_known(distance: Any) -> str | None:
+    """Whether a distance does what its class in pytorch-metric-learning does to two batches, and nothing beside."""
+    if type(distance) is distances.LpDistance:
+        return _why_not_plain(distance, _OF_EUCLIDEAN_DISTANCES)
+    if type(distance) in (distances.CosineSimilarity, distances.DotProductSimilarity):
+        return _why_not_plain(distance, _OF_DOT_PRODUCTS)
+    return f"the distance is {type(distance).__name__}"
+
+
 def why_not_dot_product(distance: Any) -> str | None:
     """Whether a distance is the product of rows as its `maybe_normalize` gives them, and nothing else."""
-    if type(distance) not in (distances.CosineSimilarity, distances.DotProductSimilarity):
-        return f"the distance is {type(distance).__name__}"
+    if type(distance) is distances.LpDistance:
+        return "the distance is LpDistance"
+    if reason := why_not_known(distance):
+        return reason
     if distance.power != 1 or not distance.is_inverted:
         return f"the distance has power {distance.power}"
-    return _why_not_plain(distance, _OF_DOT_PRODUCTS)
+    return None
 
 
 def why_not_cosine(distance: Any) -> str | None:
@@ -107,7 +118,7 @@ def why_not_euclidean(distance: Any, powers: tuple[int, ...] = (1, 2)) -> str | 
         return f"the distance is {type(distance).__name__}"
     if distance.p != 2 or distance.power not in powers or distance.is_inverted:
         return f"the distance has p {distance.p} and power {distance.power}"
-    return _why_not_plain(distance, _OF_EUCLIDEAN_DISTANCES)
+    return why_not_known(distance)
 
 
 def why_not_squared_or_product(distance: Any) -> str | None:
@@ -124,28 +135,6 @@ def why_not_number(name: str, value: Any, low: float = -math.inf, high: float = 
     return None if low < float(value) < high else f"{name} is {value}"
 
 
-def why_not_matrices(x: Any, y: Any) -> str | None:
-    """Whether the kernels can read both sides: dense matrices with rows, of one width and floating dtype."""
-    for t in (x, y):
-        if type(t) not in (Tensor, nn.Parameter) or t.dim() != 2 or t.dtype not in checks.FLOATING or not t.shape[0]:
-            return "the embeddings are no matrix with rows of floating dtype"
-        if t.layout != torch.strided or t.is_nested or t.device.type == "meta":
-            return "the embeddings are no dense matrix"
-    if x.device != y.device or x.dtype != y.dtype or x.shape[1] != y.shape[1] or not x.shape[1]:
-        return "both sides differ in device, dtype or width"
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
-        return None
-    return "torch.func transforms the call"
-
-
-def why_not_labels(labels: Any, x: Tensor, dtypes: tuple[torch.dtype, ...] = checks.INTEGER) -> str | None:
-    """Whether labels are integers where the rows are; that there is one for every row is checked by theirs."""
-    known = type(labels) is Tensor and labels.dtype in dtypes and labels.layout == torch.strided
-    if known and labels.device == x.device:
-        return None
-    return "the labels are no integers" if dtypes is checks.INTEGER else "the labels are no int64"
-
-
 def why_not_own_batch(
     embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any, dtypes: tuple[torch.dtype, ...] = (torch.int64,)
 ) -> str | None:
@@ -155,13 +144,17 @@ def why_not_own_batch(
     return why_not_matrices(embeddings, embeddings) or why_not_labels(labels, embeddings, dtypes)
 
 
+def why_not_classes(labels: Tensor, classes: int) -> str | None:
+    """Whether labels name classes."""
+    least, most = torch.aminmax(labels)
+    return None if int(least) >= 0 and int(most) < classes else f"a label is not within [0, {classes})"
+
+
 def why_not_by_label(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> str | None:
     """Whether the kernels can tell positives from negatives by two vectors of labels."""
     reason = why_not_matrices(embeddings, ref_emb) or why_not_labels(labels, embeddings)
     reason = reason or why_not_labels(ref_labels, ref_emb)
-    if reason is None and int(ref_labels.min()) == UNADMITTED:
-        return f"the label {UNADMITTED} is reserved"
-    return reason
+    return reason or why_not_admitted(ref_labels)
 
 
 def why_not_gathered(indices: Any, embeddings: Any, ref_emb: Any) -> str | None:
@@ -233,8 +226,7 @@ def self_index_of(pairs: Any, labels: Tensor, ref_labels: Tensor) -> Tensor | No
 
 def sides_of(distance: Any, embeddings: Tensor, labels: Tensor, pairs: Any, ref_emb: Tensor, ref_labels: Any) -> Sides:
     """Rows as the distance compares them, and their labels."""
-    x = distance.maybe_normalize(embeddings)
-    y = x if ref_emb is embeddings else distance.maybe_normalize(ref_emb)
+    x, y = both_rows(distance, embeddings, ref_emb)
     return Sides(x, y, labels, ref_labels, self_index_of(pairs, labels, ref_labels))
 
 

@@ -40,8 +40,8 @@ class OnKernels(_theirs.BaseMiner):
 class BatchEasyHardMiner(OnKernels, _theirs.BatchEasyHardMiner):
     """Theirs, without a matrix of distances. Ties go to the first sample.
 
-    A search has one bound, which suffices for a range of products, and of Euclidean distances where the nearest sample
-    is wanted: easy positives, hard and semi-hard negatives.
+    A search has one bound, of the nearest sample. For the farthest one x is mirrored, for which distances are made
+    products, with two columns more.
 
     Source: Xuan et al., Improved embeddings with easy positive triplet mining, 2020; Hermans et al., In defense of the
     triplet loss for person re-identification, 2017, "batch hard".
@@ -60,19 +60,20 @@ class BatchEasyHardMiner(OnKernels, _theirs.BatchEasyHardMiner):
             return reason
         if type(self.distance) is calls.distances.LpDistance:
             reason = calls.why_not_euclidean(self.distance)
-            if self.pos_strategy == self.SEMIHARD:
-                reason = reason or "the farthest positive has an upper bound"
-            if self.allowed_pos_range is not None and self.pos_strategy == self.HARD:
-                reason = reason or "the farthest positive has a range"
-            if self.allowed_neg_range is not None and self.neg_strategy == self.EASY:
-                reason = reason or "the farthest negative has a range"
         else:
             reason = calls.why_not_dot_product(self.distance)
         for name in ("allowed_pos_range", "allowed_neg_range"):
             reason = reason or _why_not_range(name, getattr(self, name))
         return reason or calls.why_not_by_label(*call)
 
+    def _bounds_the_farthest(self) -> bool:
+        of_positives = self.pos_strategy == self.HARD and self.allowed_pos_range is not None
+        of_negatives = self.neg_strategy == self.EASY and self.allowed_neg_range is not None
+        return of_positives or of_negatives or self.pos_strategy == self.SEMIHARD
+
     def _fused(self, sides: Sides) -> tuple[Tensor, ...]:
+        if not self.distance.is_inverted and self._bounds_the_farthest():
+            sides = _of_products(sides)
         easy, hard, semihard, everything = self.EASY, self.HARD, self.SEMIHARD, self.ALL
         anchors = torch.arange(sides.x.shape[0], device=sides.x.device)
         below: Tensor | None = None
@@ -103,7 +104,8 @@ class BatchEasyHardMiner(OnKernels, _theirs.BatchEasyHardMiner):
         self, sides: Sides, relation: Relation, largest: bool, below: Tensor | None = None, mirrored: bool = False
     ) -> tuple[Tensor, Tensor]:
         """For each row its most or least similar sample: how similar (B,), and its index (B,), -1 for none."""
-        measure = Similarity.DOT if self.distance.is_inverted else Similarity.NEGATIVE_SQUARED_EUCLIDEAN
+        products = self.distance.is_inverted or self._bounds_the_farthest()
+        measure = Similarity.DOT if products else Similarity.NEGATIVE_SQUARED_EUCLIDEAN
         allowed = self.allowed_pos_range if relation == Relation.SAME else self.allowed_neg_range
         if allowed is None:
             return _nearest(sides, measure, relation, largest, below)
@@ -120,6 +122,14 @@ class BatchEasyHardMiner(OnKernels, _theirs.BatchEasyHardMiner):
         found = similarity >= torch.tensor(least, dtype=dtype)
         similarity, index = torch.where(found, similarity, -torch.inf), torch.where(found, index, -1)
         return (similarity if largest else -similarity), index
+
+
+def _of_products(sides: Sides) -> Sides:
+    """Sides whose products are -|x - y|^2 = <(sqrt2 x, |x|^2, 1), (sqrt2 y, -1, -|y|^2)>."""
+    x, y = (t.to(accumulation_dtype(t.dtype)) for t in sides[:2])
+    of_x, of_y = (t.square().sum(1, keepdim=True) for t in (x, y))
+    x = torch.cat([math.sqrt(2) * x, of_x, torch.ones_like(of_x)], dim=1)
+    return sides._replace(x=x, y=torch.cat([math.sqrt(2) * y, -torch.ones_like(of_y), -of_y], dim=1))
 
 
 class BatchHardMiner(_theirs.BatchHardMiner, BatchEasyHardMiner):

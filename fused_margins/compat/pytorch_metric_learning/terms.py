@@ -9,22 +9,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from ...backends.budget import memory_budget
 from ...core.enums import Relation, Similarity
-from ...core.similarity import accumulation_dtype, pair_similarity, similarity_matrix, take_rows
+from ...core.reductions import masked_logsumexp
+from ...core.similarity import accumulation_dtype, admitted, pair_similarity, similarity_matrix, take_rows
 from ...mining.positives import all_positives
 from ...mining.sides import Sides, runs_of
 from ...ops.contrast.op import Contrast, contrast
-from .calls import is_by_label, sides_of
+from .calls import is_by_label, sides_of, why_not_known
+from .rows import both_rows
 
-SMALL_MATRIX = 1 << 16  # entries, up to which counting the positives takes longer than they do
+SMALL_MATRIX = 1 << 16  # entries, up to which counting and sorting the positives takes longer than a matrix of them
 
 
 class ByLabel:
-    """Positives of a row are the references of its label but itself, negatives those of another."""
+    """Positives of a row are the references of its label but itself, negatives those of another.
 
-    def __init__(self, sides: Sides, measure: Similarity = Similarity.DOT) -> None:
-        self.sides, self.measure = sides, measure
+    bias: (N,) what is added to scale u_ij in a log-sum-exp.
+    """
+
+    def __init__(self, sides: Sides, measure: Similarity = Similarity.DOT, bias: Tensor | None = None) -> None:
+        self.sides, self.measure, self.bias = sides, measure, bias
         self._no_target = torch.zeros(sides.x.shape[0], dtype=torch.int64, device=sides.x.device)
         self._mirrored: Tensor | None = None
 
@@ -33,10 +40,11 @@ class ByLabel:
         x, y, labels, reference_labels, self_index = self.sides
         if relation == Relation.SAME and self._has_few_positives():
             anchor, positive = self.positives
-            u = pair_similarity(take_rows(x, anchor), take_rows(y, positive), self.measure)
-            return segment_log_sum_exp(scale * u, anchor, x.shape[0])
+            z = scale * pair_similarity(take_rows(x, anchor), take_rows(y, positive), self.measure)
+            z = z if self.bias is None else z + take_rows(self.bias, positive)
+            return segment_log_sum_exp(z, anchor, x.shape[0])
         x = x if scale > 0 else -x
-        call = Contrast(x, y, self._no_target, labels, reference_labels, self_index, abs(scale))
+        call = Contrast(x, y, self._no_target, labels, reference_labels, self_index, abs(scale), self.bias)
         call = call._replace(similarity=self.measure, relation=relation)
         return contrast.run(call, "auto", valid=False)[1]
 
@@ -62,14 +70,31 @@ class ByLabel:
     def _total(self) -> tuple[Tensor, Tensor]:
         return _sum_of_positives(self.sides)
 
-    def mean_of_positives(self) -> tuple[Tensor, Tensor]:
-        """(B,) the mean of u over each row's positives, and (B,) how many they are."""
-        total, count = self._total
-        return (self.sides.x.to(total.dtype) * total).sum(1) / count.clamp(min=1), count
+    @functools.cached_property
+    def _same(self) -> Tensor | None:
+        """(B, N) bool, the positives of each row; None where that is no small matrix."""
+        x, y, labels, reference_labels, self_index = self.sides
+        if x.shape[0] * y.shape[0] > SMALL_MATRIX:
+            return None
+        same = labels[:, None] == reference_labels
+        return same if self_index is None else same.scatter_(1, self_index[:, None], False)
+
+    @functools.cached_property
+    def count(self) -> Tensor:
+        """(B,) how many positives each row has."""
+        return self._total[1] if self._same is None else self._same.sum(1)
+
+    def mean_of_positives(self, scale: float) -> Tensor:
+        """(B,) the mean of scale u over each row's positives; 0 for none."""
+        x, y = (t.to(accumulation_dtype(t.dtype)) for t in self.sides[:2])
+        factor = scale / self.count.clamp(min=1).to(x.dtype)
+        if self._same is None:
+            return (x * self._total[0]).sum(1) * factor
+        return (x * ((self._same * factor[:, None]) @ y)).sum(1)
 
     def numbers(self, positives: int | None = None) -> tuple[int, int]:
         """How many pairs there are of either kind."""
-        positives = int(self._total[1].sum()) if positives is None else positives
+        positives = int(self.count.sum()) if positives is None else positives
         return positives, self._size() - positives
 
     def _size(self) -> int:
@@ -83,6 +108,32 @@ class ByLabel:
     def once(self) -> "ByLabel":
         """Every pair once, as they are."""
         return self
+
+
+class ByDistance(ByLabel):
+    """As ByLabel, of u_ij = -d_ij, the entries of a distance's matrix: of some rows at a time, and again backward."""
+
+    def __init__(self, distance: Any, sides: Sides) -> None:
+        super().__init__(sides)
+        self.distance = distance
+
+    def log_sum_exp(self, relation: Relation, scale: float) -> Tensor:
+        x, y, labels, reference_labels, self_index = self.sides
+
+        def of_rows(x: Tensor, y: Tensor, rows: slice) -> Tensor:
+            d = self.distance.compute_mat(x, y)
+            itself = None if self_index is None else self_index[rows]
+            return masked_logsumexp(
+                -scale * d.to(accumulation_dtype(d.dtype)), admitted(labels[rows], reference_labels, relation, itself)
+            )
+
+        step = max(1, memory_budget() // (4 * y.shape[0] * y.element_size()))
+        if step >= x.shape[0]:
+            return of_rows(x, y, slice(None))
+        pieces = [slice(start, start + step) for start in range(0, x.shape[0], step)]
+        return torch.cat(
+            [checkpoint(of_rows, x[rows], y, rows, use_reentrant=False, preserve_rng_state=False) for rows in pieces]
+        )
 
 
 class ByIndex:
@@ -111,11 +162,16 @@ class ByIndex:
         """(P,) u of each positive pair."""
         return self._products[0]
 
-    def mean_of_positives(self) -> tuple[Tensor, Tensor]:
-        """(B,) the mean of u over each row's positives, and (B,) how many they are."""
-        anchor, u = self.positives[0], self._products[0]
-        count = torch.bincount(anchor, minlength=self.x.shape[0])
-        return u.new_zeros(self.x.shape[0]).index_add(0, anchor, u) / count.clamp(min=1), count
+    @functools.cached_property
+    def count(self) -> Tensor:
+        """(B,) how many positives each row has."""
+        return torch.bincount(self.positives[0], minlength=self.x.shape[0])
+
+    def mean_of_positives(self, scale: float) -> Tensor:
+        """(B,) the mean of scale u over each row's positives; 0 for none."""
+        u = self._products[0]
+        total = u.new_zeros(self.x.shape[0]).index_add(0, self.positives[0], u)
+        return total * (scale / self.count.clamp(min=1).to(u.dtype))
 
     def numbers(self, positives: int | None = None) -> tuple[int, int]:
         """How many pairs there are of either kind."""
@@ -150,9 +206,7 @@ def terms_of(
     """The pairs of a call, by its labels, or as its miner listed them."""
     if is_by_label(pairs):
         return ByLabel(sides_of(distance, embeddings, labels, pairs, ref_emb, ref_labels))
-    x = distance.maybe_normalize(embeddings)
-    y = x if ref_emb is embeddings else distance.maybe_normalize(ref_emb)
-    return ByIndex(x, y, as_pairs(pairs))
+    return ByIndex(*both_rows(distance, embeddings, ref_emb), as_pairs(pairs))
 
 
 def as_pairs(indices: Any) -> tuple[Tensor, ...]:
@@ -173,15 +227,22 @@ def as_triplets(indices: Any) -> tuple[Tensor, ...]:
     return a1[pair], p[pair], n[order[first[pair] + place]]
 
 
+def matrix_of(distance: Any, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
+    """(B, N) a distance's matrix; theirs normalises a batch twice to compare it with itself."""
+    if why_not_known(distance):
+        return distance(embeddings, ref_emb)
+    mat = distance.compute_mat(*both_rows(distance, embeddings, ref_emb))
+    return mat if distance.power == 1 else mat**distance.power
+
+
 def distances_at(distance: Any, embeddings: Tensor, ref_emb: Tensor, *pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
     """(T,) entries of a distance's matrix, products or Euclidean distances, at lists of pairs that have one length."""
-    x = distance.maybe_normalize(embeddings)
-    y = x if ref_emb is embeddings else distance.maybe_normalize(ref_emb)
+    x, y = both_rows(distance, embeddings, ref_emb)
     i, j = (torch.cat(both) for both in zip(*pairs))
     if distance.is_inverted:
         found = products_at(x, y, i, j)
     elif i.shape[0] * x.shape[1] > x.shape[0] * y.shape[0]:
-        found = distance(embeddings, ref_emb)[i, j]
+        found = matrix_of(distance, embeddings, ref_emb)[i, j]
     else:
         found = -pair_similarity(take_rows(x, i), take_rows(y, j), Similarity.NEGATIVE_SQUARED_EUCLIDEAN)
         if distance.power == 1:  # whose gradient is 0 at 0

@@ -76,7 +76,7 @@ class MultipleNegativesRankingLoss(_theirs.MultipleNegativesRankingLoss):
             return False
         if not isinstance(self.scale, Real) or not 0 < float(self.scale) < math.inf:
             return False
-        if not isinstance(embeddings, list | tuple) or len(embeddings) < 2 or not calls.are_matrices(*embeddings):
+        if not isinstance(embeddings, list | tuple) or len(embeddings) < 2 or calls.why_not_matrices(*embeddings):
             return False
         return len({t.shape for t in embeddings}) == 1 and embeddings[0].shape[0] > 1  # a lone pair has no negatives
 
@@ -151,9 +151,11 @@ def _batch(loss: Any, labels: Any, embeddings: Any) -> triplets.Batch | None:
     if not cosine and loss.distance_metric is not _Distances.euclidean_distance:
         return None
     margin = getattr(loss, "margin", getattr(loss, "triplet_margin", 0.0))
-    if not isinstance(margin, Real) or not math.isfinite(margin) or not calls.are_matrices(embeddings):
+    if not isinstance(margin, Real) or not math.isfinite(margin) or calls.why_not_matrices(embeddings):
         return None
-    if not calls.are_labels(labels, embeddings) or labels.numel() != embeddings.shape[0]:
+    if calls.why_not_labels(labels, embeddings) or labels.numel() != embeddings.shape[0]:
+        return None
+    if calls.why_not_admitted(labels):
         return None
     if embeddings.device.type == "mps":  # which has no float64 for sums of hinges
         return None

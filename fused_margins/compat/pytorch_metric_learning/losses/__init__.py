@@ -12,6 +12,7 @@ from .heads import (
     CosFaceLoss,
     LargeMarginSoftmaxLoss,
     NormalizedSoftmaxLoss,
+    SoftTripleLoss,
     SphereFaceLoss,
     SubCenterArcFaceLoss,
 )

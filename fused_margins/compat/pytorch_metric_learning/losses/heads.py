@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning import losses as _theirs
+from pytorch_metric_learning.utils import common_functions
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ....core.enums import Similarity
 from ....core.indices import UNADMITTED
 from ....core.reductions import log_odds, softplus
-from ....core.similarity import accumulation_dtype, take_rows
+from ....core.similarity import accumulation_dtype, pair_similarity, take_rows
 from ....functional import margin_softmax_loss
 from ....ops.contrast.op import Contrast, contrast
 from .. import calls
@@ -37,7 +38,10 @@ class LargeMarginSoftmaxLoss(OnKernels, _theirs.LargeMarginSoftmaxLoss):
     _hooks = Hooks(_theirs.LargeMarginSoftmaxLoss, *_OF_MARGINS, "get_cos_with_margin")
 
     def _why_not(self, *call: Any) -> str | None:
-        return self._hooks.why_not(self) or _why_not_head(self, "scale", self.scale, *call)
+        return self._hooks.why_not(self) or self._why_not_margin() or _why_not_head(self, "scale", self.scale, *call)
+
+    def _why_not_margin(self) -> str | None:
+        return None if type(self.margin) is int and self.margin > 0 else f"the margin is {self.margin}"
 
     def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
         columns, lengths = self._columns(weight_for(self, "W", embeddings).t())
@@ -49,11 +53,11 @@ class LargeMarginSoftmaxLoss(OnKernels, _theirs.LargeMarginSoftmaxLoss):
             size = size * take_rows(lengths, labels)
         cosine = product / size.clamp(min=1e-12)
         with torch.autocast(embeddings.device.type, enabled=False):
-            z = self.scale * size * self.modify_cosine_of_target_classes(cosine)
+            z = self.scale * size * _multiplied(cosine, self.margin)
         losses = softplus(log_odds(negative_lse, z))
         if ignored != UNADMITTED:
             losses = torch.where(labels == ignored, 0.0, losses)
-        return _of_head(self, losses, embeddings, labels, indices_tuple)
+        return _of_head(self, losses, self.W, embeddings, labels, indices_tuple)
 
     def _columns(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """The rows (C, D) of which a logit is a product, and their lengths (C,), None for 1."""
@@ -80,11 +84,11 @@ class ArcFaceLoss(_theirs.ArcFaceLoss, LargeMarginSoftmaxLoss):
 
     _hooks = Hooks(_theirs.ArcFaceLoss, *_OF_MARGINS)
 
-    def _why_not(self, *call: Any) -> str | None:
+    def _why_not_margin(self) -> str | None:
         reason = calls.why_not_number("margin", self.margin)
         if reason is None and not 0 <= self.margin <= math.pi:
             reason = f"the margin is {math.degrees(self.margin):g} degrees"
-        return reason or super()._why_not(*call)
+        return reason
 
     def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
         margin = {"margin": float(self.margin), "margin_type": "angular"}
@@ -104,6 +108,37 @@ class SubCenterArcFaceLoss(_theirs.SubCenterArcFaceLoss, ArcFaceLoss):
             return "sub_centers is no number of centers"
         return super()._why_not(*call)
 
+    def get_outliers(
+        self, embeddings: Tensor, labels: Tensor, threshold: float = 75, return_dominant_centers: bool = True
+    ) -> Any:
+        """Samples farther than `threshold` degrees from their class's dominant center, the one most are nearest to.
+
+        Their indices (n,), by class; or with `return_dominant_centers` these and the centers (D, C), 0 for a class
+        without samples. Where it is off, theirs returns both all the same.
+        """
+        call = embeddings, labels, None, embeddings, labels
+        common_functions.check_shapes(embeddings, labels)
+        if self._why_not(*call) or calls.why_not_classes(labels, self.num_classes):
+            found = super().get_outliers(embeddings, labels, threshold)
+            return found if return_dominant_centers else found[0]
+        with torch.no_grad():
+            centers = weight_for(self, "W", embeddings).t()  # (C K, D)
+            in_classes = centers.unflatten(0, (self.num_classes, self.sub_centers))
+            own = [take_rows(in_classes[:, k], labels) for k in range(self.sub_centers)]
+            cosines = torch.stack([pair_similarity(embeddings, w, Similarity.COSINE) for w in own], dim=1)  # (B, K)
+            votes = torch.zeros_like(in_classes[..., 0], dtype=torch.int64)
+            votes.index_put_((labels, cosines.argmax(1)), torch.ones_like(labels), accumulate=True)
+            dominant = votes.argmax(1)  # (C,)
+            far = cosines.gather(1, dominant[labels][:, None])[:, 0] < math.cos(math.radians(threshold))
+            (outliers,) = torch.where(far)
+            outliers = outliers[torch.argsort(labels[outliers], stable=True)]
+            if not return_dominant_centers:
+                return outliers
+            chosen = take_rows(
+                centers, torch.arange(self.num_classes, device=labels.device) * self.sub_centers + dominant
+            )
+            return outliers, torch.where(votes.any(1)[:, None], chosen, 0.0).t()
+
 
 class CosFaceLoss(_theirs.CosFaceLoss, LargeMarginSoftmaxLoss):
     """Theirs.
@@ -113,8 +148,8 @@ class CosFaceLoss(_theirs.CosFaceLoss, LargeMarginSoftmaxLoss):
 
     _hooks = Hooks(_theirs.CosFaceLoss, *_OF_MARGINS)
 
-    def _why_not(self, *call: Any) -> str | None:
-        return calls.why_not_number("margin", self.margin) or super()._why_not(*call)
+    def _why_not_margin(self) -> str | None:
+        return calls.why_not_number("margin", self.margin)
 
     def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
         return _margin_softmax(self, self.scale, embeddings, labels, indices_tuple, margin=float(self.margin))
@@ -135,18 +170,72 @@ class NormalizedSoftmaxLoss(OnKernels, _theirs.NormalizedSoftmaxLoss):
         return _margin_softmax(self, 1 / self.temperature, embeddings, labels, indices_tuple)
 
 
+class SoftTripleLoss(OnKernels, _theirs.SoftTripleLoss):
+    """Theirs: of a class with several centers their mean counts, weighted by how near they are.
+
+    Source: Qian et al., SoftTriple loss: Deep metric learning without triplet sampling, 2019, eq. 7 and 8.
+    """
+
+    _hooks = Hooks(_theirs.SoftTripleLoss, "cast_types", "get_logits", "add_weight_regularization_to_loss_dict")
+
+    def _why_not(self, *call: Any) -> str | None:
+        reason = self._hooks.why_not(self) or calls.why_not_number("gamma", self.gamma, low=0)
+        reason = reason or calls.why_not_number("margin", self.margin)
+        if reason is None and (type(self.centers_per_class) is not int or self.centers_per_class < 1):
+            reason = "centers_per_class is no number of centers"
+        return reason or _why_not_softmax(self, "la", self.la, self.fc, self.centers_per_class, *call)
+
+    def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
+        centers = weight_for(self, "fc", embeddings).t().unflatten(0, (-1, self.centers_per_class))  # (C, K, D)
+        scale, margin, ignored = float(self.la), float(self.margin), _ignored(centers.shape[0])
+        temperature = 1 / float(self.gamma)  # gamma is what its constructor takes, inverted
+        if self.centers_per_class == 1:
+            centers, temperature = centers[:, 0], 0.0
+        losses = margin_softmax_loss(
+            embeddings, centers, labels, scale=scale, margin=margin, center_temperature=temperature,
+            ignore_index=ignored, reduction="none",
+        )  # fmt: skip
+        return _of_head(self, losses, self.fc, embeddings, labels, indices_tuple)
+
+
+def _multiplied(u: Tensor, multiplier: int) -> Tensor:
+    """(-1)^k cos(m theta) - 2 k of cosines (n,), with m theta within [k pi, (k + 1) pi]: it falls all the way to pi."""
+    with torch.no_grad():
+        k = (u.clamp(-1, 1).acos() * (multiplier / math.pi)).floor()
+        sign = 1 - 2 * (k % 2)
+    return sign * _chebyshev(u, multiplier) - 2 * k
+
+
+def _chebyshev(u: Tensor, m: int) -> Tensor:
+    """T_m(u) = cos(m arccos u) by T_{i + j} = 2 T_i T_j - T_{i - j}: a polynomial, whose derivative is finite at 1."""
+    if m == 1:
+        return u
+    less = u if m % 2 else torch.ones_like(u)
+    return torch.addcmul(-less, _chebyshev(u, m // 2), _chebyshev(u, m - m // 2), value=2)
+
+
 def _why_not_head(
     loss: Any, name: str, scale: Any, embeddings: Any, labels: Any, _: Any, ref_emb: Any, ref_labels: Any
 ) -> str | None:
     """Of a call of a head whose logits `scale` multiplies or divides."""
+    reason = _why_not_plain(loss.cross_entropy)
+    centers = getattr(loss, "sub_centers", 1)
+    return reason or _why_not_softmax(loss, name, scale, loss.W, centers, embeddings, labels, _, ref_emb, ref_labels)
+
+
+def _why_not_softmax(
+    loss: Any, name: str, scale: Any, weight: Any, centers: int,
+    embeddings: Any, labels: Any, _: Any, ref_emb: Any, ref_labels: Any,
+) -> str | None:  # fmt: skip
+    """Of a softmax over classes of so many centers each, the columns of a weight, whose logits `scale` multiplies."""
     if loss.collect_stats:
         return "the loss collects statistics"
-    reason = calls.why_not_cosine(loss.distance) or _why_not_plain(loss.cross_entropy)
+    reason = calls.why_not_cosine(loss.distance)
     # Their cross entropy refuses labels of other dtypes than int64, but for those that it reads as masks.
     reason = reason or calls.why_not_own_batch(embeddings, labels, ref_emb, ref_labels)
     reason = reason or calls.why_not_number(name, scale, low=0)
-    classes = (getattr(loss, "num_classes", None) or 0) * getattr(loss, "sub_centers", 1)
-    return reason or why_not_parameter(loss.W, classes, embeddings, axis=0)
+    classes = (getattr(loss, "num_classes", None) or 0) * centers
+    return reason or why_not_parameter(weight, classes, embeddings, axis=0)
 
 
 def why_not_parameter(parameter: Any, classes: int | None, embeddings: Tensor, axis: int) -> str | None:
@@ -187,14 +276,16 @@ def _margin_softmax(
         weight = weight.unflatten(0, (-1, loss.sub_centers))  # (C, K, D)
     margin["ignore_index"] = _ignored(weight.shape[0]) if margin else -100
     losses = margin_softmax_loss(embeddings, weight, labels, scale=float(scale), **margin, reduction="none")
-    return _of_head(loss, losses, embeddings, labels, indices_tuple)
+    return _of_head(loss, losses, loss.W, embeddings, labels, indices_tuple)
 
 
-def _of_head(loss: Any, losses: Tensor, embeddings: Tensor, labels: Tensor, indices_tuple: Any) -> LossDict:
+def _of_head(
+    loss: Any, losses: Tensor, weight: Tensor, embeddings: Tensor, labels: Tensor, indices_tuple: Any
+) -> LossDict:
     """Their dictionary, each row weighted by how often it was mined, with the regularizer's part."""
     found = calls.of_elements(losses, embeddings)
     if indices_tuple is not None:
         weights = calls.convert_to_weights(indices_tuple, labels, dtype=embeddings.dtype)
         found["loss"]["losses"] = found["loss"]["losses"] * weights
-    loss.add_weight_regularization_to_loss_dict(found, loss.W.t())
+    loss.add_weight_regularization_to_loss_dict(found, weight.t())
     return found

@@ -11,7 +11,7 @@ from ....core.reductions import softplus
 from ....core.similarity import take_rows
 from .. import calls
 from ..calls import Hooks, LossDict, OnKernels
-from ..terms import terms_of
+from ..terms import ByDistance, terms_of
 
 _OF_PAIRS = ("_compute_loss", "pair_based_loss", "mat_based_loss", "zero_loss", "zero_losses", "sub_loss_names")
 
@@ -63,13 +63,13 @@ class SupConLoss(OnKernels, _theirs.SupConLoss):
             return self.zero_losses()
         if (terms := found.once()) is None:
             return None
-        mean, count = terms.mean_of_positives()
         scale = 1 / float(self.temperature)
-        if int(count.max()) == 1:  # as with two views of each image: then without loss of small losses to rounding
-            losses = softplus(terms.log_sum_exp(Relation.DIFFERENT, scale) - scale * mean)
+        mean, (fewest, most) = terms.mean_of_positives(scale), map(int, torch.aminmax(terms.count))
+        if most == 1:  # as with two views of each image: then without loss of small losses to rounding
+            losses = softplus(terms.log_sum_exp(Relation.DIFFERENT, scale) - mean)
         else:
-            losses = terms.log_sum_exp(Relation.ANY, scale) - scale * mean
-        return calls.of_elements(torch.where(count > 0, losses, 0.0), embeddings)
+            losses = terms.log_sum_exp(Relation.ANY, scale) - mean
+        return calls.of_elements(losses if fewest else torch.where(terms.count > 0, losses, 0.0), embeddings)
 
 
 class MultiSimilarityLoss(OnKernels, _theirs.MultiSimilarityLoss):
@@ -100,9 +100,9 @@ class MultiSimilarityLoss(OnKernels, _theirs.MultiSimilarityLoss):
 
 
 class GeneralizedLiftedStructureLoss(OnKernels, _theirs.GeneralizedLiftedStructureLoss):
-    """Theirs, of products; no kernel has the log-sum-exp of distances, which is their default.
+    """Theirs. By Euclidean distance a part of the matrix at a time; listed pairs of it are left to them.
 
-        loss_i = relu( log sum_p exp(pos_margin - u_ip) + log sum_n exp(u_in - neg_margin) )
+        loss_i = relu( log sum_p exp(d_ip - pos_margin) + log sum_n exp(neg_margin - d_in) ),   d = -u of products
 
     Source: Hermans et al., In defense of the triplet loss for person re-identification, 2017, eq. 9.
     """
@@ -110,33 +110,43 @@ class GeneralizedLiftedStructureLoss(OnKernels, _theirs.GeneralizedLiftedStructu
     _hooks = Hooks(_theirs.GeneralizedLiftedStructureLoss, *_OF_PAIRS)
     _method = _theirs.GeneralizedLiftedStructureLoss.mat_based_loss
 
-    def _why_not(self, *call: Any) -> str | None:
+    def _why_not(self, embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any) -> str | None:
         reason = calls.why_not_number("pos_margin", self.pos_margin)
-        return reason or calls.why_not_number("neg_margin", self.neg_margin) or _why_not_pairs(self, *call)
+        reason = reason or calls.why_not_number("neg_margin", self.neg_margin)
+        of_distances = type(self.distance) is calls.distances.LpDistance and calls.is_by_label(pairs)
+        distance = calls.why_not_euclidean(self.distance, (1,)) if of_distances else None
+        call = embeddings, labels, pairs, ref_emb, ref_labels
+        return reason or distance or _why_not_pairs(self, *call, product=not of_distances)
 
-    def _fused(self, embeddings: Tensor, *call: Any) -> LossDict | None:
-        found = terms_of(self.distance, embeddings, *call)
+    def _fused(self, embeddings: Tensor, labels: Any, pairs: Any, ref_emb: Tensor, ref_labels: Any) -> LossDict | None:
+        call = embeddings, labels, pairs, ref_emb, ref_labels
+        if self.distance.is_inverted:
+            found, sign = terms_of(self.distance, *call), -1
+        else:
+            found, sign = ByDistance(self.distance, calls.sides_of(self.distance, *call)), 1
         if found.is_one_of_each():
             return self.zero_losses()
         if (terms := found.once()) is None:
             return None
         of_kinds = [
-            terms.log_sum_exp(Relation.SAME, -1.0) + float(self.pos_margin),
-            terms.log_sum_exp(Relation.DIFFERENT, 1.0) - float(self.neg_margin),
+            terms.log_sum_exp(Relation.SAME, -1.0) - sign * float(self.pos_margin),
+            terms.log_sum_exp(Relation.DIFFERENT, 1.0) + sign * float(self.neg_margin),
         ]
         of_positives, of_negatives = (torch.where(lse == -torch.inf, 0.0, lse) for lse in of_kinds)
         return calls.of_elements(torch.relu(of_positives + of_negatives)[:, None], embeddings)  # (B, 1), as theirs
 
 
-def _why_not_pairs(loss: Any, embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any) -> str | None:
-    """Of a call of a pair loss of products."""
+def _why_not_pairs(
+    loss: Any, embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any, product: bool = True
+) -> str | None:
+    """Of a call of a pair loss, of products unless its distance is asked about elsewhere."""
     # NTXentLoss of theirs takes each positive by each negative, which is more than any matrix of pairs.
     listed = not calls.is_by_label(pairs)
     if listed and not isinstance(loss, NTXentLoss) and (reason := calls.why_not_gathered(pairs, embeddings, ref_emb)):
         return reason
     if loss.collect_stats:
         return "the loss collects statistics"
-    if reason := calls.why_not_dot_product(loss.distance) or loss._hooks.why_not(loss):
+    if reason := (calls.why_not_dot_product(loss.distance) if product else None) or loss._hooks.why_not(loss):
         return reason
     if getattr(loss.loss_method, "__func__", None) is not loss._method.__func__:
         return "its loss_method is another one"

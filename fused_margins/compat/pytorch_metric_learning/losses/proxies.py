@@ -9,13 +9,13 @@ from torch import Tensor
 from ....core import checks
 from ....core.enums import Relation, Similarity
 from ....core.reductions import softplus
-from ....core.similarity import accumulation_dtype, pair_similarity, take_rows
+from ....core.similarity import accumulation_dtype
 from ....functional import margin_softmax_loss
 from ....mining.sides import Sides
-from ....ops.contrast.op import Contrast, contrast
 from .. import calls
 from ..calls import AllPairs, Hooks, LossDict, OnKernels
-from ..terms import ByLabel, segment_log_sum_exp
+from ..rows import both_rows
+from ..terms import ByLabel
 from .heads import weight_for, why_not_parameter
 
 
@@ -34,8 +34,7 @@ class NCALoss(OnKernels, _theirs.NCALoss):
         return "the batch has one row" if reason is None and len(embeddings) == 1 else reason
 
     def _fused(self, embeddings: Tensor, labels: Tensor, pairs: Any, ref_emb: Any, ref_labels: Any) -> LossDict:
-        x = self.distance.maybe_normalize(embeddings)
-        y = x if ref_emb is embeddings else self.distance.maybe_normalize(ref_emb)
+        x, y = both_rows(self.distance, embeddings, ref_emb)
         itself = torch.arange(x.shape[0], device=x.device) if y is x else None
         terms = ByLabel(Sides(x, y, labels, ref_labels, itself), _measure(self.distance))
         scale = float(self.softmax_scale)
@@ -67,11 +66,10 @@ class ProxyNCALoss(_theirs.ProxyNCALoss, NCALoss):
         reason = reason or why_not_parameter(self.proxies, len(self.proxy_labels), embeddings, axis=1)
         if reason is None and not torch.equal(self.proxy_labels, torch.arange(len(self.proxy_labels))):
             return "its proxy_labels are other ones"
-        return reason or _why_not_indices(labels, self.proxies.shape[0])
+        return reason or calls.why_not_classes(labels, self.proxies.shape[0])
 
     def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
-        proxies = self.distance.maybe_normalize(weight_for(self, "proxies", embeddings))
-        x = self.distance.maybe_normalize(embeddings)
+        x, proxies = both_rows(self.distance, embeddings, weight_for(self, "proxies", embeddings))
         similarity = _measure(self.distance).name.lower()
         scale = float(self.softmax_scale)
         losses = margin_softmax_loss(x, proxies, labels, scale=scale, similarity=similarity, reduction="none")
@@ -102,26 +100,22 @@ class ProxyAnchorLoss(OnKernels, _theirs.ProxyAnchorLoss):
         reason = reason or calls.why_not_number("margin", self.margin)
         reason = reason or calls.why_not_own_batch(embeddings, labels, ref_emb, ref_labels)
         reason = reason or why_not_parameter(self.proxies, self.num_classes, embeddings, axis=1)
-        return reason or _why_not_indices(labels, self.proxies.shape[0])
+        return reason or calls.why_not_classes(labels, self.proxies.shape[0])
 
     def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
-        x, proxies = embeddings, weight_for(self, "proxies", embeddings)
-        own, measure = take_rows(proxies, labels), Similarity.COSINE
+        x, proxies, measure = embeddings, weight_for(self, "proxies", embeddings), Similarity.COSINE
         classes, alpha, margin = proxies.shape[0], float(self.alpha), float(self.margin)
         if calls.why_not_cosine(self.distance):
+            x, proxies = both_rows(self.distance, x, proxies)
             measure = Similarity.DOT
-            x, proxies, own = (self.distance.maybe_normalize(t) for t in (x, proxies, own))
         of_class = torch.arange(classes, device=x.device)
         bias = None
         if indices_tuple is not None:
             bias = calls.convert_to_weights(indices_tuple, labels, dtype=embeddings.dtype) - 1
             bias = bias.to(accumulation_dtype(x.dtype))
-        call = Contrast(proxies, x, torch.zeros_like(of_class), of_class, labels, None, alpha, bias)
-        _, negative_lse = contrast.run(call._replace(similarity=measure), "auto", valid=False)
-        if measure == Similarity.COSINE:
-            x, own = self.distance.normalize(x), self.distance.normalize(own)
-        logit = -alpha * pair_similarity(x, own, Similarity.DOT)
-        positive_lse = segment_log_sum_exp(logit if bias is None else logit + bias, labels, classes)
+        terms = ByLabel(Sides(proxies, x, of_class, labels, None), measure, bias)
+        positive_lse = terms.log_sum_exp(Relation.SAME, -alpha)
+        negative_lse = terms.log_sum_exp(Relation.DIFFERENT, alpha)
         of_both = {
             "pos_loss": (positive_lse, int((torch.bincount(labels, minlength=classes) > 0).sum())),
             "neg_loss": (negative_lse, classes),
@@ -141,12 +135,6 @@ def _why_not_neighbours(loss: Any) -> str | None:
         return "the loss collects statistics"
     reason = loss._hooks.why_not(loss) or calls.why_not_squared_or_product(loss.distance)
     return reason or calls.why_not_number("softmax_scale", loss.softmax_scale, low=0)
-
-
-def _why_not_indices(labels: Tensor, classes: int) -> str | None:
-    """Whether labels name classes."""
-    least, most = torch.aminmax(labels)
-    return None if int(least) >= 0 and int(most) < classes else f"a label is not within [0, {classes})"
 
 
 def _measure(distance: Any) -> Similarity:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ....core.similarity import accumulation_dtype
 from .. import calls
 from ..calls import AllPairs, Hooks, LossDict, OnKernels
-from ..terms import as_triplets, distances_at
+from ..terms import as_triplets, distances_at, matrix_of
 
 _OF_TRIPLETS = ("zero_loss", "zero_losses", "sub_loss_names")
 
@@ -61,7 +61,7 @@ class TripletMarginLoss(OnKernels, _theirs.TripletMarginLoss):
         triplets = int((positive.sum(1) * negative.sum(1)).sum())
         if triplets == 0:
             return self.zero_losses()
-        mat = self.distance(embeddings, ref_emb)
+        mat = matrix_of(self.distance, embeddings, ref_emb)
         sign = -1 if self.distance.is_inverted else 1
         weight, count = _hinges(sign * mat.detach(), positive, negative, float(self.margin))
         total = _sum(weight * mat) * sign + float(self.margin) * count
@@ -115,7 +115,7 @@ class MarginLoss(OnKernels, _theirs.MarginLoss):
         number = int(triplets.sum())
         if number == 0:
             return self.zero_losses()
-        mat = self.distance(embeddings, ref_emb)
+        mat = matrix_of(self.distance, embeddings, ref_emb)
         beta = self._beta_of(labels, embeddings)
         beyond = mat - (beta if len(self.beta) == 1 else beta[:, None])
         margin = float(self.margin)
