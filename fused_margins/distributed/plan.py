@@ -42,8 +42,10 @@ HEADER, LABEL, COMBINED = 16, 8, 12  # bytes of a rank, of a row, of a row of al
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What a rank runs on. Bytes of memory; bytes (memory, link, network) and operations a second; seconds of the host a
-    step; ranks on one node.
+    """What a rank runs on.
+
+    memory: bytes. bandwidth, link, network: bytes a second, of memory, within a node and beyond. operations: a second.
+    host: seconds a step. ranks_of_node: 0 for this machine's CPU.
 
     source: where the figures are from, and which of them are predictions.
     """
@@ -64,7 +66,7 @@ DEVICES = {
         141e9, 4.8e12, 4.77e14, 1.3e-3, 3.6e11, 4.5e10, 8, torch.bfloat16,
         "operations and host as measured at 1024 x 512 x 100,000 (0.88 ms of kernels, 2.2 ms a call); links: predicted",
     ),
-    "a100": Device(80e9, 2.0e12, 1.5e14, 1.3e-3, 2.4e11, 2.2e10, 8, torch.bfloat16, "a prediction, nothing was measured"),
+    "a100": Device(80e9, 2.0e12, 1.5e14, 1.3e-3, 2.4e11, 2.2e10, 8, torch.bfloat16, "a prediction"),
 }  # fmt: skip
 
 
@@ -180,7 +182,8 @@ def measured(embedding_size: int, rows: int, seconds: float = 1.0, classes: int 
         return time.perf_counter() - start
 
     def median(part: int) -> float:
-        end, times = time.perf_counter() + seconds / 2, []
+        end = time.perf_counter() + seconds / 2
+        times: list[float] = []
         while len(times) < 3 or time.perf_counter() < end:
             times.append(once(part))
         return sorted(times)[len(times) // 2]
@@ -190,13 +193,13 @@ def measured(embedding_size: int, rows: int, seconds: float = 1.0, classes: int 
     fast, slow = median(few), median(many)
     operations = 8.0 * rows * embedding_size * (many - few) / max(slow - fast, 1e-9)
     host = max(fast - 8.0 * rows * embedding_size * few / operations, 0.0)
-    source = f"measured here with {torch.get_num_threads()} threads; links as fast as gloo's over memory: a prediction"
-    copied = torch.empty(2**26, dtype=torch.uint8).fill_(1)
+    told = f"measured here with {torch.get_num_threads()} threads; links as fast as gloo's over memory: a prediction"
+    source, copy = torch.zeros(2**26, dtype=torch.uint8), torch.zeros(2**26, dtype=torch.uint8)
     start = time.perf_counter()
     for _ in range(8):
-        copied.copy_(copied.flip(0))
-    bandwidth = 8 * 4 * copied.numel() / (time.perf_counter() - start)  # two copies, each reads and writes
-    return Device(_memory_here(), bandwidth, operations, host, 1e9, 1e9, 0, torch.float32, source)
+        copy.copy_(source)
+    bandwidth = 8 * 2 * copy.numel() / (time.perf_counter() - start)
+    return Device(_memory_here(), bandwidth, operations, host, 1e9, 1e9, 0, torch.float32, told)
 
 
 def _memory_here() -> float:
