@@ -121,9 +121,14 @@ gpu-bench:
 	$(GPU_PYTHON) -m benchmarks --device cuda $(BENCH_ARGS)
 	$(GPU_PYTHON) -m benchmarks.tables
 
+# What is built says so, a line a file; a torch that is there already stays.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint $(VENV)/constraints.txt
 $(VENV)/installed-%: $(BUILT_FROM)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	if $(BIN)/python -c 'import torch' 2> /dev/null; then sed '/^torch==/d' constraints.txt; else cat constraints.txt; fi > $(VENV)/constraints.txt
+	$(PIP) torch numpy 'setuptools>=77' 'pybind11>=2.13' 'ninja>=1.11'
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	$(PIP) --no-build-isolation --editable '.[$*]'
 	touch $@
 
 clean:

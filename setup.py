@@ -1,12 +1,14 @@
 """Builds the native module with ninja: each op once per instruction set, no torch header, no torch at build time.
 
-FUSED_MARGINS_BUILD: "auto" (default: build what the compilers at hand allow, and install without it otherwise), "cpu"
-(a failure is an error, and nothing for GPUs is built), "cuda" (both modules, a failure is an error), "none" (pure
-Python). FUSED_MARGINS_CUDA_ARCHS: the GPU architectures to build for, as "90" or "80,90"; default: all of ARCHS.
+FUSED_MARGINS_BUILD: "auto" (default: build what the compilers at hand allow, and install without it otherwise; for
+GPUs where the torch that is installed already is a CUDA build), "cpu" (a failure is an error, and nothing for GPUs is
+built), "cuda" (both modules, a failure is an error), "none" (pure Python). FUSED_MARGINS_CUDA_ARCHS: the GPU
+architectures to build for, as "90" or "80,90"; default: those of the GPUs that are here, or all of ARCHS.
 """
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -22,7 +24,6 @@ ROOT = Path(__file__).resolve().parent
 FAILURE_FILE = "native_build_failure.txt"
 FLAGS = [
     "-std=c++17",
-    "-O3",
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-math-errno",
@@ -45,8 +46,13 @@ if "v4" in ISAS:
     BF16_ISAS["amx"] = [*BF16_ISAS["v4_bf16"], "-mamx-tile", "-mamx-bf16"]
 BF16_OPS = ("contrast", "nearest", "sample", "scores")
 ARCHS = ("80", "90", "100")  # of NVIDIA GPUs; later ones compile the last one's PTX
+# -O3 compiles twice as long: for ops that lose by -O2, where there is a level above the baseline not for that.
+FAST, FASTEST = ["-O2", "-fvect-cost-model=dynamic"], ["-O3"]
+OPS_THAT_GAIN = ("contrast", "nearest", "sample")
+CXX_SECONDS, NVCC_SECONDS = 6, 12  # a file takes, about, of one core; of nvcc for each architecture
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Werror", "all-warnings"]
 CUDA = "fused_margins._CUDA"
+CPU_SOURCES, CUDA_SOURCES = sorted(ROOT.glob("csrc/*/cpu.cpp")), sorted(ROOT.glob("csrc/*/cuda.cu"))
 
 
 class BuildFailure(Exception):
@@ -78,9 +84,25 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
 
 
+def torch_is_built_for_cuda() -> bool:
+    """Of the environment that is installed into: a build that is isolated cannot import its torch."""
+    version = Path(sysconfig.get_path("purelib")) / "torch" / "version.py"
+    return version.exists() and re.search(r"^cuda\b.*= *['\"]", version.read_text(), re.MULTILINE) is not None
+
+
+def architectures_here() -> list[str]:
+    """Of the GPUs of this machine, as "90"."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    ask = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    told = subprocess.run(ask, capture_output=True, text=True).stdout
+    return sorted({major + minor for major, minor in re.findall(r"^(\d+)\.(\d)$", told, re.MULTILINE)})
+
+
 def architecture_flags(nvcc: str) -> list[str]:
-    """Machine code for every architecture that nvcc knows, and PTX of the last one for those to come."""
-    asked = os.environ.get("FUSED_MARGINS_CUDA_ARCHS", "").replace(",", " ").split()
+    """Machine code for the architectures that are asked for or here, else for every one of ARCHS that nvcc knows, and
+    PTX of the last one for those to come."""
+    asked = os.environ.get("FUSED_MARGINS_CUDA_ARCHS", "").replace(",", " ").split() or architectures_here()
     if asked:
         return [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in asked]
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
@@ -98,7 +120,7 @@ class NinjaBuild(build_ext):
             raise SystemExit(f"FUSED_MARGINS_BUILD: expected auto, cpu, cuda or none, got {mode!r}")
         if mode == "cuda" and find_nvcc() is None:
             raise SystemExit("fused-margins: FUSED_MARGINS_BUILD=cuda, and no nvcc in CUDA_HOME or on PATH")
-        with_cuda = mode == "cuda" or (mode == "auto" and find_nvcc() is not None)
+        with_cuda = mode == "cuda" or (mode == "auto" and torch_is_built_for_cuda() and find_nvcc() is not None)
         self.cuda_target = Path(self.get_ext_fullpath(CUDA))  # where an earlier build left its own
         if not with_cuda:
             self.extensions = [ext for ext in self.extensions if ext.name != CUDA]
@@ -149,6 +171,7 @@ class NinjaBuild(build_ext):
         includes = [f"-isystem{shlex.quote(p)}" for p in (pybind11.get_include(), sysconfig.get_path("include"))]
         own_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         openmp = openmp_flags(compiler)
+        fast = accepted(compiler, FAST, "int main() {}") or FASTEST  # clang has no such model
         matrix_unit = "#include <immintrin.h>\nvoid f() { _tile_dpbf16ps(0, 1, 2); }"
         known = BF16_ISAS if BF16_ISAS and accepted(compiler, BF16_ISAS["amx"], matrix_unit) else {}
         has_bf16 = ["-DFM_HAS_BF16"] if known else []
@@ -166,21 +189,31 @@ class NinjaBuild(build_ext):
             n.rule(
                 "link",
                 f"{' '.join(compiler)} {' '.join(link)} $in {' '.join(openmp)} {os.environ.get('LDFLAGS', '')} -o $out",
+                description="link $out",
             )
             objects = []
             for isa, isa_flags in (ISAS | known).items():
-                for source in sorted(ROOT.glob("csrc/*/cpu.cpp")):
+                for source in CPU_SOURCES:
                     if isa in BF16_ISAS and source.parent.name not in BF16_OPS:
                         continue
                     name = f"{source.parent.name}_{isa}.o"
-                    flags = [*FLAGS, *isa_flags, *has_bf16, *openmp, f"-DFM_ISA={isa}", *own_flags]
+                    gains = source.parent.name in OPS_THAT_GAIN and (isa != "baseline" or len(ISAS) == 1)
+                    flags = [
+                        *FLAGS,
+                        *(FASTEST if gains else fast),
+                        *isa_flags,
+                        *has_bf16,
+                        *openmp,
+                        f"-DFM_ISA={isa}",
+                        *own_flags,
+                    ]
                     objects += n.build(name, "compile", str(source), variables={"flags": flags})
             for source in (ROOT / "csrc/cpu/isa.cpp", ROOT / "csrc/bindings.cpp"):
                 objects += n.build(
                     f"{source.stem}.o",
                     "compile",
                     str(source),
-                    variables={"flags": [*FLAGS, "-DNDEBUG", *has_bf16, *openmp, *includes, *own_flags]},
+                    variables={"flags": [*FLAGS, *fast, "-DNDEBUG", *has_bf16, *openmp, *includes, *own_flags]},
                 )
             n.build(str(targets["fused_margins._C"]), "link", objects)
             if nvcc is not None:
@@ -193,18 +226,25 @@ class NinjaBuild(build_ext):
                     deps="gcc",
                     description="compile $out",
                 )
-                n.rule("link_cuda", f"{command} -shared -cudart static $in -o $out")
+                n.rule("link_cuda", f"{command} -shared -cudart static $in -o $out", description="link $out")
                 flags = [*NVCC_FLAGS, *architecture_flags(nvcc)]
                 objects = n.build(
                     "bindings_cuda.o",
                     "compile",
                     str(ROOT / "csrc/bindings_cuda.cpp"),
-                    variables={"flags": [*FLAGS, "-DNDEBUG", *includes, *own_flags]},
+                    variables={"flags": [*FLAGS, *fast, "-DNDEBUG", *includes, *own_flags]},
                 )
-                for source in sorted(ROOT.glob("csrc/*/cuda.cu")):
+                for source in CUDA_SOURCES:
                     name = f"{source.parent.name}_cuda.o"
                     objects += n.build(name, "compile_cuda", str(source), variables={"flags": flags})
                 n.build(str(targets[CUDA]), "link_cuda", objects)
+        what = f"fused-margins: C++ for {', '.join(ISAS | known)}"
+        seconds = CXX_SECONDS * sum(len(BF16_OPS) if isa in BF16_ISAS else len(CPU_SOURCES) for isa in ISAS | known)
+        if nvcc is not None:
+            of_each = len(architecture_flags(nvcc))
+            what, seconds = f"fused-margins: CUDA C++ ({nvcc})", NVCC_SECONDS * of_each * len(CUDA_SOURCES)
+        cores = os.cpu_count() or 1
+        print(f"{what}: {seconds / cores:.0f} s or so on {cores} cores, where nothing is built yet", flush=True)
         try:
             subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder), str(targets[ext.name])], check=True)
         except subprocess.CalledProcessError as error:

@@ -1,11 +1,17 @@
 """What an installation does without a compiler, and with a choice of build; the import without a native module."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import pytest
+import setuptools
 
 import fused_margins
 
@@ -47,6 +53,41 @@ def test_an_unknown_build_is_an_error(tmp_path):
     result = build(tmp_path, FUSED_MARGINS_BUILD="gpu")
     assert result.returncode != 0
     assert "FUSED_MARGINS_BUILD: expected auto, cpu, cuda or none, got 'gpu'" in result.stderr
+
+
+@pytest.fixture
+def setup_py(monkeypatch) -> dict[str, Any]:
+    """Its functions; nothing is set up."""
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [(None, False), ("cuda: Optional[str] = None\nhip = '6.3'", False), ("debug = False\ncuda: str = '12.8'", True)],
+)
+def test_cuda_is_built_beside_a_torch_that_is(setup_py, tmp_path, monkeypatch, version, expected):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    if version:
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch/version.py").write_text(version)
+    assert setup_py["torch_is_built_for_cuda"]() == expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="makes a script of the shell")
+def test_cuda_is_built_for_the_gpus_that_are_here(setup_py, tmp_path, monkeypatch):
+    monkeypatch.delenv("FUSED_MARGINS_CUDA_ARCHS", raising=False)
+    for program, prints in (("nvidia-smi", "9.0\\n8.6\\n9.0\\n[N/A]"), ("nvcc", "compute_80\\ncompute_90")):
+        (tmp_path / program).write_text(f"#!/bin/sh\nprintf '{prints}\\n'\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    of_nvcc = partial(setup_py["architecture_flags"], str(tmp_path / "nvcc"))
+    assert of_nvcc() == ["-gencode=arch=compute_86,code=sm_86", "-gencode=arch=compute_90,code=sm_90"]
+    monkeypatch.setenv("FUSED_MARGINS_CUDA_ARCHS", "80")
+    assert of_nvcc() == ["-gencode=arch=compute_80,code=sm_80"]
+    monkeypatch.delenv("FUSED_MARGINS_CUDA_ARCHS")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho no devices were found\nexit 6\n")
+    assert of_nvcc()[-1] == "-gencode=arch=compute_90,code=compute_90"
 
 
 def import_without_native(folder: Path, reason: str, code: str) -> subprocess.CompletedProcess[str]:
