@@ -1,63 +1,53 @@
 """Losses of two processes, whose references are the rows of both."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from pytorch_metric_learning import losses as their_losses
+from pytorch_metric_learning.utils import distributed as their_distributed
 
 from fused_margins.compat.pytorch_metric_learning import losses, miners
 from fused_margins.compat.pytorch_metric_learning.utils import distributed
+from tests.distributed import ranks
 
-from .oracle import BATCH
+from .oracle import BATCH, left_to_them
 
-PROCESS = """
-import sys
-import torch
-import torch.distributed as dist
-from pytorch_metric_learning import losses as their_losses
-from pytorch_metric_learning.utils import distributed as their_distributed
-from tests.compat.oracle import left_to_them
-from fused_margins.compat.pytorch_metric_learning import losses
-from fused_margins.compat.pytorch_metric_learning.utils import distributed
 
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-generator = torch.Generator().manual_seed(rank)
-for name in ("NTXentLoss", "SupConLoss", "MultiSimilarityLoss", "TripletMarginLoss", "MarginLoss", "ContrastiveLoss"):
-    for rows, references in ((6, False), (6, True), (1, False)):
-        x = torch.randn(rows, 5, generator=generator, dtype=torch.float64)
-        labels = torch.randint(3, (rows,), generator=generator)
-        call = [torch.randn(rows, 5, generator=generator, dtype=torch.float64), labels.flip(0)] if references else []
-        for efficient in (True, False):
-            of_both = []
-            for module, wrappers in ((losses, distributed), (their_losses, their_distributed)):
-                leaf = x.clone().requires_grad_()
-                loss = wrappers.DistributedLossWrapper(getattr(module, name)(), efficient=efficient)
-                with left_to_them(name if name != "ContrastiveLoss" else "NTXentLoss") as seen:
-                    value = loss(leaf, labels, None, *call)
-                if module is losses and name != "ContrastiveLoss" and rows > 1 and not references:
-                    assert not seen, (name, seen)
-                value.backward()
-                of_both.append([value, leaf.grad])
-            for a, b in zip(*of_both):
-                assert torch.allclose(a, b, rtol=1e-9, atol=1e-9), (name, rows, references, efficient, a, b)
-memory = [m.CrossBatchMemory(m.NTXentLoss(), 5, 32) for m in (losses, their_losses)]
-wrapped = [w.DistributedLossWrapper(m) for w, m in zip((distributed, their_distributed), memory)]
-torch.testing.assert_close(*[w(x.repeat(6, 1), torch.arange(6) % 3) for w in wrapped], rtol=1e-9, atol=0)
-dist.destroy_process_group()
-"""
+def both_agree(rank: int) -> None:
+    generator = torch.Generator().manual_seed(rank)
+    for name in (
+        "NTXentLoss",
+        "SupConLoss",
+        "MultiSimilarityLoss",
+        "TripletMarginLoss",
+        "MarginLoss",
+        "ContrastiveLoss",
+    ):
+        for rows, references in ((6, False), (6, True), (1, False)):
+            x = torch.randn(rows, 5, generator=generator, dtype=torch.float64)
+            labels = torch.randint(3, (rows,), generator=generator)
+            call = (
+                [torch.randn(rows, 5, generator=generator, dtype=torch.float64), labels.flip(0)] if references else []
+            )
+            for efficient in (True, False):
+                of_both = []
+                for module, wrappers in ((losses, distributed), (their_losses, their_distributed)):
+                    leaf = x.clone().requires_grad_()
+                    loss = wrappers.DistributedLossWrapper(getattr(module, name)(), efficient=efficient)
+                    with left_to_them(name if name != "ContrastiveLoss" else "NTXentLoss") as seen:
+                        value = loss(leaf, labels, None, *call)
+                    if module is losses and name != "ContrastiveLoss" and rows > 1 and not references:
+                        assert not seen, (name, seen)
+                    value.backward()
+                    of_both.append([value, leaf.grad])
+                for a, b in zip(*of_both):
+                    assert torch.allclose(a, b, rtol=1e-9, atol=1e-9), (name, rows, references, efficient, a, b)
+    memory = [m.CrossBatchMemory(m.NTXentLoss(), 5, 32) for m in (losses, their_losses)]
+    wrapped = [w.DistributedLossWrapper(m) for w, m in zip((distributed, their_distributed), memory)]
+    torch.testing.assert_close(*[w(x.repeat(6, 1), torch.arange(6) % 3) for w in wrapped], rtol=1e-9, atol=0)
 
 
 def test_two_processes_agree_with_theirs(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", PROCESS]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "group")], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    ranks.run(both_agree, 2, tmp_path)
 
 
 def test_a_memory_outside_a_process_group_is_called_as_it_is():
