@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .enums import Option
 from .indices import INTEGER
@@ -223,9 +224,14 @@ def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def dense(argument: str, value: object) -> None:
-    """No tensor that has no strides; what is no tensor passes."""
+    """No tensor that has no strides, and none of which a rank has a part; what is no tensor passes."""
     if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_nested):
         raise TypeError(f"{argument}: expected a dense tensor, got {_kind(value)}")
+    if type(value) not in (Tensor, Parameter) and hasattr(value, "placements"):  # a DTensor, whose import takes long
+        raise TypeError(
+            f"{argument}: expected a plain tensor, got a DTensor with placements {value.placements}; to_local() gives "
+            "this rank's part, and fused_margins.distributed has losses of many ranks"
+        )
 
 
 def _integers(argument: str, value: Tensor, x: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from fused_margins.distributed import ShardedMarginSoftmaxLoss
+from fused_margins.functional import margin_softmax_loss, mine_positives
 
 from . import ranks
 
@@ -92,6 +93,16 @@ DISAGREEMENTS: dict[str, tuple[Callable[[int], Any], type[Exception], str]] = {
         lambda r: called(r, rows(), LABELS + 2 * r),
         IndexError,
         "labels: expected values in [0, 5) or -100 (ignored), got 5 in row 1 of rank 2",
+    ),
+    "a weight for a function of one process": (
+        lambda r: margin_softmax_loss(rows(), made(r).weight, LABELS),
+        TypeError,
+        "weight: expected a plain tensor, got a DTensor with placements (Shard(dim=0),); to_local() gives this rank's",
+    ),
+    "classes for a miner of one process": (
+        lambda r: mine_positives(made(r).weight, torch.arange(5)),
+        TypeError,
+        "embeddings: expected a plain tensor, got a DTensor with placements (Shard(dim=0),)",
     ),
     "whose weight": (
         replaced,

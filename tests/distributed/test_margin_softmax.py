@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from fused_margins import MarginSoftmaxLoss
 from fused_margins.distributed import ShardedMarginSoftmaxLoss
+from fused_margins.functional import margin_softmax_loss
 
 from . import ranks
 
@@ -124,6 +126,7 @@ def on_ranks(rank: int, num_ranks: int) -> list[dict[str, Tensor]]:
     for name, case in cases(num_ranks):
         try:
             inputs, loss = case.draw(), made(ShardedMarginSoftmaxLoss, case)
+            loss.equal_batches = len(set(case.counts)) == 1  # then nothing is compared, and nothing else is different
             with torch.no_grad():
                 loss.weight.to_local().copy_(loss._shards.part(inputs.weight).to_local())
             x, labels = (t.split(case.counts)[rank] for t in (inputs.x, inputs.labels))
@@ -166,3 +169,44 @@ def test_loss_and_gradients_are_those_of_one_process(num_ranks: int, tmp_path: P
                     atol=1e-12 if case.dtype == torch.float64 else 1e-6,
                     msg=lambda text, w=what, n=name, r=rank: f"{w} of {n} on rank {r}: {text}",
                 )
+
+
+def others(rank: int) -> dict[str, Any]:
+    """Predictions, the values that a seed gives, and a loss over two of four ranks."""
+    torch.manual_seed(1)
+    loss = ShardedMarginSoftmaxLoss(5000, WIDTH, scale=4.0)
+    x = torch.randn(8, WIDTH)
+    with pytest.raises(RuntimeError, match="to_linear: expected a loss of one process, got one over many ranks"):
+        loss.to_linear()
+    found = {"weight": loss.weight.full_tensor().detach(), "logits": loss.predictions(x.split(2)[rank]).full_tensor()}
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "classes"))
+    with pytest.raises(ValueError, match=r"mesh: expected one dimension of ranks, as mesh\['name'\] is, got 2"):
+        ShardedMarginSoftmaxLoss(5, WIDTH, mesh=mesh)
+    of_two = ShardedMarginSoftmaxLoss(5, WIDTH, mesh=mesh["classes"])
+    found["two"] = of_two(x.split(2)[rank], torch.tensor([rank, 4])).detach()
+    return found | {"two's weight": of_two.weight.full_tensor().detach()}
+
+
+def test_predictions_seeds_and_a_mesh_of_some_ranks(tmp_path: Path) -> None:
+    found = ranks.run(others, 4, tmp_path)
+    torch.manual_seed(1)
+    torch.randint(2**62, ())  # as the loss draws its seed
+    x = torch.randn(8, WIDTH)
+    one = MarginSoftmaxLoss(5000, WIDTH, scale=4.0)
+    (alone,) = ranks.run(only_weight, 1, tmp_path)
+    for rank, of_rank in enumerate(found):
+        assert torch.equal(of_rank["weight"], alone)
+        with torch.no_grad():
+            one.weight.copy_(alone)
+            torch.testing.assert_close(of_rank["logits"], one.predictions(x))
+        pair = rank // 2
+        labels = torch.tensor([2 * pair, 4, 2 * pair + 1, 4])
+        of_two = margin_softmax_loss(x[4 * pair : 4 * pair + 4], of_rank["two's weight"], labels)
+        torch.testing.assert_close(of_rank["two"], of_two)
+    assert alone.std() == pytest.approx(WIDTH**-0.5, rel=0.02)
+    assert len(alone[:, 0].unique()) > 4990, "blocks of classes are drawn apart"
+
+
+def only_weight(rank: int) -> Tensor:
+    torch.manual_seed(1)
+    return ShardedMarginSoftmaxLoss(5000, WIDTH).weight.full_tensor().detach()

@@ -9,13 +9,16 @@ import torch
 import fused_margins
 from fused_margins import functional
 from fused_margins.backends import budget, registry
+from fused_margins.distributed import ShardedMarginSoftmaxLoss
 
 MODULES = [getattr(fused_margins, name) for name in fused_margins.losses.__all__]
 LOSSES = [module for module in MODULES if module is not fused_margins.CrossBatchMemory]  # which wraps one of them
 FUNCTIONS = [getattr(functional, name) for name in functional.__all__]
 
 
-@pytest.mark.parametrize("public", [*MODULES, *FUNCTIONS, fused_margins.MagnetIndex], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "public", [*MODULES, *FUNCTIONS, fused_margins.MagnetIndex, ShardedMarginSoftmaxLoss], ids=lambda f: f.__name__
+)
 def test_public_docstrings_are_complete(public):
     text = inspect.getdoc(public)
     # A named special case says in one line that its arguments, errors and gradients are those of its class.
