@@ -11,6 +11,8 @@ from tests.distributed import ranks
 
 from .oracle import BATCH, left_to_them
 
+NAMES = ("NTXentLoss", "SupConLoss", "MultiSimilarityLoss", "TripletMarginLoss", "MarginLoss", "ContrastiveLoss")
+
 
 def both_agree(rank: int) -> None:
     generator = torch.Generator().manual_seed(rank)
