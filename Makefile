@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo reproduce parity test test-kernels test-distributed-faults lint format bench growth tables fuzz sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
+.PHONY: demo docs wheel reproduce parity test test-kernels test-distributed-faults lint format bench growth tables fuzz sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
@@ -65,6 +65,19 @@ growth: $(VENV)/installed-bench
 
 tables: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.tables
+
+# The site, in build/site: every page of docs and the API reference; a warning is an error.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m mkdocs build --quiet
+
+# A wheel for this Python, with OpenMP left to torch, and what it needs of the system; tried in an environment of its own.
+wheel: $(VENV)/installed-wheel
+	rm -rf build/wheel && mkdir -p build/wheel
+	FUSED_MARGINS_BUILD=cpu $(BIN)/python -m build --wheel --outdir build/wheel
+	PATH=$(BIN):$$PATH $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	$(PYTHON) -m venv --clear build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd build/wheel && venv/bin/fused-margins doctor && venv/bin/python ../../tests/packaging/smoke.py
 
 # 20,000 random calls, 5,000 direct calls of the ops and 2,000 data sets and runs, damaged or not: about twenty minutes. The
 # same seed makes the same cases, and each finding comes with the command that replays it.

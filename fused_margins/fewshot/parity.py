@@ -1,12 +1,12 @@
 """Two backends on one training run: what differs at each step, and what that difference grows into."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..doctor import relative_difference
 from .config import TrainConfig
 from .datasets import ImageSet
 from .errors import UserError
@@ -95,20 +95,3 @@ def _gradients(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
     for owner in (trainer.model, trainer.objective):
         for name, parameter in owner.named_parameters():
             yield name, torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def relative_difference(a: Tensor, b: Tensor) -> float:
-    """Largest |a - b| over the largest finite entry of either; 0 where both are 0, infinite where one alone is finite.
-
-    >>> relative_difference(torch.tensor([1.0, -4.0]), torch.tensor([1.0, -3.0]))
-    0.25
-    """
-    equal = (a == b) | (a.isnan() & b.isnan())
-    difference = torch.where(equal, 0.0, (a - b).abs())
-    if not difference.isfinite().all():
-        return math.inf
-    if not difference.any():
-        return 0.0
-    # Of the finite entries: beside an infinity that both have, no difference would count.
-    size = max(x[x.isfinite()].abs().max() for x in (a, b))
-    return float(difference.max() / size)

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..doctor import versions
 from .config import flat_settings
 from .datasets import ImageSet, Task
-from .doctor import versions
 from .html import Page
 from .maps import confusion_map, embedding_maps, map_sample, most_confused, neighbour_strips, plane
 from .metrics import confusion_matrix, nearest_others

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..doctor import versions
 from .datasets import Task
-from .doctor import versions
 from .errors import UserError
 from .html import Page
 from .jobs import Work, run_all

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
+from fused_margins import doctor
 from fused_margins.backends import registry
-from fused_margins.fewshot import doctor, trainer
+from fused_margins.fewshot import trainer
 from fused_margins.fewshot.backends import available, calls_of, of_all
 from fused_margins.fewshot.config import InfoNCE, Magnet, MarginSoftmax, Softmax, TrainConfig, Triplet
 from fused_margins.fewshot.errors import UserError
@@ -41,5 +42,5 @@ def test_a_training_is_refused_for_its_own_ops_alone():
 
 def test_a_gpu_on_which_nothing_was_checked_is_a_fault(monkeypatch):
     monkeypatch.setattr(doctor, "_losses", lambda *_: iter(()))
-    assert doctor.self_check("cpu")[1]
-    assert not doctor.self_check("cuda")[1]
+    assert doctor.check("cpu")[1]
+    assert not doctor.check("cuda")[1]

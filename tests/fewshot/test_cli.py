@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fused_margins.fewshot import doctor, jobs, trainer
+from fused_margins.fewshot import backends, jobs, trainer
 from fused_margins.fewshot import report as report_module
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Backbone, TrainConfig
@@ -23,7 +23,7 @@ from fused_margins.fewshot.studies import demo
 from .conftest import SMALL
 
 needs_cpu_backend = pytest.mark.skipif(
-    "cpu" not in doctor.available("cpu", [doctor.SOFTMAX]), reason="the cpu backend is not built"
+    "cpu" not in backends.available("cpu", [backends.SOFTMAX]), reason="the cpu backend is not built"
 )
 PNG = b"\x89PNG\r\n\x1a\n"
 

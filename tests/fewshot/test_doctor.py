@@ -1,12 +1,14 @@
 """What `fused-margins doctor` tells of a machine, and the faults that it finds."""
 
 import json
+import sys
 import types
 
 import pytest
 
+from fused_margins import command, doctor
 from fused_margins.backends import registry
-from fused_margins.fewshot import doctor
+from fused_margins.fewshot.backends import SOFTMAX, available
 from fused_margins.fewshot.cli import main, parse
 from fused_margins.fewshot.errors import UserError
 
@@ -14,8 +16,35 @@ from fused_margins.fewshot.errors import UserError
 def test_doctor_knows_this_machine_and_finds_nothing_wrong(capsys):
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
-    for word in ("python", "torch", "compiler", "contrast / reference", "nearest / cpu", "Self-check"):
+    assert output.count("\n") < 40  # one screen
+    for word in (
+        "python",
+        "torch",
+        "compiler",
+        "margin softmax / cpu",
+        "Self-check",
+        "All is well: the kernels of cpu agree",
+    ):
         assert word in output
+
+
+def test_the_command_needs_the_trainers_packages_for_the_trainer_alone(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("fused_margins.fewshot")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    for words in (["doctor"], ["plan", "--classes", "1000", "--ranks", "2"]):
+        monkeypatch.setattr(sys, "argv", ["fused-margins", *words])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        assert ended.value.code == 0
+    monkeypatch.setattr(sys, "argv", ["fused-margins", "train"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        'error: the trainer needs tyro, which is not installed: pip install "fused-margins[fewshot]"; '
+        "doctor and plan run without it\n"
+    )
 
 
 def test_doctor_refuses_a_device_that_is_not_there(capsys):
@@ -24,7 +53,7 @@ def test_doctor_refuses_a_device_that_is_not_there(capsys):
 
 
 def test_doctor_finds_a_wrong_backend(monkeypatch):
-    if "cpu" not in doctor.available("cpu", [doctor.SOFTMAX]):
+    if "cpu" not in available("cpu", [SOFTMAX]):
         pytest.skip("the cpu backend is not built")
     right = doctor.functional.margin_softmax_loss
 
@@ -36,7 +65,7 @@ def test_doctor_finds_a_wrong_backend(monkeypatch):
 
 
 def test_doctor_and_parity_find_a_backend_that_returns_nan(tmp_path):
-    if "cpu" not in doctor.available("cpu", [doctor.SOFTMAX]):
+    if "cpu" not in available("cpu", [SOFTMAX]):
         pytest.skip("the cpu backend is not built")
     right = registry.kernel("contrast", "cpu")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fused_margins.fewshot import doctor, report, trials
+from fused_margins.fewshot import backends, report, trials
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.commands import studies, train
 from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax
@@ -22,7 +22,7 @@ from .conftest import with_digits
 SMALL = ["--backbone", "convnet", "--blocks", "2", "--channels", "4", "--embedding-size", "8", "--episodes", "5"]
 STUDY = [*SMALL, "--workers", "1"]
 needs_cpu_backend = pytest.mark.skipif(
-    "cpu" not in doctor.available("cpu", [doctor.SOFTMAX]), reason="the cpu backend is not built"
+    "cpu" not in backends.available("cpu", [backends.SOFTMAX]), reason="the cpu backend is not built"
 )
 pytestmark = pytest.mark.usefixtures("few_digits", "blank_pictures")
 

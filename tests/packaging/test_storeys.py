@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "fused_margins"
 STOREYS = {"core": 0, "backends": 1, "ops": 2, "functional": 3, "mining": 3, "losses": 4, "clustering": 4}
 STOREYS |= {"clusters": 5, "kmeans": 5, "margins": 5}  # three import paths that users have
-STOREYS |= {"compat": 6, "distributed": 6, "fewshot": 6}
+STOREYS |= {"compat": 6, "distributed": 6, "doctor": 6, "fewshot": 7, "command": 8}
 
 
 def imports() -> Iterator[tuple[str, tuple[str, ...]]]:
