@@ -1,4 +1,4 @@
-"""A program: an installed wheel has every public name, and its losses run on the kernels. Needs torch and numpy alone."""
+"""A program: an installed wheel has every public name, and its losses run on the kernels; of torch and numpy alone."""
 
 import torch
 
