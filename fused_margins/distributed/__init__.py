@@ -3,6 +3,12 @@
 Stands on torch.distributed, DTensor and torch.distributed.checkpoint, and is imported on demand.
 """
 
+from .global_batch import GlobalBatchLoss, mine_negatives, mine_positives
 from .margin_softmax import ShardedMarginSoftmaxLoss
 
-__all__ = ["ShardedMarginSoftmaxLoss"]
+__all__ = [
+    "GlobalBatchLoss",
+    "ShardedMarginSoftmaxLoss",
+    "mine_negatives",
+    "mine_positives",
+]
