@@ -4,10 +4,12 @@ Stands on torch.distributed, DTensor and torch.distributed.checkpoint, and is im
 """
 
 from .global_batch import GlobalBatchLoss, mine_negatives, mine_positives
+from .magnet_index import ShardedMagnetIndex
 from .margin_softmax import ShardedMarginSoftmaxLoss
 
 __all__ = [
     "GlobalBatchLoss",
+    "ShardedMagnetIndex",
     "ShardedMarginSoftmaxLoss",
     "mine_negatives",
     "mine_positives",
