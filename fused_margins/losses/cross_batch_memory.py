@@ -85,6 +85,14 @@ class CrossBatchMemory(nn.Module):
         self.seen.zero_()
 
     def forward(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+        self._check(embeddings, labels, sample_ids)
+        references, reference_labels, self_index = self._references(embeddings, labels.long(), sample_ids)
+        loss = self.loss(embeddings, labels.long(), references, reference_labels, self_index)
+        if self.training:
+            self._remember(embeddings.detach(), labels, sample_ids)
+        return loss
+
+    def _check(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None) -> None:
         memory = self.embeddings[:0]
         if isinstance(embeddings, Tensor) and embeddings.is_floating_point():
             memory = memory.to(embeddings.dtype)
@@ -93,11 +101,6 @@ class CrossBatchMemory(nn.Module):
         checks.labels("sample_ids", sample_ids, embeddings.shape[0], embeddings, optional=True)
         if self.training:
             checks.not_in_a_backward("CrossBatchMemory")
-        references, reference_labels, self_index = self._references(embeddings, labels.long(), sample_ids)
-        loss = self.loss(embeddings, labels.long(), references, reference_labels, self_index)
-        if self.training:
-            self._remember(embeddings.detach(), labels, sample_ids)
-        return loss
 
     def _references(
         self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None

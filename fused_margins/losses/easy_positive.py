@@ -13,26 +13,11 @@ from torch.nn import functional as F
 from ..backends import registry
 from ..core import checks
 from ..core.enums import Reduction, Relation, Similarity
-from ..core.indices import UNADMITTED
 from ..core.reductions import reduce_loss
-from ..core.similarity import accumulation_dtype, pair_similarity, take_rows, unit_rows
+from ..core.similarity import accumulation_dtype, take_rows, unit_rows
 from ..mining.negatives import NEGATIVES, distance_weighted_negatives, nearest_negatives, random_negatives
 from ..mining.positives import POSITIVES, all_positives, nearest_positives, random_positives
-from ..mining.sides import CALLED, Sides, check_sides
-from ..ops.nearest.op import Nearest, nearest
-
-
-def _zero_or_nan(t: Tensor, labels: Tensor, similarity: Similarity) -> Tensor:
-    """(B,) NaN for a row that is not finite or has similarities that are not, else 0; in the accumulation dtype.
-
-    Labels (B,) that no relation admits make it 0.
-    """
-    t, dtype = t.detach(), accumulation_dtype(t.dtype)
-    if similarity == Similarity.COSINE:
-        found = (t * 0).sum(1, dtype=dtype)
-    else:  # no distance is above the sum of two lengths
-        found = (2 * torch.linalg.vector_norm(t, dim=1, dtype=dtype)).square() * 0
-    return torch.where(labels.long() == UNADMITTED, 0.0, found)
+from ..mining.sides import Sides, check_sides
 
 
 def checked_margin(margin: float) -> float:
@@ -52,6 +37,14 @@ class Positives(NamedTuple):
     def of_anchor(self, t: Tensor) -> Tensor:
         """(P, ...) of each pair, from (B, ...) of each anchor."""
         return t if self.anchor is None or not t.shape[0] else take_rows(t, self.anchor)
+
+
+class RowLosses(NamedTuple):
+    """Losses before they are reduced: of each anchor, or of each pair."""
+
+    loss: Tensor  # (P,)
+    weight: Tensor  # (P,) how much each counts in a mean
+    positives: Positives | None = None  # whose pairs they are; None for anchors
 
 
 class EasyPositiveLoss(nn.Module):
@@ -106,55 +99,69 @@ class EasyPositiveLoss(nn.Module):
         x = unit_rows(sides.x.to(accumulation_dtype(sides.x.dtype)))
         return sides._replace(x=x, y=x if sides.y is sides.x else unit_rows(sides.y.to(x.dtype)))
 
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        reference_embeddings: Tensor | None = None,
+        reference_labels: Tensor | None = None,
+        self_index: Tensor | None = None,
+    ) -> Tensor:
+        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
+        loss, weight, positives = self._row_losses(sides)
+        return self._or_nan(reduce_loss(loss, weight, self._reduction), sides, positives)
+
+    def _row_losses(self, sides: Sides) -> RowLosses:
+        """What `forward` reduces. Of the references it asks what `Sides` answers, and reads none itself."""
+        raise NotImplementedError
+
+    def _check_labels(self, labels: Tensor) -> None:
+        """An IndexError for labels (B,) that the loss has nothing for."""
+
     def _or_nan(self, loss: Tensor, sides: Sides, positives: Positives | None = None) -> Tensor:
         """The loss of an anchor that is not finite is NaN, and so is that of all anchors where a reference is not.
 
         Whatever is not finite is never found as a positive or negative, so that without this a dead network would have
         the loss 0. Nothing is read by the host.
         """
-        not_finite = _zero_or_nan(sides.x, sides.labels, self._similarity)
-        if sides.y is sides.x:
+        not_finite = sides.not_finite(self._similarity)
+        if self._reduction != Reduction.NONE:
             not_finite = not_finite.sum()
-        else:
-            not_finite = not_finite + _zero_or_nan(sides.y, sides.reference_labels, self._similarity).sum()
-            if self._reduction != Reduction.NONE:
-                not_finite = not_finite.sum()
-            elif positives is not None:
-                not_finite = positives.of_anchor(not_finite)
+        elif not_finite.dim() and positives is not None:
+            not_finite = positives.of_anchor(not_finite)
         return loss * (1 + not_finite)
 
     def _find_positives(self, sides: Sides) -> Positives:
-        x, y, anchor = sides.x, sides.y, None
         if self.positives == "easy" and self.duplicates_above is not None:
-            below = torch.full_like(sides.labels, self.duplicates_above, dtype=accumulation_dtype(x.dtype))
-            search = Nearest(*sides, below, self._similarity, Relation.SAME)
-            value, index = (t[:, 0] for t in nearest.run(search, self.backend, CALLED, valid=False))
-            return Positives(None, index, value)
+            below = torch.full_like(sides.labels, self.duplicates_above, dtype=accumulation_dtype(sides.x.dtype))
+            similarity, index = sides.nearest(self._similarity, Relation.SAME, self.backend, below=below)
+            return Positives(None, index, similarity)
         if self.positives in ("easy", "hard"):
             similarity, index = nearest_positives(sides, self._similarity, self.positives == "easy", self.backend)
             return Positives(None, index, similarity)
+        anchor, labels = None, (sides.labels, sides.reference_labels, sides.self_index)
         if self.positives == "random":
-            index = random_positives(*sides[2:], self.generator)
+            index = random_positives(*labels, self.generator)
         else:
-            anchor, index = all_positives(*sides[2:])
-            x = take_rows(x, anchor)
-        similarity = pair_similarity(x.detach(), take_rows(y.detach(), index), self._similarity)
+            anchor, index = all_positives(*labels)
+        with torch.no_grad():
+            similarity = sides.pairs(anchor, index, self._similarity)
         return Positives(anchor, index, torch.where(index >= 0, similarity, -torch.inf))
 
     def _find_negatives(self, sides: Sides, positives: Positives) -> Tensor:
         """Index (P,), -1 where there is none. The hardest is the anchor's; the others are found for each pair."""
         if self.negatives == "hard":
             return positives.of_anchor(self._mine_negatives(sides, None))
-        of_self = None if sides.self_index is None else positives.of_anchor(sides.self_index)
-        pairs = sides._replace(
-            x=positives.of_anchor(sides.x.detach()), labels=positives.of_anchor(sides.labels), self_index=of_self
-        )
+        if positives.anchor is not None:
+            of_self = None if sides.self_index is None else positives.of_anchor(sides.self_index)
+            x, labels = positives.of_anchor(sides.x.detach()), positives.of_anchor(sides.labels)
+            sides = sides._replace(x=x, labels=labels, self_index=of_self)
         if self.negatives == "semihard":
-            return self._mine_negatives(pairs, positives.similarity)
+            return self._mine_negatives(sides, positives.similarity)
         if self.negatives == "random":
-            return random_negatives(*pairs[2:], self.generator)
+            return random_negatives(sides.labels, sides.reference_labels, sides.self_index, self.generator)
         return distance_weighted_negatives(
-            pairs.x, pairs.labels, pairs.y, pairs.reference_labels, self.generator, self.backend, pairs.self_index
+            sides.x, sides.labels, sides.y, sides.reference_labels, self.generator, self.backend, sides.self_index
         )
 
     def _mine_negatives(self, sides: Sides, below: Tensor | None) -> Tensor:
@@ -221,23 +228,15 @@ class EasyPositiveTripletLoss(EasyPositiveLoss):
         super().__init__(positives, negatives, similarity, normalize, reduction, backend, generator)
         self.margin = checked_margin(margin)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        reference_embeddings: Tensor | None = None,
-        reference_labels: Tensor | None = None,
-        self_index: Tensor | None = None,
-    ) -> Tensor:
-        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
+    def _row_losses(self, sides: Sides) -> RowLosses:
         positives = self._find_positives(sides)
         negative = self._find_negatives(sides, positives)
         active = (positives.reference >= 0) & (negative >= 0)
-        x = positives.of_anchor(sides.x)
-        to_positive = pair_similarity(x, take_rows(sides.y, positives.reference), self._similarity)
-        to_negative = pair_similarity(x, take_rows(sides.y, negative), self._similarity)
+        to_positive, to_negative = (
+            sides.pairs(positives.anchor, reference, self._similarity) for reference in (positives.reference, negative)
+        )
         loss = torch.where(active, F.relu(self.margin + to_negative - to_positive), 0.0)
-        return self._or_nan(reduce_loss(loss, active.to(loss.dtype), self._reduction), sides, positives)
+        return RowLosses(loss, active.to(loss.dtype), positives)
 
     def extra_repr(self) -> str:
         parts = [f"margin={self.margin:g}", f"negatives={self.negatives!r}", f"positives={self.positives!r}"]

@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from ..core import checks
-from ..core.enums import Similarity
-from ..core.indices import IGNORED
-from ..core.reductions import log_odds, reduce_loss, softplus
-from ..core.similarity import pair_similarity, take_rows
+from ..core.enums import Relation, Similarity
+from ..core.reductions import log_odds, softplus
 from ..mining.negatives import NEGATIVES
 from ..mining.sides import Sides
 from ..ops.contrast.epilogues import Epilogue
 from ..ops.contrast.op import Contrast, contrast
-from .easy_positive import EasyPositiveLoss
+from .easy_positive import EasyPositiveLoss, RowLosses
 
 
 class EasyPositiveInfoNCELoss(EasyPositiveLoss):
@@ -124,34 +122,28 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
         reference_labels: Tensor | None = None,
         self_index: Tensor | None = None,
     ) -> Tensor:
+        if self.negatives != "all" or self.positives == "all":
+            return super().forward(embeddings, labels, reference_embeddings, reference_labels, self_index)
         sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
         positives = self._find_positives(sides)
-        scale = 1 / self.temperature
-        if self.negatives == "all" and positives.anchor is None:
-            against_all = self._against_all(sides, positives.reference, scale)
-            call = against_all._replace(epilogue=Epilogue.INFO_NCE, reduction=self._reduction)
-            return self._or_nan(contrast.run(call, self.backend, valid=False), sides, positives)
-        x = positives.of_anchor(sides.x)
-        u = pair_similarity(x, take_rows(sides.y, positives.reference), Similarity.COSINE)
-        if self.negatives == "all":
-            # Once an anchor, not once a pair: any target will do, since only the sum over the negatives is taken.
-            target = torch.full_like(sides.labels, 0 if sides.y.shape[0] else IGNORED, dtype=torch.int64)
-            _, negative_lse = contrast.run(self._against_all(sides, target, scale), self.backend, valid=False)
-            negative_lse = positives.of_anchor(negative_lse)
+        of_sides = sides.x, sides.y, positives.reference, sides.labels, sides.reference_labels, sides.self_index
+        call = Contrast(*of_sides, 1 / self.temperature, epilogue=Epilogue.INFO_NCE, reduction=self._reduction)
+        return self._or_nan(contrast.run(call, self.backend, valid=False), sides, positives)
+
+    def _row_losses(self, sides: Sides) -> RowLosses:
+        positives, scale = self._find_positives(sides), 1 / self.temperature
+        u = sides.pairs(positives.anchor, positives.reference, Similarity.COSINE)
+        if self.negatives == "all":  # once an anchor, not once a pair
+            negative_lse = positives.of_anchor(sides.log_sum_exp(Relation.DIFFERENT, scale, self.backend))
         else:
             negative = self._find_negatives(sides, positives)
-            negative_lse = pair_similarity(x, take_rows(sides.y, negative), Similarity.COSINE) * scale
+            negative_lse = sides.pairs(positives.anchor, negative, Similarity.COSINE) * scale
             negative_lse = torch.where(negative >= 0, negative_lse, -torch.inf)
         active = (positives.reference >= 0) & (negative_lse > -torch.inf)
         if self.drop_dissimilar:
             active = active & ~(u <= 0) & ~(negative_lse <= 0)  # what is not a number stays, and is seen
         loss = torch.where(active, softplus(log_odds(negative_lse, u * scale)), 0.0)
-        return self._or_nan(reduce_loss(loss, active.to(loss.dtype), self._reduction), sides, positives)
-
-    def _against_all(self, sides: Sides, target: Tensor, scale: float) -> Contrast:
-        """Each anchor against all its negatives."""
-        labels = sides.labels, sides.reference_labels, sides.self_index
-        return Contrast(sides.x, sides.y, target, *labels, scale)
+        return RowLosses(loss, active.to(loss.dtype), positives)
 
     def extra_repr(self) -> str:
         return (

@@ -7,9 +7,8 @@ from torch.nn import functional as F
 from ..core import checks
 from ..core.enums import Similarity
 from ..core.indices import ABSENT, IGNORED, INVALID, check_index
-from ..core.reductions import reduce_loss
-from ..core.similarity import pair_similarity, take_rows
-from .easy_positive import EasyPositiveLoss, checked_margin
+from ..mining.sides import Sides
+from .easy_positive import EasyPositiveLoss, RowLosses, checked_margin
 
 
 class EasyPositiveMarginLoss(EasyPositiveLoss):
@@ -82,26 +81,23 @@ class EasyPositiveMarginLoss(EasyPositiveLoss):
         """Every radius is what it began with."""
         self.beta.fill_(self.initial_beta)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        reference_embeddings: Tensor | None = None,
-        reference_labels: Tensor | None = None,
-        self_index: Tensor | None = None,
-    ) -> Tensor:
-        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
+    def _row_losses(self, sides: Sides) -> RowLosses:
         positives = self._find_positives(sides)
         negative = self._find_negatives(sides, positives)
-        beta, counted = self._beta_of_rows(positives.of_anchor(labels))
+        beta, counted = self._beta_of_rows(positives.of_anchor(sides.labels))
         active = counted & (positives.reference >= 0)
-        x = positives.of_anchor(sides.x)
-        too_far = F.relu(_distance(x, take_rows(sides.y, positives.reference)) - beta + self.margin)
-        too_near = F.relu(beta - _distance(x, take_rows(sides.y, negative)) + self.margin)
-        too_far = torch.where(active, too_far, 0.0)
-        too_near = torch.where(active & (negative >= 0), too_near, 0.0)
-        terms = (too_far > 0).to(x.dtype) + (too_near > 0).to(x.dtype)
-        return self._or_nan(reduce_loss(too_far + too_near, terms, self._reduction), sides, positives)
+        to_positive, to_negative = (
+            _distance(sides.pairs(positives.anchor, reference, Similarity.NEGATIVE_SQUARED_EUCLIDEAN))
+            for reference in (positives.reference, negative)
+        )
+        too_far = torch.where(active, F.relu(to_positive - beta + self.margin), 0.0)
+        too_near = torch.where(active & (negative >= 0), F.relu(beta - to_negative + self.margin), 0.0)
+        terms = (too_far > 0).to(too_far.dtype) + (too_near > 0).to(too_far.dtype)
+        return RowLosses(too_far + too_near, terms, positives)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if self.num_classes is not None:
+            check_index(labels, self.num_classes, IGNORED, "labels", absent=True)
 
     def _beta_of_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """beta of each row, (P,) or 0-d, and which rows (P,) take part."""
@@ -119,8 +115,9 @@ class EasyPositiveMarginLoss(EasyPositiveLoss):
         )
 
 
-def _distance(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_i| (B,); the square root at 0, where easy positives land, gets gradient 0 instead of infinity."""
-    squared = -pair_similarity(x, y, Similarity.NEGATIVE_SQUARED_EUCLIDEAN)
-    zero = squared == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
+def _distance(u: Tensor) -> Tensor:
+    """|x_i - y_i| (B,) of -|x_i - y_i|^2; the square root at 0, where easy positives land, gets gradient 0 instead of
+    infinity.
+    """
+    zero = u == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, -u).sqrt())

@@ -1,16 +1,13 @@
 """Losses on all pairs of a batch: every positive and every negative of an anchor, through sums over the columns."""
 
 import torch
-from torch import Tensor
 
 from ..core import checks
 from ..core.enums import Relation
 from ..core.indices import UNADMITTED
-from ..core.reductions import reduce_loss, softplus
-from ..core.similarity import accumulation_dtype, take_rows, unit_rows
+from ..core.reductions import softplus
 from ..mining.sides import Sides, runs_of
-from ..ops.contrast.op import Contrast, contrast
-from .easy_positive import EasyPositiveLoss
+from .easy_positive import EasyPositiveLoss, RowLosses
 from .easy_positive_infonce import EasyPositiveInfoNCELoss
 
 
@@ -59,15 +56,6 @@ class _AllPairsLoss(EasyPositiveLoss):
     def __init__(self, reduction: str, backend: str) -> None:
         super().__init__("all", "all", "cosine", False, reduction, backend, None, valid_negatives=("all",))
 
-    def _log_sum_exp(self, sides: Sides, relation: Relation, scale: float, sign: int = 1) -> Tensor:
-        """(B,) of scale sign u_ij over the columns of that relation, -inf for none; any target will do."""
-        if not sides.y.shape[0]:
-            return sides.x.to(accumulation_dtype(sides.x.dtype)).sum(1) * 0 - torch.inf  # with a gradient, of 0
-        target = torch.zeros_like(sides.labels, dtype=torch.int64)
-        x = sides.x if sign > 0 else -sides.x
-        call = Contrast(x, sides.y, target, *sides[2:], scale)
-        return contrast.run(call._replace(relation=relation), self.backend, valid=False)[1]
-
 
 class SupConLoss(_AllPairsLoss):
     """The mean over an anchor's positives of its cross entropy among all other samples.
@@ -105,43 +93,17 @@ class SupConLoss(_AllPairsLoss):
         super().__init__(reduction, backend)
         self.temperature = checks.positive_number("temperature", temperature)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        reference_embeddings: Tensor | None = None,
-        reference_labels: Tensor | None = None,
-        self_index: Tensor | None = None,
-    ) -> Tensor:
-        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
+    def _row_losses(self, sides: Sides) -> RowLosses:
         scale = 1 / self.temperature
-        lse = self._log_sum_exp(sides, Relation.ANY, scale)
-        similarity, active = _mean_of_positives(sides)
+        lse = sides.log_sum_exp(Relation.ANY, scale, self.backend)
+        runs = runs_of(sides.labels, sides.reference_labels, sides.self_index)
+        similarity = sides.sum_of_positives() / runs.positives().clamp(min=1)
+        active = (runs.positives() > 0) & (runs.negatives() > 0)
         loss = torch.where(active, lse - scale * similarity, 0.0)
-        return self._or_nan(reduce_loss(loss, active.to(loss.dtype), self._reduction), sides)
+        return RowLosses(loss, active.to(loss.dtype))
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature:g}, reduction={self.reduction!r}, backend={self.backend!r}"
-
-
-def _mean_of_positives(sides: Sides) -> tuple[Tensor, Tensor]:
-    """Mean cosine (B,) of each anchor with its positives, and whether it has positives and negatives (B,)."""
-    dtype, (columns, width) = accumulation_dtype(sides.x.dtype), sides.y.shape
-    if not columns:
-        return sides.x.to(dtype).sum(1), torch.zeros_like(sides.labels, dtype=torch.bool)
-    x = unit_rows(sides.x.to(dtype))
-    y = x if sides.y is sides.x else unit_rows(sides.y.to(dtype))
-    runs = runs_of(*sides[2:])
-    # A class is a run of the references sorted by label, and the place where it begins is its number.
-    number = runs_of(sides.reference_labels, sides.reference_labels, None).first
-    total = take_rows(y.new_zeros(columns, width).index_add(0, number, y), runs.first)
-    count = runs.size - runs.own_inside.long()
-    if sides.self_index is not None:
-        total = total - torch.where(runs.own_inside[:, None], take_rows(y, sides.self_index), 0.0)
-    own_outside = (runs.own >= runs.unadmitted) & ~runs.own_inside
-    negatives = columns - runs.unadmitted - runs.size - own_outside.long()
-    with torch.autocast(x.device.type, enabled=False):
-        return (x * total).sum(1) / count.clamp(min=1), (count > 0) & (negatives > 0)
 
 
 class MultiSimilarityLoss(_AllPairsLoss):
@@ -189,22 +151,14 @@ class MultiSimilarityLoss(_AllPairsLoss):
         self.alpha, self.beta = checks.positive_number("alpha", alpha), checks.positive_number("beta", beta)
         self.base = checks.number("base", base)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        reference_embeddings: Tensor | None = None,
-        reference_labels: Tensor | None = None,
-        self_index: Tensor | None = None,
-    ) -> Tensor:
-        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
-        positive_lse = self._log_sum_exp(sides, Relation.SAME, self.alpha, sign=-1)
-        negative_lse = self._log_sum_exp(sides, Relation.DIFFERENT, self.beta)
+    def _row_losses(self, sides: Sides) -> RowLosses:
+        positive_lse = sides.log_sum_exp(Relation.SAME, self.alpha, self.backend, sign=-1)
+        negative_lse = sides.log_sum_exp(Relation.DIFFERENT, self.beta, self.backend)
         too_far = softplus(positive_lse + self.alpha * self.base) / self.alpha
         too_near = softplus(negative_lse - self.beta * self.base) / self.beta
-        counted = labels.long() != UNADMITTED
+        counted = sides.labels.long() != UNADMITTED
         loss = torch.where(counted, too_far + too_near, 0.0)
-        return self._or_nan(reduce_loss(loss, counted.to(loss.dtype), self._reduction), sides)
+        return RowLosses(loss, counted.to(loss.dtype))
 
     def extra_repr(self) -> str:
         numbers = f"alpha={self.alpha:g}, beta={self.beta:g}, base={self.base:g}"

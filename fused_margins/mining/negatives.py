@@ -6,7 +6,6 @@ from torch import Tensor
 from ..core import checks
 from ..core.enums import Relation, Similarity
 from ..core.similarity import less_by_rounding, take_rows
-from ..ops.nearest.op import Nearest, nearest
 from ..ops.sample import sample
 from .sides import CALLED, Sides, below, check_labels, runs_of, sides_of
 
@@ -70,21 +69,17 @@ def nearest_negatives(
     sides: Sides, similarity: Similarity, semihard: bool, bound: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
     """`mine_negatives` of both sides; bound: the positive's similarity, if semi-hard."""
-    x, y = sides.x, sides.y
-    search = Nearest(*sides, None, similarity, Relation.SAME, 1, True)
+    x = sides.x
     most: Tensor | None = None
     if semihard:
         size = 1.0 if similarity == Similarity.COSINE else None
         if bound is None:
-            mined, index = nearest.run(search, backend, CALLED, valid=False)
-            bound = mined[:, 0]
+            bound, index = sides.nearest(similarity, Relation.SAME, backend)
             if similarity == Similarity.DOT:
-                pair = x.detach(), take_rows(y.detach(), index[:, 0])
-                size = pair[0].to(mined.dtype).norm(dim=1) * pair[1].to(mined.dtype).norm(dim=1)
+                pair = x.detach(), take_rows(sides.y.detach(), index)
+                size = pair[0].to(bound.dtype).norm(dim=1) * pair[1].to(bound.dtype).norm(dim=1)
         most = less_by_rounding(bound.detach(), x.shape[1], size)
-    others = search._replace(relation=Relation.DIFFERENT, below=most)
-    value, index = nearest.run(others, backend, CALLED, valid=False)
-    return value[:, 0], index[:, 0]
+    return sides.nearest(similarity, Relation.DIFFERENT, backend, below=most)
 
 
 def random_negatives(
@@ -109,13 +104,11 @@ def random_negatives(
     if size == 0:
         return torch.full_like(labels, -1, dtype=torch.int64)
     runs = runs_of(labels, reference_labels, self_index)
-    # Of another label than the anchor, and still not its negative.
-    own_outside = (runs.own >= runs.unadmitted) & ~runs.own_inside
-    count = size - runs.unadmitted - runs.size - own_outside.long()
+    count = runs.negatives()
     place = runs.unadmitted + below(count, generator)
     # The order without the run and without the anchor closes up: open it again where each of them was.
     own = torch.where(runs.own >= runs.first, runs.own - runs.size, runs.own)
-    place = place + (own_outside & (place >= own)).long()
+    place = place + (runs.own_outside() & (place >= own)).long()
     place = place + torch.where(place >= runs.first, runs.size, 0)
     return torch.where(count > 0, runs.order[place.clamp(max=size - 1)], -1)
 

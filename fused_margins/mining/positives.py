@@ -5,8 +5,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.enums import Relation, Similarity
-from ..ops.nearest.op import Nearest, nearest
-from .sides import CALLED, Sides, below, check_labels, runs_of, sides_of
+from .sides import Sides, below, check_labels, runs_of, sides_of
 
 POSITIVE_STRATEGIES = ("easy", "hard")
 POSITIVES = ("easy", "random", "hard", "all")
@@ -66,9 +65,7 @@ def mine_positives(
 
 def nearest_positives(sides: Sides, similarity: Similarity, easy: bool, backend: str) -> tuple[Tensor, Tensor]:
     """`mine_positives` of both sides."""
-    search = Nearest(*sides, None, similarity, Relation.SAME, 1, easy)
-    value, index = nearest.run(search, backend, CALLED, valid=False)
-    return value.squeeze(1), index.squeeze(1)
+    return sides.nearest(similarity, Relation.SAME, backend, largest=easy)
 
 
 def random_positives(
@@ -94,7 +91,7 @@ def random_positives(
     if reference_labels.shape[0] == 0:
         return torch.full_like(labels, -1, dtype=torch.int64)
     runs = runs_of(labels, reference_labels, self_index)
-    count = runs.size - runs.own_inside.long()
+    count = runs.positives()
     return torch.where(count > 0, runs.mate(below(count, generator)), -1)
 
 
@@ -118,7 +115,7 @@ def all_positives(labels: Tensor, reference_labels: Tensor, self_index: Tensor |
     if reference_labels.shape[0] == 0:
         return labels.new_empty(0, dtype=torch.int64), labels.new_empty(0, dtype=torch.int64)
     runs = runs_of(labels, reference_labels, self_index)
-    count = runs.size - runs.own_inside.long()
+    count = runs.positives()
     anchor = torch.arange(labels.shape[0], device=labels.device).repeat_interleave(count)
     i = torch.arange(anchor.shape[0], device=labels.device) - (count.cumsum(0) - count)[anchor]
     return anchor, runs.mate(i, anchor)

@@ -7,17 +7,93 @@ import torch
 from torch import Tensor
 
 from ..core import checks
+from ..core.enums import Relation, Similarity
 from ..core.indices import IGNORED, UNADMITTED, check_index
+from ..core.similarity import accumulation_dtype, pair_similarity, take_rows, unit_rows
+from ..ops.contrast.op import Contrast, contrast
+from ..ops.nearest.op import Nearest, nearest
 
 
 class Sides(NamedTuple):
-    """Both sides of a search, and which reference is the anchor itself; within a batch y is x."""
+    """Both sides of a search, and which reference is the anchor itself; within a batch y is x.
+
+    The methods are all that a loss on pairs asks of the references. Whoever answers them likewise need not have all
+    references in one place.
+    """
 
     x: Tensor  # (B, D) anchors
     y: Tensor  # (N, D) references
     labels: Tensor  # (B,)
     reference_labels: Tensor  # (N,)
     self_index: Tensor | None  # (B,) the reference that is the anchor itself, -1 for none
+
+    def nearest(
+        self,
+        similarity: Similarity,
+        relation: Relation,
+        backend: str,
+        *,
+        below: Tensor | None = None,
+        largest: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Similarity (B,) and index (B,) of the most similar reference of the relation, or the least similar one.
+
+        -inf and -1 where there is none, or none below (B,). No gradient.
+        """
+        search = Nearest(*self, below, similarity, relation, 1, largest)
+        value, index = nearest.run(search, backend, CALLED, valid=False)
+        return value.squeeze(1), index.squeeze(1)
+
+    def pairs(self, anchor: Tensor | None, reference: Tensor, similarity: Similarity) -> Tensor:
+        """Similarity (P,) of anchors, None for each in its place, with references; of index -1, with any."""
+        x = self.x if anchor is None or not self.x.shape[0] else take_rows(self.x, anchor)
+        return pair_similarity(x, take_rows(self.y, reference), similarity)
+
+    def log_sum_exp(self, relation: Relation, scale: float, backend: str, *, sign: int = 1) -> Tensor:
+        """(B,) of scale sign u_ij over the references of that relation, u the cosine; -inf for none."""
+        if not self.y.shape[0]:
+            return self.x.to(accumulation_dtype(self.x.dtype)).sum(1) * 0 - torch.inf  # with a gradient, of 0
+        target = torch.zeros_like(self.labels, dtype=torch.int64)  # any will do
+        labels = self.labels, self.reference_labels, self.self_index
+        call = Contrast(self.x if sign > 0 else -self.x, self.y, target, *labels, scale, relation=relation)
+        return contrast.run(call, backend, valid=False)[1]
+
+    def sum_of_positives(self) -> Tensor:
+        """Sum (B,) of each anchor's cosines with its positives: a product with their sum, so that no matrix is made."""
+        dtype, (columns, width) = accumulation_dtype(self.x.dtype), self.y.shape
+        if not columns:
+            return self.x.to(dtype).sum(1) * 0
+        x = unit_rows(self.x.to(dtype))
+        y = x if self.y is self.x else unit_rows(self.y.to(dtype))
+        runs = runs_of(self.labels, self.reference_labels, self.self_index)
+        # A class is a run of the references sorted by label, and the place where it begins is its number.
+        number = runs_of(self.reference_labels, self.reference_labels, None).first
+        total = take_rows(y.new_zeros(columns, width).index_add(0, number, y), runs.first)
+        total = torch.where((runs.size > 0)[:, None], total, 0.0)
+        if self.self_index is not None:
+            total = total - torch.where(runs.own_inside[:, None], take_rows(y, self.self_index), 0.0)
+        with torch.autocast(x.device.type, enabled=False):
+            return (x * total).sum(1)
+
+    def not_finite(self, similarity: Similarity) -> Tensor:
+        """0, or NaN where an anchor is not finite; all NaN (or 0-d, within a batch) where a reference is not."""
+        found = zero_or_nan(self.x, self.labels, similarity)
+        if self.y is self.x:
+            return found.sum()
+        return found + zero_or_nan(self.y, self.reference_labels, similarity).sum()
+
+
+def zero_or_nan(t: Tensor, labels: Tensor, similarity: Similarity) -> Tensor:
+    """(B,) NaN for a row that is not finite or has similarities that are not, else 0; in the accumulation dtype.
+
+    Labels (B,) that no relation admits make it 0.
+    """
+    t, dtype = t.detach(), accumulation_dtype(t.dtype)
+    if similarity == Similarity.COSINE:
+        found = (t * 0).sum(1, dtype=dtype)
+    else:  # no distance is above the sum of two lengths
+        found = (2 * torch.linalg.vector_norm(t, dim=1, dtype=dtype)).square() * 0
+    return torch.where(labels.long() == UNADMITTED, 0.0, found)
 
 
 CALLED = {
@@ -82,6 +158,18 @@ class Runs(NamedTuple):
     own_inside: Tensor  # (B,) bool: that place is in the run
     unadmitted: Tensor  # 0-d: references that no anchor may have; the order begins with them
 
+    def positives(self) -> Tensor:
+        """(B,) how many references of the anchor's class there are beside itself."""
+        return self.size - self.own_inside.long()
+
+    def negatives(self) -> Tensor:
+        """(B,) how many references of other classes there are; the anchor is none, whatever its reference's label."""
+        return self.order.shape[0] - self.unadmitted - self.size - self.own_outside().long()
+
+    def own_outside(self) -> Tensor:
+        """(B,) bool: of another label than the anchor, and still not its negative."""
+        return (self.own >= self.unadmitted) & ~self.own_inside
+
     def mate(self, i: Tensor, anchor: Tensor | None = None) -> Tensor:
         """Reference number i of the anchor's class, itself not counted; `anchor` says whose."""
         first, own, inside = (t if anchor is None else t[anchor] for t in (self.first, self.own, self.own_inside))
@@ -101,15 +189,15 @@ def check_labels(labels: Tensor, reference_labels: Tensor, self_index: Tensor | 
 
 
 def runs_of(labels: Tensor, reference_labels: Tensor, self_index: Tensor | None) -> Runs:
-    """O((B + N) log N); there is at least one reference."""
+    """O((B + N) log N)."""
     by_label, order = torch.sort(reference_labels.long(), stable=True)
     wanted = labels.long().contiguous()
     first = torch.searchsorted(by_label, wanted)
     last = torch.where(wanted == UNADMITTED, first, torch.searchsorted(by_label, wanted, right=True))
-    if self_index is None:
+    size = reference_labels.shape[0]
+    if self_index is None or not size:
         own = torch.full_like(first, -1)
     else:
-        size = reference_labels.shape[0]
         place = torch.empty_like(order).scatter_(0, order, torch.arange(size, device=order.device))
         self_index = check_index(self_index, size, IGNORED, "self_index")
         own = torch.where(self_index >= 0, place[self_index.clamp(min=0)], -1)
