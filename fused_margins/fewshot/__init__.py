@@ -6,5 +6,5 @@ An arrow is the direction in which one reads:
                    -> runs
     its judgement  episodes, metrics -> evaluation -> report (plots, maps, tables, html)
     many           trials -> study -> studies/ (a file a paper) -> suite (jobs: a core each)
-    the command    options -> commands/ -> cli; beside them backends, parity, plan, compare, tensorboard and doctor
+    the command    options -> commands/ -> cli; beside them backends, parity, plan, compare, embedding and doctor
 """

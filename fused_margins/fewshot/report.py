@@ -9,15 +9,14 @@ from .config import flat_settings
 from .datasets import ImageSet, Task
 from .doctor import versions
 from .html import Page
-from .maps import confusion_map, embedding_maps, map_sample, most_confused, neighbour_strips, plane
-from .metrics import confusion_matrix, nearest_others
+from .maps import embedding_maps, map_sample, neighbour_strips, plane
+from .metrics import nearest_others
 from .plots import training_curves
 from .runs import Run, write_text
 from .tables import Table, figure_text
 from .trainer import Trainer
 
 QUERIES, NEIGHBOURS = 8, 8  # rows and columns of image strips
-CONFUSION_CLASSES = 40  # of more, the most confused: with their names
 
 
 def figures_table(figures: Mapping[str, float | None]) -> Table:
@@ -101,6 +100,8 @@ def _draw(run: Run, trainer: Trainer, task: Task) -> dict[str, tuple[str, str]]:
         f"t-SNE of {len(shown)} of {len(images)} embeddings of the {kind}; distances between groups mean little.",
     )
 
+    if images.are_features:
+        return pictures
     neighbours = nearest_others(embeddings, min(NEIGHBOURS, len(images) - 1), backend=trainer.config.backend)
     queries = _queries(images)
     shown_neighbours = neighbours[queries]
@@ -118,18 +119,6 @@ def _draw(run: Run, trainer: Trainer, task: Task) -> dict[str, tuple[str, str]]:
         f"Images of the {kind} drawn at random, one of a class, and those nearest to them by cosine: "
         "framed green where they are of the same class, orange where not.",
     )
-    predicted = images.labels[neighbours[:, 0]]
-    counts = confusion_matrix(images.labels, predicted, len(images.class_names))
-    shown = most_confused(counts, CONFUSION_CLASSES)
-    confusion_map(run.folder / "confusion.png", counts, images.class_names, shown.tolist())
-    caption = "The class of the nearest other image. Rows are true classes, columns predicted ones"
-    if len(shown) < len(counts):
-        caption += (
-            f": the {len(shown)} of {len(counts)} classes that are confused most often, in percent of all images."
-        )
-    else:
-        caption += "; each row adds up to 100%."
-    pictures["confusion.png"] = (f"Confusion among {kind}", caption)
     return pictures
 
 

@@ -234,7 +234,6 @@ def test_class_names_are_shown_wherever_names_are_shown(tmp_path, name, capsys):
     labels, points = torch.tensor([0, 1]), torch.eye(2)
     figure = maps.embedding_maps(tmp_path / "e.png", {"t": (points.numpy(), labels, shown)})
     assert len(figure.axes[0].get_legend().get_texts()) == 2
-    maps.confusion_map(tmp_path / "c.png", torch.eye(2), shown)
     maps.neighbour_strips(tmp_path / "n.png", images.pixels(), labels, labels, labels[:, None], shown)
     page = Page(shown[0])
     page.table(Table(shown[0], ["name"], [[n] for n in shown]))
