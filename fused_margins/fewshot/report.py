@@ -8,11 +8,11 @@ from torch import Tensor
 from .config import flat_settings
 from .datasets import ImageSet, Task
 from .doctor import versions
-from .html import Page
 from .maps import embedding_maps, map_sample, neighbour_strips, plane
 from .metrics import nearest_others
 from .plots import training_curves
-from .runs import Run, write_text
+from .reports import Picture, Report, Section
+from .runs import Run
 from .tables import Table, figure_text
 from .trainer import Trainer
 
@@ -53,23 +53,14 @@ def write_run_report(run: Run, trainer: Trainer, task: Task, figures: Mapping[st
     table = figures_table(figures)
     pictures = _draw(run, trainer, task)
 
-    page = Page(title, lead)
-    page.section("Evaluation")
-    page.table(table)
-    for name, (heading, caption) in pictures.items():
-        page.section(heading)
-        page.picture(run.folder / name, caption, photographs=name == "neighbours.png")
-    page.section("Settings")
     rows = [[name, "-" if value is None else str(value)] for name, value in flat_settings(config).items()]
-    page.table(Table("All settings of the run; they suffice to repeat it", ["setting", "value"], rows, numeric=False))
-    page.paragraph(", ".join(f"{name} {version}" for name, version in versions().items()) + ".")
-    page.write(run.folder / "report.html")
-
-    links = "\n".join(f"![{heading}]({name})" for name, (heading, _) in pictures.items())
-    write_text(
-        run.folder / "report.md",
-        f"# {title}\n\n{lead} All settings are in [config.json](config.json).\n\n{table.markdown()}\n\n{links}\n",
-    )
+    settings = Table("All settings of the run; they suffice to repeat it", ["setting", "value"], rows, numeric=False)
+    made_with = ", ".join(f"{name} {version}" for name, version in versions().items()) + "."
+    sections = [Section("Evaluation", tables=[table])]
+    for name, (heading, caption) in pictures.items():
+        picture = Picture(run.folder / name, caption, photographs=name == "neighbours.png")
+        sections.append(Section(heading, pictures=[picture]))
+    Report(title, lead, [*sections, Section("Settings", [made_with], [settings])]).write(run.folder)
     return table
 
 

@@ -10,18 +10,10 @@ from .config import TrainConfig
 from .datasets import Task
 from .errors import UserError
 from .metrics import mean_and_student_interval
+from .reports import Picture, Section
 from .runs import Run
 from .tables import Table, figure_text
 from .trials import Trial
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG file in a study's folder."""
-
-    path: Path
-    caption: str
-    photographs: bool = False
 
 
 class Job(Protocol):
@@ -245,3 +237,7 @@ class Study:
     def verdicts(self, results: Results) -> list[Verdict]:
         """What the data say of each claim."""
         return [claim.judge(results) for claim in self.claims]
+
+    def section(self, results: Results) -> Section:
+        """For a report."""
+        return Section(self.title, [self.lead], self.tables(results), self.pictures(results))

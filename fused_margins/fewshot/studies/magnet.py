@@ -12,8 +12,9 @@ from ..config import Judging, Loss, Magnet, Softmax, TrainConfig, Triplet
 from ..errors import UserError
 from ..maps import cluster_map, map_sample
 from ..plots import sweep, variance_curves
+from ..reports import Picture
 from ..runs import Run
-from ..study import Claim, Picture, Results, Study
+from ..study import Claim, Results, Study
 from ..tables import Table
 from ..trainer import Trainer
 from ..trials import Trial, task_of

@@ -12,7 +12,8 @@ from ..config import Judging, MarginSoftmax, TrainConfig
 from ..datasets import load
 from ..errors import UserError
 from ..plots import sweep
-from ..study import Claim, Picture, Results, Study
+from ..reports import Picture
+from ..study import Claim, Results, Study
 from ..tables import Table
 from ..trials import Trial
 

@@ -11,8 +11,9 @@ from ..config import InfoNCE, Judging, Loss, Magnet, MarginLoss, MarginSoftmax, 
 from ..datasets import Task
 from ..parity import TOLERANCE, Parity, StepDifference
 from ..plots import parity_curves
+from ..reports import Picture
 from ..runs import plain, read_json, write_json
-from ..study import Picture, Results, Study
+from ..study import Results, Study
 from ..tables import Table, figure_text
 from ..trainer import Trainer
 from ..trials import Trial, task_of
