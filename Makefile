@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo docs wheel reproduce parity test test-kernels test-distributed-faults lint format bench growth tables fuzz sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
+.PHONY: demo docs wheel reproduce reproduce-features parity test test-kernels test-distributed-faults lint format bench growth tables fuzz sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
@@ -25,6 +25,18 @@ reproduce: $(VENV)/installed-bench
 	$(BIN)/fused-margins reproduce --output runs/reproduce
 	$(call keep,runs/reproduce,fewshot)
 	$(BIN)/python -m benchmarks.tables
+
+# caltech101.zip and gtsrb_tracks.zip where FUSED_MARGINS_DATA says, or in ./data: their features once, and the claims on them.
+FEATURES := runs/of-photographs
+reproduce-features: $(FEATURES)/caltech101.safetensors $(FEATURES)/gtsrb.safetensors
+	$(BIN)/fused-margins reproduce --features $(FEATURES) --output runs/features
+	$(call keep,runs/features,features)
+
+$(FEATURES)/caltech101.safetensors: | $(VENV)/installed-features
+	$(BIN)/fused-margins embed $${FUSED_MARGINS_DATA:-data}/caltech101.zip -o $@ --split image --without BACKGROUND_Google
+
+$(FEATURES)/gtsrb.safetensors: | $(VENV)/installed-features
+	$(BIN)/fused-margins embed $${FUSED_MARGINS_DATA:-data}/gtsrb_tracks.zip -o $@ --split image --group '^[0-9]+' --image-size 96
 
 # Every loss on every backend, on the same data: a quarter of an hour more.
 parity: $(VENV)/installed-bench

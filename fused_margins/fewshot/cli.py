@@ -27,9 +27,11 @@ LONGEST = 1000  # characters of an error
 SUBCOMMANDS: dict[str, type] = {
     "demo": commands.Demo,
     "data": commands.Data,
+    "embed": commands.Embed,
     "train": commands.Train,
     "evaluate": commands.Evaluate,
     "compare": commands.Compare,
+    "heads": commands.Heads,
     "sweep": commands.Sweep,
     "coarse-to-fine": commands.CoarseToFine,
     "magnet": commands.MagnetStudy,

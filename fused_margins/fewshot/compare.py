@@ -11,12 +11,13 @@ from typing import Any
 
 from .config import flat_settings
 from .errors import UserError
-from .html import Page
 from .metrics import mean_and_student_interval
 from .plots import training_curves
+from .reports import Picture, Report, Section
 from .runs import Run, write_json, write_text
 from .tables import Table, figure_text
 
+SUFFIXES = (".html", ".md", ".json")
 NO_VALUE = "-"
 CURVES = ("loss", "learning_rate")  # of each epoch
 COSTS: dict[str, Callable[[float], str]] = {  # entries of report.json beside its figures, where they were measured
@@ -202,26 +203,24 @@ class Comparison:
         return [table for table in tables if table is not None]
 
     def write(self, path: Path) -> None:
-        """The comparison as HTML, Markdown or JSON, by the file's suffix (one of WRITERS)."""
-        WRITERS[path.suffix](self, path)
-
-    def _write_html(self, path: Path) -> None:
-        page = Page("Runs compared", f"{sum(len(g.runs) for g in self.groups)} runs in {len(self.groups)} groups.")
-        for heading, table in zip(("Settings", "Figures", "Paired differences"), self.tables()):
-            page.section(heading)
-            page.table(table)
-        page.section("Training")
+        """The comparison as HTML, Markdown or JSON, by the file's suffix (one of SUFFIXES)."""
+        if path.suffix == ".json":
+            self._write_json(path)
+            return
+        headings = ("Settings", "Figures", "Paired differences")
+        sections = [Section(heading, tables=[table]) for heading, table in zip(headings, self.tables())]
+        lead = f"{sum(len(g.runs) for g in self.groups)} runs in {len(self.groups)} groups."
+        if path.suffix == ".md":
+            write_text(path, Report("Runs compared", lead, sections).markdown(path.parent))
+            return
         curves = [
             {group.name: [row[column] for row in group.runs[0].history] for group in self.groups} for column in CURVES
         ]
         with tempfile.TemporaryDirectory() as folder:
-            picture = Path(folder) / "loss.png"
-            training_curves(picture, curves[0], curves[1])
-            page.picture(picture, "The first seed of each group; losses of different kinds do not compare.")
-        page.write(path)
-
-    def _write_markdown(self, path: Path) -> None:
-        write_text(path, "\n\n".join(["# Runs compared", *(table.markdown() for table in self.tables())]) + "\n")
+            caption = "The first seed of each group; losses of different kinds do not compare."
+            picture = Picture(Path(folder) / "loss.png", caption)
+            training_curves(picture.path, curves[0], curves[1])
+            write_text(path, Report("Runs compared", lead, [*sections, Section("Training", pictures=[picture])]).html())
 
     def _write_json(self, path: Path) -> None:
         first = self.groups[0]
@@ -237,13 +236,6 @@ class Comparison:
             for group in self.groups
         ]
         write_json(path, {"groups": groups})
-
-
-WRITERS: dict[str, Callable[[Comparison, Path], None]] = {
-    ".html": Comparison._write_html,
-    ".md": Comparison._write_markdown,
-    ".json": Comparison._write_json,
-}
 
 
 def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:

@@ -108,18 +108,22 @@ _LOSSES: dict[str, type[LossSettings]] = {
 class Backbone(Settings):
     """The network. A setting that is not given is the network's own; one that it does not have is an error."""
 
-    name: Annotated[Literal["convnet", "conv4", "resnet12", "resnet18"], tyro.conf.arg(name="backbone")] = "convnet"
-    """Network: a small one for quick runs, or one of the papers'."""
+    name: Annotated[
+        Literal["convnet", "conv4", "resnet12", "resnet18", "linear", "mlp"], tyro.conf.arg(name="backbone")
+    ] = "convnet"
+    """Network: a small one for quick runs, one of the papers', or for features a linear map, alone or after a hidden
+    layer (mlp). On features linear takes the place of convnet."""
     blocks: Annotated[int, Field(ge=1, le=30)] | None = None
     """Blocks of convnet, each of which halves the image (3 if not given)."""
     channels: Count | None = None
-    """Channels of the first stage (32 for convnet, 64 for the others if not given)."""
+    """Channels of the first stage (32 for convnet, 64 for the papers' if not given), or width of mlp's layer (512)."""
     embedding_size: Count | None = None
-    """Width of a linear head (if not given, 32 for convnet; none for the others: their features are the embedding)."""
+    """Width of a linear head (if not given, 32 for convnet, 128 for linear and mlp; none for the papers' networks:
+    their features are the embedding)."""
     normalize: bool = True
     """Give embeddings unit length."""
     standardize: bool = False
-    """Give the pixels of each channel mean 0 and deviation 1 over the training set."""
+    """Give the pixels of each channel, or each feature, mean 0 and deviation 1 over the training set."""
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Features that a ResNet drops in training: as dropout in its first two stages, as DropBlock in its last two."""
     dropblock_size: Side = 5
@@ -176,7 +180,7 @@ class TrainConfig(Settings):
     """One training run."""
 
     dataset: str = "digits"
-    """Name of a data set (`fused-margins data` lists them), or folder:PATH."""
+    """Name of a data set (`fused-margins data` lists them), folder:PATH, or features:FILE, short --features FILE."""
     image_size: Side | None = None
     """Width and height of the images in pixels; by default what is usual for the data set."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -212,6 +216,9 @@ class TrainConfig(Settings):
     """Where model and losses live: cpu, cuda, cuda:1, ..."""
     perturbation: AtLeast0 = 0.0
     """Relative change of the network's first weights: at 1e-7 it shows what rounding alone does to a run."""
+    validation_episodes: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Episodes after every epoch, always the same ones, that tell whether a training converged: of validation classes,
+    or else of held-out images; 0 for none."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of torch; by default as many as torch takes. The last bits of a convolution depend on them."""
 
@@ -231,6 +238,8 @@ class Judging(Settings):
     """Nearest clusters that the k-nearest-cluster classifier asks, one figure for each number."""
     knc_clusters: Count = 5
     """Clusters of each class that this classifier has."""
+    all_ways: bool = False
+    """Also 1-shot episodes of all novel classes at once, by the nearest centroid."""
     official_runs: bool = False
     """Also the official one-shot runs of Omniglot."""
     judging_seed: Seed = 0

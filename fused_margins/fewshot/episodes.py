@@ -1,7 +1,8 @@
 """Few-shot episodes over frozen features: drawn, and solved, all at once.
 
 An episode shows `k_shot` labelled samples of `n_way` classes and asks for the class of some others. Its classifier is
-either the nearest cosine centroid or a fresh cosine head, trained by the recipe of Liu et al. 2020 (scale 5, no margin;
+the nearest cosine centroid, one of those that people compare with (SimpleShot, nearest neighbours, logistic
+regression), or a fresh cosine head, trained by the recipe of Liu et al. 2020 (scale 5, no margin;
 SGD with learning rate 0.01, momentum 0.9, dampening 0.9, weight decay 1e-3; 100 passes in batches of 4). The heads of
 all episodes are one batched problem: no episode's gradient touches another's weights. They start as the official code's
 do, uniform within 1 / sqrt(D).
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from .errors import UserError
@@ -85,6 +87,48 @@ def centroid_accuracy(embeddings: Tensor, episodes: Episodes) -> Tensor:
         return _accuracy(unit, part, support.mean(dim=2))
 
     return _by_parts(judge, episodes, embeddings.shape[1])
+
+
+def simple_shot_accuracy(embeddings: Tensor, episodes: Episodes, base_mean: Tensor) -> Tensor:
+    """(E,) accuracy of the centroid at the least distance, of embeddings minus the base classes' mean, normalised.
+
+    Source: Wang et al., SimpleShot: revisiting nearest-neighbor classification for few-shot learning, 2019, CL2N.
+    """
+    unit = F.normalize(embeddings - base_mean)
+
+    def judge(part: Episodes, _: slice) -> Tensor:
+        centroids = unit[part.support].unflatten(1, (part.n_way, -1)).mean(dim=2)
+        scores = unit[part.query] @ centroids.mT - centroids.square().sum(2)[:, None] / 2
+        return _share_right(scores, part)
+
+    return _by_parts(judge, episodes, embeddings.shape[1])
+
+
+def neighbours_accuracy(embeddings: Tensor, episodes: Episodes) -> Tensor:
+    """(E,) accuracy of the k nearest support samples by cosine, as many as there are shots; a vote is 1 / (1 - cosine).
+
+    As scikit-learn's `KNeighborsClassifier(k, metric="cosine", weights="distance")` has it.
+    """
+    unit = F.normalize(embeddings)
+
+    def judge(part: Episodes, _: slice) -> Tensor:
+        cosine = unit[part.query] @ unit[part.support].mT  # (E, queries, n_way * k_shot)
+        nearest = cosine.topk(cosine.shape[2] // part.n_way, dim=2)
+        votes = 1 / (1 - nearest.values).clamp(min=1e-6)
+        labels = part.support_labels().to(unit.device)[nearest.indices]
+        return _share_right(torch.zeros(*votes.shape[:2], part.n_way).scatter_add_(2, labels, votes), part)
+
+    return _by_parts(judge, episodes, embeddings.shape[1])
+
+
+def logistic_accuracy(embeddings: Tensor, episodes: Episodes) -> Tensor:
+    """(E,) accuracy of scikit-learn's logistic regression (L2 penalty, C = 1) on embeddings of unit length."""
+    unit = F.normalize(embeddings).cpu().numpy()
+    support, query = episodes.support_labels().numpy(), episodes.query_labels().numpy()
+    accuracies = []
+    for shown, asked in zip(episodes.support.numpy(), episodes.query.numpy()):
+        accuracies.append(LogisticRegression(max_iter=1000).fit(unit[shown], support).score(unit[asked], query))
+    return torch.tensor(accuracies)
 
 
 def head_accuracy(embeddings: Tensor, episodes: Episodes, generator: torch.Generator) -> Tensor:
@@ -170,6 +214,9 @@ def _by_parts(judge: Callable[[Episodes, slice], Tensor], episodes: Episodes, wi
 
 def _accuracy(unit: Tensor, episodes: Episodes, prototypes: Tensor) -> Tensor:
     """(E,) accuracy of the most similar of the prototypes (E, n_way, D) by cosine."""
-    similarity = unit[episodes.query] @ F.normalize(prototypes, dim=2).mT  # (E, queries, n_way)
-    truth = episodes.query_labels().to(unit.device)
-    return (similarity.argmax(dim=2) == truth).float().mean(dim=1)
+    return _share_right(unit[episodes.query] @ F.normalize(prototypes, dim=2).mT, episodes)
+
+
+def _share_right(scores: Tensor, episodes: Episodes) -> Tensor:
+    """(E,) accuracy of the highest of the scores (E, queries, n_way)."""
+    return (scores.argmax(dim=2) == episodes.query_labels().to(scores.device)).float().mean(dim=1)

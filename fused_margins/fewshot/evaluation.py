@@ -23,7 +23,7 @@ def check_judging(task: Task, judging: Judging, dataset: str) -> None:
     if unseen is None:
         _refuse(
             judging,
-            ("ways", "shots", "queries"),
+            ("ways", "shots", "queries", "all_ways"),
             f"{dataset} has no novel classes for episodes (classes leaves some out)",
         )
     elif judging.ways is not None and max(judging.ways) > len(unseen.class_names):
@@ -118,11 +118,11 @@ def _judge_held_out(trainer: Trainer, training: ImageSet, held_out: ImageSet, ju
 
 def _judge_retrieval(embeddings: Tensor, images: ImageSet, seed: int) -> dict[str, float]:
     labels = images.labels
-    recalls = metrics.recall_at_k(embeddings, labels)
+    recalls = metrics.recall_at_k(embeddings, labels, groups=images.groups)
     return {
         **recalls,
         **{f"{name}_interval": metrics.interval_of_share(value, len(labels)) for name, value in recalls.items()},
-        "map@r": metrics.mean_average_precision_at_r(embeddings, labels),
+        "map@r": metrics.mean_average_precision_at_r(embeddings, labels, groups=images.groups),
         **metrics.cluster_agreement(embeddings, labels, seed=seed),
     }
 
@@ -151,6 +151,17 @@ def _judge_unseen(trainer: Trainer, images: ImageSet, judging: Judging) -> dict[
                 name = f"{n_way}way_{k_shot}shot{kind}"
                 figures[name], figures[f"{name}_interval"] = metrics.mean_and_interval(accuracy)
                 figures[f"{name}_student"] = metrics.mean_and_student_interval(accuracy)[1]
+    if judging.all_ways:
+        episodes = sample_episodes(
+            images.labels,
+            n_way=classes,
+            num_queries=max(1, min(judging.queries, smallest - 1)),
+            num_episodes=judging.episodes,
+            generator=generator,
+        )
+        accuracy = centroid_accuracy(embeddings, episodes)
+        figures["all_ways_1shot"], figures["all_ways_1shot_interval"] = metrics.mean_and_interval(accuracy)
+        figures["all_ways_1shot_student"] = metrics.mean_and_student_interval(accuracy)[1]
     figures |= _judge_retrieval(embeddings, images, judging.judging_seed)
     figures["discriminability"] = metrics.discriminability(embeddings, images.labels)
     return figures

@@ -1,4 +1,4 @@
-"""Embeddings as maps of points, image strips and confusions: PNG files; each function returns what it has saved."""
+"""Embeddings as maps of points, and image strips: PNG files; each function returns what it has saved."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,47 +100,6 @@ def cluster_map(
     axes.scatter(centres[:, 0], centres[:, 1], s=90, c=colours, marker="X", edgecolors="black", label="centroids")
     if len(torch.unique(labels)) <= LEGEND_ENTRIES:
         axes.legend(fontsize="x-small")
-    return save(figure, path)
-
-
-def most_confused(confusion: Tensor, classes: int) -> Tensor:
-    """Up to `classes` indices, in order, of the classes that take part in most of the errors among counts (C, C).
-
-    >>> most_confused(torch.tensor([[9, 0, 0], [0, 5, 4], [0, 2, 7]]), 2)
-    tensor([1, 2])
-    """
-    errors = confusion - confusion.diag().diag()
-    return (errors.sum(0) + errors.sum(1)).argsort(descending=True, stable=True)[:classes].sort().values
-
-
-def confusion_map(
-    path: Path, confusion: Tensor, class_names: Sequence[str], shown: Sequence[int] | None = None
-) -> Figure:
-    """Counts (C, C) of true classes (rows) and predicted ones (columns) as percent of each row; of the classes `shown`
-    alone, where they are named."""
-    counts = confusion.detach().cpu().double()
-    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or len(counts) != len(class_names):
-        raise ValueError(f"confusion: expected ({len(class_names)},) * 2 counts, got {tuple(counts.shape)}")
-    share = (100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
-    if shown is not None:
-        share, class_names = share[np.ix_(shown, shown)], [class_names[c] for c in shown]
-    size = min(9.0, max(4.0, 0.36 * len(share) + 1.5))
-    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
-    axes.set(xlabel="predicted class", ylabel="true class", xticks=[], yticks=[])
-    if len(share) <= 40:
-        short = _short(class_names)
-        upright = max(map(len, short)) > 3
-        axes.set_xticks(range(len(short)), short, rotation=90 if upright else 0, fontsize="x-small")
-        axes.set_yticks(range(len(short)), short, fontsize="x-small")
-    if len(share) <= 12:
-        for i, row in enumerate(share):
-            for j, value in enumerate(row):
-                axes.text(
-                    j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 55 else "black"
-                )
     return save(figure, path)
 
 

@@ -19,27 +19,35 @@ NUMBERS_AT_ONCE = 1 << 22  # of a block of rows: similarities, or neighbours
 
 
 def recall_at_k(
-    embeddings: Tensor, labels: Tensor, ks: Sequence[int] = (1, 2, 4, 8), backend: str = "auto"
+    embeddings: Tensor,
+    labels: Tensor,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    backend: str = "auto",
+    groups: Tensor | None = None,
 ) -> dict[str, float]:
     """Fraction of samples (N, D) with one of their label (N,) among their k nearest others, by cosine, for each k.
+
+    Others are those of other `groups` (N,), where samples come in groups (frames of one thing): it would be too easy.
 
     >>> embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 0.9]])
     >>> recall_at_k(embeddings, torch.tensor([0, 0, 1, 0]), ks=(1, 3))
     {'recall@1': 0.5, 'recall@3': 0.75}
     """
     labels = labels.to(embeddings.device)
-    index = nearest_others(embeddings, max(ks), backend)
+    index = nearest_others(embeddings, max(ks), backend, groups)
     hits = (labels[index] == labels[:, None]) & (index >= 0)  # -1: fewer than k others
     return {f"recall@{k}": float(hits[:, :k].any(dim=1).double().mean()) for k in ks}
 
 
-def mean_average_precision_at_r(embeddings: Tensor, labels: Tensor, backend: str = "auto") -> float:
+def mean_average_precision_at_r(
+    embeddings: Tensor, labels: Tensor, backend: str = "auto", groups: Tensor | None = None
+) -> float:
     """MAP@R: how early the R others of its class come among the R nearest others of a sample, by cosine.
 
         MAP@R = mean over samples of  1/R sum_{k <= R, k-th is of the class} (how many of the first k are) / k
 
-    Samples alone in their class are left out; 0 where all are. Neighbours are searched in blocks of rows, of about
-    4 million similarities or neighbours at once.
+    Samples without others of their class are left out; 0 where all are. `groups` as above. Neighbours are searched in
+    blocks of rows, of about 4 million similarities or neighbours at once.
 
     Source: Musgrave et al., A metric learning reality check, 2020, section 3.2.
 
@@ -48,52 +56,54 @@ def mean_average_precision_at_r(embeddings: Tensor, labels: Tensor, backend: str
     0.75
     """
     labels = labels.to(embeddings.device)
-    _, label, count = torch.unique(labels, return_inverse=True, return_counts=True)
-    mates = count[label] - 1  # (N,) R of each sample
+    own = torch.arange(len(labels)) if groups is None else groups
+    mates = _sizes(labels) - _sizes(torch.stack([labels, own.to(labels.device)]))  # (N,) R of each sample
     most = int(mates.max())
     if most == 0:
         return 0.0
     rank = torch.arange(1, most + 1, device=labels.device)
     total = 0.0
-    for rows, index in _neighbours(embeddings, most, backend):
+    for rows, index in _neighbours(embeddings, most, backend, groups):
         hits = (labels[index] == labels[rows, None]) & (rank <= mates[rows, None]) & (index >= 0)
         precision = (hits.cumsum(1) / rank.double()) * hits
         total += float((precision.sum(1) / mates[rows].clamp(min=1)).sum())
     return total / int((mates > 0).sum())
 
 
-def nearest_others(embeddings: Tensor, k: int, backend: str = "auto") -> Tensor:
+def _sizes(keys: Tensor) -> Tensor:
+    """(N,) how many of the keys (..., N) equal each one."""
+    _, place, count = torch.unique(keys, dim=-1, return_inverse=True, return_counts=True)
+    return count[place]
+
+
+def nearest_others(embeddings: Tensor, k: int, backend: str = "auto", groups: Tensor | None = None) -> Tensor:
     """Index (N, k) of the k nearest other samples of each one, by cosine, nearest first; -1 where there are fewer.
+
+    With `groups` (N,) the nearest of other groups.
 
     >>> nearest_others(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), k=2)
     tensor([[1, 2],
             [0, 2],
             [1, 0]])
     """
-    return torch.cat([index for _, index in _neighbours(embeddings, k, backend)])
+    return torch.cat([index for _, index in _neighbours(embeddings, k, backend, groups)])
 
 
-def _neighbours(embeddings: Tensor, k: int, backend: str) -> Iterator[tuple[slice, Tensor]]:
+def _neighbours(embeddings: Tensor, k: int, backend: str, groups: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of rows, and their k nearest others."""
     size, unit = len(embeddings), F.normalize(embeddings.float())
-    place = torch.arange(size, device=unit.device)
-    any_label = torch.zeros_like(place)
+    group = torch.arange(size) if groups is None else groups
+    group = group.to(unit.device)  # each a group of its own: all but itself are others
     few = k < FEW_NEIGHBOURS
     step = max(1, NUMBERS_AT_ONCE // max(1, k if few else size))
     for start in range(0, size, step):
         rows = slice(start, start + step)
         if few:
-            own = place[rows]
-            yield (
-                rows,
-                nearest(
-                    unit[rows], unit, any_label[rows], any_label, relation="any", k=k, self_index=own, backend=backend
-                )[1],
-            )
+            yield rows, nearest(unit[rows], unit, group[rows], group, relation="different", k=k, backend=backend)[1]
             continue
-        similarity = unit[rows] @ unit.T
-        similarity[place[rows] - start, place[rows]] = -torch.inf
-        index = similarity.topk(min(k, size - 1), dim=1).indices
+        similarity = (unit[rows] @ unit.T).masked_fill_(group[rows, None] == group, -torch.inf)
+        nearest_first = similarity.topk(min(k, size - 1), dim=1)
+        index = nearest_first.indices.masked_fill(nearest_first.values == -torch.inf, -1)
         yield rows, F.pad(index, (0, k - index.shape[1]), value=-1)
 
 
@@ -105,17 +115,6 @@ def purity(labels: Tensor, clusters: Tensor) -> float:
     """
     table = contingency_matrix(labels.numpy(), clusters.numpy())
     return float(table.max(axis=0).sum() / table.sum())
-
-
-def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
-    """(C, C) counts of the samples of each class (row) that were taken for each class (column); labels in [0, C).
-
-    >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2)
-    tensor([[1, 1],
-            [0, 1]])
-    """
-    cell = labels.cpu() * num_classes + predicted.cpu()
-    return torch.bincount(cell, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def cluster_agreement(

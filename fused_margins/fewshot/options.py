@@ -3,11 +3,13 @@
 import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import tyro
 
 from .config import Judging, LossName, Negatives, Positives, TrainConfig, make_loss
+from .datasets import is_of_features
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,15 @@ class LossOptions:
 LossFlags = tyro.conf.OmitArgPrefixes[LossOptions]
 ConfigFlags = tyro.conf.OmitArgPrefixes[TrainConfig]
 JudgingFlags = tyro.conf.OmitArgPrefixes[Judging]
+
+
+def on_features(config: TrainConfig, file: Path | None) -> TrainConfig:
+    """`config` for a file of features, where there is one: a linear map takes the place of the default network."""
+    if file is not None:
+        config = config.model_copy(update={"dataset": f"features:{file}"})
+    if is_of_features(config.dataset) and config.backbone.name == "convnet":
+        config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": "linear"})})
+    return config
 
 
 def as_file_name(dataset: str) -> str:

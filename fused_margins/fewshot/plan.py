@@ -145,6 +145,8 @@ def _describe(images: ImageSet | None) -> str:
     if images is None:
         return "none"
     shape = " x ".join(map(str, images.shape))
+    if images.are_features:
+        return f"features of {len(images):,} images ({images.shape[0]} each) of {len(images.class_names):,} classes"
     return f"{len(images):,} images ({shape}) of {len(images.class_names):,} classes"
 
 

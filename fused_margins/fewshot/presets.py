@@ -4,7 +4,7 @@ Sources: the official code of Liu et al. 2020 for `neg-cosine`, `neg-softmax` an
 (Adam, a warm-up from a sixteenth of the peak and a cosine, 256 images a batch; margins, weight decay and DropBlock of
 its ResNet-18 scripts for one shot, which use DropBlock with cosines alone). Two things differ from that code: it judges
 on the middle of images that are resized to 1.15 times the size, here they are resized whole; and after neg-softmax it
-fine-tunes dot products per episode, here cosines always. Omniglot, CIFAR-FS, digits and Fashion-MNIST are not in these
+fine-tunes dot products per episode, here cosines always. Omniglot, CIFAR-FS and digits are not in these
 papers: the recipe is theirs, and learning rate, scale and epochs suit small images and a CPU.
 """
 
@@ -26,7 +26,6 @@ STROKES_NETWORK = Backbone(name="conv4", embedding_size=256)
 # What a training on a data set has in common, whatever its loss.
 DATASETS: dict[str, dict[str, Any]] = {
     "digits": {"dataset": "digits"},
-    "fashion-mnist": {"dataset": "fashion-mnist", "backbone": CONV4, "augmentation": STROKES, "epochs": 10},
     "omniglot": {
         "dataset": "omniglot",
         "backbone": STROKES_NETWORK,
@@ -128,7 +127,6 @@ PRESETS: dict[str, TrainConfig] = {
     **_margins("mini-imagenet", -0.05, -0.3, weight_decay=5e-5, softmax_decay=1e-4),
     **_margins("cub", -0.01, -0.05, weight_decay=5e-4, softmax_decay=5e-3),
     **_pairs("digits"),
-    **_pairs("fashion-mnist"),
     **_pairs("omniglot-alphabets"),
     **_pairs("cifar-fs", held_out=0.1),
 }

@@ -8,16 +8,15 @@ from torch import Tensor
 from ..doctor import versions
 from .config import flat_settings
 from .datasets import ImageSet, Task
-from .html import Page
-from .maps import confusion_map, embedding_maps, map_sample, most_confused, neighbour_strips, plane
-from .metrics import confusion_matrix, nearest_others
+from .maps import embedding_maps, map_sample, neighbour_strips, plane
+from .metrics import nearest_others
 from .plots import training_curves
-from .runs import Run, write_text
+from .reports import Picture, Report, Section
+from .runs import Run
 from .tables import Table, figure_text
 from .trainer import Trainer
 
 QUERIES, NEIGHBOURS = 8, 8  # rows and columns of image strips
-CONFUSION_CLASSES = 40  # of more, the most confused: with their names
 
 
 def figures_table(figures: Mapping[str, float | None]) -> Table:
@@ -54,23 +53,14 @@ def write_run_report(run: Run, trainer: Trainer, task: Task, figures: Mapping[st
     table = figures_table(figures)
     pictures = _draw(run, trainer, task)
 
-    page = Page(title, lead)
-    page.section("Evaluation")
-    page.table(table)
-    for name, (heading, caption) in pictures.items():
-        page.section(heading)
-        page.picture(run.folder / name, caption, photographs=name == "neighbours.png")
-    page.section("Settings")
     rows = [[name, "-" if value is None else str(value)] for name, value in flat_settings(config).items()]
-    page.table(Table("All settings of the run; they suffice to repeat it", ["setting", "value"], rows, numeric=False))
-    page.paragraph(", ".join(f"{name} {version}" for name, version in versions().items()) + ".")
-    page.write(run.folder / "report.html")
-
-    links = "\n".join(f"![{heading}]({name})" for name, (heading, _) in pictures.items())
-    write_text(
-        run.folder / "report.md",
-        f"# {title}\n\n{lead} All settings are in [config.json](config.json).\n\n{table.markdown()}\n\n{links}\n",
-    )
+    settings = Table("All settings of the run; they suffice to repeat it", ["setting", "value"], rows, numeric=False)
+    made_with = ", ".join(f"{name} {version}" for name, version in versions().items()) + "."
+    sections = [Section("Evaluation", tables=[table])]
+    for name, (heading, caption) in pictures.items():
+        picture = Picture(run.folder / name, caption, photographs=name == "neighbours.png")
+        sections.append(Section(heading, pictures=[picture]))
+    Report(title, lead, [*sections, Section("Settings", [made_with], [settings])]).write(run.folder)
     return table
 
 
@@ -101,6 +91,8 @@ def _draw(run: Run, trainer: Trainer, task: Task) -> dict[str, tuple[str, str]]:
         f"t-SNE of {len(shown)} of {len(images)} embeddings of the {kind}; distances between groups mean little.",
     )
 
+    if images.are_features:
+        return pictures
     neighbours = nearest_others(embeddings, min(NEIGHBOURS, len(images) - 1), backend=trainer.config.backend)
     queries = _queries(images)
     shown_neighbours = neighbours[queries]
@@ -118,18 +110,6 @@ def _draw(run: Run, trainer: Trainer, task: Task) -> dict[str, tuple[str, str]]:
         f"Images of the {kind} drawn at random, one of a class, and those nearest to them by cosine: "
         "framed green where they are of the same class, orange where not.",
     )
-    predicted = images.labels[neighbours[:, 0]]
-    counts = confusion_matrix(images.labels, predicted, len(images.class_names))
-    shown = most_confused(counts, CONFUSION_CLASSES)
-    confusion_map(run.folder / "confusion.png", counts, images.class_names, shown.tolist())
-    caption = "The class of the nearest other image. Rows are true classes, columns predicted ones"
-    if len(shown) < len(counts):
-        caption += (
-            f": the {len(shown)} of {len(counts)} classes that are confused most often, in percent of all images."
-        )
-    else:
-        caption += "; each row adds up to 100%."
-    pictures["confusion.png"] = (f"Confusion among {kind}", caption)
     return pictures
 
 

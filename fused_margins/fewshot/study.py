@@ -10,18 +10,10 @@ from .config import TrainConfig
 from .datasets import Task
 from .errors import UserError
 from .metrics import mean_and_student_interval
+from .reports import Picture, Section
 from .runs import Run
 from .tables import Table, figure_text
 from .trials import Trial
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG file in a study's folder."""
-
-    path: Path
-    caption: str
-    photographs: bool = False
 
 
 class Job(Protocol):
@@ -85,6 +77,16 @@ class Results:
         """Seeds that all of these groups have."""
         return len(set.intersection(*({trial.config.seed for trial, _ in self.of(group)} for group in groups)))
 
+    def stopped_early(self, *groups: str) -> str | None:
+        """How many of the trainings of these groups stopped before they converged, and why the first one; None if none.
+
+        See `convergence.stopped_early`.
+        """
+        of_groups = [stored for group in groups for _, stored in self.of(group)]
+        reasons = [stored.get("stopped_early", "no validation episodes") for stored in of_groups]
+        early = [reason for reason in reasons if reason]
+        return f"{len(early)} of {len(reasons)} trainings ({early[0]})" if early else None
+
     def table(self, title: str, columns: Mapping[str, str], baseline: str | None = None) -> Table:
         """A row a group, a column a figure (title -> figure); with a baseline also the paired differences from it."""
         rows = [
@@ -131,6 +133,7 @@ class Claim:
     other: str = ""
     figure: str = ""
     reason: str = ""
+    of_converged: bool = False  # whether it is one about networks that were trained to the end
 
     def judge(self, results: Results) -> Verdict:
         """The paired difference decides where its 95% interval leaves out 0."""
@@ -138,6 +141,9 @@ class Claim:
             return Verdict(self.statement, self.source, NOT_TESTED, self.reason)
         if results.num_seeds(self.group, self.other) < LEAST_SEEDS:
             return Verdict(self.statement, self.source, NOT_TESTED, FEW_SEEDS)
+        early = results.stopped_early(self.group, self.other) if self.of_converged else None
+        if early:
+            return Verdict(self.statement, self.source, NOT_TESTED, f"base training stopped early: {early}")
         mean, interval = results.difference(self.group, self.other, self.figure)
         if interval is None or math.isnan(mean):
             return Verdict(self.statement, self.source, NOT_TESTED, f"{self.figure} does not exist in every run")
@@ -160,6 +166,20 @@ def claims_table(verdicts: Sequence[Verdict]) -> Table:
     rows = [[v.claim, v.source, v.outcome, v.evidence] for v in verdicts]
     title = "Published claims on this data (each by its own 95% interval, none corrected for the number of claims)"
     return Table(title, ["claim", "source", "outcome", "evidence"], rows, numeric=False)
+
+
+def claims_sentences(verdicts: Sequence[Verdict]) -> list[str]:
+    """A sentence for each paper.
+
+    >>> claims_sentences([Verdict("a", "B et al.", REPRODUCED, ""), Verdict("b", "B et al.", NOT_TESTED, "")])
+    ['B et al.: of 2 claims 1 reproduced, 0 contradicted, 0 no difference seen, 1 not tested.']
+    """
+    sentences = []
+    for source in dict.fromkeys(v.source for v in verdicts):
+        outcomes = [v.outcome for v in verdicts if v.source == source]
+        counts = (f"{outcomes.count(o)} {o}" for o in (REPRODUCED, CONTRADICTED, NO_DIFFERENCE, NOT_TESTED))
+        sentences.append(f"{source}: of {len(outcomes)} claims {', '.join(counts)}.")
+    return sentences
 
 
 @dataclass(frozen=True)
@@ -211,5 +231,13 @@ class Study:
         tables = [results.table(title, self.columns, self.baseline)] if self.columns else []
         tables += self.more_tables(results)
         if self.claims:
-            tables.append(claims_table([claim.judge(results) for claim in self.claims]))
+            tables.append(claims_table(self.verdicts(results)))
         return tables
+
+    def verdicts(self, results: Results) -> list[Verdict]:
+        """What the data say of each claim."""
+        return [claim.judge(results) for claim in self.claims]
+
+    def section(self, results: Results) -> Section:
+        """For a report."""
+        return Section(self.title, [self.lead], self.tables(results), self.pictures(results))

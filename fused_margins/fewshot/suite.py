@@ -8,9 +8,9 @@ from pathlib import Path
 from ..doctor import versions
 from .datasets import Task
 from .errors import UserError
-from .html import Page
 from .jobs import Work, run_all
-from .runs import write_json, write_text
+from .reports import Report
+from .runs import write_json
 from .study import Job, Study
 from .terminal import say
 from .trials import task_of
@@ -98,19 +98,5 @@ def report_suite(studies: Sequence[Study], folder: Path, title: str) -> None:
             ],
         },
     )
-    page = Page(
-        title, "Every figure is from the runs beside this page; the same command writes it again without training."
-    )
-    text = [f"# {title}"]
-    for study, r in results:
-        page.section(study.title)
-        page.paragraph(study.lead)
-        text += [f"## {study.title}", study.lead]
-        for table in study.tables(r):
-            page.table(table)
-            text.append(table.markdown())
-        for picture in study.pictures(r):
-            page.picture(picture.path, picture.caption, picture.photographs)
-            text.append(f"![{picture.caption}]({picture.path.relative_to(folder)})")
-    page.write(folder / "report.html")
-    write_text(folder / "report.md", "\n\n".join(text) + "\n")
+    lead = "Every figure is from the runs beside this page; the same command writes it again without training."
+    Report(title, lead, [study.section(r) for study, r in results]).write(folder)

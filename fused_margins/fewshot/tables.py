@@ -1,9 +1,8 @@
-"""One table, shown in the terminal and written to Markdown and HTML; and the figures in it as text."""
+"""One table, shown in the terminal and in reports; and the figures in it as text."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from rich import markup
 from rich.table import Table as RichTable
@@ -13,40 +12,12 @@ NOT_FRACTIONS = ("discriminability", "modes", "variance")  # words in the names 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text below their column titles; the first column names the row.
-
-    Example:
-        >>> table = Table("Sizes", ["name", "bytes"], [["a", "1"]])
-        >>> print(table.markdown())
-        **Sizes**
-        <BLANKLINE>
-        | name | bytes |
-        |---|---:|
-        | a | 1 |
-        >>> print(table.html())
-        <figure><figcaption>Sizes</figcaption>
-        <div class="table"><table class="numeric">
-        <thead><tr><th scope="col">name</th><th scope="col">bytes</th></tr></thead>
-        <tbody>
-        <tr><th scope="row">a</th><td>1</td></tr>
-        </tbody>
-        </table></div></figure>
-    """
+    """Rows of text below their column titles; the first column names the row."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: bool = True  # all but the first column to the right
-
-    def markdown(self) -> str:
-        lines = [
-            f"**{self.title}**",
-            "",
-            _row(self.columns),
-            "|---|" + ("---:|" if self.numeric else "---|") * (len(self.columns) - 1),
-            *(_row(row) for row in self.rows),
-        ]
-        return "\n".join(lines)
 
     def rich(self) -> RichTable:
         table = RichTable(title=markup.escape(self.title), title_justify="left")
@@ -55,24 +26,6 @@ class Table:
         for row in self.rows:
             table.add_row(*map(markup.escape, row))
         return table
-
-    def html(self) -> str:
-        """The table within a block that scrolls where the screen is narrow; `Page` of `html.py` has its style."""
-        head = "".join(f'<th scope="col">{escape(column)}</th>' for column in self.columns)
-        lines = [
-            f"<figure><figcaption>{escape(self.title)}</figcaption>",
-            '<div class="table"><table class="numeric">' if self.numeric else '<div class="table"><table>',
-            f"<thead><tr>{head}</tr></thead>",
-            "<tbody>",
-        ]
-        for name, *cells in self.rows:
-            values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-            lines.append(f'<tr><th scope="row">{escape(name)}</th>{values}</tr>')
-        return "\n".join([*lines, "</tbody>", "</table></div></figure>"])
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def percent(value: float, interval: float | None = None) -> str:

@@ -15,6 +15,7 @@ from .augment import augment
 from .backbones import Network
 from .backends import calls_of, problems
 from .config import TrainConfig, contradictions
+from .convergence import Validation
 from .datasets import ImageSet
 from .errors import UserError
 from .objectives import Batch, build_objective
@@ -27,13 +28,18 @@ CHECKPOINT_SECONDS = 10.0  # at most this much work is lost to a power cut; an i
 class Trainer:
     """Trains a network on `images` as `config` says; the same config and images give the same numbers.
 
+    Where the config asks for it, `validation` is judged after every epoch, which leaves everything else as it is.
+
     All that is random, batches, augmentation, mining and dropped features, comes from one generator on the CPU; the
     initial weights come from the seed. So two trainers can take turns in one process, and none disturbs its host.
     """
 
-    def __init__(self, config: TrainConfig, images: ImageSet) -> None:
+    def __init__(self, config: TrainConfig, images: ImageSet, validation: ImageSet | None = None) -> None:
         self.config, self.device = config, usable_device(config.device)
         self.images = images.to(self.device)
+        self.validate = None
+        if config.validation_episodes and validation is not None:
+            self.validate = Validation(validation, config.validation_episodes)
         self.checksum: int | None = None  # of the images, once it is asked for
         self.generator = torch.Generator().manual_seed(config.seed)
         labels = images.targets(config.labels)
@@ -91,6 +97,8 @@ class Trainer:
             self.objective.start_epoch(self.epoch, lambda: self.embed(self.images))
         batch = self.objective.next_batch()
         images = self.images.pixels(batch.indices).to(self.device)
+        if self.images.are_features:
+            return images, batch
         return augment(images, self.config.augmentation, self.generator), batch
 
     def loss_and_gradients(self, images: Tensor, batch: Batch) -> Tensor:
@@ -122,7 +130,10 @@ class Trainer:
         if len(self.losses) == self.objective.num_batches(self.epoch):
             self._check_weights()  # running variances overflow unseen by a training step
             mean = sum(self.losses) / len(self.losses)
-            self.history.append({"epoch": self.epoch, "loss": mean, "learning_rate": learning_rate})
+            row = {"epoch": self.epoch, "loss": mean, "learning_rate": learning_rate}
+            if self.validate is not None:
+                row["validation"] = self.validate(self.embed)
+            self.history.append(row)
             self.epoch, self.losses = self.epoch + 1, []
         return value
 
@@ -173,9 +184,10 @@ class Trainer:
         epoch, history, losses = state["epoch"], state["history"], state["losses"]
         if not (isinstance(epoch, int) and 0 <= epoch <= self.config.epochs and len(history) == epoch):
             raise ValueError(f"expected an epoch up to {self.config.epochs} and a history of as many, got {epoch!r}")
-        if not all(row.keys() == {"epoch", "loss", "learning_rate"} for row in history):
-            raise ValueError("expected a history of epoch, loss and learning_rate")
-        numbers = [*losses, *(row[column] for row in history for column in ("loss", "learning_rate"))]
+        columns = {"epoch", "loss", "learning_rate", *(["validation"] if self.config.validation_episodes else [])}
+        if not all(row.keys() == columns for row in history):
+            raise ValueError(f"expected a history of {', '.join(sorted(columns))}")
+        numbers = [*losses, *(row[column] for row in history for column in columns - {"epoch"})]
         if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
             raise ValueError("expected losses and learning rates that are finite numbers")
         if epoch < self.config.epochs and len(losses) >= self.objective.num_batches(epoch):
@@ -235,9 +247,9 @@ class Trainer:
         return self.finished
 
 
-def resume(run: Run, images: ImageSet) -> Trainer:
+def resume(run: Run, images: ImageSet, validation: ImageSet | None = None) -> Trainer:
     """A trainer that goes on where the run stopped; a damaged checkpoint leaves the folder untouched."""
-    trainer = Trainer(run.config(), images)
+    trainer = Trainer(run.config(), images, validation)
     run.load_checkpoint(trainer.load_state_dict)
     run.write_metrics(trainer.history)
     return trainer

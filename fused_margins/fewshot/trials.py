@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Judging, TrainConfig, contradictions
+from .convergence import stopped_early
 from .datasets import Task, load, make_task
 from .errors import UserError
 from .evaluation import check_judging, evaluate
@@ -20,7 +21,13 @@ from .trainer import Trainer, resume
 
 def task_of(config: TrainConfig) -> Task:
     """What a run with these settings trains on and is judged on."""
-    return make_task(load(config.dataset, image_size=config.image_size), config.classes, config.held_out)
+    task = make_task(load(config.dataset, image_size=config.image_size), config.classes, config.held_out)
+    if config.validation_episodes and task.for_validation is None:
+        raise UserError(
+            f"validation_episodes: {config.dataset} has neither validation classes nor held-out images (held_out keeps "
+            "some)"
+        )
+    return task
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Trial:
         """Raise what `carry_out` would raise before its first step; nothing is written."""
         run = Run(folder)
         self._check_settings(run, task)
-        trainer = Trainer(self.config, task.training)
+        trainer = Trainer(self.config, task.training, task.for_validation)
         if run.checkpoint_path.exists():
             run.load_checkpoint(trainer.load_state_dict)
 
@@ -80,9 +87,9 @@ class Trial:
         task = task_of(self.config)
         self._check_settings(run, task)
         if run.checkpoint_path.exists():
-            trainer = resume(run, task.training)
+            trainer = resume(run, task.training, task.for_validation)
         else:
-            trainer = Trainer(self.config, task.training)
+            trainer = Trainer(self.config, task.training, task.for_validation)
             run.save_config(self.config)
         with stop_on_interrupt() as stop:
             train(run, trainer, stop)
@@ -113,5 +120,7 @@ def judge(run: Run, trainer: Trainer, task: Task, judging: Judging) -> dict[str,
         "epochs": trainer.epoch,
         **run.usage(),
     }
+    if trainer.config.validation_episodes:
+        result["stopped_early"] = stopped_early(trainer.history)
     run.save_result(result)
     return figures

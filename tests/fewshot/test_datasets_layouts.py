@@ -1,15 +1,13 @@
 """Every layout that users bring, in folders and in zip archives: small stand-in images, with the real lists where they
 are there."""
 
-import gzip
 import json
 import os
 
-import numpy as np
 import pytest
 import torch
 
-from fused_margins.fewshot.datasets import cifar, fashion, load, sources
+from fused_margins.fewshot.datasets import cifar, load, sources
 from fused_margins.fewshot.errors import UserError
 
 from .layouts import FORMS, lay, pack, png, real, values, write
@@ -275,93 +273,7 @@ def test_the_real_lists_of_cub(root):
                 assert ((numbers <= 100) == (split == "train")).all()
 
 
-# Fashion-MNIST
-
-
-def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
-
-
-def clothes(count: int) -> dict[str, np.ndarray]:
-    images = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
-    return {"images-idx3-ubyte": images, "labels-idx1-ubyte": np.arange(count, dtype=np.uint8) % 10}
-
-
-@pytest.mark.parametrize("place", ["FashionMNIST/raw", "fashion-mnist"])
-@pytest.mark.parametrize("compressed", [True, False])
-def test_fashion_mnist(root, place, compressed):
-    for part, count in (("train", 12), ("t10k", 11)):
-        for name, array in clothes(count).items():
-            data = idx(array)
-            write(root / place, {f"{part}-{name}{'.gz' * compressed}": gzip.compress(data) if compressed else data})
-    splits = load("fashion-mnist")
-    for split, count in (("train", 12), ("test", 11)):
-        images, labels = clothes(count).values()
-        assert torch.equal(splits[split].images, torch.from_numpy(images)[:, None])
-        assert splits[split].labels.tolist() == labels.tolist()
-        groups = [splits[split].coarse_names[c] for c in splits[split].coarse_labels]
-        names = [splits[split].class_names[c] for c in splits[split].labels]
-        assert all(name in fashion.GROUPS[group] for name, group in zip(names, groups))
-    halves = load("fashion-mnist", 14)["train"].images
-    means = torch.from_numpy(clothes(12)["images-idx3-ubyte"]).float().view(12, 14, 2, 14, 2).mean((2, 4))
-    assert (halves[:, 0] - means).abs().max() <= 1  # rounded twice: along the width, then along the height
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
-        ("train-images-idx3-ubyte.gz", b"no gzip", r"train-images-idx3-ubyte.gz: not a whole idx file \(Not a gzipped"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(bytes(100))[:-20], "train-images-idx3-ubyte.gz: not a whole idx"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros((3, 28, 28), np.uint8))), "3 images, but 12 labels"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros(9, np.uint8))), "idx file .it begins with 00000801"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b""), "not a whole idx file"),
-        (
-            "t10k-labels-idx1-ubyte.gz",
-            gzip.compress(idx(np.zeros(9, np.uint8))[:-1]),
-            "t10k-labels-.*: not a whole idx",
-        ),
-        (
-            "t10k-labels-idx1-ubyte.gz",
-            gzip.compress(idx(np.array([10], np.uint8))),
-            "t10k-l.*: expected labels 0 to 9, got 10",
-        ),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(0, np.uint8))), "train-labels-.*: no labels in it"),
-        (
-            "train-images-idx3-ubyte.gz",
-            gzip.compress(idx(np.zeros((12, 0, 28), np.uint8))),
-            r"train-images-.*: expected images of 28 x 28 pixels, got \(0, 28\)",
-        ),
-        ("t10k-labels-idx1-ubyte.gz", None, "t10k-labels-idx1-ubyte: No such file or directory"),
-    ],
-    # Compressed bytes hold the second they were made in: as names they would differ between the workers of one run.
-    ids=[
-        "no-gzip",
-        "cut-gzip",
-        "too-few-labels",
-        "labels-for-images",
-        "empty",
-        "cut-idx",
-        "label-10",
-        "none",
-        "size",
-        "missing",
-    ],
-)
-def test_fashion_mnist_that_is_not_whole(root, name, data, message):
-    place = root / "fashion-mnist"
-    for part, count in (("train", 12), ("t10k", 11)):
-        write(place, {f"{part}-{file}.gz": gzip.compress(idx(array)) for file, array in clothes(count).items()})
-    if data is None:
-        (place / name).unlink()
-    else:
-        (place / name).write_bytes(data)
-    with pytest.raises(UserError, match=message):
-        load("fashion-mnist")
-
-
-@pytest.mark.parametrize(
-    "name", ["omniglot-background", "cifar-fs", "mini-imagenet", "cub", "cub-retrieval", "fashion-mnist"]
-)
+@pytest.mark.parametrize("name", ["omniglot-background", "cifar-fs", "mini-imagenet", "cub", "cub-retrieval"])
 def test_what_is_not_there_is_named_and_where_it_comes_from(root, name):
     with pytest.raises(UserError, match=rf"{root}: no .* in this folder \(FUSED_MARGINS_DATA names.*https://"):
         load(name)

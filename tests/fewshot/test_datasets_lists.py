@@ -13,7 +13,7 @@ import torch
 from fused_margins.fewshot import cli, maps
 from fused_margins.fewshot.datasets import load, sources
 from fused_margins.fewshot.errors import UserError
-from fused_margins.fewshot.html import Page
+from fused_margins.fewshot.reports import Report, Section
 from fused_margins.fewshot.tables import Table
 
 from .layouts import pack, png, values, write
@@ -234,11 +234,9 @@ def test_class_names_are_shown_wherever_names_are_shown(tmp_path, name, capsys):
     labels, points = torch.tensor([0, 1]), torch.eye(2)
     figure = maps.embedding_maps(tmp_path / "e.png", {"t": (points.numpy(), labels, shown)})
     assert len(figure.axes[0].get_legend().get_texts()) == 2
-    maps.confusion_map(tmp_path / "c.png", torch.eye(2), shown)
     maps.neighbour_strips(tmp_path / "n.png", images.pixels(), labels, labels, labels[:, None], shown)
-    page = Page(shown[0])
-    page.table(Table(shown[0], ["name"], [[n] for n in shown]))
-    page.write(tmp_path / "page.html")
+    table = Table(shown[0], ["name"], [[n] for n in shown])
+    Report(shown[0], "", [Section(shown[0], tables=[table])]).write(tmp_path)
     # Both splits have the class `name`, and each has another.
     assert cli.main(["data", f"folder:{root}"]) == 2
     error = capsys.readouterr().err

@@ -33,22 +33,6 @@ def test_a_sweep_shows_means_and_intervals(tmp_path):
     assert segments[1][1][1] - segments[1][0][1] == pytest.approx(0)
 
 
-def test_confusion_rows_add_up_to_all(tmp_path):
-    figure = maps.confusion_map(tmp_path / "c.png", torch.tensor([[3, 1], [0, 0]]), ("a", "b"))
-    shown = np.asarray(figure.axes[0].images[0].get_array())
-    np.testing.assert_allclose(shown[0], np.array([75.0, 25.0]) * (1 if shown.max() > 1 else 0.01))
-    assert np.isfinite(shown).all()  # a class without samples
-
-
-def test_of_many_classes_the_confused_ones_are_shown_in_percent_of_all(tmp_path):
-    counts = torch.tensor([[10, 0, 0, 0], [0, 6, 2, 2], [0, 3, 7, 0], [0, 0, 0, 10]])
-    shown = maps.most_confused(counts, 2)
-    assert shown.tolist() == [1, 2]
-    figure = maps.confusion_map(tmp_path / "c.png", counts, "abcd", shown.tolist())
-    np.testing.assert_allclose(np.asarray(figure.axes[0].images[0].get_array()), [[60, 20], [30, 70]])
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["b", "c"]
-
-
 def test_a_sample_for_a_map_is_whole_classes_as_far_as_they_fit():
     labels = torch.arange(100).repeat_interleave(50)
     chosen = maps.map_sample(labels, limit=400)

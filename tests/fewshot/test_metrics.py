@@ -131,12 +131,6 @@ def test_nearest_others_come_in_order_and_never_include_oneself(k):
         assert index[i].tolist() == ranked + [-1] * (k - len(ranked))
 
 
-def test_confusion_matrix_counts_pairs():
-    labels, predicted = torch.tensor([0, 2, 2, 1, 2]), torch.tensor([0, 2, 1, 1, 0])
-    table = metrics.confusion_matrix(labels, predicted, 4)
-    assert table.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
-
-
 def _places(place_of_class, per_class=40, far=20.0, seed=0):
     """A coarse class for each list, a fine one for each place in it; those at one place are mixed."""
     embeddings, fine, coarse = [], [], []

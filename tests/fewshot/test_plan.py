@@ -1,17 +1,11 @@
-"""An estimate leaves no trace, and a log is made only where it can be."""
-
-import sys
-import types
-from typing import ClassVar
+"""An estimate leaves no trace."""
 
 import pytest
 import torch
 
 from fused_margins.fewshot.config import make_loss
 from fused_margins.fewshot.datasets import Task
-from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.plan import estimate, plan_table
-from fused_margins.fewshot.tensorboard import tensorboard_log
 from fused_margins.fewshot.trainer import Trainer
 
 MAGNET = make_loss("magnet", warm_epochs=1, clusters_per_class=2, num_clusters=3, samples_per_cluster=4)
@@ -40,35 +34,3 @@ def test_a_training_that_has_begun_is_not_estimated(images, config):
     trainer.update(trainer.loss_and_gradients(*trainer.next_batch()))
     with pytest.raises(ValueError, match="expected one that has not begun, it has done 1 steps"):
         estimate(trainer)
-
-
-class Writer:
-    """What torch.utils.tensorboard would write to."""
-
-    made: ClassVar[list] = []
-
-    def __init__(self, folder, purge_step):
-        self.folder, self.purge_step, self.points, self.closed = folder, purge_step, [], False
-        Writer.made.append(self)
-
-    def add_scalar(self, name, value, step):
-        self.points.append((name, value, step))
-
-    def close(self):
-        self.closed = True
-
-
-def test_tensorboard_gets_every_step_and_the_figures(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
-    with tensorboard_log(tmp_path, steps_done=7) as log:
-        log.step(7, 0.5, 0.1)
-        log.figures(8, {"nmi": 0.4, "modes": None})
-    (writer,) = Writer.made
-    assert (writer.folder, writer.purge_step, writer.closed) == (str(tmp_path / "tensorboard"), 7, True)
-    assert writer.points == [("train/loss", 0.5, 7), ("train/learning_rate", 0.1, 7), ("evaluation/nmi", 0.4, 8)]
-
-
-def test_without_tensorboard_it_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match="pip install tensorboard"), tensorboard_log(tmp_path):
-        pass

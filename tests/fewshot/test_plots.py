@@ -95,13 +95,3 @@ def test_clusters_are_drawn_with_their_centroids(tmp_path):
 def test_the_plane_is_the_same_each_time():
     embeddings = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
     assert np.array_equal(maps.plane(embeddings), maps.plane(embeddings))
-
-
-def test_names_stand_at_a_confusion_where_they_fit(tmp_path):
-    (axes, _) = maps.confusion_map(tmp_path / "c.png", torch.eye(13), ["a name much too long for an axis"] * 13).axes
-    assert {label.get_text() for label in axes.get_yticklabels()} == {"a name much too lon…"}
-    assert len(axes.texts) == 0  # more than a dozen numbers a row are too small
-    (axes, _) = maps.confusion_map(tmp_path / "c.png", torch.eye(41), ["n"] * 41).axes
-    assert axes.get_yticklabels() == []
-    with pytest.raises(ValueError, match=r"confusion: expected \(2,\) \* 2 counts, got \(2, 3\)"):
-        maps.confusion_map(tmp_path / "c.png", torch.zeros(2, 3), ["a", "b"])

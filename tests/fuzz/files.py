@@ -6,7 +6,6 @@ them; after any other no value that is in no file, and where there are fewer ima
 
 import contextlib
 import functools
-import gzip
 import io
 import json
 import os
@@ -27,7 +26,6 @@ from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run
 from tests.fewshot.conftest import SMALL
 from tests.fewshot.layouts import lay
-from tests.fewshot.test_datasets_layouts import clothes, idx
 
 from .damage import Files, changed_value, damaged, meaningless, on_disk
 
@@ -93,25 +91,12 @@ def listed(r: random.Random, plain: bool) -> tuple[str, Files]:
     return "mini-imagenet", files
 
 
-def arrays(r: random.Random, plain: bool) -> tuple[str, Files]:
-    return "fashion-mnist", {
-        f"{part}-{name}.gz": gzip.compress(idx(array))
-        for part in ("train", "t10k")
-        for name, array in clothes(3).items()
-    }
-
-
 def data_case(r: random.Random, folder: Path) -> str | None:
     harmless = r.random() < 0.4
-    name, files = r.choice((folders, folders, listed, arrays))(r, not harmless or r.random() < 0.5)
-    if name == "fashion-mnist" and harmless:
-        changed = files
-    else:
-        changed = meaningless(r, files) if harmless else damaged(r, files)
+    name, files = r.choice((folders, folders, listed))(r, not harmless or r.random() < 0.5)
+    changed = meaningless(r, files) if harmless else damaged(r, files)
     form, root = r.choice(("folder", "zip", "flat zip")), folder / "data"
-    places = {"folder": "set", "mini-imagenet": "mini-imagenet", "fashion-mnist": "FashionMNIST/raw"}
-    if name == "fashion-mnist":
-        form = "folder"
+    places = {"folder": "set", "mini-imagenet": "mini-imagenet"}
     try:
         lay(root, form, places[name], changed)
     except (UnicodeError, FileExistsError, NotADirectoryError, IsADirectoryError):
@@ -129,7 +114,7 @@ def data_case(r: random.Random, folder: Path) -> str | None:
     what = f"{name} as {form}, {'harmless' if harmless else 'damaged'}: {others}"
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            sets = load(name, 8 if name != "fashion-mnist" else 28)
+            sets = load(name, 8)
     except UserError as error:
         if harmless:
             return f"refused what means the same: {error} ({what})"
@@ -140,7 +125,7 @@ def data_case(r: random.Random, folder: Path) -> str | None:
     got = sum(map(len, sets.values()))
     if name.startswith("folder") and got != expected and (harmless or not said.getvalue()):
         return f"{got} of {expected} images, and said {said.getvalue()!r} ({what})"
-    if harmless and name != "fashion-mnist":
+    if harmless:
         read = torch.cat([255 * s.pixels().flatten(1).mean(1) for s in sets.values()]).sort().values
         if len(read) != expected or bool(((read - 9 * torch.arange(expected)).abs() > 4).any()):
             return f"read as {read.tolist()} ({what})"

@@ -1,6 +1,6 @@
 """The networks of the few-shot papers, from images to embeddings; `Backbone` names one and its settings.
 
-network -> convnets, resnets -> drop
+network -> convnets, heads, resnets -> drop
 """
 
 from .network import Network

@@ -8,19 +8,21 @@ from torch import Tensor, nn
 
 from ..config import Backbone
 from ..errors import UserError
-from . import convnets, resnets
+from . import convnets, heads, resnets
 
-_FEATURES: dict[str, Callable[[int, tuple[int, int], Backbone], convnets.ConvNet | resnets.ResNet]] = {
+_FEATURES: dict[str, Callable[[int, tuple[int, int], Backbone], convnets.ConvNet | resnets.ResNet | heads.Flat]] = {
     "convnet": convnets.convnet,
     "conv4": convnets.conv4,
     "resnet12": resnets.resnet12,
     "resnet18": resnets.resnet18,
+    "linear": heads.linear,
+    "mlp": heads.mlp,
 }
-CONVNET_EMBEDDING_SIZE = 32
+EMBEDDING_SIZES = {"convnet": 32, **dict.fromkeys(heads.NAMES, heads.EMBEDDING_SIZE)}
 
 
 class Network(nn.Module):
-    """The network that `settings` name, for images of one size.
+    """The network that `settings` name, for images of one size, or for features, which are images of 1 x 1 pixels.
 
     Args:
         in_channels: channels of the images.
@@ -45,13 +47,13 @@ class Network(nn.Module):
 
     def __init__(self, in_channels: int, image_size: tuple[int, int], settings: Backbone) -> None:
         super().__init__()
+        if image_size == (1, 1) and settings.name not in heads.NAMES:
+            raise UserError(f"backbone: {settings.name} takes images; features take {' or '.join(heads.NAMES)}")
         if settings.name in ("conv4", "resnet12") and min(image_size) < 16:
             height, width = image_size
             raise UserError(f"backbone: {settings.name} halves images four times, {height} x {width} are too small")
         self.features = _FEATURES[settings.name](in_channels, image_size, settings)
-        head_size = settings.embedding_size
-        if head_size is None and settings.name == "convnet":
-            head_size = CONVNET_EMBEDDING_SIZE
+        head_size = settings.embedding_size or EMBEDDING_SIZES.get(settings.name)
         self.head = nn.Identity() if head_size is None else nn.Linear(self.features.num_features, head_size)
         self.embedding_size = head_size or self.features.num_features
         self.standardize, self.normalize = settings.standardize, settings.normalize

@@ -3,7 +3,8 @@
 from .compare import Compare
 from .data import Data
 from .doctor import Doctor
-from .studies import CoarseToFine, Demo, MagnetStudy, OneShot, ParityCommand, Reproduce, Sweep
+from .embed import Embed
+from .studies import CoarseToFine, Demo, Heads, MagnetStudy, OneShot, ParityCommand, Reproduce, Sweep
 from .train import Evaluate, Train
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "Data",
     "Demo",
     "Doctor",
+    "Embed",
+    "Heads",
     "Evaluate",
     "MagnetStudy",
     "OneShot",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from ..compare import WRITERS, Comparison, read_runs
+from ..compare import SUFFIXES, Comparison, read_runs
 from ..errors import UserError
 from ..terminal import console, say
 
@@ -23,8 +23,8 @@ class Compare:
     """File to write as well: .html, .md or .json."""
 
     def main(self) -> int:
-        if self.output is not None and self.output.suffix not in WRITERS:
-            raise UserError(f"output: expected a file name ending in {', '.join(WRITERS)}, got {self.output}")
+        if self.output is not None and self.output.suffix not in SUFFIXES:
+            raise UserError(f"output: expected a file name ending in {', '.join(SUFFIXES)}, got {self.output}")
         runs, left_out = read_runs(self.runs)
         for what in left_out:
             say(f"left out: {what}")

@@ -8,6 +8,7 @@ import tyro
 
 from ..datasets import LOADERS, data_root, load, make_task, omniglot
 from ..datasets.download import Download, fetch
+from ..datasets.registry import OF_PATHS
 from ..errors import UserError
 from ..tables import Table
 from ..terminal import console
@@ -21,7 +22,6 @@ PUBLISHED = {
     "mini-imagenet": {"train": (64, 38400), "val": (16, 9600), "test": (20, 12000)},
     "cub": {"train": (100, 5885), "val": (50, 2950), "test": (50, 2953)},
     "cub-retrieval": {"train": (100, 5864), "test": (100, 5924)},
-    "fashion-mnist": {"train": (10, 60000), "test": (10, 10000)},
 }
 
 
@@ -30,7 +30,7 @@ class Data:
     """Download Omniglot, or say where another data set comes from; then decode it once and count what is there."""
 
     name: tyro.conf.Positional[str | None] = None
-    """Name of a data set, or folder:PATH; without it, all of them are listed."""
+    """Name of a data set, folder:PATH, or features:FILE; without it, all of them are listed."""
 
     def main(self) -> int:
         table = _known() if self.name is None else _inventory(self.name)
@@ -41,7 +41,7 @@ class Data:
 def _known() -> Table:
     """Name and description of each data set."""
     rows = [
-        ["folder:PATH" if name == "folder" else name, (loader.__doc__ or "").partition("\n")[0]]
+        [f"{name}:PATH" if name in OF_PATHS else name, (loader.__doc__ or "").partition("\n")[0]]
         for name, loader in sorted(LOADERS.items())
     ]
     return Table("Data sets", ["name", "what it is"], rows, numeric=False)
@@ -75,5 +75,5 @@ def _inventory(name: str) -> Table:
         )
         size = " x ".join(map(str, images.shape))
         rows.append([split, str(found[0]), str(len(images.coarse_names)), str(found[1]), size, complete])
-    place = name if name.startswith("folder:") else f"{name} in {data_root()}"
+    place = name if ":" in name else f"{name} in {data_root()}"
     return Table(place, ["split", "classes", "coarse", "images", "size", "as published"], rows)

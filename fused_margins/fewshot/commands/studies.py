@@ -6,20 +6,23 @@ from pathlib import Path
 
 from ..backends import of_all
 from ..config import Judging, Loss, Magnet, TrainConfig
+from ..datasets import load
 from ..errors import UserError
 from ..evaluation import VINYALS
 from ..jobs import available_cores
-from ..options import ConfigFlags, LossFlags, LossOptions, as_file_name
+from ..options import ConfigFlags, LossFlags, LossOptions, as_file_name, on_features
 from ..plan import suite_table
 from ..presets import preset
 from ..studies import parity
 from ..studies.coarse_to_fine import all_methods, coarse_to_fine_study, few_methods
 from ..studies.demo import demo_studies
+from ..studies.features import feature_studies
+from ..studies.heads import heads_study
 from ..studies.magnet import magnet_study
-from ..studies.margins import margin_sweep_study
+from ..studies.margins import draw_base_classes, margin_sweep_study
 from ..studies.omniglot import official_study, vinyals_study
 from ..studies.reproduce import parity_studies, reproduce_studies
-from ..study import Study
+from ..study import Study, claims_sentences
 from ..suite import run_suite, waiting_jobs
 from ..terminal import console, say
 
@@ -48,6 +51,8 @@ class _StudyOptions:
     """Trainings at a time, each on one thread; by default as many as cores."""
     dry_run: bool = False
     """Say what would be trained, and how long it would take, and do nothing."""
+    features: Path | None = None
+    """Train on these features of images instead of a data set: what `fused-margins embed` writes, or .npy, .npz."""
     config: ConfigFlags = field(default_factory=TrainConfig)
 
     def base(self) -> TrainConfig:
@@ -55,16 +60,19 @@ class _StudyOptions:
         check_seeds(self.seeds)
         if self.config.seed != TrainConfig().seed:
             raise UserError(f"seed: a study has several, give --seeds; got {self.config.seed}")
-        return self.config.model_copy(update={"threads": self.config.threads or 1})
+        return self._config().model_copy(update={"threads": self.config.threads or 1})
+
+    def _config(self) -> TrainConfig:
+        return on_features(self.config, self.features)
 
     def judging(self) -> Judging:
         return Judging(episodes=self.episodes)
 
     def folder(self, command: str) -> Path:
-        return self.output or Path("runs") / f"{command}-{as_file_name(self.config.dataset)}"
+        return self.output or Path("runs") / f"{command}-{as_file_name(self._config().dataset)}"
 
     def run(self, command: str, studies: Sequence[Study]) -> int:
-        return _run(studies, self.folder(command), f"{command} on {self.config.dataset}", self.workers, self.dry_run)
+        return _run(studies, self.folder(command), f"{command} on {self._config().dataset}", self.workers, self.dry_run)
 
 
 def _run(studies: Sequence[Study], folder: Path, title: str, workers: int | None, dry_run: bool) -> int:
@@ -79,6 +87,13 @@ def _run(studies: Sequence[Study], folder: Path, title: str, workers: int | None
     except KeyboardInterrupt:
         say(f"stopped; the same command goes on from what is in {folder}")
         raise
+    results = [(study, study.results(folder)) for study in studies]
+    for study, found in results:
+        for table in study.tables(found)[:1]:
+            console.print(table.rich())
+    for sentence in claims_sentences([verdict for study, found in results for verdict in study.verdicts(found)]):
+        say(sentence)
+    say(f"report: {folder / 'report.html'}")
     return 0
 
 
@@ -94,10 +109,45 @@ class Sweep(_StudyOptions):
     """Margins, of either sign."""
     scale: float | None = None
     """Scale of the logits; by default that of the preset, or 10."""
+    base_classes: int | None = None
+    """Base classes that each seed draws, of data that are split by image (half of the classes if not given)."""
+    all_ways: bool = False
+    """Also 1-shot episodes of all novel classes at once, by the nearest centroid."""
 
     def main(self) -> int:
         config = LossOptions(scale=self.scale).apply(self.base())
-        return self.run("sweep", [margin_sweep_study(config, self.margin, self.seeds, self.judging())])
+        judging = Judging(episodes=self.episodes, all_ways=self.all_ways)
+        study = margin_sweep_study(config, self.margin, self.seeds, judging, base_classes=self.base_classes)
+        return self.run("sweep", [study])
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Nearest centroid, SimpleShot, logistic regression, k-NN and cosine heads on features as they are."""
+
+    features: Path
+    """Features of images: what `fused-margins embed` writes, or .npy, .npz."""
+    base_classes: int | None = None
+    """Base classes that each seed draws, of data that are split by image (half of the classes if not given)."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the choice of classes; of data that are split by class there is one choice."""
+    episodes: int = 600
+    """Few-shot episodes for each number of shots, and of all novel classes at once."""
+    output: Path = Path("runs/heads")
+    """Folder of the report."""
+    workers: int | None = None
+    """Choices at a time; by default as many as cores."""
+
+    def main(self) -> int:
+        check_seeds(self.seeds)
+        config = on_features(TrainConfig(threads=1), self.features)
+        splits = load(config.dataset)
+        classes: list[tuple[int, ...] | None] = [None]
+        names = splits["train"].class_names
+        if names == splits["test"].class_names:
+            classes = [draw_base_classes(len(names), seed, self.base_classes) for seed in self.seeds]
+        study = heads_study(config, classes, Judging(episodes=self.episodes, all_ways=True))
+        return _run([study], self.output, f"Heads on {self.features}", self.workers, dry_run=False)
 
 
 @dataclass(frozen=True)
@@ -227,13 +277,18 @@ class Reproduce:
     """Folder of the runs and the report; by default runs/reproduce, or runs/parity."""
     parity: bool = False
     """Instead of these, the parity of backends for every loss on the same data: a quarter of an hour more."""
+    features: Path | None = None
+    """Instead of these, the claims on frozen features: a folder with caltech101.safetensors and gtsrb.safetensors."""
     workers: int | None = None
     """Trainings at a time; by default as many as cores."""
     dry_run: bool = False
     """Say what would be trained, and how long it would take, and do nothing."""
 
     def main(self) -> int:
-        if self.parity:
+        if self.features is not None:
+            studies, folder = feature_studies(self.features), Path("runs/features")
+            title = "The three papers on frozen features"
+        elif self.parity:
             studies, folder, title = parity_studies(), Path("runs/parity"), "Parity of backends on few-shot data"
         else:
             studies, folder, title = reproduce_studies(), Path("runs/reproduce"), "The three papers on few-shot data"

@@ -1,7 +1,6 @@
 """`fused-margins train` and `fused-margins evaluate`."""
 
 import shlex
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +12,10 @@ from ..errors import UserError
 from ..evaluation import check_judging
 from ..interrupts import stop_on_interrupt
 from ..jobs import set_threads
-from ..options import ConfigFlags, JudgingFlags, LossFlags, LossOptions, as_file_name
+from ..options import ConfigFlags, JudgingFlags, LossFlags, LossOptions, as_file_name, on_features
 from ..plan import estimate, plan_table
 from ..report import write_run_report
 from ..runs import Run
-from ..tensorboard import TensorboardLog, summary_writer, tensorboard_log
 from ..terminal import INTERRUPTED, console, progress, say
 from ..trainer import Trainer, resume
 from ..trials import judge, task_of, train
@@ -35,8 +33,8 @@ class Train:
     """Continue the run in its folder where it stopped, with its stored settings, to the numbers it would have had."""
     dry_run: bool = False
     """Say what would be trained, and how long it would take, and do nothing."""
-    tensorboard: bool = False
-    """Log losses and figures for TensorBoard into the run folder."""
+    features: Path | None = None
+    """Train on these features of images instead of a data set: what `fused-margins embed` writes, or .npy, .npz."""
     loss: LossFlags = field(default_factory=LossOptions)
     judging: JudgingFlags = field(default_factory=Judging)
     config: ConfigFlags = field(default_factory=TrainConfig)
@@ -46,7 +44,7 @@ class Train:
             raise UserError("dry_run: it describes a training that has not begun; leave out --resume")
 
     def settings(self) -> TrainConfig:
-        return self.loss.apply(self.config)
+        return on_features(self.loss.apply(self.config), self.features)
 
     def folder(self) -> Path:
         if self.output is not None:
@@ -66,48 +64,34 @@ class Train:
             console.print(plan_table(trainer, task, folder, estimate(trainer)).rich())
             return 0
         # What may fail comes first, and then leaves no folder.
-        if self.tensorboard:
-            summary_writer()
-        new = None if self.resume else Trainer(config, task.training)
+        new = None if self.resume else Trainer(config, task.training, task.for_validation)
         with Run(folder).locked() as run:
-            return self._carry_out(run, new or resume(run, task.training), task)
+            return self._carry_out(run, new or resume(run, task.training, task.for_validation), task)
 
     def _carry_out(self, run: Run, trainer: Trainer, task: Task) -> int:
         folder = run.folder
-        with tensorboard_log(folder, trainer.steps_done) if self.tensorboard else nullcontext() as log:
-            if not self.resume:
-                Run.create(folder, trainer.config, self.preset)
-            run.save_judging(self.judging)
-            if not self._train(run, trainer, log):
-                say(f"stopped in epoch {trainer.epoch}; continue with: {self._resume_command(folder)}")
-                return INTERRUPTED
-            try:
-                figures = _judge_and_report(run, trainer, task, self.judging)
-            except KeyboardInterrupt:
-                say(f"stopped while judging; continue with: {self._resume_command(folder)}")
-                raise
-            if log is not None:
-                log.figures(trainer.total_steps, figures)
+        if not self.resume:
+            Run.create(folder, trainer.config, self.preset)
+        run.save_judging(self.judging)
+        resume_command = shlex.join(["fused-margins", "train", "--resume", "--output", str(folder)])
+        if not self._train(run, trainer):
+            say(f"stopped in epoch {trainer.epoch}; continue with: {resume_command}")
+            return INTERRUPTED
+        try:
+            _judge_and_report(run, trainer, task, self.judging)
+        except KeyboardInterrupt:
+            say(f"stopped while judging; continue with: {resume_command}")
+            raise
         return 0
 
-    def _resume_command(self, folder: Path) -> str:
-        arguments = ["fused-margins", "train", "--resume", "--output", str(folder)]
-        return shlex.join([*arguments, *(["--tensorboard"] if self.tensorboard else [])])
-
-    def _train(self, run: Run, trainer: Trainer, log: TensorboardLog | None) -> bool:
+    def _train(self, run: Run, trainer: Trainer) -> bool:
         """Whether it may go on to the judgement: trained to the end, and nobody asked to stop in the last step."""
         name = f"{trainer.config.loss.name} on {trainer.config.dataset}"
         with (
             progress(name, trainer.total_steps, "steps", completed=trainer.steps_done) as advance,
             stop_on_interrupt() as stop,
         ):
-
-            def on_step() -> None:
-                advance()
-                if log is not None:
-                    log.step(trainer.steps_done - 1, *trainer.latest)
-
-            return train(run, trainer, stop, on_step) and not stop()
+            return train(run, trainer, stop, advance) and not stop()
 
 
 @dataclass(frozen=True)
@@ -136,8 +120,7 @@ class Evaluate:
         return 0
 
 
-def _judge_and_report(run: Run, trainer: Trainer, task: Task, judging: Judging) -> dict[str, float]:
+def _judge_and_report(run: Run, trainer: Trainer, task: Task, judging: Judging) -> None:
     figures = judge(run, trainer, task, judging)
     console.print(write_run_report(run, trainer, task, figures).rich())
     say(f"report: {run.folder / 'report.html'}")
-    return figures

@@ -4,10 +4,10 @@ Splits may share their classes (digits) or have classes of their own (the usual 
 which is which. sources finds files, cache keeps what was decoded, images holds the result; each data set has a module.
 """
 
-from . import cifar, cub, digits, fashion, folders, omniglot  # register their loaders
+from . import cifar, cub, digits, features, folders, gtsrb, omniglot  # register their loaders
 from .images import ImageSet, Task, concatenate, make_task
 from .omniglot import OneShotRuns, one_shot_runs
-from .registry import DATA_ROOT_VARIABLE, LOADERS, Loader, data_root, load, register
+from .registry import DATA_ROOT_VARIABLE, LOADERS, Loader, data_root, is_of_features, load, register
 
 __all__ = [
     "DATA_ROOT_VARIABLE",
@@ -21,8 +21,10 @@ __all__ = [
     "cub",
     "data_root",
     "digits",
-    "fashion",
+    "features",
     "folders",
+    "gtsrb",
+    "is_of_features",
     "load",
     "make_task",
     "omniglot",

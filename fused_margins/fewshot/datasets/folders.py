@@ -29,15 +29,27 @@ def load(root: Path, image_size: int = 84) -> dict[str, ImageSet]:
 
     Without folders of splits the classes are split by `split_by_name`, which it says.
     """
-    if not root.exists():
-        raise UserError(f"{root}: no such folder or zip archive")
-    tree: Tree = Folder(root) if root.is_dir() else Archive(root, "")
+    tree = tree_at(root)
     base = _base(tree)
     splits = class_folders(tree, base) if _split_folders(tree, base) else _without_splits(tree, base)
     name = (
         f"folder-{root.stem[:80]}-{hashlib.sha256(str(root.resolve()).encode(errors='surrogatepass')).hexdigest()[:8]}"
     )
     return image_sets(name, splits, image_size)
+
+
+def tree_at(root: Path) -> Tree:
+    """The files of a folder or of a zip archive."""
+    if not root.exists():
+        raise UserError(f"{root}: no such folder or zip archive")
+    return Folder(root) if root.is_dir() else Archive(root, "")
+
+
+def files_by_split(root: Path) -> dict[str, Files]:
+    """The images of each class of each split of a folder or a zip archive; those without splits are one, called ""."""
+    tree = tree_at(root)
+    base = _base(tree)
+    return class_folders(tree, base) if _split_folders(tree, base) else {"": classes_in(tree, base)}
 
 
 @register("mini-imagenet")

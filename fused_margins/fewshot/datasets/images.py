@@ -1,4 +1,4 @@
-"""Labelled images that share one store of pixels, and the task of a run: what it trains on and what it is judged on."""
+"""Labelled images or features that share one store, and the task of a run: what it trains on, what it is judged on."""
 
 import itertools
 import zlib
@@ -15,6 +15,8 @@ from ..errors import UserError, printable
 class ImageSet:
     """Samples with a fine and a coarse label each: a choice of `images`, which subsets share and never copy.
 
+    Features of a pretrained network are images of 1 x 1 pixels in floating point, a channel a number.
+
     Example:
         >>> images = torch.arange(8, dtype=torch.uint8).view(2, 1, 2, 2)
         >>> labels = torch.tensor([0, 1])
@@ -25,18 +27,21 @@ class ImageSet:
                   [4., 6.]]]])
     """
 
-    images: Tensor  # (M, channels, height, width), uint8
+    images: Tensor  # (M, channels, height, width), uint8, or floating point for features
     labels: Tensor  # (N,), int64: index into class_names
     coarse_labels: Tensor  # (N,), int64: index into coarse_names
     class_names: tuple[str, ...]
     coarse_names: tuple[str, ...]
     index: Tensor | None = None  # (N,), int64: the row of `images` of each sample; None: sample i is image i
     quarter_turns: Tensor | None = None  # (N,), int64, 0 to 3 counter-clockwise; None: as they are
+    groups: Tensor | None = (
+        None  # (N,), int64: samples of one thing, of which none is asked for another; None: none are
+    )
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if self.images.ndim != 4 or not (self.images.dtype == torch.uint8 or self.are_features):
             raise ValueError(
-                "images: expected uint8 (N, channels, height, width), "
+                "images: expected uint8 (N, channels, height, width), or floating point (N, D, 1, 1), "
                 f"got {self.images.dtype} {tuple(self.images.shape)}"
             )
         count = self.images.shape[0] if self.index is None else self.index.shape[0]
@@ -60,8 +65,16 @@ class ImageSet:
         if self.quarter_turns is not None and height != width:
             raise ValueError(f"quarter_turns: expected square images, got {height} x {width}")
 
+        if self.groups is not None and self.groups.shape != (count,):
+            raise ValueError(f"groups: expected ({count},), got {tuple(self.groups.shape)}")
+
     def __len__(self) -> int:
         return self.labels.shape[0]
+
+    @property
+    def are_features(self) -> bool:
+        """Whether the samples are features: there are no pixels to turn or to look at."""
+        return self.images.is_floating_point() and self.images.shape[2:] == (1, 1)
 
     def checksum(self) -> int:
         """CRC-32 of all pixels, labels, names and choices: data that changed has another.
@@ -72,9 +85,9 @@ class ImageSet:
         False
         """
         value = zlib.crc32(repr((self.class_names, self.coarse_names, self.images.shape)).encode())
-        for t in (self.images, self.labels, self.coarse_labels, self.index, self.quarter_turns):
+        for t in (self.images, self.labels, self.coarse_labels, self.index, self.quarter_turns, self.groups):
             if t is not None:
-                value = zlib.crc32(t.cpu().contiguous().numpy().reshape(-1).view("uint8"), value)
+                value = zlib.crc32(t.cpu().contiguous().view(-1).view(torch.uint8).numpy(), value)
         return value
 
     @property
@@ -84,7 +97,7 @@ class ImageSet:
         return channels, height, width
 
     def pixels(self, indices: Tensor | slice = slice(None)) -> Tensor:
-        """The chosen samples as float32 in [0, 1], (B, channels, height, width), where `images` are."""
+        """The chosen samples as float32, (B, channels, height, width), where `images` are: images in [0, 1]."""
         if isinstance(indices, Tensor):
             indices = indices.to(self.images.device)
         images = self.images[indices if self.index is None else self.index[indices]]
@@ -93,7 +106,7 @@ class ImageSet:
             turns = self.quarter_turns[indices, None, None, None]
             images = torch.where(turns % 2 == 1, images.rot90(1, (2, 3)), images)
             images = torch.where(turns >= 2, images.flip(2, 3), images)
-        return images.float().div_(255)
+        return images.float() if self.are_features else images.float().div_(255)
 
     def targets(self, kind: str) -> Tensor:
         """The labels to train on: "fine" or "coarse"."""
@@ -114,6 +127,7 @@ class ImageSet:
             coarse_labels=self.coarse_labels[indices],
             index=rows if self.index is None else self.index[rows],
             quarter_turns=None if self.quarter_turns is None else self.quarter_turns[rows],
+            groups=None if self.groups is None else self.groups[indices],
         )
 
     def with_classes(self, classes: Sequence[int]) -> "ImageSet":
@@ -172,6 +186,7 @@ def concatenate(sets: Sequence[ImageSet]) -> ImageSet:
         coarse_labels=torch.cat([s.coarse_labels for s in sets]),
         index=torch.cat(index),
         quarter_turns=torch.cat(turns) if any(s.quarter_turns is not None for s in sets) else None,
+        groups=torch.cat([s.groups for s in sets if s.groups is not None]) if sets[0].groups is not None else None,
     )
 
 
@@ -183,6 +198,11 @@ class Task:
     held_out: ImageSet | None  # other images of the training classes
     novel: ImageSet | None  # images of classes that the training never saw
     validation: ImageSet | None = None  # the "val" split, for choosing: novel classes where those of the test are
+
+    @property
+    def for_validation(self) -> ImageSet | None:
+        """What tells during a training how far it is: never the novel classes that it is judged on."""
+        return self.held_out if self.validation is None else self.validation
 
 
 def make_task(splits: dict[str, ImageSet], classes: Sequence[int] | None = None, held_out: float = 0.0) -> Task:

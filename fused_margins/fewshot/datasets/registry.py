@@ -9,6 +9,8 @@ from .images import ImageSet
 
 DATA_ROOT_VARIABLE = "FUSED_MARGINS_DATA"
 MAX_IMAGE_SIZE = 4096  # pixels
+OF_FEATURES = ("features", "gtsrb-tracks", "gtsrb-parents")  # loaders that take a file of features
+OF_PATHS = ("folder", *OF_FEATURES)  # those that take a path instead of the data root
 
 # loader(root) or loader(root, image_size): the splits "train", "test", and "val" where there is one
 Loader = Callable[..., dict[str, ImageSet]]
@@ -30,12 +32,17 @@ def data_root() -> Path:
     return Path(os.environ.get(DATA_ROOT_VARIABLE) or "data")
 
 
+def is_of_features(name: str) -> bool:
+    """Whether a data set is one of features."""
+    return name.partition(":")[0] in OF_FEATURES
+
+
 def load(name: str, image_size: int | None = None) -> dict[str, ImageSet]:
     """The splits "train", "test", and "val" where there is one, of a data set in the data root.
 
     Args:
-        name: of a registered loader, or `folder:PATH` for a folder or a zip with `{train,val,test}/<class>/<image>` or
-            `<class>/<image>`.
+        name: of a registered loader; `folder:PATH` for a folder or a zip with `{train,val,test}/<class>/<image>` or
+            `<class>/<image>`; `features:FILE` for features of images.
         image_size: height and width in pixels; by default what is usual for the data set.
 
     Raises:
@@ -46,11 +53,13 @@ def load(name: str, image_size: int | None = None) -> dict[str, ImageSet]:
         {'train': 1198, 'test': 599}
     """
     kind, _, path = name.partition(":")
-    if kind not in LOADERS or (kind == "folder") != bool(path):
-        known = sorted(f"{known}:PATH" if known == "folder" else known for known in LOADERS)
+    if kind not in LOADERS or (kind in OF_PATHS) != bool(path):
+        known = sorted(f"{known}:PATH" if known in OF_PATHS else known for known in LOADERS)
         raise UserError(f"dataset: expected one of {', '.join(known)}, got {name!r}")
     if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise UserError(f"image_size: expected 1 to {MAX_IMAGE_SIZE}, got {image_size}")
+    if image_size is not None and is_of_features(name):
+        raise UserError(f"image_size: features have none, got {image_size}")
     try:
         root = Path(path).expanduser() if path else data_root()
     except RuntimeError as error:  # nobody of this name has a home

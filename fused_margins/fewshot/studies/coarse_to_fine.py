@@ -12,6 +12,7 @@ from ..study import Claim, Study
 from ..trials import Trial, task_of
 
 SOURCE = "Levi et al. 2020"
+EPHN = "EPHN, temperature 0.1"  # Xuan et al., Improved embeddings with easy positive triplet mining, 2020
 COLUMNS = {
     "Recall@1": "recall@1",
     "Recall@2": "recall@2",
@@ -31,6 +32,16 @@ def few_methods() -> dict[str, Loss]:
         **{f"margin, {p} positives": MarginLoss(positives=p) for p in ("random", "easy")},
         **{f"InfoNCE, {p} positives": InfoNCE(positives=p) for p in ("random", "easy")},
     }
+
+
+def positive_methods() -> dict[str, Loss]:
+    """All kinds of positives for each loss, and EPHN as published: the easiest positive and the hardest negative."""
+    methods: dict[str, Loss] = {"softmax": Softmax(scale=10.0)}
+    for p in get_args(Positives):
+        methods[f"triplet, {p} positives"] = Triplet(positives=p)
+        methods[f"margin, {p} positives"] = MarginLoss(positives=p)
+        methods[f"InfoNCE, {p} positives"] = InfoNCE(positives=p)
+    return {**methods, EPHN: InfoNCE(negatives="hard", temperature=0.1)}
 
 
 def all_methods() -> dict[str, Loss]:

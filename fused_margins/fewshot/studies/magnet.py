@@ -9,10 +9,12 @@ import torch
 
 from ... import MagnetIndex
 from ..config import Judging, Loss, Magnet, Softmax, TrainConfig, Triplet
+from ..errors import UserError
 from ..maps import cluster_map, map_sample
 from ..plots import sweep, variance_curves
+from ..reports import Picture
 from ..runs import Run
-from ..study import Claim, Picture, Results, Study
+from ..study import Claim, Results, Study
 from ..tables import Table
 from ..trainer import Trainer
 from ..trials import Trial, task_of
@@ -28,7 +30,11 @@ def magnet_study(
     config: TrainConfig, seeds: Sequence[int], judging: Judging, magnet: Magnet | None = None, name: str = "magnet"
 ) -> Study:
     """Magnet, softmax and triplet from the same settings; an epoch shows each about as many images as there are."""
-    check_hierarchy(config)
+    hierarchy = config.labels == "coarse"
+    if hierarchy:
+        check_hierarchy(config)
+    elif task_of(config).held_out is None:
+        raise UserError(f"held_out: {config.dataset} has no other images of its training classes: hold some out (0.1)")
     magnet = magnet or Magnet()
     methods: dict[str, Loss] = {
         "magnet": magnet,
@@ -61,29 +67,29 @@ def magnet_study(
     return Study(
         name,
         f"Magnet on {config.dataset}, {config.backbone.title}",
-        f"Trained for {config.epochs} epochs on coarse labels: the kNC error is of these, with "
-        f"{magnet.clusters_per_class} clusters a class; all else is judged on the fine labels, which no training saw. "
-        "An epoch shows each method about as many images as there are, in batches of its own size.",
+        f"Trained for {config.epochs} epochs on {config.labels} labels: the kNC error is of these, with "
+        f"{magnet.clusters_per_class} clusters a class; "
+        + ("all else is judged on the fine labels, which no training saw. " if hierarchy else "")
+        + "An epoch shows each method about as many images as there are, in batches of its own size.",
         trials,
-        COLUMNS,
+        COLUMNS if hierarchy else {title: figure for title, figure in COLUMNS.items() if title != "modes"},
         baseline="softmax",
         claims=[
-            Claim(
-                SOURCE,
-                "magnet recovers the hierarchy below its labels better than softmax (Recall@1)",
-                "magnet",
-                "softmax",
-                "recall@1",
+            *(
+                Claim(
+                    SOURCE,
+                    f"magnet recovers the hierarchy below its labels better than {other} (Recall@1)",
+                    "magnet",
+                    other,
+                    "recall@1",
+                )
+                for other in ("softmax", "triplet")
+                if hierarchy
             ),
-            Claim(
-                SOURCE,
-                "magnet recovers the hierarchy below its labels better than triplet (Recall@1)",
-                "magnet",
-                "triplet",
-                "recall@1",
+            *(
+                Claim(SOURCE, f"magnet classifies better than {other} with kNC", other, "magnet", "knc_error@8")
+                for other in ("softmax", "triplet")
             ),
-            Claim(SOURCE, "magnet classifies better than softmax with kNC", "softmax", "magnet", "knc_error@8"),
-            Claim(SOURCE, "magnet classifies better than triplet with kNC", "triplet", "magnet", "knc_error@8"),
             Claim(
                 SOURCE,
                 "state of the art on Stanford Dogs, Oxford Flowers and Pets",
@@ -104,7 +110,8 @@ def _cluster_pictures(results: Results) -> list[Picture]:
         trainer = Trainer(trial.config, task.training)
         Run(results.folder / trial.name).load_checkpoint(trainer.load_state_dict)
         embeddings = trainer.embed(task.training).cpu()
-        labels = task.training.coarse_labels
+        labels = task.training.targets(trial.config.labels)
+        names = task.training.class_names if trial.config.labels == "fine" else task.training.coarse_names
         index = MagnetIndex(trial.judging.knc_clusters, generator=torch.Generator().manual_seed(0))
         index.fit(embeddings, labels)
         squared = (embeddings - index.centroids[index.assignments]).square().sum(1)
@@ -117,7 +124,7 @@ def _cluster_pictures(results: Results) -> list[Picture]:
             labels[shown],
             index.centroids,
             index.centroid_labels,
-            task.training.coarse_names,
+            names,
         )
         pictures.append(Picture(path, f"{group}: training samples and the centroids of their clusters, in the plane."))
     path = results.folder / "variances.png"

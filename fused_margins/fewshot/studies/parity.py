@@ -11,8 +11,9 @@ from ..config import InfoNCE, Judging, Loss, Magnet, MarginLoss, MarginSoftmax, 
 from ..datasets import Task
 from ..parity import TOLERANCE, Parity, StepDifference
 from ..plots import parity_curves
+from ..reports import Picture
 from ..runs import plain, read_json, write_json
-from ..study import Picture, Results, Study
+from ..study import Results, Study
 from ..tables import Table, figure_text
 from ..trainer import Trainer
 from ..trials import Trial, task_of
@@ -89,6 +90,7 @@ def parity_study(
     num_steps: int = 200,
     tolerance: float = TOLERANCE,
     name: str = "parity",
+    to_the_end: bool = True,
 ) -> Study:
     """Each loss on each backend from the same seed, and on the first one from weights changed in the last bit.
 
@@ -100,6 +102,7 @@ def parity_study(
         num_steps: how many are compared at equal weights.
         tolerance: what their largest relative difference is held to.
         name: of the folder.
+        to_the_end: train on every backend to the end as well; else the steps at equal weights are all.
     """
     first, *others = backends
     trials, steps = [], []
@@ -110,9 +113,15 @@ def parity_study(
         control = settings.model_copy(update={"backend": first, "perturbation": PERTURBATION})
         trials.append(Trial(f"{loss_name}, {first}, one bit changed", control, judging))
         steps += [StepParity(loss_name, settings, (first, other), num_steps) for other in others]
+    beside = (
+        " Beside that every backend trains to the end on its own, where rounding drives runs apart; the run whose "
+        "first weights differ in the last bit shows how far."
+    )
+    if not to_the_end:
+        trials, beside = [], ""
 
     def tables(results: Results) -> list[Table]:
-        return [_steps_table(steps, results.folder, tolerance), _end_table(results)]
+        return [_steps_table(steps, results.folder, tolerance), *([_end_table(results)] if trials else [])]
 
     def pictures(results: Results) -> list[Picture]:
         return [_curves(job, results.folder, tolerance) for job in steps]
@@ -120,9 +129,8 @@ def parity_study(
     return Study(
         name,
         f"Parity of {' and '.join(backends)} on {config.dataset}, {config.backbone.title}",
-        f"For the first {num_steps} steps the second backend also gets the weights and the batch of the first. Beside "
-        "that every backend trains to the end on its own, where rounding drives runs apart; the run whose first "
-        "weights differ in the last bit shows how far.",
+        f"For the first {num_steps} steps the second backend also gets the weights and the batch of the first."
+        + beside,
         trials,
         {},
         more_jobs=steps,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fused_margins.fewshot.html import Page
+from fused_margins.fewshot.reports import Picture, Report, Section
 from fused_margins.fewshot.tables import Table
 
 VOID = {"meta", "img", "br", "hr", "link"}
@@ -34,17 +34,14 @@ class Checked(HTMLParser):
 def page(tmp_path):
     figure = Figure(figsize=(1, 1))
     figure.savefig(tmp_path / "p.png")
-    page = Page("a < b & c", "lead <script>")
-    page.section("x > y")
-    page.paragraph("1 < 2")
-    page.table(Table("t<", ["name", "v&w"], [["<b>", "1"]]))
-    page.picture(tmp_path / "p.png", 'a "caption"')
-    return page
+    table = Table("t<", ["name", "v&w"], [["<b>", "1|2"]])
+    section = Section("x > y", ["1 < 2"], [table], [Picture(tmp_path / "p.png", 'a "caption"')])
+    return Report("a < b & c", "lead <script>", [section])
 
 
 def test_a_page_is_whole_in_itself_and_its_tags_balance(page, tmp_path):
-    page.write(tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    page.write(tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
     checked = Checked(text)
     assert checked.open == []
     assert len(checked.loads) == 1
@@ -57,11 +54,20 @@ def test_a_page_is_whole_in_itself_and_its_tags_balance(page, tmp_path):
 
 def test_text_is_escaped(page):
     text = page.html()
-    for piece in ("a &lt; b &amp; c", "&lt;script&gt;", "x &gt; y", "v&amp;w", "&lt;b&gt;", "a &quot;caption&quot;"):
+    for piece in ("a &lt; b &amp; c", "&lt;script&gt;", "x &gt; y", "v&amp;w", "&lt;b&gt;", "a &#34;caption&#34;"):
         assert piece in text
 
 
-def test_what_is_no_png_is_refused(page, tmp_path):
+def test_markdown_has_the_same_and_links_pictures(page, tmp_path):
+    page.write(tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text == (
+        "# a < b & c\n\nlead <script>\n\n## x > y\n\n1 < 2\n\n**t<**\n\n| name | v&w |\n|---|---:|\n| <b> | 1\\|2 |\n"
+        '\n![a "caption"](p.png)\n'
+    )
+
+
+def test_what_is_no_png_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(3))
     with pytest.raises(ValueError, match="path: expected a PNG file"):
-        page.picture(tmp_path / "x.npy", "caption")
+        Picture(tmp_path / "x.npy", "caption").source()

@@ -1,0 +1,198 @@
+"""Features of images, made once by a pretrained network: a file of numbers in place of a folder of images.
+
+A feature vector is an image of 1 x 1 pixels with as many channels as it has numbers, so that everything that trains or
+judges on images does so on features.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import UserError, printable
+from ..runs import replacing
+from .folders import split_by_name
+from .images import ImageSet
+from .registry import register
+
+SPLITS = ("train", "val", "test")
+HELD_OUT = 1 / 3  # of the images of each class, where a file is to be split by image
+ARRAYS = ("features", "labels", "split", "group", "coarse")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a file of features holds."""
+
+    features: Tensor  # (N, D), floating point
+    labels: Tensor  # (N,), int64: index into class_names
+    class_names: tuple[str, ...]
+    split: Tensor | None = None  # (N,), int64: index into SPLITS
+    group: Tensor | None = None  # (N,), int64: images of one group are of one thing, as the frames of a film are
+    coarse: Tensor | None = None  # (N,), int64: index into coarse_names
+    coarse_names: tuple[str, ...] = ()
+
+    def images(self) -> ImageSet:
+        """All of it as images of 1 x 1 pixels."""
+        coarse, names = (self.labels, self.class_names) if self.coarse is None else (self.coarse, self.coarse_names)
+        return ImageSet(
+            self.features[:, :, None, None], self.labels, coarse, self.class_names, names, groups=self.group
+        )
+
+
+@register("features")
+def load(path: Path) -> dict[str, ImageSet]:
+    """Features in a file, `.safetensors`, `.npz` or `.npy` (and `.labels.npy`): split as it says, or by class."""
+    return splits_of(read_features(path))
+
+
+def splits_of(features: Features) -> dict[str, ImageSet]:
+    """The sets of all splits; without any, the classes are split by their names as those of a folder are."""
+    images = features.images()
+    names = features.class_names
+    if features.split is None:
+        if len(names) < 4:
+            raise UserError(
+                f"features: expected at least 4 classes to split into base and novel ones, got {len(names)}"
+            )
+        number = {name: label for label, name in enumerate(names)}
+        return {
+            split: images.with_classes([number[name] for name in chosen])
+            for split, chosen in split_by_name(names).items()
+        }
+    sets = {s: images.subset((features.split == i).nonzero()[:, 0]) for i, s in enumerate(SPLITS)}
+    sets = {split: chosen for split, chosen in sets.items() if len(chosen)}
+    for split in ("train", "test"):
+        if split not in sets:
+            raise UserError(f"split: there is nothing in {split}")
+    of_training = sets["train"].labels.unique()
+    if not torch.isin(sets["test"].labels, of_training).any():  # split by class: each has its own
+        sets = {split: chosen.with_classes(chosen.labels.unique().tolist()) for split, chosen in sets.items()}
+    return sets
+
+
+def split_images(labels: Tensor, group: Tensor | None) -> Tensor:
+    """(N,) train or test: a third of the groups of each class, one at least, is for testing, drawn by a hash.
+
+    >>> split_images(torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([4, 4, 5, 6, 7, 8])).tolist()
+    [2, 2, 0, 0, 0, 2]
+    """
+    group = torch.arange(len(labels)) if group is None else group
+    split = torch.zeros_like(labels)
+    for label in labels.unique():
+        groups = sorted(
+            group[labels == label].unique().tolist(), key=lambda g: hashlib.sha256(str(g).encode()).digest()
+        )
+        if len(groups) > 1:
+            chosen = groups[: max(1, round(HELD_OUT * len(groups)))]
+            split[(labels == label) & torch.isin(group, torch.tensor(chosen))] = SPLITS.index("test")
+    return split
+
+
+def write_features(path: Path, features: Features, notes: Mapping[str, str]) -> None:
+    """A safetensors file, whole or not at all; names of classes and `notes` stand in its metadata."""
+    tensors = {name: getattr(features, name) for name in ARRAYS if getattr(features, name) is not None}
+    names = {"class_names": json.dumps(features.class_names), "coarse_names": json.dumps(features.coarse_names)}
+    with replacing(path) as temporary:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {**notes, **names})
+
+
+def read_features(path: Path) -> Features:
+    """The features in a file, memory-mapped but for `.npz`; an error names the file and what is wrong with it."""
+    readers: dict[str, Callable[[Path], tuple[dict[str, Any], dict[str, str]]]] = {
+        ".safetensors": _read_safetensors,
+        ".npy": _read_npy,
+        ".npz": _read_npz,
+    }
+    if path.suffix not in readers:
+        raise UserError(f"{path}: expected a file of features, {', '.join(readers)}")
+    try:
+        arrays, notes = readers[path.suffix](path)
+        return _checked(arrays, notes)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (SafetensorError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise UserError(f"{path}: not a readable file of features ({error})") from None
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    path.stat()  # an error of the system says more than the library's
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if name in ARRAYS}, file.metadata() or {}  # noqa: SIM118
+
+
+def _read_npy(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    found = {"features": np.load(path, mmap_mode="c", allow_pickle=False)}
+    for name in ARRAYS[1:]:
+        beside = path.with_name(f"{path.stem}.{name}.npy")
+        if name == "labels" or beside.exists():
+            found[name] = np.load(beside, allow_pickle=False)
+    return found, {}
+
+
+def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in ARRAYS if name in file}, {}
+
+
+def _checked(arrays: Mapping[str, Any], notes: Mapping[str, str]) -> Features:
+    for name in ("features", "labels"):
+        if name not in arrays:
+            raise UserError(f"expected {name}, found {', '.join(arrays) or 'nothing of the kind'}")
+    features = torch.as_tensor(arrays["features"])
+    if features.ndim != 2 or not features.is_floating_point() or 0 in features.shape:
+        raise UserError(f"features: expected floating point (N, D), got {features.dtype} {tuple(features.shape)}")
+    for start in range(0, len(features), 4096):
+        bad = (~features[start : start + 4096].isfinite().all(1)).nonzero()[:, 0]
+        if len(bad):
+            raise UserError(f"features: expected finite numbers, row {start + int(bad[0])} has others")
+    count = len(features)
+    labels, names = _classes("labels", arrays["labels"], count, notes.get("class_names"))
+    sizes = labels.bincount(minlength=len(names))
+    if int((sizes > 0).sum()) < 2:
+        raise UserError("labels: expected two or more classes, got one")
+    if int(sizes.max()) < 2:
+        raise UserError("labels: expected a class with more than one sample, each of them has one")
+    coarse: Tensor | None = None
+    coarse_names: tuple[str, ...] = ()
+    if "coarse" in arrays:
+        coarse, coarse_names = _classes("coarse", arrays["coarse"], count, notes.get("coarse_names"))
+        parents = torch.stack([labels, coarse]).unique(dim=1)
+        if parents.shape[1] > len(labels.unique()):
+            mixed = int(parents[0].bincount().argmax())
+            raise UserError(f"coarse: expected one coarse class for each class, {names[mixed]} has several")
+    group = None if "group" not in arrays else _classes("group", arrays["group"], count, None)[0]
+    split = None
+    if "split" in arrays:
+        split, found = _classes("split", arrays["split"], count, None)
+        known = {**{name: i for i, name in enumerate(SPLITS)}, **{str(i): i for i in range(len(SPLITS))}}
+        unknown = [name for name in found if name not in known]
+        if unknown:
+            raise UserError(f"split: expected {', '.join(SPLITS)} or 0, 1, 2, got {unknown[0]}")
+        split = torch.tensor([known[name] for name in found])[split]
+    return Features(features, labels, names, split, group, coarse, coarse_names)
+
+
+def _classes(name: str, values: Any, count: int, names: str | None) -> tuple[Tensor, tuple[str, ...]]:
+    """Numbers from 0 on, and what they are called: their names in the file, or the values."""
+    array = np.asarray(values)
+    kinds = "iuU" if name == "split" else "iu"
+    if array.shape != (count,) or array.dtype.kind not in kinds:
+        raise UserError(f"{name}: expected integers ({count},), got {array.dtype} {array.shape}")
+    if names is not None:
+        titles = json.loads(names)
+        if not isinstance(titles, list) or not (0 <= int(array.min()) <= int(array.max()) < len(titles)):
+            raise UserError(f"{name}: expected numbers of the file's class names, got {array.min()} to {array.max()}")
+        return torch.from_numpy(array.astype(np.int64)), tuple(printable(str(title)) for title in titles)
+    found, number = np.unique(array, return_inverse=True)
+    return torch.from_numpy(number.astype(np.int64)), tuple(str(value) for value in found)

@@ -1,0 +1,151 @@
+"""Frozen features as they are: what the usual heads make of novel classes when nothing else is trained."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import Judging, TrainConfig
+from ..datasets import ImageSet, Task
+from ..episodes import (
+    Episodes,
+    centroid_accuracy,
+    head_accuracy,
+    logistic_accuracy,
+    neighbours_accuracy,
+    sample_episodes,
+    simple_shot_accuracy,
+)
+from ..errors import UserError
+from ..jobs import set_threads
+from ..metrics import mean_and_student_interval
+from ..runs import plain, read_json, write_json
+from ..study import Results, Study
+from ..tables import Table, figure_text
+from ..trials import task_of
+
+SOURCE = "Wang et al. 2019"
+Solve = Callable[[Tensor, Episodes, Tensor, torch.Generator], Tensor]
+HEADS: dict[str, Solve] = {
+    "nearest centroid": lambda x, episodes, mean, generator: centroid_accuracy(x, episodes),
+    "SimpleShot": lambda x, episodes, mean, generator: simple_shot_accuracy(x, episodes, mean),
+    "logistic regression": lambda x, episodes, mean, generator: logistic_accuracy(x, episodes),
+    "k-NN": lambda x, episodes, mean, generator: neighbours_accuracy(x, episodes),
+    "cosine head": lambda x, episodes, mean, generator: head_accuracy(x, episodes, generator),
+}
+SLOW = ("cosine head",)  # with all classes at once
+
+
+@dataclass(frozen=True)
+class FrozenHeads:
+    """All heads on the same episodes of one choice of novel classes."""
+
+    config: TrainConfig
+    judging: Judging
+
+    @property
+    def name(self) -> str:
+        return f"heads-seed{self.config.seed}"
+
+    @property
+    def work(self) -> int:
+        return 1
+
+    def progress(self, folder: Path) -> int:
+        return int(self.finished(folder))
+
+    def finished(self, folder: Path) -> bool:
+        """Whether the folder has the accuracies of these very settings."""
+        stored = read_json(folder / "heads.json")
+        return (stored.get("config"), stored.get("judging")) == (plain(self.config), plain(self.judging))
+
+    def check(self, folder: Path, task: Task) -> None:
+        """Raise what `carry_out` would raise."""
+        if task.novel is None:
+            raise UserError(f"dataset: {self.config.dataset} has no novel classes")
+
+    def carry_out(self, folder: Path) -> None:
+        set_threads(self.config.threads)
+        task = task_of(self.config)
+        assert task.novel is not None
+        write_json(
+            folder / "heads.json",
+            {
+                "config": plain(self.config),
+                "judging": plain(self.judging),
+                "accuracy": heads_accuracy(task.training, task.novel, self.judging),
+            },
+        )
+
+    def accuracy(self, study_folder: Path) -> dict[str, dict[str, float]]:
+        """Of each head, by the kind of episode."""
+        stored: dict[str, Any] = read_json(study_folder / self.name / "heads.json")
+        return stored["accuracy"]
+
+
+def heads_accuracy(base: ImageSet, novel: ImageSet, judging: Judging) -> dict[str, dict[str, float]]:
+    """Accuracy of each head by the kind of episode: 5-way with each number of shots, and 1-shot of all classes."""
+    embeddings, mean = novel.pixels().flatten(1), base.pixels().flatten(1).mean(0)
+    classes, smallest = len(novel.class_names), int(novel.labels.bincount().min())
+    kinds = {f"{min(5, classes)}-way {shots}-shot": (min(5, classes), shots) for shots in judging.shots}
+    kinds |= {f"all {classes} ways, 1-shot": (classes, 1)} if judging.all_ways else {}
+    found: dict[str, dict[str, float]] = {head: {} for head in HEADS}
+    generator = torch.Generator().manual_seed(judging.judging_seed)
+    for kind, (ways, shots) in kinds.items():
+        episodes = sample_episodes(
+            novel.labels,
+            n_way=ways,
+            k_shot=shots,
+            num_queries=max(1, min(judging.queries, smallest - shots)),
+            num_episodes=judging.episodes,
+            generator=generator,
+        )
+        for head, solve in HEADS.items():
+            if ways <= 5 or head not in SLOW:
+                found[head][kind] = float(solve(embeddings, episodes, mean, generator).mean())
+    return found
+
+
+def heads_study(
+    config: TrainConfig,
+    classes: Sequence[tuple[int, ...] | None],
+    judging: Judging,
+    name: str = "heads",
+) -> Study:
+    """The heads on the novel classes that each choice of base `classes` leaves, a choice a seed."""
+    jobs = [
+        FrozenHeads(config.model_copy(update={"classes": chosen, "seed": seed}), judging)
+        for seed, chosen in enumerate(classes)
+    ]
+
+    def tables(results: Results) -> list[Table]:
+        stored = [job.accuracy(results.folder) for job in jobs]
+        kinds = list(next(iter(stored[0].values())))
+        rows = []
+        for head in HEADS:
+            values = [[one[head].get(kind) for one in stored] for kind in kinds]
+            cells = ["-" if None in of_kind else figure_text("", *_summary(of_kind)) for of_kind in values]
+            rows.append([head, *cells])
+        title = f"Accuracy on novel classes, percent; mean of {len(jobs)} choices of classes ± 95% (Student's t)"
+        return [Table(title, ["", *kinds], rows)]
+
+    return Study(
+        name,
+        f"Heads on the features of {config.dataset} as they are",
+        f"Nothing is trained but a head in each of {judging.episodes} episodes. SimpleShot: features minus the mean of "
+        "the base classes, of unit length, and the nearest centroid (Wang et al. 2019); logistic regression "
+        "(scikit-learn, C = 1) and the k nearest neighbours, as many as shots, on features of unit length; the cosine "
+        "head of Liu et al.",
+        [],
+        {},
+        more_jobs=jobs,
+        more_tables=tables,
+    )
+
+
+def _summary(values: Sequence[float | None]) -> tuple[float, float | None]:
+    mean, interval = mean_and_student_interval([value for value in values if value is not None])
+    return mean, interval if len(values) > 1 else None
