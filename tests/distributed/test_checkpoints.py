@@ -1,6 +1,5 @@
 """Saved on some ranks, loaded on others: training goes on to the same numbers."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ LOSSES: list[dict[str, Any]] = [
     {"margin": torch.linspace(-0.2, 0.4, CLASSES), "learnable_margin": True, "learnable_scale": True},
     {"margin_type": "angular", "margin": 0.4, "centers_per_class": 2, "class_weight": torch.arange(1.0, CLASSES + 1)},
 ]
-CASES = list(itertools.product(OPTIMIZERS, LOSSES))
+CASES = list(zip(OPTIMIZERS, LOSSES))
 
 
 def made(optimizer: str, options: dict[str, Any], seed: int) -> tuple[nn.ModuleDict, torch.optim.Optimizer]:
