@@ -4,9 +4,9 @@ The model, for W ranks with n rows each (B = W n), C classes of width D in vecto
 
     memory      weight, gradient and optimizer state 4 C_r D (2 + k) bytes, k 1 (SGD with momentum) or 2 (AdamW); with a
                 sample of S rows 4 D ((1 + k) C_r + (2 + k) S), S = rate C_r + the positives' B / W; rows of all ranks
-                B D (e + 4 + e); and what the op saves, which it says itself
-    bytes       handed over by a rank, independent of C: 16 of the header, 8 n of labels, n D e of rows, 12 B of the
-                combination, and 4 B D of gradients
+                B D (e + a + e), a = max(e, 4); and what the op saves, which it says itself
+    bytes       handed over by a rank, independent of C: 16 of the header, 8 n of labels, n D e of rows, 3 B a of
+                the combination, and B D a of gradients
     time        8 B S D / (operations a second) + what the host needs + the bytes over the links, where ring algorithms
                 send (W - 1) / W of what is gathered or scattered and twice that of what is reduced; and the optimizer,
                 4 S D (3 + 2 k) bytes of memory read and written
@@ -37,7 +37,7 @@ from ..functional import margin_softmax_loss
 from ..ops.contrast.op import contrast
 
 OPTIMIZERS = {"sgd": 1, "adamw": 2}  # numbers that are kept of each weight
-HEADER, LABEL, COMBINED = 16, 8, 12  # bytes of a rank, of a row, of a row of all ranks
+HEADER, LABEL, COMBINED = 16, 8, 3  # bytes of a rank, bytes of a row, numbers of a row of all ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,20 +120,20 @@ def plan(
     kept = OPTIMIZERS[optimizer]
     everyone, classes, entry = ranks * batch, math.ceil(num_classes / ranks), device.dtype.itemsize
     rows = classes if rate == 1 else min(classes, math.ceil(rate * classes + everyone / ranks))
-    of_weight = 4 * classes * width
+    of_weight, number = 4 * classes * width, max(entry, 4)
     memory = {"weight": of_weight, "optimizer state": kept * of_weight}
     if rate == 1:
         memory["gradient of the weight"] = of_weight
     else:
         memory["sampled rows, their gradient and state"] = (2 + kept) * 4 * rows * width
-    memory["rows of all ranks, their gradient"] = everyone * width * (2 * entry + 4)
+    memory["rows of all ranks, their gradient"] = everyone * width * (2 * entry + number)
     memory["saved by the forward"] = _saved(everyone, rows, width, device)
     sent = {} if equal_batches else {"header": HEADER}
     sent |= {
         "labels": LABEL * batch,
         "rows": batch * width * entry,
-        "log-sum-exps and positives": COMBINED * everyone,
-        "gradients of rows": 4 * everyone * width,
+        "log-sum-exps and positives": COMBINED * number * everyone,
+        "gradients of rows": number * everyone * width,
     }
     seconds = _seconds(everyone, rows, width, ranks, device, sent)
     seconds["optimizer"] = 4.0 * rows * width * (3 + 2 * kept) / device.bandwidth

@@ -1,5 +1,6 @@
 """Ranks that disagree get one error on all of them, and what a step sends is what the page says."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from fused_margins.distributed import ShardedMarginSoftmaxLoss
+from fused_margins.distributed.plan import DEVICES, plan
 from fused_margins.functional import margin_softmax_loss, mine_positives
 
 from . import ranks
@@ -207,5 +209,9 @@ def test_the_bytes_of_a_step_do_not_depend_on_the_number_of_classes(tmp_path: Pa
             num_ranks * n * width * a + of_numbers,
             n * width * a + of_numbers,
         ]
+        if "label_smoothing" not in options and counts == (n,) * num_ranks:
+            device = dataclasses.replace(DEVICES["h200"], dtype=dtype)
+            planned = plan(classes, width, num_ranks, n, device, equal_batches=not header)
+            assert sum(planned.sent.values()) == expected[0] + expected[2]
         for rank, got in enumerate(of_rank[i] for of_rank in found):
             assert got == expected, (rank, counts, dtype, classes, options)
