@@ -225,7 +225,7 @@ def test_few_positives_are_gathered(name, columns):
     assert_equal(got, run(theirs, embeddings, labels, **call), 1e-7 if name == "NCALoss" else 1e-9, 1e-9)
 
 
-@pytest.mark.parametrize("indices", [None, "pairs"])
+@pytest.mark.parametrize("indices", [None, "triplets"])
 def test_few_samples_of_many_proxies_are_gathered(indices):
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(40, 5, generator=generator, dtype=torch.float64)
