@@ -204,7 +204,8 @@ def test_losses_of_neighbours_and_triplets_are_theirs(
 def test_all_triplets_are_reduced_as_theirs_are(name, reducer, columns):
     call = {} if columns is None else {"ref_emb": BATCH[0][:columns].cos(), "ref_labels": BATCH[1][:columns]}
     options = {"nu": 0.3, "learn_beta": True, "num_classes": 4} if name == "MarginLoss" else {}
-    same(name, {"reducer": REDUCERS[reducer](), "margin": 0.3, **options}, *BATCH, fused=True, **call)
+    # So small a margin that some triplets are at zero.
+    same(name, {"reducer": REDUCERS[reducer](), "margin": 0.02, **options}, *BATCH, fused=True, **call)
 
 
 @pytest.mark.parametrize("name", TRIPLETS)
