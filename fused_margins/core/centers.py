@@ -26,8 +26,8 @@ def class_similarity(u: Tensor, temperature: float) -> Tensor:
 
 def class_similarities(x: Tensor, centers: Tensor, similarity: Similarity, temperature: float) -> Tensor:
     """(B, C), accumulated in float32 or float64."""
-    by_center = [similarity_matrix(x, centers[:, k], similarity) for k in range(centers.shape[1])]
-    return class_similarity(torch.stack(by_center), temperature)
+    u = similarity_matrix(x, centers.flatten(0, 1), similarity).unflatten(1, centers.shape[:2])
+    return class_similarity(u.movedim(2, 0), temperature)
 
 
 def center_vectors(

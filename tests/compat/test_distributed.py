@@ -72,3 +72,6 @@ def test_a_miner_outside_a_process_group_mines():
         distributed._theirs.DistributedMinerWrapper(miners.BatchHardMiner())(*BATCH)
     found = distributed.DistributedMinerWrapper(miners.BatchHardMiner())(*BATCH)
     assert all(map(torch.equal, found, miners.BatchHardMiner()(*BATCH)))
+    references = BATCH[0][:5].cos(), BATCH[1][:5]
+    found = distributed.DistributedMinerWrapper(miners.BatchHardMiner())(*BATCH, *references)
+    assert all(map(torch.equal, found, miners.BatchHardMiner()(*BATCH, *references)))

@@ -265,3 +265,9 @@ def test_a_step_of_training_learns():
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_a_sample_of_a_class_elsewhere_is_filtered_in_every_column():
+    head = CombinedMarginLoss(10.0, 1.0, 0.0, 0.25, interclass_filtering_threshold=0.8)
+    logits = head(torch.tensor([[0.9, 0.5, 0.85], [0.9, 0.5, 0.85]]), torch.tensor([-1, 0]))
+    torch.testing.assert_close(logits, torch.tensor([[0.0, 5.0, 0.0], [6.5, 5.0, 0.0]]))

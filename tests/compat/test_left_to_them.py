@@ -8,6 +8,7 @@ from pytorch_metric_learning import distances, reducers
 from pytorch_metric_learning import losses as their_losses
 
 from fused_margins.compat.pytorch_metric_learning import losses, miners
+from fused_margins.compat.pytorch_metric_learning.losses import heads
 from fused_margins.core.indices import UNADMITTED
 
 from .oracle import (
@@ -181,6 +182,18 @@ def test_transformed_calls_are_left_to_them(name):
         gradient = torch.func.grad(lambda embeddings: ours(embeddings, BATCH[1]))(BATCH[0])
     assert seen == [type(ours)]
     torch.testing.assert_close(gradient, run(theirs, *BATCH)[1], rtol=1e-9, atol=1e-9)
+
+
+def test_soft_triple_is_left_to_them_where_its_matrix_fits_the_memory_budget():
+    for budget in (12 * 4 * 10 * 8, 12 * 4 * 10 * 8 - 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(heads, "memory_budget", lambda: budget)  # noqa: B023
+            ours, _ = pair("SoftTripleLoss", **HEAD)
+            for embeddings, matrix_bytes in ((BATCH[0], 12 * 4 * 10 * 8), (BATCH[0].bfloat16(), torch.inf)):
+                with left_to_them("SoftTripleLoss") as seen:
+                    ours(embeddings, BATCH[1])
+                assert len(seen) == (matrix_bytes <= budget)
+            assert ours.fc.dtype == torch.float64
 
 
 def test_another_loss_method_is_used():

@@ -198,6 +198,24 @@ def test_losses_of_neighbours_and_triplets_are_theirs(
         same(name, options, embeddings, labels, fused=fused, **call)
 
 
+@pytest.mark.parametrize("name", TRIPLETS)
+@pytest.mark.parametrize("reducer", ["default", "mean", "sum", "above zero", "of each part"])
+@pytest.mark.parametrize("columns", [None, 7])
+def test_all_triplets_are_reduced_as_theirs_are(name, reducer, columns):
+    call = {} if columns is None else {"ref_emb": BATCH[0][:columns].cos(), "ref_labels": BATCH[1][:columns]}
+    options = {"nu": 0.3, "learn_beta": True, "num_classes": 4} if name == "MarginLoss" else {}
+    # So small a margin that some triplets are at zero.
+    same(name, {"reducer": REDUCERS[reducer](), "margin": 0.02, **options}, *BATCH, fused=True, **call)
+
+
+@pytest.mark.parametrize("name", TRIPLETS)
+def test_a_hinge_of_exactly_zero_has_no_gradient(name):
+    """Products of whole numbers are exact, and many differ by the margin."""
+    x = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0]], dtype=torch.float64)
+    options = {"margin": 1.0, "reducer": REDUCERS["sum"](), "distance": DISTANCES["dot"]()}
+    same(name, options | ({"beta": 4.0} if name == "MarginLoss" else {}), x, torch.tensor([0, 1, 0, 1, 0]), fused=True)
+
+
 @pytest.mark.parametrize("name", [*PAIRS, *TRIPLETS])
 @pytest.mark.parametrize("number", [1, 20])
 def test_many_listed_pairs_are_left_to_them_as_their_matrix_is_smaller(name, number):
@@ -225,7 +243,7 @@ def test_few_positives_are_gathered(name, columns):
     assert_equal(got, run(theirs, embeddings, labels, **call), 1e-7 if name == "NCALoss" else 1e-9, 1e-9)
 
 
-@pytest.mark.parametrize("indices", [None, "pairs"])
+@pytest.mark.parametrize("indices", [None, "triplets"])
 def test_few_samples_of_many_proxies_are_gathered(indices):
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(40, 5, generator=generator, dtype=torch.float64)

@@ -169,6 +169,10 @@ def test_explain_is_right(name):
         assert ("our code" in explain(loss, CALL[0], labels)) == (not seen)
 
 
+def test_explain_says_that_labels_are_missing():
+    assert explain(losses.NTXentLoss(), CALL[0]).endswith("learning: there are no labels")
+
+
 def test_other_utilities_are_theirs():
     from pytorch_metric_learning.utils import accuracy_calculator as theirs
 

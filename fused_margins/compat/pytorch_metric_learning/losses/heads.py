@@ -9,6 +9,7 @@ from pytorch_metric_learning.utils import common_functions
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ....backends.budget import memory_budget
 from ....core.enums import Similarity
 from ....core.indices import UNADMITTED
 from ....core.reductions import log_odds, softplus
@@ -18,6 +19,7 @@ from ....ops.contrast.op import Contrast, contrast
 from .. import calls
 from ..calls import Hooks, LossDict, OnKernels
 
+HALF = (torch.float16, torch.bfloat16)
 _OF_MARGINS = (
     "cast_types",
     "get_target_mask",
@@ -173,6 +175,9 @@ class NormalizedSoftmaxLoss(OnKernels, _theirs.NormalizedSoftmaxLoss):
 class SoftTripleLoss(OnKernels, _theirs.SoftTripleLoss):
     """Theirs: of a class with several centers their mean counts, weighted by how near they are.
 
+    A part of the classes at a time; left to them where the matrix of all fits the memory budget, unless a batch of half
+    precision would ruin the parameter.
+
     Source: Qian et al., SoftTriple loss: Deep metric learning without triplet sampling, 2019, eq. 7 and 8.
     """
 
@@ -183,7 +188,15 @@ class SoftTripleLoss(OnKernels, _theirs.SoftTripleLoss):
         reason = reason or calls.why_not_number("margin", self.margin)
         if reason is None and (type(self.centers_per_class) is not int or self.centers_per_class < 1):
             reason = "centers_per_class is no number of centers"
-        return reason or _why_not_softmax(self, "la", self.la, self.fc, self.centers_per_class, *call)
+        return (
+            reason or _why_not_softmax(self, "la", self.la, self.fc, self.centers_per_class, *call) or self._fits(*call)
+        )
+
+    def _fits(self, embeddings: Tensor, *_: Any) -> str | None:
+        matrix_bytes = embeddings.shape[0] * self.fc.shape[1] * embeddings.element_size()
+        if embeddings.dtype in HALF or matrix_bytes > memory_budget():
+            return None
+        return "the matrix of similarities fits the memory budget"
 
     def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
         centers = weight_for(self, "fc", embeddings).t().unflatten(0, (-1, self.centers_per_class))  # (C, K, D)
@@ -258,7 +271,7 @@ def _why_not_plain(cross_entropy: Any) -> str | None:
 
 def weight_for(loss: Any, name: str, embeddings: Tensor) -> Tensor:
     """A parameter in the dtype of the embeddings, to which theirs casts it for good; a half batch would ruin it."""
-    half = embeddings.dtype in (torch.float16, torch.bfloat16)
+    half = embeddings.dtype in HALF
     loss.cast_types(getattr(loss, name).dtype if half else embeddings.dtype, embeddings.device)
     return getattr(loss, name).to(embeddings.dtype)
 
