@@ -10,11 +10,13 @@ from torch import distributed as dist
 
 from fused_margins import MagnetIndex
 from fused_margins.distributed import ShardedMagnetIndex
+from fused_margins.distributed.magnet_index import _KMeans
+from fused_margins.ops.kmeans import reference
 
 from . import ranks
 
-# Samples of each rank, the clusters of a class, restarts, dtype. One draws many clusters of few values, which leaves
-# some of them empty; the smallest class has fewer samples than clusters.
+# Samples of each rank, the clusters of a class, restarts, dtype. One has many clusters of few values, so that some stay
+# empty; the smallest class has fewer samples than clusters.
 CASES: list[tuple[tuple[int, ...], int, int, torch.dtype]] = [
     ((40, 0, 23), 3, 1, torch.float64),
     ((21, 22, 20), 4, 3, torch.float64),
@@ -62,7 +64,23 @@ def on_ranks(rank: int) -> list[Any]:
         places, rows = index.own(batch)
         assert torch.equal(labels[rows], batch.cluster_labels[batch.clusters[places]])
         found[-1]["places"] = places.tolist()
-    return [found, disagree(rank)]
+    return [found, disagree(rank), from_one_place(rank)]
+
+
+def from_one_place(rank: int | None) -> list[Tensor]:
+    """Clusters of a class that all begin at its first sample: those that are empty move to samples of any rank."""
+    x, labels = samples(0)
+    classes = torch.unique(labels, return_inverse=True)[1]
+    if rank is None:
+        slots = torch.bincount(classes).clamp(max=4)
+        slot_class = torch.arange(len(slots)).repeat_interleave(slots)
+        first = torch.stack([(classes == c).nonzero()[0, 0] for c in slot_class])
+        return list(reference._lloyd(x, classes, x[first], slot_class, 3, "reference"))[:2]
+    counts = CASES[0][0]
+    means = _KMeans(x.split(counts)[rank], labels, counts, 4, None)
+    first = torch.stack([(classes == c).nonzero()[0, 0] for c in means.slot_class])
+    centroids, own, _ = means.lloyd(x[first], 3, "auto")
+    return [centroids, own]
 
 
 def disagree(rank: int) -> list[str]:
@@ -113,7 +131,10 @@ def test_the_index_is_that_of_one_process(tmp_path: Path) -> None:
             for name, want in expected.items():
                 got = of_rank[0][case][name]
                 torch.testing.assert_close(got, want, msg=lambda text, c=case, n=name: f"{n} of case {c}: {text}")
-    for _, said in found:
+    centroids, assignments = from_one_place(None)
+    for rank, (_, said, (moved, own)) in enumerate(found):
+        torch.testing.assert_close(moved, centroids)
+        assert torch.equal(own, assignments.split(CASES[0][0])[rank])
         for text, got in zip(SAID, said, strict=True):
             assert text in got
 
