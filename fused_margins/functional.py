@@ -182,6 +182,15 @@ def margin_softmax_loss(
     >>> margin_softmax_loss(embeddings, weight, labels, scale=4.0, margin=-0.5)
     tensor(0.0049)
     """
+    tensors = (embeddings, weight, labels)
+    given = (
+        "margin_softmax_loss", scale, margin, similarity, margin_type, angular_margin_rad, angular_multiplier,
+        beyond_pi, margin_gradient, label_smoothing, class_weight, center_temperature, logit_bias, ignore_index,
+        reduction, backend,
+    )  # fmt: skip
+    asked, loss = contrast.again(tensors, given, _OF_CLASSES)
+    if loss is not None:
+        return loss
     label_smoothing = checks.number("label_smoothing", label_smoothing)
     centers = None
     if center_temperature != 0 or (isinstance(weight, Tensor) and weight.dim() == 3):
@@ -205,7 +214,7 @@ def margin_softmax_loss(
         )  # fmt: skip
         if centers is not None:
             call = _nearest_centers(contrast.checked(call, _OF_CLASSES), centers)
-        return contrast.run(call, backend, _OF_CLASSES, valid=False)
+        return contrast.run(call, backend, _OF_CLASSES, valid=False, asked=asked)
 
     reduced = checks.choice("reduction", reduction, Reduction)
     if not 0 <= label_smoothing <= 1:

@@ -1,5 +1,6 @@
 """C++ on a CPU: whether the module is there, why not, and tensors as it reads them."""
 
+import functools
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,5 @@ def workspace(count: int, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(module.Workspace(num_bytes, budget.reused_bytes()), dtype=dtype, count=count)
 
 
-def empty_like(t: Tensor) -> Tensor:
-    """Memory for a gradient: contiguous, whatever the strides of its input."""
-    return torch.empty_like(t) if t.is_contiguous() else torch.empty(t.shape, dtype=t.dtype)
+# Memory for a gradient: contiguous, whatever the strides of its input.
+empty_like: Callable[..., Tensor] = functools.partial(torch.empty_like, memory_format=torch.contiguous_format)

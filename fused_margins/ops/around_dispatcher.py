@@ -7,8 +7,9 @@ are no part of that: kernels look at them at every call.
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,33 +27,31 @@ _is_batched = torch._C._functorch.is_legacy_batchedtensor  # of autograd's batch
 _func_transform = torch._C._functorch.peek_interpreter_stack
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _tracing = torch._C._get_tracing_state
+_is_dynamo_compiling, _is_grad_enabled = torch.compiler.is_dynamo_compiling, torch.is_grad_enabled
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
-
-
-def is_watched() -> bool:
-    """Whether compilation, torch.func, forward-mode derivatives, modes or tracing see every call of torch."""
-    return (
-        torch.compiler.is_compiling()
-        or forward_ad._current_level >= 0
-        or _func_transform() is not None
-        or _dispatch_modes() > 0
-        or _function_modes() > 0
-        or _tracing() is not None
-    )
 
 
 def can_bypass_dispatcher(tensors: Sequence[Any]) -> bool:
     """Whether nothing watches these tensors but autograd, so that a kernel may be called around torch's dispatcher.
 
-    Whatever `is_watched` names needs it, and so do batched gradients, subclasses of tensors, zeros without memory, and
-    tensors that are negated when they are read (imaginary parts of conjugates); nothing else does.
+    Compilation, torch.func, forward-mode derivatives, modes and tracing need it, and so do batched gradients, nested
+    tensors, subclasses of tensors, zeros without memory, and tensors that are negated when they are read (imaginary
+    parts of conjugates); nothing else does.
     """
-    if is_watched():
+    if (
+        _is_dynamo_compiling()
+        or forward_ad._current_level >= 0
+        or _func_transform() is not None
+        or _dispatch_modes() > 0
+        or _function_modes() > 0
+        or _tracing() is not None
+    ):
         return False
     for t in tensors:
-        if t is None or type(t) is float:
-            continue
-        if type(t) not in _PLAIN or t.is_neg() or _is_batched(t) or t._is_zerotensor():
+        if t.__class__ in _PLAIN:
+            if t.is_neg() or _is_batched(t) or t._is_zerotensor() or t.is_nested:
+                return False
+        elif t is not None and t.__class__ is not float:
             return False
     return True
 
@@ -63,6 +62,12 @@ def only(outputs: Sequence[Tensor | None]) -> Any:
     return given[0] if len(given) == 1 else given
 
 
+def renamed(error: Exception, names: Mapping[str, str]) -> Exception:
+    """An error about a field as one about what the caller calls it."""
+    name, _, text = str(error).partition(": ")
+    return type(error)(f"{names[name]}: {text}") if name in names else error
+
+
 def plan_of(kernel: Any, a: Any, needs: tuple[bool, ...]) -> Any:
     """What a kernel module's forward will save; `needs` themselves where it has no choice."""
     plan = getattr(kernel, "plan", None)
@@ -70,132 +75,100 @@ def plan_of(kernel: Any, a: Any, needs: tuple[bool, ...]) -> Any:
 
 
 class Route:
-    """Where a call goes, and all that is the same in every call like it: no tensor, and no address."""
+    """Where a call goes, and all that is the same in every call like it: none of its tensors, and no address."""
 
-    def __init__(self, op: Op, a: Any, backend: str, needs: tuple[bool, ...], key: Any) -> None:
-        # Callers have the options as they are here: their arguments may be passed on.
-        self.as_given = key is not None and key[0] == tuple(map(type, a))
+    def __init__(self, op: Op, a: Any, backend: str, needs: tuple[bool, ...]) -> None:
         self.op, self.backend, self.needs = op, backend, needs
         self.kernel = registry.kernel(op.name, backend)
         self.plan = plan_of(self.kernel, a, needs) if op.differentiable else None
-        self.tensors = [i for i, value in enumerate(a) if isinstance(value, Tensor)]
+        places = [i for i, value in enumerate(a) if isinstance(value, Tensor)]
         self.rest = [None if isinstance(value, Tensor) else value for value in a]
+        # Of each argument where it is among the rest and, behind it, the tensors.
+        self.arrange = operator.itemgetter(*[len(a) + places.index(i) if i in places else i for i in range(len(a))])
         self.given = [i for i, out in enumerate(op.results.values()) if out.given(a)]
-        self.variables = [i for i, need in zip(op.differentiable, needs) if need]  # that a gradient is wanted of
-        self.places = [op.differentiable.index(i) for i in self.variables]
+        self.only = operator.itemgetter(*self.given)  # one alone as it is
 
-    def __call__(self, a: Any) -> Any:
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
         """The given outputs, or the only one."""
-        if not self.as_given:
-            a = self.with_rest([a[i] for i in self.tensors])
-        if self.variables:
-            return _apply(self, a, *[a[i] for i in self.variables])
+        a = self.with_rest(tensors)
+        if True in self.needs:
+            return _apply(self, a, tensors, *map(a.__getitem__, self.op.differentiable))
         return self.only(self.kernel.forward(a, self.plan))
-
-    def only(self, outputs: Sequence[Any]) -> Any:
-        """Those that are given; one alone as it is."""
-        given = self.given
-        return outputs[given[0]] if len(given) == 1 else tuple([outputs[i] for i in given])
 
     def with_rest(self, tensors: Sequence[Tensor]) -> Any:
         """The arguments, from their tensors."""
-        values = self.rest.copy()
-        for i, t in zip(self.tensors, tensors):
-            values[i] = t
-        return self.op.arguments._make(values)
-
-    def gradients(self, a: Any, grads: Sequence[Tensor | None], saved: Tensor, wanted: Sequence[bool]) -> Any:
-        """Of the variables: wanted says which."""
-        needs = [False] * len(self.needs)
-        of_outputs: list[Tensor | None] = [None] * len(self.op.results)
-        for place, want in zip(self.places, wanted):
-            needs[place] = want
-        for i, grad in zip(self.given, grads):
-            of_outputs[i] = grad
-        of_outputs = self.op.complete(a, of_outputs)
-        # Second derivatives are wanted where a graph is being made of this backward.
-        if torch.is_grad_enabled() or not can_bypass_dispatcher(grads):
-            results = self.op.gradients(a, of_outputs, saved, self.needs, needs, self.backend)
-        else:
-            results = self.kernel.backward(of_outputs, a, saved, self.plan, needs)
-        return [results[place] for place in self.places]
+        return tuple.__new__(self.op.arguments, self.arrange((*self.rest, *tensors)))
 
 
 class Routes:
     """Where an op's calls went, by all that checks and routing look at."""
 
-    def __init__(self, fields: Sequence[str]) -> None:
-        self._fields = fields
+    def __init__(self) -> None:
         self._of_key: dict[Any, Route] = {}
-        self._describers: dict[Any, tuple[list[int] | None, Callable[[Any], Any]]] = {}
 
-    def find(self, a: Any, backend: str) -> tuple[Any, Route | None]:
-        """A call's key, and where calls of this key went before; None for what there is not."""
-        key = self._key(a, backend)
-        try:
-            return key, self._of_key.get(key)
-        except TypeError:  # of a value without a hash, which is no option
+    def again(self, tensors: Sequence[Any], options: Sequence[Any], names: Mapping[str, str]) -> tuple[Any, Any]:
+        """By what a call can be remembered, and what it gives where one like it was; None for what there is not.
+
+        Calls are alike by what checks and routing look at: what describes the tensors, types and values of the options.
+        None is like another where something watches it, where a tensor is of a subclass, or an option is a tensor.
+        """
+        if _is_any_autocast_enabled() or not can_bypass_dispatcher(tensors):
             return None, None
+        try:
+            key = _one_of_equal(*options), _is_grad_enabled(), epoch.now, *map(_description, tensors)
+        except (AttributeError, TypeError):  # of what is no tensor, of an option without a hash
+            return None, None
+        route = self._of_key.get(key)
+        if route is None:
+            return (key, tensors), None
+        try:
+            return None, route(tensors)
+        except (IndexError, ValueError) as error:
+            raise renamed(error, names) from None
 
-    def remember(self, key: Any, route: Route) -> Route:
-        """The route, found from now on; without a key only returned."""
-        if key is not None:
+    def remember(self, asked: Any, route: Route, tensors: Sequence[Tensor]) -> None:
+        """The route is found from now on by what was asked about, where those are the tensors that it takes."""
+        if asked is not None and list(map(id, tensors)) == list(map(id, asked[1])):
             if len(self._of_key) >= MOST_ROUTES:
                 self._of_key.clear()
-            self._of_key[key] = route
-        return route
+            self._of_key[asked[0]] = route
 
-    def _key(self, a: Any, backend: str) -> Any:
-        """All that checks and routing look at; None where this call cannot be like another, or something watches it."""
-        if is_watched() or _is_any_autocast_enabled():
-            return None
-        kinds = tuple([value.__class__ for value in a])
-        found = self._describers.get(kinds)
-        if found is None:
-            found = self._describers[kinds] = self._describer(kinds)
-        tensors, describe = found
-        if tensors is None:
-            return None
-        for i in tensors:
-            t = a[i]
-            if t.is_neg() or _is_batched(t) or t._is_zerotensor() or t.is_nested:
-                return None
-        return kinds, backend, torch.is_grad_enabled(), epoch.now, describe(a)
 
-    def _describer(self, kinds: Sequence[type]) -> tuple[list[int] | None, Callable[[Any], Any]]:
-        """Of arguments of these types: which are tensors (None: some are of a subclass), and what gives all that
-        decides, which is what describes the tensors, and the others themselves."""
-        wanted, tensors = [], []
-        of_tensor = ("dtype", "shape", "device", "requires_grad", "layout")
-        for i, (name, kind) in enumerate(zip(self._fields, kinds)):
-            if kind in _PLAIN:
-                tensors.append(i)
-                wanted += [f"{name}.{attribute}" for attribute in of_tensor]
-            elif issubclass(kind, Tensor):
-                return None, operator.attrgetter(name)
-            elif kind is not type(None):
-                wanted.append(name)
-        return tensors, operator.attrgetter(*wanted)
+_description = operator.attrgetter("dtype", "shape", "device", "requires_grad", "layout")
+
+
+@functools.lru_cache(maxsize=MOST_ROUTES, typed=True)
+def _one_of_equal(*options: Any) -> object:
+    """An object for options of equal types and values. A tensor is not kept: errors are not remembered."""
+    if any(isinstance(value, Tensor) for value in options):
+        raise TypeError("expected no tensor")
+    return object()
 
 
 class _AroundDispatcher(torch.autograd.Function):
     """A kernel module's forward and backward, called at once: a third of the cost of a small call."""
 
     @staticmethod
-    def forward(ctx, route, a, *variables):  # type: ignore[no-untyped-def]
+    def forward(ctx, route, a, tensors, *variables):  # type: ignore[no-untyped-def]
         outputs = route.kernel.forward(a, route.plan)
         ctx.route = route
         # Tensors go through autograd, which may move their memory until the backward.
-        ctx.save_for_backward(*[a[i] for i in route.tensors], outputs[-1])
-        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, outputs[-1])
         return route.only(outputs)
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        route = ctx.route
-        *tensors, saved = ctx.saved_tensors
+        route, tensors, needs = ctx.route, ctx.saved_tensors, ctx.needs_input_grad[3:]
         a = route.with_rest(tensors)
-        return None, None, *route.gradients(a, grads, saved, ctx.needs_input_grad[2:])
+        of_outputs: list[Tensor | None] = [None] * len(route.op.results)
+        for i, grad in zip(route.given, grads):
+            of_outputs[i] = grad.contiguous()
+        # Second derivatives are wanted where a graph is being made of this backward.
+        if _is_grad_enabled() or not can_bypass_dispatcher(grads):
+            gradients = route.op.gradients(a, of_outputs, tensors[-1], route.needs, needs, route.backend)
+        else:
+            gradients = route.kernel.backward(of_outputs, a, tensors[-1], route.plan, needs)
+        return None, None, None, *gradients
 
 
 # torch's own `apply` looks for the transforms that `is_watched` has looked for.

@@ -9,7 +9,6 @@ A call goes  __call__ (checks, once)  ->  run (which backend)  ->  kernel module
 again, but for the implementation that is registered with the dispatcher, which anybody may call.
 """
 
-import operator
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from torch.autograd import forward_ad
 from ..backends import registry
 from ..backends.registry import MaybeTensors
 from ..core import checks
-from .around_dispatcher import Route, Routes, can_bypass_dispatcher, only
+from .around_dispatcher import Route, Routes, can_bypass_dispatcher, only, renamed
 from .fields import Embeddings, Field, Output, RowFactor
 from .through_dispatcher import as_bits, define
 
@@ -78,7 +77,8 @@ class Op:
         self.others = [(i, n, f) for i, (n, f) in enumerate(self.fields.items()) if not isinstance(f, Embeddings)]
         self.factors = [i for i, f in enumerate(kinds) if isinstance(f, RowFactor)]
         self.no_needs = (False,) * len(self.differentiable)
-        self._routes = Routes(list(self.fields))
+        self._routes = Routes()
+        self.again = self._routes.again
         self.registered: Any = None
         self.registered_backward: Any = None
         self.through_dispatcher: Any = None
@@ -143,28 +143,28 @@ class Op:
             raise TypeError(f"{self.name} has no option {', '.join(sorted(unknown))}")
         return self.arguments(**values)
 
-    def run(self, a: Any, backend: str, names: Mapping[str, str] = NO_NAMES, valid: bool = True) -> Any:
+    def run(
+        self, a: Any, backend: str, names: Mapping[str, str] = NO_NAMES, valid: bool = True, asked: Any = None
+    ) -> Any:
         """The given outputs of a call, or the only one; of arguments that are valid, or are checked first.
 
-        A call like one before (the same dtypes, sizes, devices and options) is not checked and routed again. Errors
-        about values speak of fields by the caller's names.
+        A call like one before (the same dtypes, sizes, devices and options) is not checked and routed again. A caller
+        that has options of its own may have asked `again` about them: asked is what it was told. Errors about values
+        speak of fields by the caller's names.
         """
-        if torch.compiler.is_compiling():
-            return self._run(a if valid else self.checked(a, names), backend)
+        if asked is None and not torch.compiler.is_compiling():
+            tensors = [value for value in a[: self.num_tensors] if isinstance(value, Tensor)]
+            options = [Tensor if isinstance(value, Tensor) else value for value in a]
+            asked, outputs = self.again(tensors, (self.name, backend, *options), names)
+            if outputs is not None:
+                return outputs
         try:
-            key, route = self._routes.find(a, backend)
-            if route is not None:
-                return route(a)
-            checked = a if valid else self.checked(a, names)
-            return self._run(checked, backend, key if all(map(operator.is_, a[: self.num_tensors], checked)) else None)
+            return self._run(a if valid else self.checked(a, names), backend, asked)
         except (IndexError, ValueError) as error:
-            name, _, text = str(error).partition(": ")
-            if name not in names:
-                raise
-            raise type(error)(f"{names[name]}: {text}") from None
+            raise renamed(error, names) from None
 
-    def _run(self, a: Any, backend: str, key: Any = None) -> Any:
-        """The outputs of a valid call; key: remember what is found out for calls like it."""
+    def _run(self, a: Any, backend: str, asked: Any = None) -> Any:
+        """The outputs of a valid call; asked: remember what is found out for calls like it."""
         backend = registry.resolve(backend, self.problem(a))
         if backend == "reference" or self._has_tangent(a):  # forward-mode derivatives, too, are the reference's
             return only(self._by_reference(a))
@@ -172,7 +172,9 @@ class Op:
         if torch.is_grad_enabled():
             needs = tuple([isinstance(a[i], Tensor) and a[i].requires_grad for i in self.differentiable])
         if not torch.compiler.is_compiling() and can_bypass_dispatcher(a[: self.num_tensors]):
-            return self._routes.remember(key, Route(self, a, backend, needs, key))(a)
+            tensors, route = [t for t in a if isinstance(t, Tensor)], Route(self, a, backend, needs)
+            self._routes.remember(asked, route, tensors)
+            return route(tensors)
         flat = self.flat(a)
         if True in needs:
             # Dynamo refuses a Function that is handed one tensor twice (a batch against itself, labels as targets and

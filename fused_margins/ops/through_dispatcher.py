@@ -134,6 +134,7 @@ def _backward(op: Op, flat: Sequence[Any]) -> Any:
     a, (saved, bits_of_saved, bits, backend) = op.unflat(flat[count:])
     saved_for, needs = op.from_bits("saved_for", bits_of_saved), op.from_bits("needs", bits)
     a, kernel = _callable(op, a, backend)
+    needs = tuple([need and isinstance(a[i], Tensor) for i, need in zip(op.differentiable, needs)])
     for name, grad in zip(op.results, flat[:count]):
         checks.dense(f"grad_{name}", grad)
     grads = op.complete(a, flat[:count])

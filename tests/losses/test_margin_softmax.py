@@ -1,6 +1,7 @@
 """Margin softmax against formulas written independently of it, against PyTorch, and against pytorch-metric-learning."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -391,3 +392,27 @@ def test_many_losses_are_added_up_without_losing_digits(backend, reduction):
     ours = margin_softmax_loss(x, weight, labels, **options)
     truth = margin_softmax_loss(x.double(), weight.double(), labels, **options)
     assert abs(float(ours) / float(truth) - 1) < 1e-6
+
+
+def test_a_call_that_is_remembered_stands_for_calls_of_equal_types_alone():
+    embeddings, weight, labels = torch.randn(4, 3), torch.randn(2, 3), torch.tensor([0, 1, 1, 0])
+    for scale in (1, 1.0, 1):
+        assert margin_softmax_loss(embeddings, weight, labels, scale=scale, ignore_index=1).isfinite()
+    with pytest.raises(TypeError, match=r"^scale: expected a number or a tensor, got bool"):
+        margin_softmax_loss(embeddings, weight, labels, scale=True, ignore_index=1)
+    with pytest.raises(TypeError, match=r"^ignore_index: expected an integer, got 1\.0"):
+        margin_softmax_loss(embeddings, weight, labels, scale=1, ignore_index=1.0)
+    with pytest.raises(IndexError, match=r"^labels: "):
+        margin_softmax_loss(embeddings, weight, labels + 1, scale=1, ignore_index=1)
+    with pytest.raises(TypeError, match=r"^labels: expected an integer dtype"):
+        margin_softmax_loss(embeddings, weight, labels.float(), scale=1, ignore_index=1)
+
+
+def test_no_tensor_outlives_the_calls_it_was_given_to():
+    embeddings, weight, labels = torch.randn(4, 3, requires_grad=True), torch.randn(2, 3), torch.tensor([0, 1, 1, 0])
+    margin = torch.tensor(0.25)
+    kept = [weakref.ref(t) for t in (embeddings, weight, labels, margin)]
+    for given in (0.25, margin, 0.25, margin):
+        margin_softmax_loss(embeddings, weight, labels, margin=given).backward()
+    del embeddings, weight, labels, margin, given
+    assert [t() for t in kept] == [None] * 4

@@ -26,6 +26,9 @@ class Plan(NamedTuple):
     with_mean: bool  # the columns' mean under each row's weights
     saved_blocks: int  # blocks of columns whose weights are saved
     saved_size: int
+    dtype: torch.dtype
+    loss: Tensor  # one like it
+    rest: tuple[Any, ...] | None  # all that follows the targets, where no tensor of the call is among it
     options: tuple[Any, ...]
 
 
@@ -50,7 +53,10 @@ def _plan(a: Contrast, with_mean: bool, blocks: int) -> Plan:
     of_columns = (a.similarity, a.relation, a.ignore_index, a.group_size)
     options = (*of_columns, *epilogue, force_running_maximum, with_mean, blocks)
     size = module.contrast_saved_size(*a.x.shape[:1], *a.y.shape, a.group_size, with_mean, blocks)
-    return Plan(with_mean, blocks, size, options)
+    dtype = accumulation_dtype(a.x.dtype)
+    numbers = not any(isinstance(value, Tensor) for value in a[3:])
+    loss = torch.empty(a.x.shape[:1] if a.reduction == Reduction.NONE else (), dtype=dtype)
+    return Plan(with_mean, blocks, size, dtype, loss, _rest(a, dtype, options) if numbers else None, options)
 
 
 def _blocks(rows: int, columns: int, group_size: int, dtype: torch.dtype) -> int:
@@ -74,32 +80,39 @@ def recover_plan(a: Contrast, needs: Sequence[bool], size: int) -> Plan:
     return found
 
 
-def _arguments(a: Contrast, plan: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
-    """What both directions have in common."""
+def _rest(a: Contrast, dtype: torch.dtype, options: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What C++ takes behind the targets: labels, factors and options."""
     scale, margin = row_factor(a.scale, dtype, a.x.device), row_factor(a.margin, dtype, a.x.device)
-    labels = int64(a.target), int64(a.row_labels), int64(a.column_labels), int64(a.self_index)
-    factors = scale, scale.dim() > 0, vector(a.bias), margin, margin.dim() > 0
-    return a.x, a.y, *labels, *factors, *plan.options
+    labels = int64(a.row_labels), int64(a.column_labels), int64(a.self_index)
+    return *labels, scale, scale.dim() > 0, vector(a.bias), margin, margin.dim() > 0, *options
 
 
 def forward(a: Contrast, plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
     """positive and negative_lse (B,), or the loss; and what the backward needs; the accumulation dtype throughout."""
-    rows, dtype = a.x.shape[0], accumulation_dtype(a.x.dtype)
+    rows, dtype = a.x.shape[0], plan.dtype
     saved = workspace(plan.saved_size, dtype)
     positive = negative_lse = loss = None
     if a.epilogue == Epilogue.NONE:
-        positive, negative_lse = saved.new_empty(rows), saved.new_empty(rows)
+        positive, negative_lse = torch.empty(rows, dtype=dtype), torch.empty(rows, dtype=dtype)
     else:
-        loss = saved.new_empty((rows,) if a.reduction == Reduction.NONE else ())
-    call(module.contrast_forward, *_arguments(a, plan, dtype), positive, negative_lse, loss, saved)
+        loss = torch.empty_like(plan.loss)
+    inputs = a.x, a.y, int64(a.target), *(plan.rest or _rest(a, plan.dtype, plan.options))
+    call(module.contrast_forward, *inputs, positive, negative_lse, loss, saved)
     return positive, negative_lse, loss, saved
 
 
 def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: Plan, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, y, scale, bias and margin, of those that are needed."""
-    variables = (a.x, a.y, a.scale, a.bias, a.margin)
-    gradients = [empty_like(t) if need and isinstance(t, Tensor) else None for t, need in zip(variables, needs)]
-    call(module.contrast_backward, *grads, *_arguments(a, plan, saved.dtype), saved, *gradients)
+    of_x, of_y, of_scale, of_bias, of_margin = needs
+    gradients = [
+        empty_like(a.x) if of_x else None,
+        empty_like(a.y) if of_y else None,
+        empty_like(a.scale) if of_scale else None,
+        empty_like(a.bias) if of_bias else None,
+        empty_like(a.margin) if of_margin else None,
+    ]
+    inputs = a.x, a.y, int64(a.target), *(plan.rest or _rest(a, plan.dtype, plan.options))
+    call(module.contrast_backward, *grads, *inputs, saved, *gradients)
     return gradients
 
 
