@@ -208,6 +208,14 @@ def test_all_triplets_are_reduced_as_theirs_are(name, reducer, columns):
     same(name, {"reducer": REDUCERS[reducer](), "margin": 0.02, **options}, *BATCH, fused=True, **call)
 
 
+@pytest.mark.parametrize("seed", [10, 22])
+def test_as_many_triplets_are_above_zero_as_theirs_are(seed):
+    """In float32 there is one of 170 thousand here whose d_ip + margin rounds to its d_in."""
+    x, labels = torch.randn(128, 128, generator=torch.Generator().manual_seed(seed)), torch.arange(128) % 10
+    ours, theirs = pair("TripletMarginLoss")
+    torch.testing.assert_close(ours(x, labels), theirs(x, labels), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("name", TRIPLETS)
 def test_a_hinge_of_exactly_zero_has_no_gradient(name):
     """Products of whole numbers are exact, and many differ by the margin."""

@@ -56,6 +56,19 @@ def test_the_ends_of_a_range_belong_to_it(positives, negatives):
         )
 
 
+@pytest.mark.parametrize("strategies", [s for s in itertools.product(STRATEGIES, STRATEGIES) if s not in REFUSED])
+@pytest.mark.parametrize("ranges", [(None, None), ((4, 27), (4, 23)), ((7, 31), (8, 16))])
+def test_distances_of_whole_numbers_are_compared_exactly(strategies, ranges):
+    """A positive and a negative of a row, and ends of ranges, are at one distance."""
+    calls = [(torch.tensor([[-4.0], [0], [4], [11], [27]]), torch.tensor([0, 0, 1, 1, 0]))]
+    if ranges == (None, None):
+        calls += [(torch.tensor([[3.0], [-5], [41], [6], [-13], [-18]]), torch.tensor([0, 0, 0, 1, 1, 1]))]
+    options = {"distance": DISTANCES["plain"]()} | dict(zip(("pos_strategy", "neg_strategy"), strategies))
+    options |= dict(zip(("allowed_pos_range", "allowed_neg_range"), ranges))
+    for call in calls:
+        same_samples("BatchEasyHardMiner", options, call, True)
+
+
 @pytest.mark.parametrize(
     "options",
     [

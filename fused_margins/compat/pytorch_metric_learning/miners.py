@@ -125,11 +125,11 @@ class BatchEasyHardMiner(OnKernels, _theirs.BatchEasyHardMiner):
 
 
 def _of_products(sides: Sides) -> Sides:
-    """Sides whose products are -|x - y|^2 = <(sqrt2 x, |x|^2, 1), (sqrt2 y, -1, -|y|^2)>."""
+    """Sides whose products are -|x - y|^2 = <(2 x, |x|^2, 1), (y, -1, -|y|^2)>, exact for small whole numbers."""
     x, y = (t.to(accumulation_dtype(t.dtype)) for t in sides[:2])
     of_x, of_y = (t.square().sum(1, keepdim=True) for t in (x, y))
-    x = torch.cat([math.sqrt(2) * x, of_x, torch.ones_like(of_x)], dim=1)
-    return sides._replace(x=x, y=torch.cat([math.sqrt(2) * y, -torch.ones_like(of_y), -of_y], dim=1))
+    x = torch.cat([2 * x, of_x, torch.ones_like(of_x)], dim=1)
+    return sides._replace(x=x, y=torch.cat([y, -torch.ones_like(of_y), -of_y], dim=1))
 
 
 class BatchHardMiner(_theirs.BatchHardMiner, BatchEasyHardMiner):

@@ -243,8 +243,17 @@ def _sum(terms: Tensor) -> Tensor:
 def _hinges(d: Tensor, positive: Tensor, negative: Tensor, margin: float) -> tuple[Tensor, int]:
     """k at positives and -c at negatives (B, N), and the number of triplets above zero."""
     d = d.to(accumulation_dtype(d.dtype))
-    reach = torch.where(positive, d + margin, -torch.inf)
+    reach = torch.where(positive, _reach(d, margin), -torch.inf)
     near = torch.where(negative, d, torch.inf)
     k = torch.searchsorted(near.sort(1).values, reach)
     c = d.shape[1] - torch.searchsorted(reach.sort(1).values, near, right=True)
     return (k - c).to(d.dtype), int(k.sum())
+
+
+def _reach(d: Tensor, margin: float) -> Tensor:
+    """The least number not below d + margin. What it exceeds, the exact sum exceeds, as do most of their hinges."""
+    if d.dtype != torch.float32 or d.device.type == "mps":
+        return d + margin
+    exact = d.double() + torch.tensor(margin, dtype=d.dtype).item()
+    rounded = exact.to(d.dtype)
+    return torch.where(rounded < exact, torch.nextafter(rounded, rounded.new_tensor(torch.inf)), rounded)
