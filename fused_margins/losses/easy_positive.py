@@ -32,7 +32,7 @@ class Positives(NamedTuple):
 
     anchor: Tensor | None  # (P,) None where pair i is that of anchor i
     reference: Tensor  # (P,) -1 for an anchor alone in its class
-    similarity: Tensor  # (P,) not differentiable, -inf where there is none
+    similarity: Tensor | None  # (P,) not differentiable, -inf where there is none; None where nobody asks
 
     def of_anchor(self, t: Tensor) -> Tensor:
         """(P, ...) of each pair, from (B, ...) of each anchor."""
@@ -144,6 +144,8 @@ class EasyPositiveLoss(nn.Module):
             index = random_positives(*labels, self.generator)
         else:
             anchor, index = all_positives(*labels)
+        if self.negatives != "semihard":
+            return Positives(anchor, index, None)
         with torch.no_grad():
             similarity = sides.pairs(anchor, index, self._similarity)
         return Positives(anchor, index, torch.where(index >= 0, similarity, -torch.inf))
