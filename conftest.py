@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+collect_ignore = ["docs/site"]  # of the documentation's own tools
 COMPAT = Path(__file__).parent / "fused_margins" / "compat"
 _left_out: list[str] = []
 

@@ -24,7 +24,7 @@ def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": "", **environment},
+        env={**os.environ, "PYTHONPATH": "", "FUSED_MARGINS_BUILD": "auto", **environment},
         capture_output=True,
         text=True,
         timeout=120,

@@ -126,7 +126,7 @@ def all_triplets(batch: Batch, margin: float) -> tuple[Tensor, Tensor]:
 
 def _linear(d: Tensor, weight: Tensor, margin: float, count: Tensor) -> Tensor:
     """Sum of `count` hinges above 0, which is linear in the distances; it cancels, hence float64."""
-    return ((weight.view_as(d) * d).sum(dtype=torch.float64) + margin * count).to(d.dtype)
+    return ((weight.view_as(d) * d).sum(dtype=torch.float64) + margin * count.double()).to(d.dtype)
 
 
 def _sorted_negatives(d: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
