@@ -213,7 +213,7 @@ def margin_softmax_loss(
             ignore_index, Epilogue.MARGIN_SOFTMAX, *of_loss,  # type: ignore[arg-type]
         )  # fmt: skip
         if centers is not None:
-            call = _nearest_centers(contrast.checked(call, _OF_CLASSES), centers)
+            call, asked = _nearest_centers(contrast.checked(call, _OF_CLASSES), centers), None
         return contrast.run(call, backend, _OF_CLASSES, valid=False, asked=asked)
 
     reduced = checks.choice("reduction", reduction, Reduction)

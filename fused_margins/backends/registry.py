@@ -111,11 +111,11 @@ def substitute(op: str, backend: str, replacement: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        epoch.begin()
         if before is None:
             del _substitutes[op, backend]
         else:
             _substitutes[op, backend] = before
+        epoch.begin()  # last: a call in between would be remembered
 
 
 def kernel(op: str, backend: str) -> Any:

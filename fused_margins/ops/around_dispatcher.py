@@ -83,8 +83,9 @@ class Route:
         self.plan = plan_of(self.kernel, a, needs) if op.differentiable else None
         places = [i for i, value in enumerate(a) if isinstance(value, Tensor)]
         self.rest = [None if isinstance(value, Tensor) else value for value in a]
-        # Of each argument where it is among the rest and, behind it, the tensors.
-        self.arrange = operator.itemgetter(*[len(a) + places.index(i) if i in places else i for i in range(len(a))])
+        # Of each argument where it is among the rest and, behind it, the tensors; the first twice, as one comes bare.
+        order = [len(a) + places.index(i) if i in places else i for i in range(len(a))]
+        self.arrange = operator.itemgetter(*order, order[0])
         self.given = [i for i, out in enumerate(op.results.values()) if out.given(a)]
         self.only = operator.itemgetter(*self.given)  # one alone as it is
 
@@ -97,7 +98,7 @@ class Route:
 
     def with_rest(self, tensors: Sequence[Tensor]) -> Any:
         """The arguments, from their tensors."""
-        return tuple.__new__(self.op.arguments, self.arrange((*self.rest, *tensors)))
+        return tuple.__new__(self.op.arguments, self.arrange((*self.rest, *tensors))[:-1])
 
 
 class Routes:
@@ -116,7 +117,7 @@ class Routes:
             return None, None
         try:
             key = _one_of_equal(*options), _is_grad_enabled(), epoch.now, *map(_description, tensors)
-        except (AttributeError, TypeError):  # of what is no tensor, of an option without a hash
+        except Exception:  # whatever it is that is handed over: the checks will say
             return None, None
         route = self._of_key.get(key)
         if route is None:
@@ -137,11 +138,14 @@ class Routes:
 _description = operator.attrgetter("dtype", "shape", "device", "requires_grad", "layout")
 
 
+_OPTIONS = (str, int, float, type(None), type)
+
+
 @functools.lru_cache(maxsize=MOST_ROUTES, typed=True)
 def _one_of_equal(*options: Any) -> object:
-    """An object for options of equal types and values. A tensor is not kept: errors are not remembered."""
-    if any(isinstance(value, Tensor) for value in options):
-        raise TypeError("expected no tensor")
+    """An object for options of equal types and values. Nothing else is kept, since errors are not remembered."""
+    if not all(isinstance(value, _OPTIONS) for value in options):
+        raise TypeError("expected words and numbers")
     return object()
 
 
@@ -171,5 +175,5 @@ class _AroundDispatcher(torch.autograd.Function):
         return None, None, None, *gradients
 
 
-# torch's own `apply` looks for the transforms that `is_watched` has looked for.
+# torch's own `apply` looks for the transforms that `can_bypass_dispatcher` has looked for.
 _apply = super(torch.autograd.Function, _AroundDispatcher).apply

@@ -243,7 +243,7 @@ def classes_of_all_sizes(g: Generator, sizes: tuple[int, ...] = SIZES) -> tuple[
     return torch.randn(len(labels), WIDTH, generator=g, dtype=torch.float64), labels
 
 
-# Every two of similarity, number and dtype come together once.
+# Every similarity with every dtype, numbers in turn: each two of the three come together.
 IN_PAIRS = [
     (similarity, (1, 3)[(i + j) % 2], dtype)
     for i, similarity in enumerate(Similarity.names())

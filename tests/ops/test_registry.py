@@ -114,7 +114,7 @@ def test_explain_says_why_not(capsys, no_native_module):
 
 
 def test_explain_refuses_unknown_ops_and_dtypes():
-    with pytest.raises(ValueError, match=r"op: expected one of 'contrast', .*'scores', got 'softmax'"):
+    with pytest.raises(ValueError, match=r"op: expected one of 'contrast', .*'scores'.*, got 'softmax'"):
         explain("softmax", rows=1, columns=1, width=1)
     with pytest.raises(ValueError, match=r"dtype: expected one of torch.float64, .*, got torch.int64"):
         explain("scores", rows=1, columns=1, width=1, dtype=torch.int64)

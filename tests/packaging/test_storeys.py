@@ -29,7 +29,8 @@ def imports() -> Iterator[tuple[str, tuple[str, ...]]]:
 def test_imports_go_down_only():
     found = [(f, f.split("/")[0].removesuffix(".py"), t) for f, t in imports()]
     assert {room for _, room, _ in found} > {"backends", "ops", "mining", "losses", "clustering", "fewshot"}
-    up = [(f, t) for f, room, t in found if STOREYS.get(t[0], -1) > STOREYS.get(room, 9)]
+    # What is not in the list is a name of the package itself, which has that of the losses.
+    up = [(f, t) for f, room, t in found if STOREYS.get(t[0], 5) > STOREYS.get(room, 9)]
     assert up == []
     assert {f.split("/")[0] for f, _, t in found if t[0] == "compat"} <= {"compat"}, "it needs what others do not"
 

@@ -27,7 +27,7 @@ class Plan(NamedTuple):
     saved_blocks: int  # blocks of columns whose weights are saved
     saved_size: int
     dtype: torch.dtype
-    loss: Tensor  # one like it
+    of_loss: tuple[int, ...]  # the shape of it
     rest: tuple[Any, ...] | None  # all that follows the targets, where no tensor of the call is among it
     options: tuple[Any, ...]
 
@@ -55,8 +55,8 @@ def _plan(a: Contrast, with_mean: bool, blocks: int) -> Plan:
     size = module.contrast_saved_size(*a.x.shape[:1], *a.y.shape, a.group_size, with_mean, blocks)
     dtype = accumulation_dtype(a.x.dtype)
     numbers = not any(isinstance(value, Tensor) for value in a[3:])
-    loss = torch.empty(a.x.shape[:1] if a.reduction == Reduction.NONE else (), dtype=dtype)
-    return Plan(with_mean, blocks, size, dtype, loss, _rest(a, dtype, options) if numbers else None, options)
+    of_loss = a.x.shape[:1] if a.reduction == Reduction.NONE else ()
+    return Plan(with_mean, blocks, size, dtype, of_loss, _rest(a, dtype, options) if numbers else None, options)
 
 
 def _blocks(rows: int, columns: int, group_size: int, dtype: torch.dtype) -> int:
@@ -95,7 +95,7 @@ def forward(a: Contrast, plan: Plan) -> tuple[Tensor | None, Tensor | None, Tens
     if a.epilogue == Epilogue.NONE:
         positive, negative_lse = torch.empty(rows, dtype=dtype), torch.empty(rows, dtype=dtype)
     else:
-        loss = torch.empty_like(plan.loss)
+        loss = torch.empty(plan.of_loss, dtype=dtype)
     inputs = a.x, a.y, int64(a.target), *(plan.rest or _rest(a, plan.dtype, plan.options))
     call(module.contrast_forward, *inputs, positive, negative_lse, loss, saved)
     return positive, negative_lse, loss, saved

@@ -254,7 +254,10 @@ def test_a_direct_call_of_tensors_with_and_without_data_is_refused(op):
 def test_a_direct_backward_of_sparse_gradients_is_refused(op):
     shell: Any = registry.OPS[op]
     a = shell.checked(shell.arguments(**problem(op)))
-    *outputs, saved = shell.registered(*shell.flat(a), 1, "cpu")
+    backend = registry.resolve("auto", shell.problem(a))
+    if backend == "reference":  # without kernels there is no direct backward
+        return
+    *outputs, saved = shell.registered(*shell.flat(a), 1, backend)
     grads = [t.to_sparse() if out.given(a) else None for t, out in zip(outputs, shell.results.values())]
     with pytest.raises(TypeError, match=r"^grad_\w+: expected a dense tensor, got layout torch.sparse_coo"):
-        shell.registered_backward(*grads, *shell.flat(a), saved, 1, 1, "cpu")
+        shell.registered_backward(*grads, *shell.flat(a), saved, 1, 1, backend)

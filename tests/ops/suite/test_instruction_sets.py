@@ -32,7 +32,7 @@ def test_parity_on_every_instruction_set():
     refused = "FUSED_MARGINS_ISA: this processor does not have"
     *found, unknown = run.stdout.splitlines()
     assert unknown == "v9: FUSED_MARGINS_ISA: expected baseline, v3, v4, v4-bf16 or amx, got v9"
-    for level, line in zip(others, found):
+    for level, line in zip(others, found, strict=True):
         assert line in (f"{level}: done", f"{level}: {refused} {level}"), run.stdout
 
 
