@@ -126,7 +126,12 @@ class MagnetIndex(nn.Module):
             backend=self.backend,
         )
         squared = (embeddings - self.centroids[self.assignments]).square().sum(1)
-        self.variance = (ordered_sum(squared) / max(len(squared) - 1, 1)).clamp(min=self.variance_floor)
+        return self._fitted(ordered_sum(squared))
+
+    def _fitted(self, squared: Tensor) -> "MagnetIndex":
+        """What follows from centroids, assignments and the sum of squared distances; the losses are forgotten."""
+        variance = squared / max(len(self.assignments) - 1, 1)
+        self.variance = variance.to(self.centroids.dtype).clamp(min=self.variance_floor)
         self.cluster_losses = torch.zeros_like(self.centroids[:, 0])
         self.losses_seen = torch.zeros_like(self.centroid_labels)
         self._group_members()

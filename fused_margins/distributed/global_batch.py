@@ -232,17 +232,9 @@ def mine_positives(
     >>> mine_positives(embeddings, torch.tensor([0, 0, 0]))[1]  # no process group
     tensor([1, 0, 1])
     """
-    every, every_label, itself = _all_rows(embeddings, labels, group)
-    return functional.mine_positives(
-        embeddings,
-        labels,
-        strategy=strategy,
-        similarity=similarity,
-        reference_embeddings=every,
-        reference_labels=every_label,
-        self_index=itself,
-        backend=backend,
-    )
+    references = _all_rows(embeddings, labels, group)
+    options = {"strategy": strategy, "similarity": similarity, "backend": backend}
+    return functional.mine_positives(embeddings, labels, **references, **options)  # type: ignore[arg-type]
 
 
 def mine_negatives(
@@ -277,21 +269,12 @@ def mine_negatives(
     >>> mine_negatives(embeddings, torch.tensor([0, 1, 1]))[1]  # no process group
     tensor([1, 0, 0])
     """
-    every, every_label, itself = _all_rows(embeddings, labels, group)
-    return functional.mine_negatives(
-        embeddings,
-        labels,
-        strategy=strategy,
-        positive_similarity=positive_similarity,
-        similarity=similarity,
-        reference_embeddings=every,
-        reference_labels=every_label,
-        self_index=itself,
-        backend=backend,
-    )
+    references = _all_rows(embeddings, labels, group) | {"positive_similarity": positive_similarity}
+    options = {"strategy": strategy, "similarity": similarity, "backend": backend}
+    return functional.mine_negatives(embeddings, labels, **references, **options)  # type: ignore[arg-type]
 
 
-def _all_rows(embeddings: Tensor, labels: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
+def _all_rows(embeddings: Tensor, labels: Tensor, group: dist.ProcessGroup | None) -> dict[str, Tensor | None]:
     """References of a search: the rows of all ranks (B, D), their labels (B,), and which of them are here (B_r,)."""
     error, what, device = None, {}, torch.device("cpu")
     try:
@@ -304,7 +287,8 @@ def _all_rows(embeddings: Tensor, labels: Tensor, group: dist.ProcessGroup | Non
     counts = agreement.header(rows, what, error, device_of_exchange(device, group), group)
     first = sum(counts[: own_rank(group)])
     every, every_label = (gather_rows(t, counts, group) for t in (embeddings.detach(), labels.long()))
-    return every, every_label, torch.arange(first, first + rows, device=embeddings.device)
+    itself = torch.arange(first, first + rows, device=embeddings.device)
+    return {"reference_embeddings": every, "reference_labels": every_label, "self_index": itself}
 
 
 def device_of_exchange(device: torch.device, group: dist.ProcessGroup | None) -> torch.device:

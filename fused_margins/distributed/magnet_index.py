@@ -88,13 +88,7 @@ class ShardedMagnetIndex(MagnetIndex):
         self.centroids, self.centroid_labels = fit.centroids[filled], fit.slot_labels[filled]
         self.assignments = (filled.cumsum(0) - 1)[fit.assignments]
         squared = (x - self.centroids[self.assignments[here.start : here.stop]]).square().sum(1)
-        total = _sum(squared.sum(dtype=torch.float64), self.group)
-        variance = total / max(len(self.assignments) - 1, 1)
-        self.variance = variance.to(x.dtype).clamp(min=self.variance_floor)
-        self.cluster_losses = torch.zeros_like(self.centroids[:, 0])
-        self.losses_seen = torch.zeros_like(self.centroid_labels)
-        self._group_members()
-        return self
+        return self._fitted(_sum(squared.sum(dtype=torch.float64), self.group))
 
     @torch.no_grad()
     def sample_batch(

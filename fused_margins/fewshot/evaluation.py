@@ -9,7 +9,7 @@ from ..core.similarity import unit_rows
 from . import metrics
 from .config import Judging
 from .datasets import ImageSet, Task, one_shot_runs
-from .episodes import centroid_accuracy, head_accuracy, sample_episodes
+from .episodes import Episodes, centroid_accuracy, head_accuracy, sample_episodes
 from .errors import UserError
 from .trainer import Trainer
 
@@ -127,23 +127,27 @@ def _judge_retrieval(embeddings: Tensor, images: ImageSet, seed: int) -> dict[st
     }
 
 
+def episodes_of(labels: Tensor, ways: int, shots: int, judging: Judging, generator: torch.Generator) -> Episodes:
+    """As many as are asked for, with as many queries as the smallest class allows."""
+    return sample_episodes(
+        labels,
+        n_way=ways,
+        k_shot=shots,
+        num_queries=max(1, min(judging.queries, int(labels.bincount().min()) - shots)),
+        num_episodes=judging.episodes,
+        generator=generator,
+    )
+
+
 def _judge_unseen(trainer: Trainer, images: ImageSet, judging: Judging) -> dict[str, float]:
     embeddings = trainer.embed(images)
     generator = torch.Generator().manual_seed(judging.judging_seed)
-    smallest = int(torch.bincount(images.labels).min())
     figures = {}
     classes = len(images.class_names)
     ways = {min(WAYS, classes)} - {1} if judging.ways is None else {n for n in judging.ways if n <= classes}
     for n_way in sorted(ways):
         for k_shot in judging.shots:
-            episodes = sample_episodes(
-                images.labels,
-                n_way=n_way,
-                k_shot=k_shot,
-                num_queries=max(1, min(judging.queries, smallest - k_shot)),
-                num_episodes=judging.episodes,
-                generator=generator,
-            )
+            episodes = episodes_of(images.labels, n_way, k_shot, judging, generator)
             for kind, accuracy in (
                 ("", head_accuracy(embeddings, episodes, generator)),
                 ("_centroid", centroid_accuracy(embeddings, episodes)),
@@ -152,13 +156,7 @@ def _judge_unseen(trainer: Trainer, images: ImageSet, judging: Judging) -> dict[
                 figures[name], figures[f"{name}_interval"] = metrics.mean_and_interval(accuracy)
                 figures[f"{name}_student"] = metrics.mean_and_student_interval(accuracy)[1]
     if judging.all_ways:
-        episodes = sample_episodes(
-            images.labels,
-            n_way=classes,
-            num_queries=max(1, min(judging.queries, smallest - 1)),
-            num_episodes=judging.episodes,
-            generator=generator,
-        )
+        episodes = episodes_of(images.labels, classes, 1, judging, generator)
         accuracy = centroid_accuracy(embeddings, episodes)
         figures["all_ways_1shot"], figures["all_ways_1shot_interval"] = metrics.mean_and_interval(accuracy)
         figures["all_ways_1shot_student"] = metrics.mean_and_student_interval(accuracy)[1]

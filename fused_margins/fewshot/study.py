@@ -37,6 +37,19 @@ class Job(Protocol):
     def carry_out(self, folder: Path) -> None: ...
 
 
+class Measurement:
+    """A job that is done as a whole: it has no progress but its end."""
+
+    work = 1
+
+    def progress(self, folder: Path) -> int:
+        return int(self.finished(folder))
+
+    def finished(self, folder: Path) -> bool:
+        """Whether the folder has the results of these very settings."""
+        raise NotImplementedError
+
+
 class Results:
     """The stored results of a study's trials, by group and seed."""
 

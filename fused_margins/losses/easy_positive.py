@@ -107,12 +107,14 @@ class EasyPositiveLoss(nn.Module):
         reference_labels: Tensor | None = None,
         self_index: Tensor | None = None,
     ) -> Tensor:
-        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
+        return self._loss(self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index))
+
+    def _loss(self, sides: Sides) -> Tensor:
         loss, weight, positives = self._row_losses(sides)
         return self._or_nan(reduce_loss(loss, weight, self._reduction), sides, positives)
 
     def _row_losses(self, sides: Sides) -> RowLosses:
-        """What `forward` reduces. Of the references it asks what `Sides` answers, and reads none itself."""
+        """What `_loss` reduces. Of the references it asks what `Sides` answers, and reads none itself."""
         raise NotImplementedError
 
     def _check_labels(self, labels: Tensor) -> None:

@@ -114,17 +114,9 @@ class EasyPositiveInfoNCELoss(EasyPositiveLoss):
         settings = {"temperature": 0.1, "duplicates_above": 0.9999, "drop_dissimilar": True}
         return cls(negatives=negatives, **(settings | options))
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        reference_embeddings: Tensor | None = None,
-        reference_labels: Tensor | None = None,
-        self_index: Tensor | None = None,
-    ) -> Tensor:
+    def _loss(self, sides: Sides) -> Tensor:
         if self.negatives != "all" or self.positives == "all":
-            return super().forward(embeddings, labels, reference_embeddings, reference_labels, self_index)
-        sides = self._sides(embeddings, labels, reference_embeddings, reference_labels, self_index)
+            return super()._loss(sides)
         positives = self._find_positives(sides)
         of_sides = sides.x, sides.y, positives.reference, sides.labels, sides.reference_labels, sides.self_index
         call = Contrast(*of_sides, 1 / self.temperature, epilogue=Epilogue.INFO_NCE, reduction=self._reduction)

@@ -73,6 +73,11 @@ def with_digits(patch: pytest.MonkeyPatch, splits: dict[str, ImageSet]) -> None:
 SMALL = ["--blocks", "2", "--channels", "4", "--embedding-size", "8", "--epochs", "2"]
 
 
+def train(folder, *options):
+    """The exit code of a small training."""
+    return main(["train", "--output", str(folder), *SMALL, "--episodes", "5", *options])
+
+
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory) -> Path:
     """The folder of a run of the command, which no test may change."""

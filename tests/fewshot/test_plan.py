@@ -8,7 +8,7 @@ from fused_margins.fewshot.datasets import Task
 from fused_margins.fewshot.plan import estimate, plan_table
 from fused_margins.fewshot.trainer import Trainer
 
-MAGNET = make_loss("magnet", warm_epochs=1, clusters_per_class=2, num_clusters=3, samples_per_cluster=4)
+from .trainings import MAGNET
 
 
 @pytest.mark.parametrize("loss", [make_loss("margin-softmax"), MAGNET, make_loss("triplet", memory=16)])

@@ -16,14 +16,14 @@ from ..episodes import (
     head_accuracy,
     logistic_accuracy,
     neighbours_accuracy,
-    sample_episodes,
     simple_shot_accuracy,
 )
 from ..errors import UserError
+from ..evaluation import episodes_of
 from ..jobs import set_threads
 from ..metrics import mean_and_student_interval
 from ..runs import plain, read_json, write_json
-from ..study import Results, Study
+from ..study import Measurement, Results, Study
 from ..tables import Table, figure_text
 from ..trials import task_of
 
@@ -40,7 +40,7 @@ SLOW = ("cosine head",)  # with all classes at once
 
 
 @dataclass(frozen=True)
-class FrozenHeads:
+class FrozenHeads(Measurement):
     """All heads on the same episodes of one choice of novel classes."""
 
     config: TrainConfig
@@ -49,13 +49,6 @@ class FrozenHeads:
     @property
     def name(self) -> str:
         return f"heads-seed{self.config.seed}"
-
-    @property
-    def work(self) -> int:
-        return 1
-
-    def progress(self, folder: Path) -> int:
-        return int(self.finished(folder))
 
     def finished(self, folder: Path) -> bool:
         """Whether the folder has the accuracies of these very settings."""
@@ -89,20 +82,13 @@ class FrozenHeads:
 def heads_accuracy(base: ImageSet, novel: ImageSet, judging: Judging) -> dict[str, dict[str, float]]:
     """Accuracy of each head by the kind of episode: 5-way with each number of shots, and 1-shot of all classes."""
     embeddings, mean = novel.pixels().flatten(1), base.pixels().flatten(1).mean(0)
-    classes, smallest = len(novel.class_names), int(novel.labels.bincount().min())
+    classes = len(novel.class_names)
     kinds = {f"{min(5, classes)}-way {shots}-shot": (min(5, classes), shots) for shots in judging.shots}
     kinds |= {f"all {classes} ways, 1-shot": (classes, 1)} if judging.all_ways else {}
     found: dict[str, dict[str, float]] = {head: {} for head in HEADS}
     generator = torch.Generator().manual_seed(judging.judging_seed)
     for kind, (ways, shots) in kinds.items():
-        episodes = sample_episodes(
-            novel.labels,
-            n_way=ways,
-            k_shot=shots,
-            num_queries=max(1, min(judging.queries, smallest - shots)),
-            num_episodes=judging.episodes,
-            generator=generator,
-        )
+        episodes = episodes_of(novel.labels, ways, shots, judging, generator)
         for head, solve in HEADS.items():
             if ways <= 5 or head not in SLOW:
                 found[head][kind] = float(solve(embeddings, episodes, mean, generator).mean())

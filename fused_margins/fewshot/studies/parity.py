@@ -13,7 +13,7 @@ from ..parity import TOLERANCE, Parity, StepDifference
 from ..plots import parity_curves
 from ..reports import Picture
 from ..runs import plain, read_json, write_json
-from ..study import Results, Study
+from ..study import Measurement, Results, Study
 from ..tables import Table, figure_text
 from ..trainer import Trainer
 from ..trials import Trial, task_of
@@ -31,7 +31,7 @@ LOSSES: dict[str, Loss] = {
 
 
 @dataclass(frozen=True)
-class StepParity:
+class StepParity(Measurement):
     """The first steps of a training on two backends: the job that a parity study has beside its trainings."""
 
     loss_name: str
@@ -46,13 +46,6 @@ class StepParity:
     @property
     def title(self) -> str:
         return f"{self.loss_name}: {self.backends[1]}"
-
-    @property
-    def work(self) -> int:
-        return 1
-
-    def progress(self, folder: Path) -> int:
-        return int(self.finished(folder))
 
     def finished(self, folder: Path) -> bool:
         """Whether the folder has the differences of these very settings."""

@@ -1,0 +1,28 @@
+"""What tests of trainings share: losses by name, and ways to stop one."""
+
+from fused_margins.fewshot.config import make_loss
+
+MAGNET = make_loss("magnet", warm_epochs=1, clusters_per_class=2, num_clusters=3, samples_per_cluster=4)
+
+
+def loss_named(name):
+    """Of this name; "triplet with memory" searches the last 40 embeddings, too."""
+    if name == "magnet":
+        return MAGNET
+    name, *memory = name.split(" with ")
+    return make_loss(name, memory=40) if memory else make_loss(name)
+
+
+class StopAfter:
+    """Asks to stop when it has been asked `steps` times."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def __call__(self):
+        self.steps -= 1
+        return self.steps < 0
+
+
+def no_augmentation(config):
+    return config.augmentation.model_copy(update={"rotation_deg": 0.0, "shift": 0.0, "zoom": 0.0})
