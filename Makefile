@@ -46,7 +46,7 @@ parity: $(VENV)/installed-bench
 
 # $(call keep,FOLDER,NAME): the report of FOLDER, without its pictures, is the page NAME of docs/benchmarks.
 define keep
-{ sed '/^!\[/d' $(1)/report.md; $(BIN)/python -c 'import json; r = json.load(open("$(1)/studies.json")); print("\nTraining took %.0f s, added up; %s." % (r["seconds"], ", ".join(map(" ".join, r["versions"].items()))))'; } | cat -s > docs/benchmarks/$(2).md
+{ sed '/^!\[/d; /^Every figure is from the runs beside/d' $(1)/report.md; $(BIN)/python -c 'import json; r = json.load(open("$(1)/studies.json")); print("\nTraining took %.0f s, added up; %s." % (r["seconds"], ", ".join(map(" ".join, r["versions"].items()))))'; } | cat -s > docs/benchmarks/$(2).md
 endef
 
 # One of four ranks is killed at a random moment, ten times. Some minutes.
