@@ -18,6 +18,7 @@ from .mining.positives import mine_positives
 from .ops.contrast.epilogues import Epilogue
 from .ops.contrast.op import Contrast, contrast
 from .ops.magnet.op import magnet
+from .ops.nearest.op import Nearest, nearest
 from .ops.scores.op import Scores, scores
 
 __all__ = [
@@ -71,18 +72,18 @@ def _one_center(
     return weight[:, 0]
 
 
-def _nearest_centers(call: Contrast, centers: Tensor) -> Contrast:
+def _nearest_centers(call: Contrast, centers: Tensor, backend: str) -> Contrast:
     """A checked call on the first centers (C, D) as one on all: the columns of a class are a group, the target is the
     most similar one of the own class.
     """
-    num_classes, num_centers, width = centers.shape
+    num_classes, num_centers = centers.shape[:2]
     labels = check_index(call.target, num_classes, call.ignore_index, "labels", absent=True)
-    with torch.no_grad():
-        own = take_rows(centers.flatten(1), labels).unflatten(1, (num_centers, width))  # (B, K, D)
-        best = pair_similarity(call.x[:, None], own, call.similarity).argmax(1)
-    target = torch.where(labels >= 0, labels * num_centers + best, labels)
     classes = torch.arange(num_classes, device=centers.device).repeat_interleave(num_centers)
     all_centers = centers.to(call.x.dtype).flatten(0, 1)
+    search = Nearest(call.x, all_centers, labels, classes, similarity=call.similarity)
+    _, best = nearest.run(search, backend, valid=False)
+    # Where nothing is most similar, as nothing is to what is not a number, the first one takes part.
+    target = torch.where(labels >= 0, torch.maximum(best[:, 0], labels * num_centers), labels)
     call = call._replace(y=all_centers, target=target, row_labels=labels, column_labels=classes)
     return call._replace(ignore_index=IGNORED, group_size=num_centers)
 
@@ -98,7 +99,7 @@ def class_vectors(
     call = contrast.checked(call._replace(relation=Relation.DIFFERENT, ignore_index=ignore_index), _OF_CLASSES)
     call = call._replace(target=call.target.long())  # ignore_index need not fit a narrower dtype
     if centers is None or center_temperature == 0:
-        of_columns = call if centers is None else _nearest_centers(call, centers)
+        of_columns = call if centers is None else _nearest_centers(call, centers, backend)
         return call, *contrast.run(of_columns, backend, _OF_CLASSES)
     with torch.autocast(call.x.device.type, enabled=False):
         return call, *center_vectors(
@@ -214,7 +215,7 @@ def margin_softmax_loss(
             ignore_index, Epilogue.MARGIN_SOFTMAX, *of_loss,  # type: ignore[arg-type]
         )  # fmt: skip
         if centers is not None:
-            call, asked = _nearest_centers(contrast.checked(call, _OF_CLASSES), centers), None
+            call, asked = _nearest_centers(contrast.checked(call, _OF_CLASSES), centers, backend), None
         return contrast.run(call, backend, _OF_CLASSES, valid=False, asked=asked)
 
     reduced = checks.choice("reduction", reduction, Reduction)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .dispatcher import can_bypass_dispatcher
+
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 IGNORED, INVALID = -1, -2
 # Reserved, as no user has it by mistake: the target of a row whose class lives elsewhere, so that it has negatives and
@@ -45,7 +47,8 @@ def check_index(index: Tensor, size: int, ignore_index: int, argument: str, abse
 
     absent: whether ABSENT may be there; it stays what it is.
     """
-    return torch.ops.fused_margins.check_index(index, size, ignore_index, argument, absent)
+    check = _check_index if can_bypass_dispatcher((index,)) else torch.ops.fused_margins.check_index
+    return check(index, size, ignore_index, argument, absent)
 
 
 def check_members(clusters: Tensor, num_clusters: int) -> Tensor:

@@ -20,7 +20,8 @@ from torch.autograd import forward_ad
 from ..backends import registry
 from ..backends.registry import MaybeTensors
 from ..core import checks
-from .around_dispatcher import Route, Routes, can_bypass_dispatcher, only, renamed
+from ..core.dispatcher import can_bypass_dispatcher
+from .around_dispatcher import Route, Routes, only, renamed
 from .fields import Embeddings, Field, Output, RowFactor
 from .through_dispatcher import as_bits, define
 

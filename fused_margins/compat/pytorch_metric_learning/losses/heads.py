@@ -184,19 +184,19 @@ class SoftTripleLoss(OnKernels, _theirs.SoftTripleLoss):
     _hooks = Hooks(_theirs.SoftTripleLoss, "cast_types", "get_logits", "add_weight_regularization_to_loss_dict")
 
     def _why_not(self, *call: Any) -> str | None:
+        if reason := self._fits(*call):
+            return reason
         reason = self._hooks.why_not(self) or calls.why_not_number("gamma", self.gamma, low=0)
         reason = reason or calls.why_not_number("margin", self.margin)
         if reason is None and (type(self.centers_per_class) is not int or self.centers_per_class < 1):
             reason = "centers_per_class is no number of centers"
-        return (
-            reason or _why_not_softmax(self, "la", self.la, self.fc, self.centers_per_class, *call) or self._fits(*call)
-        )
+        return reason or _why_not_softmax(self, "la", self.la, self.fc, self.centers_per_class, *call)
 
-    def _fits(self, embeddings: Tensor, *_: Any) -> str | None:
-        matrix_bytes = embeddings.shape[0] * self.fc.shape[1] * embeddings.element_size()
-        if embeddings.dtype in HALF or matrix_bytes > memory_budget():
+    def _fits(self, embeddings: Any, *_: Any) -> str | None:
+        if type(embeddings) is not Tensor or embeddings.dim() != 2 or embeddings.dtype in HALF:
             return None
-        return "the matrix of similarities fits the memory budget"
+        matrix_bytes = embeddings.shape[0] * self.fc.shape[-1] * embeddings.element_size()
+        return None if matrix_bytes > memory_budget() else "the matrix of similarities fits the memory budget"
 
     def _fused(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, *_: Any) -> LossDict:
         centers = weight_for(self, "fc", embeddings).t().unflatten(0, (-1, self.centers_per_class))  # (C, K, D)
