@@ -18,6 +18,7 @@ from .config import contradictions, explain_validation
 from .errors import UserError
 from .memory import keep_freed_memory
 from .presets import preset
+from .ranks import check_alone
 from .runs import Run
 from .terminal import INTERRUPTED, errors
 
@@ -96,7 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = parse(arguments, type(command)(config=preset(command.preset)))
         if isinstance(command, commands.Evaluate):
             command = parse(arguments, commands.Evaluate(tyro.MISSING, Run(command.run).judging()))
-        if isinstance(command, commands.Train) and command.resume:
+        if not isinstance(command, commands.Train):
+            check_alone(arguments[0] if arguments else sys.argv[1])
+        elif command.resume:
             command = _with_stored_settings(command, arguments)
         return command.main()
     except ValidationError as error:

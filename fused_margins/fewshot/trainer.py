@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backends import registry
+from . import ranks
 from .augment import augment
 from .backbones import Network
 from .backends import calls_of, problems
@@ -55,6 +56,8 @@ class Trainer:
             self.objective = build_objective(config, size, labels, num_classes, self.generator).to(self.device)
             with torch.no_grad():
                 next(self.model.parameters()).mul_(1 + config.perturbation)
+        ranks.check_batch(config.batch_size)
+        self.replica = ranks.replica(self.model)
         if config.backbone.standardize:
             self.model.set_pixel_statistics(*_pixel_statistics(images))
         self.optimizer = build_optimizer(config, [*self.model.parameters(), *self.objective.parameters()])
@@ -104,9 +107,10 @@ class Trainer:
     def loss_and_gradients(self, images: Tensor, batch: Batch) -> Tensor:
         """The loss of a batch, NaN where embeddings are not finite; its gradients are left in the parameters."""
         self.optimizer.zero_grad()
-        embeddings = self.model(images, self._drop_generator())
+        embeddings = ranks.embed_share(self.replica, images, self._drop_generator())
         loss = self.objective(embeddings, batch)
         loss.backward()
+        ranks.average_statistics(self.model)
         # Whatever a loss makes of such embeddings. Told by the loss, which is read anyway: no other wait for a GPU.
         return torch.where(_all_usable(embeddings.detach()), loss.detach(), math.nan)
 
@@ -230,7 +234,7 @@ class Trainer:
         """
         if run is not None:
             self._save(run)  # resumable from the first step on
-        saved = time.monotonic()
+        saved, stop = time.monotonic(), ranks.together(stop, self.device)
         while not self.finished and not stop():
             epoch = self.epoch
             self.update(self.loss_and_gradients(*self.next_batch()))
@@ -249,9 +253,15 @@ class Trainer:
 
 def resume(run: Run, images: ImageSet, validation: ImageSet | None = None) -> Trainer:
     """A trainer that goes on where the run stopped; a damaged checkpoint leaves the folder untouched."""
+    trainer = read(run, images, validation)
+    run.write_metrics(trainer.history)
+    return trainer
+
+
+def read(run: Run, images: ImageSet, validation: ImageSet | None = None) -> Trainer:
+    """A trainer in the state of the run's checkpoint; nothing is written."""
     trainer = Trainer(run.config(), images, validation)
     run.load_checkpoint(trainer.load_state_dict)
-    run.write_metrics(trainer.history)
     return trainer
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tyro
 
+from .. import ranks
 from ..config import Judging, TrainConfig
 from ..datasets import Task
 from ..errors import UserError
@@ -17,7 +18,7 @@ from ..plan import estimate, plan_table
 from ..report import write_run_report
 from ..runs import Run
 from ..terminal import INTERRUPTED, console, progress, say
-from ..trainer import Trainer, resume
+from ..trainer import Trainer, read, resume
 from ..trials import judge, task_of, train
 
 
@@ -54,6 +55,10 @@ class Train:
         return Path("runs") / f"{name}-seed{config.seed}"
 
     def main(self) -> int:
+        with ranks.joined(self.config.device):
+            return self._main()
+
+    def _main(self) -> int:
         config, folder = self.settings(), self.folder()
         # Stored with the run, because a resumed run has the same numbers only with as many threads.
         config = config.model_copy(update={"threads": set_threads(config.threads)})
@@ -65,8 +70,15 @@ class Train:
             return 0
         # What may fail comes first, and then leaves no folder.
         new = None if self.resume else Trainer(config, task.training, task.for_validation)
+        if ranks.own_rank() > 0:
+            return self._follow(new or read(Run(folder), task.training, task.for_validation))
         with Run(folder).locked() as run:
             return self._carry_out(run, new or resume(run, task.training, task.for_validation), task)
+
+    def _follow(self, trainer: Trainer) -> int:
+        """Take part in the training of the first rank, which alone writes and judges."""
+        with stop_on_interrupt() as stop:
+            return 0 if trainer.train(stop=stop) else INTERRUPTED
 
     def _carry_out(self, run: Run, trainer: Trainer, task: Task) -> int:
         folder = run.folder
