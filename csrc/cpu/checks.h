@@ -15,9 +15,9 @@ inline void check_index(const char* argument, const int64_t* index, int64_t coun
                         bool may_be_absent = false) {
   for (int64_t i = 0; i < count; ++i)
     if (index[i] != ignored && (index[i] < 0 || index[i] >= size) && !(may_be_absent && index[i] == ABSENT))
-      throw std::out_of_range(std::string(argument) + ": expected values in [0, " + std::to_string(size) + ") or " +
-                              std::to_string(ignored) + " (ignored), got " + std::to_string(index[i]) + " in row " +
-                              std::to_string(i));
+      throw std::out_of_range(std::string(argument) + ": expected values in [0, " + std::to_string(size) + ")" +
+                              (ignored == ABSENT ? "" : " or " + std::to_string(ignored) + " (ignored)") + ", got " +
+                              std::to_string(index[i]) + " in row " + std::to_string(i));
 }
 
 template <class T>

@@ -13,6 +13,7 @@ A state dict holds tensors alone. Units that are settings (degrees, temperatures
 (torch.Size([4, 10]), torch.Size([10, 4]))
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,57 +31,67 @@ __all__ = [
 ]
 
 StateDict = dict[str, Any]
-_TRANSPOSED, _AS_IT_IS = "W", "proxies"
+_TRANSPOSED, _AS_IT_IS, _OF_SOFT_TRIPLE = "W", "proxies", "fc"
 
 
-def from_pytorch_metric_learning(state_dict: Mapping[str, Any]) -> StateDict:
+def from_pytorch_metric_learning(state_dict: Mapping[str, Any], *, centers_per_class: int | None = None) -> StateDict:
     """The state dict of one of this library's heads, from that of pytorch-metric-learning's, or of a model with some.
 
-        weight (C, D) = W^T  or  proxies
+        weight (C, D) = W^T  or  proxies;   with K centers a class  weight (C, K, D) = W^T or fc^T, cut in classes
 
     Args:
         state_dict: with entries `W` (D, C) or `proxies` (C, D), under any prefixes; other entries stay what they are.
+        centers_per_class: K, for SubCenterArcFaceLoss with its `W` (D, C K) and SoftTripleLoss with its `fc` (D, C K).
 
     Returns:
         Copies of those entries as `weight`, contiguous; the other values themselves.
 
     Raises:
-        ValueError: a state dict with neither; such an entry that is no matrix; a module with both, or with a `weight`
-            already.
+        ValueError: a state dict with none of them; such an entry that is no matrix, or not of a multiple of K columns;
+            a module with two, or with a `weight` already.
     """
+    known = (_TRANSPOSED, _AS_IT_IS) if centers_per_class is None else (_TRANSPOSED, _OF_SOFT_TRIPLE)
     converted: StateDict = {}
     for name, value in _entries(state_dict).items():
         prefix, _, last = name.rpartition(".")
-        if last in (_TRANSPOSED, _AS_IT_IS):
+        if last in known:
             _matrix(name, value)
-            value = (value.t() if last == _TRANSPOSED else value).clone(memory_format=torch.contiguous_format)
+            value = value if last == _AS_IT_IS else value.t()
+            if centers_per_class is not None:
+                checks.integer("centers_per_class", centers_per_class, 1)
+                if len(value) % centers_per_class:
+                    raise ValueError(f"{name}: expected a multiple of {centers_per_class} columns, got {len(value)}")
+                value = value.unflatten(0, (-1, centers_per_class))
+            value = value.clone(memory_format=torch.contiguous_format)
             name = f"{prefix}.weight" if prefix else "weight"
         if name in converted:
             raise ValueError(f"state_dict: expected one weight a module, got {name!r} twice")
         converted[name] = value
     if converted.keys() == state_dict.keys():
-        raise ValueError(f"state_dict: expected an entry 'W' or 'proxies', got {sorted(state_dict)}")
+        raise ValueError(f"state_dict: expected an entry {' or '.join(map(repr, known))}, got {sorted(state_dict)}")
     return converted
 
 
 def to_pytorch_metric_learning(state_dict: Mapping[str, Any], *, name: str = "W") -> StateDict:
     """The state dict of one of pytorch-metric-learning's heads, from that of this library's.
 
-        W (D, C) = weight^T  or  proxies = weight
+        W (D, C) = weight^T  or  proxies = weight;   of K centers a class  W or fc (D, C K)
 
     Args:
-        state_dict: of a head, with an entry `weight` (C, D); learnable scales and margins have no place in theirs.
-        name: "W", or "proxies" for ProxyNCALoss and ProxyAnchorLoss.
+        state_dict: of a head, with an entry `weight` (C, D) or (C, K, D); learnable scales and margins have no place in
+            theirs.
+        name: "W"; "proxies" for ProxyNCALoss and ProxyAnchorLoss, "fc" for SoftTripleLoss.
 
     Returns:
         A state dict with that entry alone, a copy.
 
     Raises:
-        ValueError: a state dict without `weight` or with other entries, an unknown name, a weight that is no matrix.
+        ValueError: a state dict without `weight` or with other entries, an unknown name, a weight of other axes.
     """
-    checks.one_of("name", name, (_TRANSPOSED, _AS_IT_IS))
-    weight = _weight(state_dict)
-    return {name: (weight.t() if name == _TRANSPOSED else weight).clone(memory_format=torch.contiguous_format)}
+    checks.one_of("name", name, (_TRANSPOSED, _AS_IT_IS, _OF_SOFT_TRIPLE))
+    weight = _weight(state_dict, of_centers=name != _AS_IT_IS)
+    weight = weight.flatten(0, -2)
+    return {name: (weight if name == _AS_IT_IS else weight.t()).clone(memory_format=torch.contiguous_format)}
 
 
 def settings_from_pytorch_metric_learning(loss: nn.Module) -> StateDict:
@@ -89,14 +100,15 @@ def settings_from_pytorch_metric_learning(loss: nn.Module) -> StateDict:
         margin in radians = degrees pi / 180 (ArcFaceLoss),   scale = 1 / temperature (NormalizedSoftmaxLoss)
 
     Args:
-        loss: their ArcFaceLoss, CosFaceLoss, NormalizedSoftmaxLoss, SphereFaceLoss, ProxyNCALoss, ProxyAnchorLoss,
-            NTXentLoss, SupConLoss or MultiSimilarityLoss, with the distance and the reducer that it has by default.
+        loss: their ArcFaceLoss, SubCenterArcFaceLoss, CosFaceLoss, NormalizedSoftmaxLoss, SoftTripleLoss,
+            SphereFaceLoss, ProxyNCALoss, ProxyAnchorLoss, NTXentLoss, SupConLoss or MultiSimilarityLoss.
 
     Returns:
         Keyword arguments.
 
     Raises:
-        TypeError: another class.
+        TypeError: another class. ValueError: a distance or a reducer other than the class has by default, or a
+            regularizer, which no argument here stands for.
 
     >>> import fused_margins
     >>> import pytorch_metric_learning.losses
@@ -107,6 +119,7 @@ def settings_from_pytorch_metric_learning(loss: nn.Module) -> StateDict:
     >>> loss = fused_margins.ArcFaceLoss(**settings)
     """
     kind = type(loss).__name__
+    _expect_defaults(loss)
     get: Any = lambda *names: {name: float(getattr(loss, name)) for name in names}  # noqa: E731
     of_pairs = {
         "NTXentLoss": ("temperature",),
@@ -116,9 +129,13 @@ def settings_from_pytorch_metric_learning(loss: nn.Module) -> StateDict:
     if kind in of_pairs:
         return get(*of_pairs[kind])
     proxies = getattr(loss, _AS_IT_IS, None)
-    matrix = getattr(loss, _TRANSPOSED, None) if proxies is None else proxies.t()
+    matrix = getattr(loss, _OF_SOFT_TRIPLE if kind == "SoftTripleLoss" else _TRANSPOSED, None)
+    matrix = matrix if proxies is None else proxies.t()
+    of_centers = {"SubCenterArcFaceLoss": "sub_centers", "SoftTripleLoss": "centers_per_class"}
     of_heads: dict[str, Any] = {
         "ArcFaceLoss": lambda: get("scale", "margin"),  # theirs keeps its margin in radians once it is made
+        "SubCenterArcFaceLoss": lambda: {"margin": math.degrees(loss.margin), **get("scale")},  # type: ignore[arg-type]
+        "SoftTripleLoss": lambda: {"gamma": 1 / float(loss.gamma), **get("la", "margin")},  # type: ignore[arg-type]
         "CosFaceLoss": lambda: get("scale", "margin"),
         "NormalizedSoftmaxLoss": lambda: {"scale": 1 / float(loss.temperature)},  # type: ignore[arg-type]
         "SphereFaceLoss": lambda: {"margin": int(loss.margin), "scale": float(loss.scale)},  # type: ignore[arg-type]
@@ -129,7 +146,29 @@ def settings_from_pytorch_metric_learning(loss: nn.Module) -> StateDict:
         known = ", ".join([*of_heads, *of_pairs])
         raise TypeError(f"loss: expected one of pytorch-metric-learning's {known}, got {kind}")
     sizes = {"num_classes": matrix.shape[1], "embedding_size": matrix.shape[0]}
+    if kind in of_centers:
+        sizes[of_centers[kind]] = centers = int(getattr(loss, of_centers[kind]))
+        sizes["num_classes"] //= centers
     return sizes | of_heads[kind]()
+
+
+def _expect_defaults(loss: Any) -> None:
+    """Refuse what would be lost: settings of theirs that are modules of their own."""
+    if not hasattr(loss, "get_default_distance"):
+        raise TypeError(f"loss: expected a loss of pytorch-metric-learning, got {type(loss).__name__}")
+    settings = ("normalize_embeddings", "p", "power", "is_inverted")
+    usual = loss.get_default_distance()
+    if type(loss.distance) is not type(usual) or any(getattr(loss.distance, s) != getattr(usual, s) for s in settings):
+        raise ValueError(f"loss: expected the distance that it has by default, {usual}, got {loss.distance}")
+    each = {name: getattr(loss, name, None) for name in ("weight_regularizer", "embedding_regularizer")}
+    for name, module in each.items():
+        if module is not None:
+            raise ValueError(f"loss: expected no {name}, got {type(module).__name__}")
+    usual = type(loss.get_default_reducer())
+    reducers = getattr(loss.reducer, "reducers", None)
+    for reducer in [loss.reducer] if reducers is None else reducers.values():
+        if type(reducer) is not usual:
+            raise ValueError(f"loss: expected the reducer that it has by default, {usual.__name__}, got {reducer}")
 
 
 def from_insightface(ranks: Sequence[Mapping[str, Any]]) -> StateDict:
@@ -194,13 +233,16 @@ def _entries(state_dict: Mapping[str, Any], argument: str = "state_dict") -> Map
     return state_dict
 
 
-def _weight(state_dict: Mapping[str, Any], argument: str = "state_dict") -> Tensor:
-    """The only entry."""
+def _weight(state_dict: Mapping[str, Any], argument: str = "state_dict", of_centers: bool = False) -> Tensor:
+    """The only entry; (C, K, D) where there may be several centers a class."""
     if "weight" not in _entries(state_dict, argument):
         raise ValueError(f"{argument}: expected an entry 'weight', got {sorted(state_dict)}")
     if len(state_dict) > 1:
         raise ValueError(f"{argument}: expected no entry but 'weight', got {sorted(state_dict)}")
-    return _matrix(f"{argument}['weight']", state_dict["weight"])
+    weight = state_dict["weight"]
+    if of_centers and isinstance(weight, Tensor) and weight.dim() == 3:
+        return weight.detach()
+    return _matrix(f"{argument}['weight']", weight)
 
 
 def _matrix(argument: str, value: Any) -> Tensor:

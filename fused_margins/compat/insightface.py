@@ -25,7 +25,7 @@ from ..core import checks
 from ..core.enums import Reduction
 from ..core.indices import ABSENT, IGNORED, INVALID, UNADMITTED, check_index
 from ..core.reductions import log_odds, masked_logsumexp, reduce_loss, softplus
-from ..core.similarity import accumulation_dtype
+from ..core.similarity import accumulation_dtype, unit_rows
 from ..functional import margin_logits
 from ..losses.heads import check_device
 from ..ops.contrast.op import Contrast, contrast
@@ -134,7 +134,7 @@ class CosFace(_Head):
 
     def __init__(self, s: float = 64.0, m: float = 0.40) -> None:
         super().__init__()
-        self.s, self.m = checks.positive_number("s", s), checks.number("m", m)
+        self.s, self.m = checks.positive_number("s", s), checks.finite_number("m", m)
 
     def psi(self, u: Tensor) -> Tensor:
         return u - self.m
@@ -171,7 +171,7 @@ class CombinedMarginLoss(_Head):
     def __init__(self, s: float, m1: float, m2: float, m3: float, interclass_filtering_threshold: float = 0) -> None:
         super().__init__()
         self.s = checks.positive_number("s", s)
-        self.m1, self.m2, self.m3 = (checks.number(n, m) for n, m in (("m1", m1), ("m2", m2), ("m3", m3)))
+        self.m1, self.m2, self.m3 = (checks.finite_number(n, m) for n, m in (("m1", m1), ("m2", m2), ("m3", m3)))
         if self.m3 <= 0 and (self.m1, self.m3) != (1, 0):
             raise ValueError(
                 f"m1, m3: expected m1 = 1 with m3 = 0 (ArcFace) or m3 > 0 (CosFace), got m1 = {m1} with m3 = {m3}; "
@@ -179,7 +179,7 @@ class CombinedMarginLoss(_Head):
             )
         if self.m3 == 0:
             _radians("m2", m2)
-        threshold = checks.number("interclass_filtering_threshold", interclass_filtering_threshold)
+        threshold = checks.finite_number("interclass_filtering_threshold", interclass_filtering_threshold)
         self.interclass_filtering_threshold = threshold
 
     def psi(self, u: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class PartialFC_V2(nn.Module):
         embedding_size: D. num_classes: C.
         sample_rate: r in (0, 1]; below 1 a step uses the centres of the batch's classes and, drawn at random, as many
             others as make int(r C) together, if that many are left. torch's global generator of the CPU draws.
-        fp16: cosines of embeddings and centres rounded to float16.
+        fp16: cosines of unit embeddings and centres that are rounded to float16.
 
     Attributes:
         weight: (C_local, D) parameter, the class centres of this rank. It is all that the state dict holds, as theirs,
@@ -284,12 +284,12 @@ class PartialFC_V2(nn.Module):
             self.weight_index = self._sampled(column)
             weight, at = weight[self.weight_index], torch.searchsorted(self.weight_index, column)
             column = torch.where(column < 0, column, at)
-        dtype = torch.float16 if self.fp16 else weight.dtype
-        embeddings, weight = embeddings.to(dtype), weight.to(dtype)
+        embeddings = embeddings.to(weight.dtype)
+        if self.fp16:  # unit rows, as theirs rounds them: others may be beyond what 16 bits hold
+            embeddings, weight = (unit_rows(t).half() for t in (embeddings, weight))
         with torch.autocast(embeddings.device.type, enabled=False):
             head = self.margin_softmax
-            fused = type(head) in _HEADS and not head.interclass_filtering_threshold > 0  # type: ignore[attr-defined]
-            z, negative_lse = (_fused if fused else _by_matrix)(head, embeddings, weight, column)
+            z, negative_lse = (_fused if _is_plain(head) else _by_matrix)(head, embeddings, weight, column)
             if group is not None:
                 negative_lse, z = group.combine(negative_lse, z)
         counted = labels != IGNORED
@@ -336,6 +336,14 @@ class PartialFC_V2(nn.Module):
     def extra_repr(self) -> str:
         sizes = f"embedding_size={self.embedding_size}, num_classes={self.num_local}"
         return f"{sizes}, sample_rate={self.sample_rate:g}, fp16={self.fp16}"
+
+
+def _is_plain(head: Any) -> bool:
+    """Whether a callable is one of the three heads, with nothing that looks at single cosines."""
+    if type(head) not in _HEADS or head.interclass_filtering_threshold > 0:
+        return False
+    hooks = head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks
+    return not any(hooks) and not vars(head).keys() & {"forward", "psi"}
 
 
 def _fused(head: Any, x: Tensor, weight: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:

@@ -208,7 +208,7 @@ class ElasticFaceLoss(_OfSamples):
         num_classes: C. embedding_size: D. scale: s.
         margin_type: "angular" (ElasticFace-Arc) or "additive" (ElasticFace-Cos).
         margin: m, in radians or in units of cosine; None for the authors' 0.5 or 0.35.
-        std: at least 0, in the units of m.
+        std: at least 0, in the units of m; at most pi where those are radians.
         plus: ElasticFace+: the drawn margins are sorted, and of the batch's samples the nearest to its class weight
             gets the smallest.
         generator: draws the margins; None for torch's global one. torch.compile takes only None.
@@ -252,6 +252,8 @@ class ElasticFaceLoss(_OfSamples):
         self.std = checks.number("std", std)
         if not 0 <= self.std < float("inf"):
             raise ValueError(f"std: expected a number of at least 0, got {std}")
+        if margin_type == "angular" and self.std > math.pi:
+            raise ValueError(f"std: expected radians of at most pi, got {std}; math.radians converts degrees")
         self.plus, self.generator = checks.flag("plus", plus), checks.generator(generator)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """The drop-in has their names, state dicts and wrappers."""
 
 import copy
+import importlib
 import sys
 
 import pytest
+import pytorch_metric_learning
 import torch
 from pytorch_metric_learning import distances, reducers
 from pytorch_metric_learning import losses as their_losses
@@ -12,7 +14,7 @@ from pytorch_metric_learning.utils import distributed
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
 
 from fused_margins.compat import pytorch_metric_learning as compat
-from fused_margins.compat.pytorch_metric_learning import calls, losses, miners
+from fused_margins.compat.pytorch_metric_learning import calls, explain, losses, miners
 
 from .oracle import BATCH, HEAD, HEADS, OTHERS, PAIRS, PROXIES, THEIRS, left_to_them, options_of, pair, run, weight_of
 
@@ -84,6 +86,14 @@ def test_autocast_is_heard(name):
     torch.testing.assert_close(loss, theirs(BATCH[0].float(), BATCH[1]), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("name", ["NCALoss", "ProxyNCALoss"])
+def test_autocast_rounds_no_distances(name):
+    ours, theirs = pair(name, **options_of(name))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, of_theirs = (m.float()(BATCH[0].float(), BATCH[1]) for m in (ours, theirs))
+    torch.testing.assert_close(loss, of_theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_wrappers_take_ours():
     ours, theirs = pair("NTXentLoss")
     both = [
@@ -98,10 +108,33 @@ def test_wrappers_take_ours():
     for i, (a, b) in enumerate(zip(*both)):
         call = BATCH if i == 0 else views
         torch.testing.assert_close(a(*call), b(*call), rtol=1e-9, atol=0)
+    named = "NTXentLoss: our code, by labels"
+    assert explain(both[0][0], *BATCH) == f"MultipleLosses of {named}; SupConLoss: our code, by labels"
+    for wrapper in both[0][1:]:
+        assert explain(wrapper, views[0], ref_emb=views[1]) == f"SelfSupervisedLoss of {named}"
     with pytest.warns(UserWarning, match="non-distributed"):
         value = distributed.DistributedLossWrapper(ours)(*BATCH)
     torch.testing.assert_close(value, theirs(*BATCH), rtol=1e-9, atol=0)
     assert distributed.DistributedMinerWrapper(miners.BatchHardMiner()).miner
+
+
+def test_every_form_of_import_finds_what_theirs_finds():
+    package = compat.__name__
+    for name in ("distances", "distances.cosine_similarity", "utils.inference", "utils.accuracy_calculator"):
+        before = sys.modules[f"pytorch_metric_learning.{name}"].__spec__
+        found = importlib.import_module(f"{package}.{name}")
+        assert found is sys.modules[f"pytorch_metric_learning.{name}"]
+        assert found.__spec__ is before
+    assert compat.__version__ == pytorch_metric_learning.__version__
+    for name in ("losses.arcface_loss", "nothing", "utils.nothing"):
+        with pytest.raises(ModuleNotFoundError, match=name):
+            importlib.import_module(f"{package}.{name}")
+
+
+def test_triplets_give_a_reducer_no_divisor():
+    for module in (losses, their_losses):
+        with pytest.raises(KeyError, match="divisor"):
+            module.TripletMarginLoss(reducer=reducers.DivisorReducer())(*BATCH)
 
 
 def test_a_missing_or_old_package_names_the_extra(monkeypatch):

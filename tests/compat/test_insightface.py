@@ -188,8 +188,28 @@ def test_embeddings_of_other_dtypes_and_half_precision(batch):
     torch.testing.assert_close(rounded(x, labels), loss, rtol=5e-3, atol=0)
     assert rounded(x, labels) != loss
     assert rounded(x, labels).dtype == torch.float32
+    for size in (1e-6, 1e5):  # beyond what half precision holds
+        long = (size * x.detach().float()).requires_grad_()
+        of_long = rounded(long, labels)
+        torch.testing.assert_close(of_long, loss, rtol=5e-3, atol=0)
+        of_long.backward()
+        assert long.grad.isfinite().all()
     assert list(module.state_dict()) == ["weight"]
     assert module.weight.std().item() == pytest.approx(0.01, rel=0.4)
+
+
+def test_whoever_looks_at_a_head_sees_its_cosines(batch):
+    x, _, labels = batch
+    seen = []
+    for change in (
+        lambda head: head.register_forward_hook(lambda *call: seen.append(call)),
+        lambda head: setattr(head, "forward", lambda cosines, labels: seen.append(1) or cosines * 0),
+    ):
+        module = PartialFC_V2(ArcFace(), D, C)
+        change(module.margin_softmax)
+        module(x.float(), labels)
+        assert len(seen) == 1
+        seen.clear()
 
 
 def test_files_of_ranks_are_joined_and_cut():
@@ -227,6 +247,12 @@ def test_files_of_ranks_are_joined_and_cut():
         (lambda: PartialFC_V2(64, D, C), TypeError, "margin_loss: expected a callable"),
         (lambda: PartialFC_V2(CosFace(), D, 0), ValueError, "num_classes: expected at least 1"),
         (lambda: PartialFC_V2(CosFace(), D, C, 0.0), ValueError, r"sample_rate: expected a number in \(0, 1\]"),
+        (lambda: CosFace(m=float("nan")), ValueError, "m: expected a number in the range of float32, got nan"),
+        (
+            lambda: CombinedMarginLoss(8.0, 1.0, 0.0, 0.4, float("nan")),
+            ValueError,
+            "interclass_filtering_threshold: expected a number in the range of float32",
+        ),
         (lambda: PartialFC_V2(CosFace(), D, C, fp16=1), TypeError, "fp16: expected True or False"),
         (
             lambda: CosFace()(torch.zeros(2, 3), torch.tensor([0, 3])),

@@ -95,7 +95,10 @@ def test_a_patch_builds_ours_and_is_undone():
         from pytorch_metric_learning.losses import NTXentLoss
         from pytorch_metric_learning.losses.ntxent_loss import NTXentLoss as of_its_module
 
-        assert NTXentLoss is of_its_module is pytorch_metric_learning.losses.NTXentLoss is losses.NTXentLoss
+        assert NTXentLoss is pytorch_metric_learning.losses.NTXentLoss is losses.NTXentLoss
+        assert type(of_its_module()) is losses.NTXentLoss
+        assert type(pickle.loads(pickle.dumps(built_before)).loss) is losses.NTXentLoss  # built anew
+        assert type(built_before.loss) is of_its_module
         assert type(imported_before(**HEAD)) is losses.CosFaceLoss
         assert type(CosFaceOfAUser(**HEAD)) is CosFaceOfAUser
         assert type(pytorch_metric_learning.miners.BatchHardMiner()) is miners.BatchHardMiner
@@ -116,6 +119,9 @@ def test_a_patch_builds_ours_and_is_undone():
     first = patch()
     first.undo()
     first.undo()
+    assert dict(vars(their_losses)) == before
+    with first:
+        assert type(their_losses.NTXentLoss()) is losses.NTXentLoss
     assert dict(vars(their_losses)) == before
     with pytest.raises(ZeroDivisionError), patch():
         _ = 1 / 0

@@ -340,6 +340,7 @@ def test_margins_of_counts():
         (lambda: ElasticFaceLoss(C, D, margin=28.6), ValueError, "margin: expected radians.*math.radians"),
         (lambda: ElasticFaceLoss(C, D, margin_type="combined"), ValueError, "margin_type: expected one of 'angular'"),
         (lambda: ElasticFaceLoss(C, D, std=-0.1), ValueError, "std: expected a number of at least 0"),
+        (lambda: ElasticFaceLoss(C, D, std=28.6), ValueError, "std: expected radians of at most pi, got 28.6"),
         (lambda: ElasticFaceLoss(C, D, plus=1), TypeError, "plus: expected True or False"),
         (lambda: SphereFaceLoss(C, D, margin=1.35), TypeError, "margin: expected an integer"),
         (lambda: SphereFaceLoss(C, D, margin=0), ValueError, "margin: expected at least 1"),

@@ -14,8 +14,9 @@ Source: https://github.com/KevinMusgrave/pytorch-metric-learning, version 2.8 or
 tensor(1.3863)
 """
 
-import importlib
-from types import ModuleType
+from typing import Any
+
+from ..passing_on import attribute_of, pass_on
 
 try:
     import pytorch_metric_learning as _theirs
@@ -39,14 +40,11 @@ from .paths import explain
 from .switch import accelerate, patch, restore
 
 __all__ = ["accelerate", "explain", "losses", "miners", "patch", "restore", "utils"]
+__version__ = _theirs.__version__
+
+pass_on(__name__, _theirs.__name__, without=("losses", "miners"))
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     """distances, reducers, regularizers, samplers, testers, ...: theirs."""
-    if not name.startswith("_"):
-        try:
-            return importlib.import_module(f"{_theirs.__name__}.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{_theirs.__name__}.{name}":
-                raise
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return attribute_of(__name__, _theirs, name)

@@ -231,7 +231,7 @@ def sides_of(distance: Any, embeddings: Tensor, labels: Tensor, pairs: Any, ref_
 
 
 def in_their_dtype(losses: Tensor, embeddings: Tensor) -> Tensor:
-    """Theirs have the dtype of the embeddings, and float32 under autocast, as the kernels return them."""
+    """In the dtype of the embeddings, as theirs; under autocast float32, as the kernels return them."""
     return losses if torch.is_autocast_enabled(embeddings.device.type) else losses.to(embeddings.dtype)
 
 

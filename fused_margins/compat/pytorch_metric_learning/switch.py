@@ -65,15 +65,17 @@ def _turned(module: M, classes: dict[type, type]) -> M:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     for part in module.modules():
-        part.__class__ = classes.get(type(part), type(part))
+        if type(part) in classes:
+            part.__class__ = classes[type(part)]
     return module
 
 
 class patch:
     """Build ours wherever pytorch-metric-learning is asked for theirs, from now on; as a context manager, within it.
 
-    Its modules export ours, so that imports and subclasses find them, and a class that was imported before builds ours
-    as well. `undo` or the end of the context takes that back; what was built stays.
+    `losses`, `miners` and `utils.distributed` of theirs export ours, in the whole process, so that imports and
+    subclasses find them, and a class that was imported before builds ours as well. `undo` or the end of the context
+    takes that back; what was built stays what it is, and `accelerate` turns what was built before.
 
     >>> import pytorch_metric_learning.losses
     >>> from fused_margins.compat.pytorch_metric_learning import losses, patch
@@ -86,6 +88,9 @@ class patch:
     """
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         if not _active:
             _install_hooks()
             _builds_as.update(OURS)
@@ -101,6 +106,8 @@ class patch:
                 _export(THEIRS)
 
     def __enter__(self) -> "patch":
+        if self not in _active:  # after an end of it
+            self._begin()
         return self
 
     def __exit__(
@@ -114,13 +121,15 @@ _builds_as: dict[type, type] = {}
 
 
 def _export(classes: dict[type, type]) -> None:
-    """Under the names by which theirs are imported, these classes; their own code goes on to check for theirs."""
+    """Under the names by which theirs are imported, these classes; their own code goes on to check for theirs.
+
+    Not in the module that defines one, where pickle looks for the class of what was built before.
+    """
     for old, new in classes.items():
         theirs = old if old in OURS else new
-        package = theirs.__module__.rpartition(".")[0]
-        for module in (sys.modules[theirs.__module__], sys.modules[package]):
-            if vars(module).get(theirs.__name__) is old:
-                setattr(module, theirs.__name__, new)
+        package = sys.modules[theirs.__module__.rpartition(".")[0]]
+        if vars(package).get(theirs.__name__) is old:
+            setattr(package, theirs.__name__, new)
 
 
 def _install_hooks() -> None:

@@ -13,8 +13,9 @@ Source: https://github.com/huggingface/sentence-transformers, version 6.0 or new
 tensor(0.2395)
 """
 
-import importlib
 from typing import Any
+
+from ..passing_on import attribute_of, pass_on
 
 try:
     import sentence_transformers as _theirs
@@ -36,16 +37,11 @@ if int(_theirs.__version__.split(".")[0]) < 6:
 from . import losses
 
 __all__ = ["losses"]
+__version__ = _theirs.__version__
+
+pass_on(__name__, _theirs.__name__, without=("losses",))
 
 
 def __getattr__(name: str) -> Any:
     """SentenceTransformer, SentenceTransformerTrainer, util, evaluation, ...: theirs."""
-    if not name.startswith("_"):
-        if hasattr(_theirs, name):
-            return getattr(_theirs, name)
-        try:
-            return importlib.import_module(f"{_theirs.__name__}.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{_theirs.__name__}.{name}":
-                raise
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return attribute_of(__name__, _theirs, name)

@@ -1,5 +1,6 @@
 """Losses of a softmax over neighbours or proxies: NCA and those with a vector that stands for a class."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -38,8 +39,9 @@ class NCALoss(OnKernels, _theirs.NCALoss):
         itself = torch.arange(x.shape[0], device=x.device) if y is x else None
         terms = ByLabel(Sides(x, y, labels, ref_labels, itself), _measure(self.distance))
         scale = float(self.softmax_scale)
-        positive_lse = terms.log_sum_exp(Relation.SAME, scale)
-        losses = softplus(terms.log_sum_exp(Relation.DIFFERENT, scale) - positive_lse)
+        with _as_precise(self.distance, x):
+            positive_lse = terms.log_sum_exp(Relation.SAME, scale)
+            losses = softplus(terms.log_sum_exp(Relation.DIFFERENT, scale) - positive_lse)
         # A memory hands over all pairs but the row's own one: as many for every row, which weighs all alike.
         if pairs is not None and not isinstance(pairs, AllPairs):
             options = {"dtype": embeddings.dtype, "using_ref": ref_emb is not embeddings}
@@ -72,7 +74,8 @@ class ProxyNCALoss(_theirs.ProxyNCALoss, NCALoss):
         x, proxies = both_rows(self.distance, embeddings, weight_for(self, "proxies", embeddings))
         similarity = _measure(self.distance).name.lower()
         scale = float(self.softmax_scale)
-        losses = margin_softmax_loss(x, proxies, labels, scale=scale, similarity=similarity, reduction="none")
+        with _as_precise(self.distance, x):
+            losses = margin_softmax_loss(x, proxies, labels, scale=scale, similarity=similarity, reduction="none")
         if indices_tuple is not None:
             weights = calls.convert_to_weights(indices_tuple, labels, dtype=embeddings.dtype, using_ref=True)
             losses = losses * weights
@@ -135,6 +138,13 @@ def _why_not_neighbours(loss: Any) -> str | None:
         return "the loss collects statistics"
     reason = loss._hooks.why_not(loss) or calls.why_not_squared_or_product(loss.distance)
     return reason or calls.why_not_number("softmax_scale", loss.softmax_scale, low=0)
+
+
+def _as_precise(distance: Any, x: Tensor) -> AbstractContextManager[None]:
+    """Autocast rounds the rows of products; distances it leaves in their dtype."""
+    if distance.is_inverted:
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _measure(distance: Any) -> Similarity:

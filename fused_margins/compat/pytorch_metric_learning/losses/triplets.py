@@ -47,7 +47,10 @@ class TripletMarginLoss(OnKernels, _theirs.TripletMarginLoss):
             reason = "with swap, distances of positives from negatives count"
         if reason is None and self.smooth_loss:
             reason = "smooth_loss is no sum of hinges"
-        return reason or why_not_reduced(reducer_of(self, "loss"))
+        reducer = reducer_of(self, "loss")
+        if type(reducer) is reducers.DivisorReducer:
+            return reason or "the loss gives DivisorReducer no divisor"
+        return reason or why_not_reduced(reducer)
 
     def _why_not_plain(self) -> str | None:
         return self._hooks.why_not(self) or calls.why_not_number("margin", self.margin)

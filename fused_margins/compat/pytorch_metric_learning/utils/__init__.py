@@ -1,21 +1,15 @@
 """Their utils, with our wrapper for distributed training."""
 
-import importlib
-from types import ModuleType
+from typing import Any
 
 from pytorch_metric_learning import utils as _theirs
 
+from ...passing_on import attribute_of
 from . import distributed
 
 __all__ = ["distributed"]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     """accuracy_calculator, inference, ...: theirs."""
-    if not name.startswith("_"):
-        try:
-            return importlib.import_module(f"{_theirs.__name__}.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{_theirs.__name__}.{name}":
-                raise
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return attribute_of(__name__, _theirs, name)
