@@ -53,7 +53,8 @@ def test_the_readmes_table_is_of_the_machine_measured_last_and_has_the_fastest_o
     figures = row_result().figures | {"reference": Figure(5e-4, 1e-5), "torch.compile": Figure(1e-3, 1e-5)}
     old = row_result("12x16x1024")
     new = row_result("12x16x1024", figures=figures, runs_with=replace(WITH, date="2025-03-03", commit="def"))
-    text = tables.gains([Results(MACHINE, [old]), Results(GPU, [new, row_result("1x1")])])
+    other = row_result("1x1", runs_with=replace(WITH, date="2025-04-04"))  # newer, and no row of this table
+    text = tables.gains([Results(MACHINE, [old, other]), Results(GPU, [new, row_result("1x1")])])
     assert "| magnet loss | 12 x 16 x 1024, float32 | 0.5 | 4.00× | 2.00× (torch.compile) |" in text.splitlines()
     assert text.endswith(f"{GPU.name}. Measured 2025-03-03, at commits def, beside a load of 0.5 to 0.5.\n")
 
