@@ -30,14 +30,14 @@ def available() -> bool:
     return Path("/proc/self/clear_refs").exists() and hasattr(ctypes.CDLL(None), "malloc_trim")
 
 
-def peak_growth(step: Callable[[], Any]) -> int:
-    """Bytes that one call of `step` adds to this process at its peak."""
+def peak_growth(step: Callable[[], Any], calls: int = _REPEATS) -> int:
+    """Bytes that a call of `step` adds to this process at its peak: the median of so many, or of fewer if they are slow."""
     step()
     growth: list[int] = []
     gc.collect()
     gc.freeze()  # the libraries' objects stay; looking at them again and again would take most of the time
     start = time.perf_counter()
-    while not growth or (len(growth) < _REPEATS and time.perf_counter() - start < _PATIENCE_S):
+    while not growth or (len(growth) < calls and time.perf_counter() - start < _PATIENCE_S):
         fused_margins.set_memory_budget(fused_margins.memory_budget())  # returns what waits for the next call
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
