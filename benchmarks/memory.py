@@ -31,7 +31,7 @@ def available() -> bool:
 
 
 def peak_growth(step: Callable[[], Any], calls: int = _REPEATS) -> int:
-    """Bytes that a call of `step` adds to this process at its peak: the median of so many, or of fewer if they are slow."""
+    """Bytes that a call of `step` adds to this process at its peak: the median of some calls, or of fewer slow ones."""
     step()
     growth: list[int] = []
     gc.collect()
