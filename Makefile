@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo docs wheel reproduce reproduce-features parity test test-kernels test-distributed-faults lint format bench growth tables fuzz sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
+.PHONY: demo docs wheel reproduce reproduce-features parity test test-kernels test-distributed-faults test-fewshot-kills lint format bench growth tables fuzz sanitize aarch64 cuda-on-cpu gpu gpu-build gpu-test gpu-sanitize gpu-determinism gpu-bench clean
 
 demo: $(VENV)/installed-fewshot
 	$(BIN)/fused-margins demo
@@ -52,6 +52,10 @@ endef
 # One of four ranks is killed at a random moment, ten times. Some minutes.
 test-distributed-faults: $(VENV)/installed-test
 	$(BIN)/python -m tests.distributed.faults
+
+# A training, and a study of two workers, are killed at 25 random moments each, and end with the same bits. Some minutes.
+test-fewshot-kills: $(VENV)/installed-test
+	$(BIN)/python -m tests.fewshot.kills
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
