@@ -18,11 +18,13 @@ from .clustering import MagnetBatch, MagnetIndex, kmeans_per_class
 from .core.indices import checked
 from .losses import *  # noqa: F403
 from .losses import parameter_groups
+from .mining import ClassBalancedBatches
 
 __version__ = _version("fused-margins")
 
 __all__ = [
     *losses.__all__,
+    "ClassBalancedBatches",
     "MagnetBatch",
     "MagnetIndex",
     "checked",
