@@ -230,7 +230,8 @@ def dense(argument: str, value: object) -> None:
     if type(value) not in (Tensor, Parameter) and hasattr(value, "placements"):  # a DTensor, whose import takes long
         raise TypeError(
             f"{argument}: expected a plain tensor, got a DTensor with placements {value.placements}; to_local() gives "
-            "this rank's part, and fused_margins.distributed has losses of many ranks"
+            "this rank's part, torch's local_map calls a function with it, and fused_margins.distributed has losses of "
+            "many ranks"
         )
 
 
