@@ -29,9 +29,40 @@ class Kernel:
 def kernel(monkeypatch):
     monkeypatch.setattr(triton, "interpreted", False)
     monkeypatch.setattr(triton, "_compiled", {})
+    monkeypatch.setattr(triton, "triton_version", (3, 6))
+    triton._runs_compiled.cache_clear()
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 1234, raising=False)
-    return Kernel()
+    yield Kernel()
+    triton._runs_compiled.cache_clear()
+
+
+@pytest.mark.parametrize(("version", "amd"), [((3, 8), False), ((3, 6), True)])
+def test_an_unknown_version_launches_as_triton_does_and_warns_once(kernel, monkeypatch, version, amd):
+    monkeypatch.setattr(triton, "triton_version", version)
+    monkeypatch.setattr(triton, "on_amd", amd)
+    with pytest.warns(RuntimeWarning, match="takes Triton's"):
+        triton.launch(kernel, (3,), torch.zeros(4), None, 32, BLOCK=64, num_warps=4)
+    for _ in range(2):  # a second warning would be an error
+        triton.launch(kernel, (3,), torch.zeros(4), None, 32, BLOCK=64, num_warps=4)
+    assert kernel.compiled == 3  # each of them Triton's own launch
+    assert not kernel.runs
+
+
+def test_the_installed_version_is_one_that_is_known():
+    if not triton.triton_version:
+        pytest.skip("Triton is not installed")
+    assert triton.triton_version in triton.COMPILED_RUNS_IN
+
+
+def test_an_amd_gpu_is_no_hopper(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 4))
+    for amd, major, of_float32 in ((False, 9, "tf32x3"), (True, 0, "ieee")):
+        monkeypatch.setattr(triton, "on_amd", amd)
+        triton.capability.cache_clear()
+        assert triton.capability(torch.device("cuda", 0)) == major
+        assert triton.precision(torch.float32) == of_float32
+    triton.capability.cache_clear()
 
 
 def test_a_second_launch_runs_what_the_first_compiled(kernel):

@@ -5,20 +5,26 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+# AMD's builds of torch call their GPUs "cuda", too, and some of them answer 9 as Hopper does.
+on_amd = torch.version.hip is not None
 # The device of the tensors that Triton's kernels take.
 device = "cpu" if interpreted else "cuda"
 missing: str | None = None
+triton_version: tuple[int, ...] = ()
 if importlib.util.find_spec("triton") is None:
     missing = "Triton is not installed"
-elif tuple(map(int, importlib.metadata.version("triton").split(".")[:2])) < (3, 6):
+else:
+    triton_version = tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))
+if missing is None and triton_version < (3, 6):
     missing = f"needs Triton 3.6 or later, found {importlib.metadata.version('triton')}"
-elif not interpreted and not torch.cuda.is_available():
+elif missing is None and not interpreted and not torch.cuda.is_available():
     missing = "no GPU is at hand"
 
 
@@ -44,8 +50,8 @@ def num_persistent_programs(device: torch.device) -> int:
 
 @functools.cache
 def capability(device: torch.device) -> int:
-    """The major number of a GPU's compute capability: 9 is Hopper."""
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+    """The major number of an NVIDIA GPU's compute capability: 9 is Hopper. 0 elsewhere."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" and not on_amd else 0
 
 
 def can_use_tma(*tensors: Tensor) -> bool:
@@ -71,9 +77,28 @@ def tma_descriptor(t: Tensor, *block: int) -> Any:
 def precision(dtype: torch.dtype) -> str:
     """Of float32 products: TF32 where torch's own products use it, else three products of TF32 parts, which together
     are as near as float32's own."""
-    if dtype != torch.float32:
+    if dtype != torch.float32 or on_amd:  # whose matrix units know no TF32
         return "ieee"
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+COMPILED_RUNS_IN = ((3, 6), (3, 7))  # versions of Triton whose compiled kernels `launch` runs itself
+
+
+@functools.cache
+def _runs_compiled() -> bool:
+    """Whether compiled kernels are run as they were in the versions that this was written for; warns if not."""
+    if triton_version in COMPILED_RUNS_IN and not on_amd:
+        return True
+    known = " and ".join(".".join(map(str, version)) for version in COMPILED_RUNS_IN)
+    found = ".".join(map(str, triton_version)) + (" on an AMD GPU" if on_amd else "")
+    warnings.warn(
+        f"fused-margins launches kernels in its own way with Triton {known}; with Triton {found} it takes Triton's, "
+        "which costs some microseconds more a kernel",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return False
 
 
 _compiled: dict[Any, Any] = {}
@@ -85,9 +110,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
 
     Triton's own launch looks at every argument anew, which takes several times as long as a small kernel. The key holds
     all that a kernel is compiled for: dtypes and alignment of tensors, of integers whether they are 1 or multiples of
-    16 or need 64 bits, and options. Tensors go on as their addresses.
+    16 or need 64 bits, and options. Tensors go on as their addresses. How a compiled kernel is run is internal to
+    Triton: in a version that this was not written for its own launch is taken.
     """
-    if interpreted:
+    if interpreted or not _runs_compiled():
         kernel[grid](*args, **options)
         return
     device = torch.cuda.current_device()
