@@ -215,16 +215,16 @@ def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: int, needs: 
         assert grad_negative_lse is not None
         return [*_gradients(a, plan, parts, (grad_positive, grad_negative_lse), needs[:4]), None]
     of_rows = triton_epilogue.derivatives(grad_loss, a, parts.positive, parts.negative_lse, parts.counted)
-    of_vectors, of_factors = of_rows[:2], of_rows[2:]
+    of_vectors, of_scale, of_margin = of_rows[:2], *of_rows[2:]
     *gradients, grad_scale, grad_bias = _gradients(a, plan, parts, of_vectors, needs[:4])
-    of_scale, of_margin = (t if _is_of_rows(value) else t.sum() for t, value in zip(of_factors, (a.scale, a.margin)))
     if grad_scale is not None:
-        grad_scale = grad_scale + of_scale
-    return [*gradients, grad_scale, grad_bias, of_margin.clone() if needs[4] else None]
+        grad_scale = grad_scale + _of_factor(of_scale, a.scale)
+    return [*gradients, grad_scale, grad_bias, _of_factor(of_margin, a.margin).clone() if needs[4] else None]
 
 
-def _is_of_rows(factor: float | Tensor) -> bool:
-    return isinstance(factor, Tensor) and factor.dim() > 0
+def _of_factor(of_rows: Tensor, factor: float | Tensor) -> Tensor:
+    """The gradient of a factor, of what each row contributes to it."""
+    return of_rows if isinstance(factor, Tensor) and factor.dim() else of_rows.sum()
 
 
 def _gradients(

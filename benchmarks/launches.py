@@ -1,0 +1,169 @@
+"""What a call on a GPU costs its host, without a GPU: launches, and the time until all of them are on their way.
+
+    python -m benchmarks.launches [--rounds 200]
+
+Tensors lie on the CPU, and a stand-in for the driver's launch does nothing; the path to it is the one that a GPU takes:
+of autograd, of the op's shell, of its kernel module, and of Triton's compiled kernels as they are run. A launch is one
+kernel of Triton, or one operation of torch that is no view and no allocation. The host's time is the median of the
+call, forward and backward, beside that of an autograd Function that does nothing; a driver adds a microsecond or two a
+launch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import fused_margins
+from fused_margins.backends.triton import launch
+from fused_margins.functional import margin_softmax_loss, mine_negatives, mine_positives
+
+MULTIPROCESSORS = 132  # of an H200
+# Operations of torch that start nothing on a GPU.
+NO_KERNEL = (
+    "aten::empty",
+    "aten::new_empty",
+    "aten::detach",
+    "aten::view",
+    "aten::as_strided",
+    "aten::slice",
+    "aten::select",
+    "aten::split",
+)
+NO_KERNEL += (
+    "aten::expand",
+    "aten::t",
+    "aten::transpose",
+    "aten::unsqueeze",
+    "aten::squeeze",
+    "aten::reshape",
+    "aten::to",
+)
+NO_KERNEL += (
+    "aten::alias",
+    "aten::unbind",
+    "aten::result_type",
+    "aten::resolve",
+    "aten::lift",
+    "aten::permute",
+    "aten::is_",
+)
+
+
+class _Nothing:
+    """In the place of compiled kernels: one that is there for every call, and counts."""
+
+    def __init__(self) -> None:
+        self.launches = 0
+
+    def get(self, key: Any) -> Any:
+        return self.run, None, None, ()
+
+    def run(self, *values: Any) -> None:
+        self.launches += 1
+
+
+@contextlib.contextmanager
+def without_driver() -> Iterator[_Nothing]:
+    """Within this block the Triton backend takes tensors on the CPU as a GPU's, and launches nothing."""
+    nothing = _Nothing()
+    of_launch = {
+        "interpreted": False, "missing": None, "device": "cpu", "_compiled": nothing, "triton_version": (3, 6),
+        "capability": lambda device: 9, "num_persistent_programs": lambda device: 2 * MULTIPROCESSORS,
+    }  # fmt: skip
+    launch._runs_compiled.cache_clear()
+    with contextlib.ExitStack() as stack:
+        for name, value in of_launch.items():
+            stack.enter_context(mock.patch.object(launch, name, value))
+        zero: Callable[..., int] = lambda *args: 0  # noqa: E731  # a mock would take longer than what it stands for
+        stack.enter_context(mock.patch.object(torch.cuda, "current_device", zero))
+        stack.enter_context(mock.patch.object(torch._C, "_cuda_getCurrentRawStream", zero, create=True))
+        yield nothing
+    launch._runs_compiled.cache_clear()
+
+
+class _Empty(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def calls() -> dict[str, Callable[[], Any]]:
+    """What is measured, by name; a call with its backward where there is one."""
+
+    def rows(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.ones(shape, dtype=dtype).requires_grad_()
+
+    def both_ways(loss: Callable[[], Tensor], *variables: Tensor) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(loss(), variables)
+
+    def margin_softmax(size: int, width: int, classes: int, **options: Any) -> Callable[[], Any]:
+        x, w, labels = rows(size, width), rows(classes, width), torch.zeros(size, dtype=torch.int64)
+        return both_ways(lambda: margin_softmax_loss(x, w, labels, margin=0.1, backend="triton", **options), x, w)
+
+    x, labels = rows(2048, 128), torch.arange(512).repeat(4)
+    empty, found = rows(1), x.detach()
+    return {
+        "an empty autograd Function": both_ways(lambda: _Empty.apply(empty), empty),
+        "margin softmax, 1024 x 512 x 10,000": margin_softmax(1024, 512, 10_000),
+        "margin softmax, 256 x 512 x 64": margin_softmax(256, 512, 64),
+        "with smoothing, 256 x 512 x 64": margin_softmax(256, 512, 64, label_smoothing=0.1),
+        "easy positives, 2048 x 128": lambda: mine_positives(found, labels, backend="triton"),
+        "hardest negatives, 2048 x 128": lambda: mine_negatives(found, labels, strategy="hard", backend="triton"),
+    }
+
+
+def torch_launches(call: Callable[[], Any]) -> int:
+    """Operations of torch that a GPU would run."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    events = [e for e in profile.events() if e.name.startswith("aten::")]
+    inner = {id(child) for e in events for child in e.cpu_children}
+    return sum(id(e) not in inner and not e.name.startswith(NO_KERNEL) for e in events)
+
+
+def measure(call: Callable[[], Any], nothing: _Nothing, rounds: int) -> tuple[int, int, float]:
+    """Launches of Triton and of torch, and the host's time in microseconds."""
+    for _ in range(3):
+        call()
+    before = nothing.launches
+    call()
+    of_triton = nothing.launches - before
+    times = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return of_triton, torch_launches(call), 1e6 * statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    fused_margins.set_memory_budget(0)
+    print("| call, bfloat16 | launches of Triton | of torch | host us | of an empty Function |")
+    print("|---|---:|---:|---:|---:|")
+    with without_driver() as nothing:
+        empty = 0.0
+        for name, call in calls().items():
+            of_triton, of_torch, host_us = measure(call, nothing, rounds)
+            empty = empty or host_us
+            print(f"| {name} | {of_triton} | {of_torch} | {host_us:.0f} | {host_us / empty:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
