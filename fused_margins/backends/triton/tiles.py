@@ -237,10 +237,25 @@ def target_status(target, columns, ignored):
 
 @triton.jit
 def _store_inverse_lengths(
-    a, factor, count, width, row, column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr
+    x, y, x_factor, y_factor, rows, columns, width, x_row, x_column, y_row, y_column,
+    BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    at, i = block_offsets(tl.program_id(0), BLOCK, count)
-    tl.store(factor + at, inverse_lengths(a, i, width, row, column, BLOCK, BK, DTYPE), mask=at < count)
+    """Of the rows of x by the first programs, of those of y by the others."""
+    block, blocks = tl.program_id(0), tl.cdiv(rows, BLOCK)
+    if block < blocks:
+        at, i = block_offsets(block, BLOCK, rows)
+        tl.store(x_factor + at, inverse_lengths(x, i, width, x_row, x_column, BLOCK, BK, DTYPE), mask=at < rows)
+    else:
+        store_column_factors(y, y_factor, block - blocks, columns, width, y_row, y_column, BLOCK, BK, DTYPE)
+
+
+@triton.jit
+def store_column_factors(
+    y, y_factor, block, columns, width, y_row, y_column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """Inverse lengths of a block of y."""
+    at, j = block_offsets(block, BLOCK, columns)
+    tl.store(y_factor + at, inverse_lengths(y, j, width, y_row, y_column, BLOCK, BK, DTYPE), mask=at < columns)
 
 
 class Tiles(NamedTuple):
@@ -319,12 +334,18 @@ def sides(x: Tensor, y: Tensor, options: dict[str, Any]) -> tuple[Any, Any]:
     return launch.tma_descriptor(x, options["BM"], depth), launch.tma_descriptor(y, options["BN"], depth)
 
 
-def store_factors(t: Tensor, factor: Tensor) -> None:
-    """Inverse lengths of the rows of t."""
-    if t.shape[0]:
-        depth = vector_block(t.shape[1])
-        block = 4096 // depth
+def factor_block(depth: int) -> int:
+    """Vectors of which a program stores the inverse lengths, `depth` entries at once."""
+    return 4096 // depth
+
+
+def store_factors(x: Tensor, y: Tensor, x_factor: Tensor, y_factor: Tensor) -> None:
+    """Inverse lengths of the rows of x and of y, in one launch."""
+    (rows, width), columns = x.shape, y.shape[0]
+    depth = vector_block(width)
+    block = factor_block(depth)
+    if rows + columns:
         launch.launch(
-            _store_inverse_lengths, (cdiv(t.shape[0], block),), t, factor, *t.shape, *t.stride(),
-            BLOCK=block, BK=depth, DTYPE=numbers(t.dtype), num_warps=4,
+            _store_inverse_lengths, (cdiv(rows, block) + cdiv(columns, block),), x, y, x_factor, y_factor,
+            rows, columns, width, *x.stride(), *y.stride(), BLOCK=block, BK=depth, DTYPE=numbers(x.dtype), num_warps=4,
         )  # fmt: skip

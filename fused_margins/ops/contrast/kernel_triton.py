@@ -21,7 +21,7 @@ from ...backends.triton import launch
 from ...backends.triton.constants import BN, TMA
 from ...backends.triton.gradients import Gradients, gradient_scale
 from ...backends.triton.launch import cdiv
-from ...backends.triton.tiles import TILES, TMA_TILES, Tiles, sides, store_factors, tile_options, vector_block
+from ...backends.triton.tiles import TILES, TMA_TILES, Tiles, factor_block, sides, tile_options, vector_block
 from ...core import indices
 from ...core.enums import Relation, Similarity
 from ...core.similarity import accumulation_dtype
@@ -182,14 +182,14 @@ def _reduce(a: Contrast, saved_blocks: int, parts: _Saved, positive: Tensor, neg
     maxima, sums = new(shares, rows), new(shares, rows)
     plain_logit = -1.0 if force_running_maximum else _PLAIN_LOGIT[sums.dtype] - math.log(columns)
     with launch.on(x):
+        block = factor_block(depth)
+        column_blocks = cdiv(columns, block) if a.similarity == Similarity.COSINE else 0
         launch.launch(
-            kernels.prepare_rows, (cdiv(rows, 4),),
-            x, y, target, self_index, parts.x_factor, positive, parts.target, parts.self_index,
-            *inputs.sizes, *inputs.strides, ignore_index, BLOCK=4, BK=depth, SIMILARITY=options["SIMILARITY"],
-            NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
+            kernels.prepare, (cdiv(rows, 4) + column_blocks,),
+            x, y, target, self_index, parts.x_factor, parts.y_factor, positive, parts.target, parts.self_index,
+            *inputs.sizes, *inputs.strides, ignore_index, BLOCK=4, COLUMN_BLOCK=block, BK=depth,
+            SIMILARITY=options["SIMILARITY"], NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
-        if a.similarity == Similarity.COSINE:
-            store_factors(y, parts.y_factor)
         launch.launch(
             kernels.reduce, (row_blocks, shares),
             *sides(x, y, options), parts.x_factor, parts.y_factor, inputs.scale, inputs.bias, parts.target,

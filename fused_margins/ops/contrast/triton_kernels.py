@@ -13,6 +13,7 @@ from ...backends.triton.tiles import (
     inverse_lengths,
     pair_similarities,
     row_factor,
+    store_column_factors,
     target_status,
 )
 
@@ -20,13 +21,31 @@ LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def prepare_rows(
-    x, y, target, self_index, x_factor, positive, row_target, row_self,
+def prepare(
+    x, y, target, self_index, x_factor, y_factor, positive, row_target, row_self,
     rows, columns, width, x_row, x_column, y_row, y_column, ignore_index,
-    BLOCK: tl.constexpr, BK: tl.constexpr, SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMN_BLOCK: tl.constexpr, BK: tl.constexpr, SIMILARITY: tl.constexpr,
+    NORMALIZE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Of each row: its factor, its positive's similarity, its target and own column checked (INVALID: a NaN row)."""
-    at, i = block_offsets(tl.program_id(0), BLOCK, rows)
+    """Of each row: its factor, its positive's similarity, its target and own column checked (INVALID: a NaN row). Of
+    each column, by further programs: its factor."""
+    block, blocks = tl.program_id(0), tl.cdiv(rows, BLOCK)
+    if block < blocks:
+        _prepare_rows(
+            x, y, target, self_index, x_factor, positive, row_target, row_self, block, rows, columns, width,
+            x_row, x_column, y_row, y_column, ignore_index, BLOCK, BK, SIMILARITY, NORMALIZE, DTYPE,
+        )  # fmt: skip
+    else:
+        store_column_factors(y, y_factor, block - blocks, columns, width, y_row, y_column, COLUMN_BLOCK, BK, DTYPE)
+
+
+@triton.jit
+def _prepare_rows(
+    x, y, target, self_index, x_factor, positive, row_target, row_self, block, rows, columns, width,
+    x_row, x_column, y_row, y_column, ignore_index, BLOCK: tl.constexpr, BK: tl.constexpr, SIMILARITY: tl.constexpr,
+    NORMALIZE: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    at, i = block_offsets(block, BLOCK, rows)
     inside = at < rows
     status = target_status(tl.load(target + i), columns, ignore_index)
     if self_index is not None:

@@ -73,8 +73,7 @@ def forward(a: Nearest, plan: Any) -> tuple[Tensor, Tensor]:
     block = max(4, 2048 // max(depth, slots))
     with launch.on(x):
         if cosine:
-            store_factors(x, of_x)
-            store_factors(y, of_y)
+            store_factors(x, y, of_x, of_y)
         search = (rows, columns, width, *x.stride(), *y.stride())
         if ranked:
             half_squares, open_half_squares = (torch.empty(columns, dtype=dtype, device=device) for _ in range(2))

@@ -41,8 +41,7 @@ def forward(a: Sample, plan: Any) -> tuple[Tensor]:
     values = torch.empty(shares, rows, dtype=dtype, device=x.device)
     found = torch.empty(shares, rows, dtype=torch.int32, device=x.device)
     with launch.on(x):
-        store_factors(x, of_x)
-        store_factors(y, of_y)
+        store_factors(x, y, of_x, of_y)
         launch.launch(
             kernels.search, (row_blocks, shares),
             x, y, of_x, of_y, row_labels, column_labels, own, a.seed, values, found,

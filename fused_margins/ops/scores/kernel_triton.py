@@ -46,8 +46,7 @@ def _inputs(a: Scores, table: dict[torch.dtype, Tiles], with_tma: Tiles | None =
     cosine = a.similarity == Similarity.COSINE
     x_factor, y_factor = (torch.empty(t.shape[0] if cosine else 0, dtype=dtype, device=device) for t in (a.x, a.y))
     if cosine:
-        store_factors(a.x, x_factor)
-        store_factors(a.y, y_factor)
+        store_factors(a.x, a.y, x_factor, y_factor)
     scale, margin = row_factor(a.scale, dtype, device), row_factor(a.margin, dtype, device)
     (rows, width), columns = a.x.shape, a.y.shape[0]
     strides = (*a.x.stride(), *a.y.stride(), int(scale.dim() > 0), int(margin.dim() > 0))
