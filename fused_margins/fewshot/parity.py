@@ -12,8 +12,6 @@ from .datasets import ImageSet
 from .errors import UserError
 from .trainer import Trainer
 
-TOLERANCE = 1e-3  # see Parity: relative to the largest entry of a gradient
-
 
 @dataclass(frozen=True)
 class StepDifference:

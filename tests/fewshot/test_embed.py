@@ -212,8 +212,8 @@ def test_the_command_refuses_what_makes_no_file(folder, tmp_path, capsys):
     model = ["--model", "torch.nn:Identity"]
     for options, reason in (
         (["-o", str(tmp_path / "f.npz")], "output: expected a name that ends in .safetensors"),
-        (["--image-size", "0"], "image_size: expected 1 to 1024, got 0"),
-        (["--split", "frame"], "split: expected class or image, got 'frame'"),
+        (["--image-size", "0"], "image_size: Input should be greater than or equal to 1, got '0'"),
+        (["--split", "frame"], "split: Input should be 'class' or 'image', got 'frame'"),
     ):
         assert main(["embed", str(folder), *model, *options]) == 2
         assert reason in capsys.readouterr().err

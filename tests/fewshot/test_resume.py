@@ -9,11 +9,10 @@ import pytest
 
 from fused_margins.fewshot import backends, report, trials
 from fused_margins.fewshot.cli import main
-from fused_margins.fewshot.commands import studies, train
 from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax
 from fused_margins.fewshot.presets import preset
 from fused_margins.fewshot.runs import Run
-from fused_margins.fewshot.studies import demo
+from fused_margins.fewshot.studies import demo, omniglot, reproduce
 from fused_margins.fewshot.studies.margins import margin_sweep_study
 from fused_margins.fewshot.suite import run_suite
 
@@ -39,8 +38,7 @@ def interrupted(stop):
         yield stop
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (train, trials):
-            patch.setattr(module, "stop_on_interrupt", stop_on_interrupt)
+        patch.setattr(trials, "stop_on_interrupt", stop_on_interrupt)
         yield
 
 
@@ -161,8 +159,8 @@ def small_one_shot(monkeypatch):
         config = config.model_copy(update={"dataset": "digits", "loss": MarginSoftmax()})
         return margin_sweep_study(config, (0.0,), seeds, Judging(episodes=episodes), "one-shot")
 
-    monkeypatch.setattr(studies, "vinyals_study", study)
-    monkeypatch.setattr(studies, "official_study", lambda *args: study(*args).__class__("none", "", "", [], {}))
+    monkeypatch.setattr(omniglot, "vinyals_study", study)
+    monkeypatch.setattr(omniglot, "official_study", lambda *args: study(*args).__class__("none", "", "", [], {}))
 
 
 @needs_cpu_backend
@@ -204,7 +202,7 @@ def test_reproduce_resumes(tmp_path, monkeypatch):
     for of_studies, options in (("reproduce_studies", []), ("parity_studies", ["--parity"])):
         command = ["reproduce", *options, "--workers", "1", "--output", str(tmp_path / of_studies)]
         with monkeypatch.context() as patch:
-            patch.setattr(studies, of_studies, lambda: small)
+            patch.setattr(reproduce, of_studies, lambda: small)
             with interrupted(1):
                 assert main(command) == 130
             assert main(command) == 0

@@ -1,9 +1,9 @@
-"""The subcommands, a file a kind: their options as fields, what they do as `main`, which returns the exit code."""
+"""The subcommands: their options as fields, what they do as `main`.
 
-from .compare import Compare
-from .data import Data
-from .doctor import Doctor
-from .embed import Embed
+Each imports within `main` what is slow to import: no help waits for it.
+"""
+
+from .data import Compare, Data, Doctor, Embed
 from .studies import CoarseToFine, Demo, Heads, MagnetStudy, OneShot, ParityCommand, Reproduce, Sweep
 from .train import Evaluate, Train
 
@@ -14,8 +14,8 @@ __all__ = [
     "Demo",
     "Doctor",
     "Embed",
-    "Heads",
     "Evaluate",
+    "Heads",
     "MagnetStudy",
     "OneShot",
     "ParityCommand",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import InfoNCE, Judging, Loss, Magnet, MarginLoss, MarginSoftmax, TrainConfig, Triplet
+from ..config import TOLERANCE, InfoNCE, Judging, Loss, Magnet, MarginLoss, MarginSoftmax, TrainConfig, Triplet
 from ..datasets import Task
-from ..parity import TOLERANCE, Parity, StepDifference
+from ..parity import Parity, StepDifference
 from ..plots import parity_curves
 from ..reports import Picture
 from ..runs import plain, read_json, write_json
