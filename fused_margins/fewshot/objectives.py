@@ -181,32 +181,18 @@ def _check_batch(name: str, parts: int, kind: str, samples: int, labels: Tensor)
 
 
 def _build_loss(loss: config.Loss, num_classes: int, size: int, backend: str, generator: torch.Generator) -> nn.Module:
+    """The module of a loss; the settings have the names of what it takes."""
+    settings = loss.model_dump(exclude={"name", "memory"})
     pairs: EasyPositiveTripletLoss | EasyPositiveMarginLoss | EasyPositiveInfoNCELoss
     match loss:
-        case config.Softmax():
-            return MarginSoftmaxLoss(num_classes, size, scale=loss.scale, backend=backend)
-        case config.MarginSoftmax():
-            return MarginSoftmaxLoss(
-                num_classes, size, scale=loss.scale, margin=loss.margin, similarity=loss.similarity, backend=backend
-            )
+        case config.Softmax() | config.MarginSoftmax():
+            return MarginSoftmaxLoss(num_classes, size, backend=backend, **settings)
         case config.Triplet():
-            pairs = EasyPositiveTripletLoss(
-                loss.margin, loss.negatives, loss.positives, backend=backend, generator=generator
-            )
+            pairs = EasyPositiveTripletLoss(**settings, backend=backend, generator=generator)
         case config.MarginLoss():
-            pairs = EasyPositiveMarginLoss(
-                num_classes,
-                loss.margin,
-                loss.beta,
-                loss.negatives,
-                loss.positives,
-                backend=backend,
-                generator=generator,
-            )
+            pairs = EasyPositiveMarginLoss(num_classes, **settings, backend=backend, generator=generator)
         case config.InfoNCE():
-            pairs = EasyPositiveInfoNCELoss(
-                loss.temperature, loss.positives, negatives=loss.negatives, backend=backend, generator=generator
-            )
+            pairs = EasyPositiveInfoNCELoss(**settings, backend=backend, generator=generator)
         case _:
             raise TypeError(f"loss: no module for {type(loss).__name__}")
     return CrossBatchMemory(pairs, size, loss.memory) if loss.memory else pairs
