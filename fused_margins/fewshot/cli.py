@@ -8,31 +8,33 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 from rich.markup import escape
 
-from . import commands
+from .commands.data import Compare, Data, Doctor, Embed
+from .commands.studies import CoarseToFine, Demo, Heads, MagnetStudy, OneShot, ParityCommand, Reproduce, Sweep
+from .commands.train import Evaluate, Train
 from .config import explain_validation
 from .errors import UserError
-from .memory import keep_freed_memory
 from .options import Command, Parser, add_options
+from .process import keep_freed_memory
 from .terminal import INTERRUPTED, errors
 
 USER_ERROR = 2
 LONGEST = 1000  # characters of an error
 
 SUBCOMMANDS: dict[str, type[Command]] = {
-    "demo": commands.Demo,
-    "data": commands.Data,
-    "embed": commands.Embed,
-    "train": commands.Train,
-    "evaluate": commands.Evaluate,
-    "compare": commands.Compare,
-    "heads": commands.Heads,
-    "sweep": commands.Sweep,
-    "coarse-to-fine": commands.CoarseToFine,
-    "magnet": commands.MagnetStudy,
-    "one-shot": commands.OneShot,
-    "parity": commands.ParityCommand,
-    "reproduce": commands.Reproduce,
-    "doctor": commands.Doctor,
+    "demo": Demo,
+    "data": Data,
+    "embed": Embed,
+    "train": Train,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "heads": Heads,
+    "sweep": Sweep,
+    "coarse-to-fine": CoarseToFine,
+    "magnet": MagnetStudy,
+    "one-shot": OneShot,
+    "parity": ParityCommand,
+    "reproduce": Reproduce,
+    "doctor": Doctor,
 }
 
 

@@ -115,7 +115,6 @@ class Magnet(Settings):
 
 LossSettings = Softmax | MarginSoftmax | Triplet | MarginLoss | InfoNCE | Magnet
 Loss = Annotated[LossSettings, Field(discriminator="name")]
-LossName = Literal["softmax", "margin-softmax", "triplet", "margin", "infonce", "magnet"]
 LOSSES: dict[str, type[LossSettings]] = {
     settings.model_fields["name"].default: settings for settings in get_args(LossSettings)
 }

@@ -50,7 +50,6 @@ class Parity:
         configs = [config.model_copy(update={"backend": backend}) for backend in backends]
         self.first, self.second = (Trainer(c, images) for c in configs)
         self._probe = Trainer(configs[1], images)
-        self.losses: tuple[list[float], list[float]] = ([], [])
 
     def steps(self, num_steps: int | None = None) -> Iterator[StepDifference]:
         """Train for `num_steps`, or to the end."""
@@ -73,11 +72,8 @@ class Parity:
             )
             if loss.isfinite() and not own.isfinite():
                 return  # the drift says it: there is nothing to go on with
-            for losses, trainer, value in (
-                (self.losses[0], self.first, loss),
-                (self.losses[1], self.second, own),
-            ):
-                losses.append(trainer.update(value))
+            self.first.update(loss)
+            self.second.update(own)
 
     def _compare_gradients(self) -> tuple[str, float]:
         """The parameter whose gradients differ most, and by how much."""

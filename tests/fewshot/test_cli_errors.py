@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fused_margins.fewshot import jobs, trainer
+from fused_margins.fewshot import process, trainer
 from fused_margins.fewshot.cli import main
 
 from .conftest import train
@@ -53,14 +53,8 @@ HUGE = "1" + 400 * "0"
         (["--epochs", "0"], "epochs: Input should be greater than or equal to 1, got '0'"),
         (["--epochs", HUGE], "epochs: Input should be less than or equal to 1000000, got '1000"),
         (["--epochs", "1" + 5000 * "0"], "epochs: Unable to parse input string as an integer, exceeded maximum"),
-        (
-            ["--epochs", "many"],
-            "epochs: Input should be a valid integer, unable to parse string as",
-        ),
-        (
-            ["--ways", "many"],
-            "an integer, got 'many'",
-        ),
+        (["--epochs", "many"], "epochs: Input should be a valid integer, unable to parse string as"),
+        (["--ways", "many"], "an integer, got 'many'"),
         (["--episodes", HUGE], "episodes: Input should be less than"),
         (["--threads", "1000000000"], "threads: Input should be less than or equal to 1024, got '1000000000'"),
         (["--channels", "1000000000"], "channels: Input should be less than or equal to 100000, got '1000000000'"),
@@ -98,7 +92,7 @@ def test_impossible_settings_get_one_line(tmp_path, capsys, arguments, message):
 
 
 def test_more_threads_than_a_machine_takes_are_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(jobs, "available_cores", lambda: 2)
+    monkeypatch.setattr(process, "available_cores", lambda: 2)
     for command in (["train"], ["sweep", "--dry-run"]):
         assert main([*command, "--threads", "65", "--output", str(tmp_path / "out")]) == 2
         assert "threads: expected at most 64 on this machine, got 65" in capsys.readouterr().err
@@ -141,10 +135,7 @@ def test_options_that_a_study_would_ignore_are_refused(tmp_path, capsys, argumen
     ("arguments", "message"),
     [
         (["train", "--los", "magnet"], "unknown options: --los magnet; perhaps you meant --loss"),
-        (
-            ["train", "--loss", "lion"],
-            "loss: expected one of softmax, margin-softmax",
-        ),
+        (["train", "--loss", "lion"], "loss: expected one of softmax, margin-softmax"),
         (["train", "--margin"], "--margin: expected one argument"),
         (["train", "--nonsense"], "unknown options: --nonsense"),
         (["nonsense"], "COMMAND: invalid choice: 'nonsense' (choose from "),

@@ -4,11 +4,11 @@ import pytest
 from pydantic import ValidationError
 
 from fused_margins.fewshot.cli import parse
-from fused_margins.fewshot.config import Backbone, LossName, Magnet, MarginSoftmax, TrainConfig, make_loss
+from fused_margins.fewshot.config import LOSSES, Backbone, Magnet, MarginSoftmax, TrainConfig, make_loss
 from fused_margins.fewshot.errors import UserError
 
 
-@pytest.mark.parametrize("name", LossName.__args__)
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_survives_a_round_trip_through_json(name):
     config = TrainConfig(loss=make_loss(name), classes=(1, 4), epochs=7, samples_per_class=4)
     again = TrainConfig.model_validate_json(config.model_dump_json())

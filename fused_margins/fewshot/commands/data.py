@@ -8,7 +8,7 @@ from pydantic import Field
 from ..config import Side
 from ..errors import UserError
 from ..options import POSITIONAL, Command
-from ..tables import Table
+from ..reports import Table
 from ..terminal import console, progress, say
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ class Embed(Command):
     """Images at a time."""
 
     def main(self) -> int:
-        from ..embedding import embed, find_images
-        from ..extractors import load_extractor
+        from ..embedding import embed, find_images, load_extractor
 
         extractor = load_extractor(self.model, self.mean, self.std)
         sources = find_images(self.images, self.without, self.group)

@@ -33,8 +33,8 @@ class _Many(Command):
     """Trainings at a time, each on one thread; by default as many as cores."""
 
     def carry_out(self, studies: "Sequence[Study]", folder: Path, title: str, dry_run: bool = False) -> int:
-        from ..jobs import available_cores
         from ..plan import suite_table
+        from ..process import available_cores
         from ..study import claims_sentences
         from ..suite import run_suite, waiting_jobs
 

@@ -115,8 +115,8 @@ class Train(Training):
     def _main(self) -> int:
         from .. import ranks
         from ..evaluation import check_judging
-        from ..jobs import set_threads
         from ..plan import estimate, plan_table
+        from ..process import set_threads
         from ..trainer import Trainer, read, resume
         from ..trials import task_of
 
@@ -180,7 +180,7 @@ class Evaluate(Command):
 
     def main(self) -> int:
         from ..evaluation import check_judging
-        from ..jobs import set_threads
+        from ..process import set_threads
         from ..trainer import Trainer
         from ..trials import task_of
 

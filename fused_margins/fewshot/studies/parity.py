@@ -11,12 +11,11 @@ from ..config import TOLERANCE, InfoNCE, Judging, Loss, Magnet, MarginLoss, Marg
 from ..datasets import Task
 from ..parity import Parity, StepDifference
 from ..plots import parity_curves
-from ..reports import Picture
+from ..reports import Picture, Table, figure_text
 from ..runs import plain, read_json, write_json
-from ..study import Measurement, Results, Study
-from ..tables import Table, figure_text
+from ..study import Results, Study
 from ..trainer import Trainer
-from ..trials import Trial, task_of
+from ..trials import Job, Trial, task_of
 
 # What the end of a training is compared by: the first that the data allow.
 END_FIGURES = (*(f"novel_{ways}way_1shot" for ways in (5, 4, 3, 2)), "recall@1", "novel_recall@1")
@@ -31,7 +30,7 @@ LOSSES: dict[str, Loss] = {
 
 
 @dataclass(frozen=True)
-class StepParity(Measurement):
+class StepParity(Job):
     """The first steps of a training on two backends: the job that a parity study has beside its trainings."""
 
     loss_name: str
@@ -48,12 +47,10 @@ class StepParity(Measurement):
         return f"{self.loss_name}: {self.backends[1]}"
 
     def finished(self, folder: Path) -> bool:
-        """Whether the folder has the differences of these very settings."""
         stored = read_json(folder / "steps.json")
         return bool(stored) and (stored["config"], stored["steps"]) == (plain(self.config), self.num_steps)
 
     def check(self, folder: Path, task: Task) -> None:
-        """Raise what `carry_out` would raise before its first step."""
         for backend in self.backends:
             Trainer(self.config.model_copy(update={"backend": backend}), task.training)
 
