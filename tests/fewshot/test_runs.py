@@ -67,13 +67,6 @@ def test_one_process_at_a_time_works_in_a_run(tmp_path):
         pass
 
 
-def test_a_run_is_not_started_over_another(tmp_path):
-    Run.create(tmp_path, TrainConfig(seed=1))
-    with pytest.raises(UserError, match="holds a run already"):
-        Run.create(tmp_path, TrainConfig(seed=2))
-    assert Run(tmp_path).config().seed == 1
-
-
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
