@@ -81,3 +81,10 @@ def test_the_flags_of_backbone_and_optimisation():
         name="resnet12", channels=8, embedding_size=16, drop_rate=0.1, dropblock_size=2, standardize=True
     )
     assert (settings.optimizer, settings.schedule, settings.warmup_epochs) == ("sgd", "warmup-cosine", 2)
+
+
+def test_options_are_read_as_people_write_them():
+    written = "sweep --preset neg-cosine-cub --margin -0.3 -1e-3 0 --held_out=0.1 --image-size None"
+    command = parse(written.split())
+    assert command.margin == (-0.3, -0.001, 0.0)
+    assert (command.config.dataset, command.config.held_out, command.config.image_size) == ("cub", 0.1, None)
