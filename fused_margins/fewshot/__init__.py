@@ -2,9 +2,9 @@
 
 An arrow is the direction in which one reads:
 
-    one training   config, presets -> datasets, augment, backbones, samplers -> objectives, optimization -> trainer
+    one training   config, presets -> datasets, augment, backbones -> objectives, optimization -> trainer
                    -> runs
-    its judgement  episodes, metrics -> evaluation -> report (plots, maps, tables, reports)
-    many           trials -> study -> studies/ (a file a paper) -> suite (jobs: a core each)
-    the command    options -> commands/ -> cli; beside them backends, parity, plan, compare and embedding
+    its judgement  episodes, metrics -> evaluation -> report (plots, reports)
+    many           trials -> study -> studies/ (a file a paper) -> suite (jobs: a core each; process)
+    the command    options -> commands/ -> cli; beside them backends, plan, compare and embedding
 """

@@ -24,28 +24,6 @@ def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) 
     return color_jitter(random_affine(images, settings, generator), settings.color_jitter, generator)
 
 
-def affine(images: Tensor, angle_rad: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
-    """Each image turned counter-clockwise about its centre, made `zoom` times as large, then shifted.
-
-    Args:
-        images: (B, channels, height, width), floating.
-        angle_rad: (B,), radians.
-        zoom: (B,), above 0.
-        shift: (B, 2), to the right and down, as fractions of width and height.
-
-    Returns:
-        Images of the same shape, bilinear, black where nothing was.
-
-    Example:
-        >>> image = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
-        >>> affine(image, torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor([[0.5, 0.0]]))
-        tensor([[[[0., 1.],
-                  [0., 0.]]]])
-    """
-    height, width = images.shape[-2:]
-    return _sample(images, _turn_zoom_shift(angle_rad, zoom, shift, height / width))
-
-
 def random_affine(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
     """Each image under a map of its own: cropped, then flipped, then turned, zoomed and shifted."""
     count, (height, width) = images.shape[0], images.shape[-2:]
@@ -113,7 +91,14 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _turn_zoom_shift(angle_rad: Tensor, zoom: Tensor, shift: Tensor, aspect: float) -> Tensor:
-    """The map of `affine`; aspect is height / width."""
+    """Turned counter-clockwise about the centre, made `zoom` times as large, then shifted to the right and down.
+
+    Args:
+        angle_rad: (B,), radians.
+        zoom: (B,), above 0.
+        shift: (B, 2), as fractions of width and height.
+        aspect: height / width.
+    """
     # The map is the inverse of what is seen: hence the division, the signs and the aspect ratios.
     cos, sin = torch.cos(angle_rad) / zoom, torch.sin(angle_rad) / zoom
     linear = torch.stack(

@@ -1,107 +1,69 @@
 """The command `fused-margins`: train few-shot embeddings, judge them, and compare backends."""
 
-import dataclasses
 import io
 import re
 import sys
-import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr
-from typing import Annotated, Any
+from collections.abc import Sequence
 
-import tyro
 from pydantic import ValidationError
 from rich.markup import escape
 
-from . import commands
-from .config import contradictions, explain_validation
+from .commands.data import Compare, Data, Doctor, Embed
+from .commands.studies import CoarseToFine, Demo, Heads, MagnetStudy, OneShot, ParityCommand, Reproduce, Sweep
+from .commands.train import Evaluate, Train
+from .config import explain_validation
 from .errors import UserError
-from .memory import keep_freed_memory
-from .presets import preset
-from .ranks import check_alone
-from .runs import Run
+from .options import Command, Parser, add_options
+from .process import keep_freed_memory
 from .terminal import INTERRUPTED, errors
 
 USER_ERROR = 2
 LONGEST = 1000  # characters of an error
 
-SUBCOMMANDS: dict[str, type] = {
-    "demo": commands.Demo,
-    "data": commands.Data,
-    "embed": commands.Embed,
-    "train": commands.Train,
-    "evaluate": commands.Evaluate,
-    "compare": commands.Compare,
-    "heads": commands.Heads,
-    "sweep": commands.Sweep,
-    "coarse-to-fine": commands.CoarseToFine,
-    "magnet": commands.MagnetStudy,
-    "one-shot": commands.OneShot,
-    "parity": commands.ParityCommand,
-    "reproduce": commands.Reproduce,
-    "doctor": commands.Doctor,
+SUBCOMMANDS: dict[str, type[Command]] = {
+    "demo": Demo,
+    "data": Data,
+    "embed": Embed,
+    "train": Train,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "heads": Heads,
+    "sweep": Sweep,
+    "coarse-to-fine": CoarseToFine,
+    "magnet": MagnetStudy,
+    "one-shot": OneShot,
+    "parity": ParityCommand,
+    "reproduce": Reproduce,
+    "doctor": Doctor,
 }
 
 
-def parse(arguments: Sequence[str] | None, default: Any = None) -> Any:
-    """The subcommand and its options; `default` is what a command of its type has where an option is not given."""
-    choices: Any = None
+def parse(arguments: Sequence[str]) -> Command:
+    """The subcommand with its options; a `UserError` for what it does not take."""
+    parser = Parser(prog="fused-margins", description=__doc__)
+    of_commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in SUBCOMMANDS.items():
-        starts_from = default if type(default) is command else tyro.MISSING_NONPROP
-        choice = Annotated[command, tyro.conf.subcommand(name, default=starts_from)]  # type: ignore[valid-type]
-        choices = choice if choices is None else choices | choice
-    printed = io.StringIO()
-    try:
-        with redirect_stderr(printed):
-            return tyro.cli(choices, prog="fused-margins", args=arguments, description=__doc__)
-    except SystemExit as exit_:
-        for error in _causes(exit_):
-            if isinstance(error, ValidationError):
-                raise UserError(explain_validation(error)) from None
-        if exit_.code:
-            raise UserError(_reason(printed.getvalue())) from None
-        raise
+        text = (command.__doc__ or "").replace("%", "%%")
+        usage = f"{parser.prog} {name} [OPTIONS]"
+        add_options(of_commands.add_parser(name, help=text.partition("\n")[0], description=text, usage=usage), command)
+    # The name of an option may have underscores, as that of its field has.
+    arguments = [re.sub("^--[^=]*", lambda option: option[0].replace("_", "-"), argument) for argument in arguments]
+    found, unknown = parser.parse_known_args(arguments)
+    given = {name: None if value in ("None", ["None"]) else value for name, value in vars(found).items()}
+    name = str(given.pop("command"))
+    if unknown:
+        raise UserError(f"unknown options: {' '.join(unknown)}{of_commands.choices[name].closest(unknown[0])}")
+    if name != "train":
+        from .ranks import check_alone
 
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """What led to an error, the last first."""
-    cause = error.__context__
-    while cause is not None:
-        yield cause
-        cause = cause.__context__
-
-
-def _reason(text: str) -> str:
-    """Why options do not parse, out of the message with a box and help around it that the parser prints.
-
-    >>> _reason("╭─ Value error ─╮\\n│ Error parsing │\\n│ --seed: no │\\n│ ─────── │\\n│ Argument helptext: │\\n")
-    '--seed: no'
-    """
-    lines = (line.strip("│| ") for line in text.splitlines()[1:])  # without its title
-    words = " ".join(line for line in lines if not re.fullmatch("[╰╯─-]*", line))
-    reason = re.split(" ?(?:Argument helptext:|For full helptext)", words.removeprefix("Error parsing "))[0]
-    # Of options that are alike the names alone.
-    reason = re.sub(r" Perhaps you meant: (--\S+).*", r"; perhaps you meant \1", reason)
-    # What an optional value can be, and then Python's names of these types.
-    reason = re.sub(
-        r"no type matching (.*) could be instantiated from (.*?)\. Got errors.*", r"expected \1, got \2", reason
-    )
-    return textwrap.shorten(re.sub(r"\d{30}[\d ]+", "...", reason), 300)
+        check_alone(name)
+    return SUBCOMMANDS[name].read(given)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit code is 2 for a mistake of the user, 130 after an interrupt."""
     try:
-        command = parse(arguments)
-        if getattr(command, "preset", None) is not None:
-            command = parse(arguments, type(command)(config=preset(command.preset)))
-        if isinstance(command, commands.Evaluate):
-            command = parse(arguments, commands.Evaluate(tyro.MISSING, Run(command.run).judging()))
-        if not isinstance(command, commands.Train):
-            check_alone(arguments[0] if arguments else sys.argv[1])
-        elif command.resume:
-            command = _with_stored_settings(command, arguments)
-        return command.main()
+        return parse(sys.argv[1:] if arguments is None else arguments).main()
     except ValidationError as error:
         return _fail(explain_validation(error))
     except UserError as error:
@@ -114,21 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
-
-
-def _with_stored_settings(command: commands.Train, arguments: Sequence[str] | None) -> commands.Train:
-    """The command with the settings of the run it resumes; others would lead to other numbers and are refused."""
-    run = Run(command.folder())
-    stored = run.config()
-    resumed = parse(arguments, commands.Train(config=stored, judging=run.judging()))
-    # Another preset than the run began with says every setting, as options say some.
-    asked = (resumed if command.preset in (None, run.preset()) else command).settings()
-    if asked.threads is None:  # those that the run found
-        asked = asked.model_copy(update={"threads": stored.threads})
-    changed = contradictions(stored, asked)
-    if changed:
-        raise UserError(f"resume: the run has {', '.join(changed)}; leave out what is to stay as it was")
-    return dataclasses.replace(resumed, output=run.folder)
 
 
 def _fail(message: str) -> int:

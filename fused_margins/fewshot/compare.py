@@ -11,11 +11,10 @@ from typing import Any
 
 from .config import flat_settings
 from .errors import UserError
-from .metrics import mean_and_student_interval
 from .plots import training_curves
-from .reports import Picture, Report, Section
+from .reports import Picture, Report, Section, Table, figure_text
 from .runs import Run, write_json, write_text
-from .tables import Table, figure_text
+from .study import Grouped
 
 SUFFIXES = (".html", ".md", ".json")
 NO_VALUE = "-"
@@ -99,38 +98,7 @@ def read_runs(places: Sequence[Path]) -> tuple[list[StoredRun], list[str]]:
     return runs, left_out
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ only in their seed."""
-
-    name: str
-    runs: Sequence[StoredRun]  # by ascending seed
-
-    def values(self, figure: str) -> list[float] | None:
-        """The figure (or cost) of each run; None where one has it not."""
-        found = [(run.figures | run.costs).get(figure) for run in self.runs]
-        values = [value for value in found if value is not None]
-        return values if len(values) == len(found) else None
-
-    def summary(self, figure: str) -> tuple[float | None, float | None]:
-        """Mean over seeds and half its 95% Student interval; a single run has the interval of its own evaluation."""
-        values = self.values(figure)
-        if values is None:
-            return None, None
-        if len(values) == 1:
-            return values[0], self.runs[0].figures.get(f"{figure}_interval")
-        return mean_and_student_interval(values)
-
-    def minus(self, other: "Group", figure: str) -> list[float]:
-        """Differences to the other group's run of equal seed, for the seeds that both have."""
-        mine, theirs = self.values(figure), other.values(figure)
-        if mine is None or theirs is None:
-            return []
-        by_seed = {run.seed: value for run, value in zip(other.runs, theirs)}
-        return [value - by_seed[run.seed] for run, value in zip(self.runs, mine) if run.seed in by_seed]
-
-
-class Comparison:
+class Comparison(Grouped):
     """Stored runs, grouped; groups stand in the order in which their first runs were given.
 
     Raises:
@@ -147,55 +115,51 @@ class Comparison:
                 if other.seed == run.seed:
                     raise UserError(f"runs: {other.folder} and {run.folder} have the same settings and seed {run.seed}")
             alike.append(run)
-        groups = [sorted(alike, key=lambda run: run.seed) for alike in grouped.values()]
-        self.differing = _differing([group[0].settings for group in groups])
-        self.groups = [Group(name, group) for name, group in zip(_names(groups, self.differing), groups)]
+        by_seed = [sorted(alike, key=lambda run: run.seed) for alike in grouped.values()]
+        self.differing = _differing([group[0].settings for group in by_seed])
+        self.runs = dict(zip(_names(by_seed, self.differing), by_seed))
+        super().__init__((name, r.seed, r.figures | r.costs) for name, group in self.runs.items() for r in group)
         self.figures = list(
             dict.fromkeys(name for run in runs for name in run.figures if not name.endswith(("_interval", "_student")))
         )
 
     def settings_table(self) -> Table:
+        groups = self.runs.values()
         rows = [
-            [name, *(_setting_text(group.runs[0].settings.get(name, NO_VALUE)) for group in self.groups)]
+            [name, *(_setting_text(group[0].settings.get(name, NO_VALUE)) for group in groups)]
             for name in self.differing
         ]
-        rows.append(["seeds", *(", ".join(str(run.seed) for run in group.runs) for group in self.groups)])
-        rows.append(["first folder", *(str(group.runs[0].folder) for group in self.groups)])
-        return Table("Settings that differ", ["setting", *(group.name for group in self.groups)], rows, numeric=False)
+        rows.append(["seeds", *(", ".join(str(run.seed) for run in group) for group in groups)])
+        rows.append(["first folder", *(str(group[0].folder) for group in groups)])
+        return Table("Settings that differ", ["setting", *self.groups], rows, numeric=False)
 
     def figures_table(self) -> Table:
         rows = [
-            [name.replace("_", " "), *(figure_text(name, *group.summary(name)) for group in self.groups)]
+            [name.replace("_", " "), *(figure_text(name, *self.mean(group, name)) for group in self.groups)]
             for name in self.figures
         ]
         for name, text in COSTS.items():
-            means = [group.summary(name)[0] for group in self.groups]
-            if any(mean is not None for mean in means):
-                rows.append(
-                    [
-                        name.removesuffix("_mib").replace("_", " "),
-                        *(text(m) if m is not None else NO_VALUE for m in means),
-                    ]
-                )
+            means = [self.mean(group, name)[0] for group in self.groups]
+            if not all(map(math.isnan, means)):
+                title = name.removesuffix("_mib").replace("_", " ")
+                rows.append([title, *(NO_VALUE if math.isnan(mean) else text(mean) for mean in means)])
         title = "Figures: percent, ratios, counts; ± 95% over seeds (Student's t), of one run over episodes or queries"
-        return Table(title, ["figure", *(group.name for group in self.groups)], rows)
+        return Table(title, ["figure", *self.groups], rows)
 
     def difference_table(self) -> Table | None:
         """Paired differences to the first group; None where no seed is shared."""
-        first, others = self.groups[0], self.groups[1:]
-        seeds = {run.seed for run in first.runs}
-        pairs = {group.name: sum(run.seed in seeds for run in group.runs) for group in others}
+        first, *others = self.groups
+        pairs = {group: self.num_seeds(group, first) for group in others}
         if not any(pairs.values()):
             return None
-        rows = []
-        for name in self.figures:
-            row = [name.replace("_", " ")]
-            for group in others:
-                differences = group.minus(first, name)
-                mean, interval = mean_and_student_interval(differences) if differences else (None, None)
-                row.append(figure_text(name, mean, interval if len(differences) > 1 else None, signed=True))
-            rows.append(row)
-        title = f"Minus {first.name}, paired by seed: mean of the differences ± 95% (Student's t); percentage points"
+        rows = [
+            [
+                name.replace("_", " "),
+                *(figure_text(name, *self.difference(group, first, name), signed=True) for group in others),
+            ]
+            for name in self.figures
+        ]
+        title = f"Minus {first}, paired by seed: mean of the differences ± 95% (Student's t); percentage points"
         return Table(title, ["figure", *(f"{name} (pairs: {count})" for name, count in pairs.items())], rows)
 
     def tables(self) -> list[Table]:
@@ -209,31 +173,33 @@ class Comparison:
             return
         headings = ("Settings", "Figures", "Paired differences")
         sections = [Section(heading, tables=[table]) for heading, table in zip(headings, self.tables())]
-        lead = f"{sum(len(g.runs) for g in self.groups)} runs in {len(self.groups)} groups."
+        lead = f"{sum(map(len, self.runs.values()))} runs in {len(self.runs)} groups."
         if path.suffix == ".md":
             write_text(path, Report("Runs compared", lead, sections).markdown(path.parent))
             return
-        curves = [
-            {group.name: [row[column] for row in group.runs[0].history] for group in self.groups} for column in CURVES
-        ]
+        losses, rates = (
+            {name: [row[column] for row in group[0].history] for name, group in self.runs.items()} for column in CURVES
+        )
         with tempfile.TemporaryDirectory() as folder:
             caption = "The first seed of each group; losses of different kinds do not compare."
             picture = Picture(Path(folder) / "loss.png", caption)
-            training_curves(picture.path, curves[0], curves[1])
+            training_curves(picture.path, losses, rates)
             write_text(path, Report("Runs compared", lead, [*sections, Section("Training", pictures=[picture])]).html())
 
     def _write_json(self, path: Path) -> None:
         first = self.groups[0]
         groups = [
             {
-                "name": group.name,
-                "settings": {name: group.runs[0].settings.get(name) for name in self.differing},
-                "seeds": [run.seed for run in group.runs],
-                "folders": [str(run.folder) for run in group.runs],
-                "figures": {name: group.values(name) for name in (*self.figures, *COSTS)},
-                "minus_first": {name: group.minus(first, name) for name in self.figures} if group is not first else {},
+                "name": name,
+                "settings": {setting: group[0].settings.get(setting) for setting in self.differing},
+                "seeds": [run.seed for run in group],
+                "folders": [str(run.folder) for run in group],
+                "figures": {figure: list(self.values(name, figure).values()) for figure in (*self.figures, *COSTS)},
+                "minus_first": {figure: self.differences(name, first, figure) for figure in self.figures}
+                if name != first
+                else {},
             }
-            for group in self.groups
+            for name, group in self.runs.items()
         ]
         write_json(path, {"groups": groups})
 

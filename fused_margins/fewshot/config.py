@@ -4,7 +4,6 @@ import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-import tyro
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from .errors import UserError
@@ -26,6 +25,8 @@ Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
 AtLeast0Epochs = Annotated[int, Field(ge=0, le=1_000_000)]
 Memory = Annotated[int, Field(ge=0, le=10_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+TOLERANCE = 1e-3  # of the parity of backends: relative to the largest entry of a gradient
+
 Positives = Literal["easy", "random", "hard", "all"]
 Negatives = Literal["semihard", "hard", "random", "distance-weighted"]
 
@@ -41,6 +42,7 @@ class Softmax(Settings):
 
     name: Literal["softmax"] = "softmax"
     scale: Positive = 10.0
+    """Scale of cosine logits."""
 
 
 class MarginSoftmax(Settings):
@@ -49,7 +51,9 @@ class MarginSoftmax(Settings):
     name: Literal["margin-softmax"] = "margin-softmax"
     scale: Positive = 10.0
     margin: Number = 0.0
+    """Margin; that of margin-softmax is of either sign."""
     similarity: Literal["cosine", "dot"] = "cosine"
+    """What the logits are made of."""
 
 
 class Triplet(Settings):
@@ -57,9 +61,12 @@ class Triplet(Settings):
 
     name: Literal["triplet"] = "triplet"
     positives: Positives = "easy"
+    """Positives: the nearest of the class (easy), the farthest, one at random, or all."""
     negatives: Negatives = "semihard"
+    """Negatives; infonce alone takes all."""
     margin: AtLeast0 = 0.2
     memory: Memory = 0
+    """Former embeddings to search as well (cross-batch memory)."""
 
 
 class MarginLoss(Settings):
@@ -70,6 +77,7 @@ class MarginLoss(Settings):
     negatives: Negatives = "distance-weighted"
     margin: AtLeast0 = 0.2
     beta: Positive = 1.2
+    """First boundary."""
     memory: Memory = 0
 
 
@@ -80,6 +88,7 @@ class InfoNCE(Settings):
     positives: Positives = "easy"
     negatives: Literal[Negatives, "all"] = "all"
     temperature: Positive = 0.1
+    """Temperature of the logits."""
     memory: Memory = 0
 
 
@@ -88,19 +97,25 @@ class Magnet(Settings):
 
     name: Literal["magnet"] = "magnet"
     alpha: Number = 0.3
+    """Gap that is asked for, in units of twice the variance."""
     variance_floor: Positive = 1e-4
+    """Smallest variance to divide by."""
     clusters_per_class: Count = 5
+    """Clusters of each class."""
     num_clusters: Annotated[Count, Field(ge=2)] = 6
+    """Clusters in a batch."""
     samples_per_cluster: Annotated[Count, Field(ge=2)] = 8
+    """Samples of each cluster in a batch."""
     warm_epochs: AtLeast0Epochs = 5
+    """Epochs of softmax at first."""
     refresh_epochs: Epochs = 1
+    """Epochs between two clusterings."""
     scale: Positive = 10.0
 
 
 LossSettings = Softmax | MarginSoftmax | Triplet | MarginLoss | InfoNCE | Magnet
 Loss = Annotated[LossSettings, Field(discriminator="name")]
-LossName = Literal["softmax", "margin-softmax", "triplet", "margin", "infonce", "magnet"]
-_LOSSES: dict[str, type[LossSettings]] = {
+LOSSES: dict[str, type[LossSettings]] = {
     settings.model_fields["name"].default: settings for settings in get_args(LossSettings)
 }
 
@@ -108,9 +123,7 @@ _LOSSES: dict[str, type[LossSettings]] = {
 class Backbone(Settings):
     """The network. A setting that is not given is the network's own; one that it does not have is an error."""
 
-    name: Annotated[
-        Literal["convnet", "conv4", "resnet12", "resnet18", "linear", "mlp"], tyro.conf.arg(name="backbone")
-    ] = "convnet"
+    name: Literal["convnet", "conv4", "resnet12", "resnet18", "linear", "mlp"] = "convnet"
     """Network: a small one for quick runs, one of the papers', or for features a linear map, alone or after a hidden
     layer (mlp). On features linear takes the place of convnet."""
     blocks: Annotated[int, Field(ge=1, le=30)] | None = None
@@ -189,7 +202,7 @@ class TrainConfig(Settings):
     """Labels to train on; the evaluation always judges on the fine ones."""
     classes: tuple[int, ...] | None = None
     """Train on these fine classes only; the others become novel classes."""
-    loss: tyro.conf.Suppress[Loss] = MarginSoftmax()
+    loss: Loss = MarginSoftmax()
     backbone: Backbone = Backbone()
     augmentation: Augmentation = Augmentation()
     epochs: Epochs = 40
@@ -252,9 +265,9 @@ def make_loss(name: str, **options: object) -> LossSettings:
     >>> make_loss("margin-softmax", margin=-0.3).margin
     -0.3
     """
-    settings = _LOSSES.get(name)
+    settings = LOSSES.get(name)
     if settings is None:
-        raise UserError(f"loss: expected one of {', '.join(_LOSSES)}, got {name!r}")
+        raise UserError(f"loss: expected one of {', '.join(LOSSES)}, got {name!r}")
     known = [option for option in settings.model_fields if option != "name"]
     for option in options:
         if option not in known:
@@ -263,6 +276,16 @@ def make_loss(name: str, **options: object) -> LossSettings:
         return settings.model_validate(options)
     except ValidationError as error:
         raise UserError(f"loss: {name}: {explain_validation(error)}") from None
+
+
+def changed_loss(loss: LossSettings, name: str | None = None, **options: object) -> LossSettings:
+    """The loss with `options` over its settings, or another loss with them over its defaults.
+
+    >>> changed_loss(MarginSoftmax(scale=5.0), margin="0.1")
+    MarginSoftmax(name='margin-softmax', scale=5.0, margin=0.1, similarity='cosine')
+    """
+    kept = loss.model_dump(exclude={"name"}) if name in (None, loss.name) else {}
+    return make_loss(name or loss.name, **kept | options)
 
 
 def explain_validation(error: ValidationError) -> str:

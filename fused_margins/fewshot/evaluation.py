@@ -142,7 +142,7 @@ def episodes_of(labels: Tensor, ways: int, shots: int, judging: Judging, generat
 def _judge_unseen(trainer: Trainer, images: ImageSet, judging: Judging) -> dict[str, float]:
     embeddings = trainer.embed(images)
     generator = torch.Generator().manual_seed(judging.judging_seed)
-    figures = {}
+    figures: dict[str, float] = {}
     classes = len(images.class_names)
     ways = {min(WAYS, classes)} - {1} if judging.ways is None else {n for n in judging.ways if n <= classes}
     for n_way in sorted(ways):
@@ -152,17 +152,19 @@ def _judge_unseen(trainer: Trainer, images: ImageSet, judging: Judging) -> dict[
                 ("", head_accuracy(embeddings, episodes, generator)),
                 ("_centroid", centroid_accuracy(embeddings, episodes)),
             ):
-                name = f"{n_way}way_{k_shot}shot{kind}"
-                figures[name], figures[f"{name}_interval"] = metrics.mean_and_interval(accuracy)
-                figures[f"{name}_student"] = metrics.mean_and_student_interval(accuracy)[1]
+                figures |= _of_episodes(f"{n_way}way_{k_shot}shot{kind}", accuracy)
     if judging.all_ways:
         episodes = episodes_of(images.labels, classes, 1, judging, generator)
-        accuracy = centroid_accuracy(embeddings, episodes)
-        figures["all_ways_1shot"], figures["all_ways_1shot_interval"] = metrics.mean_and_interval(accuracy)
-        figures["all_ways_1shot_student"] = metrics.mean_and_student_interval(accuracy)[1]
+        figures |= _of_episodes("all_ways_1shot", centroid_accuracy(embeddings, episodes))
     figures |= _judge_retrieval(embeddings, images, judging.judging_seed)
     figures["discriminability"] = metrics.discriminability(embeddings, images.labels)
     return figures
+
+
+def _of_episodes(name: str, accuracy: Tensor) -> dict[str, float]:
+    mean, interval = metrics.mean_and_interval(accuracy)
+    student = metrics.mean_and_student_interval(accuracy)[1]
+    return {name: mean, f"{name}_interval": interval, f"{name}_student": student}
 
 
 def official_runs_accuracy(embed: Callable[[Tensor], Tensor], image_size: int) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,31 +13,11 @@ from typing import TypeVar
 import torch
 
 from .errors import UserError
-from .memory import keep_freed_memory
+from .process import available_cores, handling, keep_freed_memory
 from .terminal import INTERRUPTED, progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_threads(threads: int | None) -> None:
-    """Refuse more threads than can be meant: a process that cannot start them ends without a word."""
-    most = max(64, 4 * available_cores())  # 64 in any case, so that runs of larger machines are resumed
-    if threads is not None and threads > most:
-        raise UserError(f"threads: expected at most {most} on this machine, got {threads}")
-
-
-def set_threads(threads: int | None) -> int:
-    """From now on torch takes so many threads, by default as many as before: their number."""
-    check_threads(threads)
-    threads = threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
-    return threads
 
 
 POLL_SECONDS = 1.0
@@ -60,8 +39,8 @@ def run_all(
     workers: int | None = None,
     work: Work | None = None,
     on_result: Callable[[Item, Result], None] = lambda item, result: None,
-) -> list[Result]:
-    """`function(item)` for every item, in the order of the items.
+) -> None:
+    """`function(item)` for every item.
 
     Args:
         function: importable by name; its results travel between processes, so let them be plain Python and NumPy.
@@ -89,32 +68,25 @@ def run_all(
             show()
 
         if workers <= 1:
-            results = []
             for item in items:
-                results.append(function(item))
-                finish(item, results[-1])
-            return results
+                finish(item, function(item))
+            return
         with _Pool(workers) as pool:
-            waiting = list(enumerate(items))[::-1]
-            running: dict[Future[Result], int] = {}
-            in_order: dict[int, Result] = {}
+            waiting = list(items)[::-1]
+            running: dict[Future[Result], Item] = {}
             while waiting or running:
                 # As many as there are workers: what an executor has in its queue it may start after an interrupt.
                 while waiting and len(running) < workers:
-                    number, item = waiting.pop()
-                    running[pool.submit(function, item)] = number
-                ended, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    number = running.pop(future)
+                    item = waiting.pop()
+                    running[pool.submit(function, item)] = item
+                for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
                     try:
-                        in_order[number] = future.result()
+                        finish(running.pop(future), future.result())
                     except BrokenProcessPool:
                         raise UserError(
                             f"{description}: a worker was killed from outside (is memory short?); what is done is kept"
                         ) from None
-                    finish(items[number], in_order[number])
                 show()
-            return [in_order[number] for number in range(len(items))]
 
 
 class _Pool:
@@ -136,7 +108,7 @@ class _Pool:
             return self.executor.submit(_in_worker, function, item)
 
     def __enter__(self) -> "_Pool":
-        self.signals.enter_context(_on_signal(signal.SIGTERM, signal.default_int_handler))
+        self.signals.enter_context(handling([signal.SIGTERM], signal.default_int_handler))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -174,16 +146,3 @@ def _held_back(number: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _on_signal(number: signal.Signals, handler: Callable[..., object] | signal.Handlers) -> Iterator[None]:
-    """Within this block the signal has this handler; only the main thread may set one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)

@@ -22,7 +22,6 @@ def recall_at_k(
     embeddings: Tensor,
     labels: Tensor,
     ks: Sequence[int] = (1, 2, 4, 8),
-    backend: str = "auto",
     groups: Tensor | None = None,
 ) -> dict[str, float]:
     """Fraction of samples (N, D) with one of their label (N,) among their k nearest others, by cosine, for each k.
@@ -34,14 +33,12 @@ def recall_at_k(
     {'recall@1': 0.5, 'recall@3': 0.75}
     """
     labels = labels.to(embeddings.device)
-    index = nearest_others(embeddings, max(ks), backend, groups)
+    index = nearest_others(embeddings, max(ks), groups)
     hits = (labels[index] == labels[:, None]) & (index >= 0)  # -1: fewer than k others
     return {f"recall@{k}": float(hits[:, :k].any(dim=1).double().mean()) for k in ks}
 
 
-def mean_average_precision_at_r(
-    embeddings: Tensor, labels: Tensor, backend: str = "auto", groups: Tensor | None = None
-) -> float:
+def mean_average_precision_at_r(embeddings: Tensor, labels: Tensor, groups: Tensor | None = None) -> float:
     """MAP@R: how early the R others of its class come among the R nearest others of a sample, by cosine.
 
         MAP@R = mean over samples of  1/R sum_{k <= R, k-th is of the class} (how many of the first k are) / k
@@ -63,7 +60,7 @@ def mean_average_precision_at_r(
         return 0.0
     rank = torch.arange(1, most + 1, device=labels.device)
     total = 0.0
-    for rows, index in _neighbours(embeddings, most, backend, groups):
+    for rows, index in _neighbours(embeddings, most, groups):
         hits = (labels[index] == labels[rows, None]) & (rank <= mates[rows, None]) & (index >= 0)
         precision = (hits.cumsum(1) / rank.double()) * hits
         total += float((precision.sum(1) / mates[rows].clamp(min=1)).sum())
@@ -76,7 +73,7 @@ def _sizes(keys: Tensor) -> Tensor:
     return count[place]
 
 
-def nearest_others(embeddings: Tensor, k: int, backend: str = "auto", groups: Tensor | None = None) -> Tensor:
+def nearest_others(embeddings: Tensor, k: int, groups: Tensor | None = None) -> Tensor:
     """Index (N, k) of the k nearest other samples of each one, by cosine, nearest first; -1 where there are fewer.
 
     With `groups` (N,) the nearest of other groups.
@@ -86,10 +83,10 @@ def nearest_others(embeddings: Tensor, k: int, backend: str = "auto", groups: Te
             [0, 2],
             [1, 0]])
     """
-    return torch.cat([index for _, index in _neighbours(embeddings, k, backend, groups)])
+    return torch.cat([index for _, index in _neighbours(embeddings, k, groups)])
 
 
-def _neighbours(embeddings: Tensor, k: int, backend: str, groups: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+def _neighbours(embeddings: Tensor, k: int, groups: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of rows, and their k nearest others."""
     size, unit = len(embeddings), F.normalize(embeddings.float())
     group = torch.arange(size) if groups is None else groups
@@ -99,7 +96,7 @@ def _neighbours(embeddings: Tensor, k: int, backend: str, groups: Tensor | None)
     for start in range(0, size, step):
         rows = slice(start, start + step)
         if few:
-            yield rows, nearest(unit[rows], unit, group[rows], group, relation="different", k=k, backend=backend)[1]
+            yield rows, nearest(unit[rows], unit, group[rows], group, relation="different", k=k)[1]
             continue
         similarity = (unit[rows] @ unit.T).masked_fill_(group[rows, None] == group, -torch.inf)
         nearest_first = similarity.topk(min(k, size - 1), dim=1)
@@ -117,41 +114,31 @@ def purity(labels: Tensor, clusters: Tensor) -> float:
     return float(table.max(axis=0).sum() / table.sum())
 
 
-def cluster_agreement(
-    embeddings: Tensor, labels: Tensor, seed: int = 0, num_clusters: int | None = None, backend: str = "auto"
-) -> dict[str, float]:
-    """NMI and purity of k-means clusters against the labels; as many clusters as there are classes, unless given.
+def cluster_agreement(embeddings: Tensor, labels: Tensor, seed: int = 0) -> dict[str, float]:
+    """NMI and purity of k-means clusters against the labels; as many clusters as there are classes.
 
     >>> cluster_agreement(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), torch.tensor([0, 0, 1, 1]))
     {'nmi': 1.0, 'purity': 1.0}
     """
     truth = labels.cpu()
-    clusters = _clusters(embeddings, num_clusters or len(torch.unique(truth)), seed, backend)
+    clusters = _clusters(embeddings, len(torch.unique(truth)), seed)
     return {
         "nmi": float(normalized_mutual_info_score(truth.numpy(), clusters.numpy())),
         "purity": purity(truth, clusters),
     }
 
 
-def _clusters(embeddings: Tensor, num_clusters: int, seed: int, backend: str) -> Tensor:
+def _clusters(embeddings: Tensor, num_clusters: int, seed: int) -> Tensor:
     """(N,) the best k-means of ten restarts; of fewer where N x clusters is large: one at 20,000 x 1,000."""
     restarts = max(1, min(10, 20_000_000 // (len(embeddings) * num_clusters)))
     one_class = torch.zeros(len(embeddings), dtype=torch.int64, device=embeddings.device)
     generator = torch.Generator().manual_seed(seed)
     return kmeans_per_class(
-        embeddings,
-        one_class,
-        num_clusters,
-        num_iterations=100,
-        num_restarts=restarts,
-        generator=generator,
-        backend=backend,
+        embeddings, one_class, num_clusters, num_iterations=100, num_restarts=restarts, generator=generator
     )[2].cpu()
 
 
-def modes_kept(
-    embeddings: Tensor, labels: Tensor, coarse_labels: Tensor, seed: int = 0, backend: str = "auto"
-) -> tuple[Tensor, Tensor]:
+def modes_kept(embeddings: Tensor, labels: Tensor, coarse_labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
     """How many of its fine classes each coarse class keeps apart, and how many it has: effective numbers, (C,) each.
 
         kept = exp( H (I - E) / (H - E) ),   present = exp(H)
@@ -183,7 +170,7 @@ def modes_kept(
     for c in torch.unique(coarse_labels):
         members = (coarse_labels == c).nonzero()[:, 0]
         fine = labels[members]
-        clusters = _clusters(embeddings[members.to(embeddings.device)], len(torch.unique(fine)), seed, backend)
+        clusters = _clusters(embeddings[members.to(embeddings.device)], len(torch.unique(fine)), seed)
         table = contingency_matrix(fine.numpy(), clusters.numpy())
         most = float(mutual_info_score(fine.numpy(), fine.numpy()))  # the entropy
         chance = float(expected_mutual_information(table, len(fine)))
@@ -203,7 +190,6 @@ def knc_errors(
     num_neighbours: Sequence[int],
     clusters_per_class: int = 5,
     seed: int = 0,
-    backend: str = "auto",
 ) -> dict[int, float]:
     """Error of the k-nearest-clusters classifier for each number L of clusters that vote.
 
@@ -215,7 +201,7 @@ def knc_errors(
     >>> knc_errors(train, labels, train, labels, num_neighbours=[1, 4], clusters_per_class=2)
     {1: 0.0, 4: 0.0}
     """
-    index = MagnetIndex(clusters_per_class, generator=torch.Generator().manual_seed(seed), backend=backend)
+    index = MagnetIndex(clusters_per_class, generator=torch.Generator().manual_seed(seed))
     index.fit(train_embeddings, train_labels.to(train_embeddings.device))
     predicted = index.knc_predictions(embeddings, num_neighbours)  # (len(num_neighbours), N)
     errors = (predicted != labels.to(predicted.device)).double().mean(1)

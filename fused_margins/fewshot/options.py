@@ -1,80 +1,145 @@
-"""Settings as flat command line options, `--loss magnet --alpha 0.3`."""
+"""Settings as options of a command line: `--loss magnet --alpha 0.3` sets fields of settings within settings.
 
-import dataclasses
+The command line says what is given, as text; pydantic makes numbers and paths of it, and checks them, as it does in a
+stored configuration. An option has the name of its field. Where settings have a `name`, that is what the option means
+which is called as the field that they are in: `--backbone`, `--loss`.
+"""
+
+import argparse
+import difflib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin
 
-import tyro
+from .config import LOSSES, LossSettings, Settings, changed_loss
+from .errors import UserError
 
-from .config import Judging, LossName, Negatives, Positives, TrainConfig, make_loss
-from .datasets import is_of_features
+POSITIONAL = object()  # in the annotation of a field that is given without a name
+OF_LOSS = "loss."  # begins the names of what is given for the loss
+NAMES = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
-
-@dataclass(frozen=True)
-class LossOptions:
-    """The loss and what is particular to it; an option that the chosen loss does not have is an error."""
-
-    loss: LossName | None = None
-    """Loss to train with (margin-softmax if not given)."""
-    margin: float | None = None
-    """Margin of margin-softmax (of either sign), triplet or margin."""
-    scale: float | None = None
-    """Scale of cosine logits."""
-    similarity: Literal["cosine", "dot"] | None = None
-    """Similarity of margin-softmax."""
-    positives: Positives | None = None
-    """Positives of triplet, margin or infonce: the nearest of the class (easy), the farthest, one at random, or all."""
-    negatives: Literal[Negatives, "all"] | None = None
-    """Negatives of triplet, margin or infonce (which alone takes all)."""
-    memory: int | None = None
-    """Former embeddings that triplet, margin and infonce search as well (cross-batch memory)."""
-    beta: float | None = None
-    """First boundary of margin."""
-    temperature: float | None = None
-    """Temperature of infonce."""
-    alpha: float | None = None
-    """Gap that magnet asks for, in units of twice the variance."""
-    variance_floor: float | None = None
-    """Smallest variance that magnet divides by."""
-    clusters_per_class: int | None = None
-    """Clusters of each class, for magnet."""
-    num_clusters: int | None = None
-    """Clusters in a magnet batch."""
-    samples_per_cluster: int | None = None
-    """Samples of each cluster in a magnet batch."""
-    warm_epochs: int | None = None
-    """Epochs of softmax before magnet."""
-    refresh_epochs: int | None = None
-    """Epochs between two clusterings of magnet's index."""
-
-    def apply(self, config: TrainConfig) -> TrainConfig:
-        """`config` with these options over its loss."""
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        name = given.pop("loss", config.loss.name)
-        kept = config.loss.model_dump(exclude={"name"}) if name == config.loss.name else {}
-        return config.model_copy(update={"loss": make_loss(name, **{**kept, **given})})
+Given = Mapping[str, Any]
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-LossFlags = tyro.conf.OmitArgPrefixes[LossOptions]
-ConfigFlags = tyro.conf.OmitArgPrefixes[TrainConfig]
-JudgingFlags = tyro.conf.OmitArgPrefixes[Judging]
+class Parser(argparse.ArgumentParser):
+    """Whose errors are the user's; what looks like a negative number is a value, -1e-3 as well."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+    def closest(self, word: str) -> str:
+        """What may have been meant, where an option is none; empty if nothing is like it."""
+        meant = difflib.get_close_matches(word, self._option_string_actions, n=1)
+        return f"; perhaps you meant {meant[0]}" if meant else ""
 
 
-def on_features(config: TrainConfig, file: Path | None) -> TrainConfig:
-    """`config` for a file of features, where there is one: a linear map takes the place of the default network."""
-    if file is not None:
-        config = config.model_copy(update={"dataset": f"features:{file}"})
-    if is_of_features(config.dataset) and config.backbone.name == "convnet":
-        config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": "linear"})})
-    return config
+class Command(Settings):
+    """A subcommand: its options are its fields, and those of the settings that it has."""
+
+    has_loss: ClassVar[bool] = False  # whether what is in `config.loss` has options, too
+    _given: Given = {}  # noqa: RUF012  # pydantic copies it
+
+    @classmethod
+    def read(cls, given: Given) -> "Command":
+        """The command with what is given over its defaults."""
+        return build(cls, given)
+
+    def main(self) -> int:
+        """Do it; the exit code."""
+        raise NotImplementedError
 
 
-def as_file_name(dataset: str) -> str:
-    """A data set's name without what separates folders.
+def add_options(parser: Parser, command: type[Command]) -> None:
+    """All options of a command, with its defaults."""
+    _add_fields(parser, parser, command.model_construct(), command.has_loss)
 
-    >>> as_file_name("folder:/data/birds")
-    'folder-data-birds'
+
+def _add_fields(parser: Parser, group: Any, start: Settings, has_loss: bool, holder: str = "") -> None:
+    for name, field in type(start).model_fields.items():
+        value = getattr(start, name, None)
+        if isinstance(value, LossSettings):
+            if has_loss:
+                _add_losses(parser.add_argument_group(name, "What the chosen loss does not have is an error."), value)
+        elif isinstance(value, Settings):
+            _add_fields(parser, parser.add_argument_group(name, type(value).__doc__), value, has_loss, name)
+        elif POSITIONAL in field.metadata:
+            optional = {} if field.is_required() else {"nargs": "?"}
+            group.add_argument(name, **_takes(field.annotation), **optional, **_help(field.description, value))
+        else:
+            option = holder if name == "name" else name
+            flags = [*(["-o"] if name == "output" else []), _flag(option)]
+            about = {**_takes(field.annotation), **_help(field.description, value)}
+            group.add_argument(*flags, dest=option, required=field.is_required(), **about)
+
+
+def _add_losses(group: Any, start: LossSettings) -> None:
+    group.add_argument("--loss", dest=f"{OF_LOSS}name", metavar=_one_of(LOSSES), **_help("Loss.", start.name))
+    for name in dict.fromkeys(name for loss in LOSSES.values() for name in loss.model_fields if name != "name"):
+        fields = {
+            loss: settings.model_fields[name] for loss, settings in LOSSES.items() if name in settings.model_fields
+        }
+        description = next(field.description for field in fields.values() if field.description)
+        defaults = ", ".join(f"{field.default} for {loss}" for loss, field in fields.items())
+        takes = _takes(next(iter(fields.values())).annotation)
+        group.add_argument(_flag(name), dest=OF_LOSS + name, **takes, **_help(description, defaults))
+
+
+def _takes(annotation: Any) -> dict[str, Any]:
+    """How many values an option of this type takes, and what its help calls them.
+
+    >>> _takes(tuple[int, ...] | None), _takes(Literal["fine", "coarse"])
+    ({'metavar': 'INT', 'nargs': '+'}, {'metavar': '{fine,coarse}'})
     """
-    return re.sub("[/:]+", "-", dataset)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return {"metavar": _one_of(arguments)}
+    if origin is tuple:
+        return {**_takes(arguments[0]), "nargs": "+" if arguments[-1] is Ellipsis else len(arguments)}
+    if arguments:  # of Annotated the type, of a union what is beside None
+        return _takes(arguments[0])
+    return {"action": argparse.BooleanOptionalAction} if annotation is bool else {"metavar": NAMES[annotation]}
+
+
+def _one_of(names: Any) -> str:
+    return f"{{{','.join(names)}}}"
+
+
+def _help(description: str | None, default: Any) -> dict[str, Any]:
+    """What is not given is not in what the parser returns: its default is shown, and comes from elsewhere."""
+    default = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    text = " ".join((description or "").split()) + ("" if default is None else f" (default: {default})")
+    return {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def build(command: type[AnySettings], given: Given, **start: Settings) -> AnySettings:
+    """A command with what is given over settings to start from, and over its defaults."""
+    made = _with(command.model_construct(None, **start), given)
+    if isinstance(made, Command):
+        made._given = given
+    return made
+
+
+def _with(settings: AnySettings, given: Given, holder: str = "") -> AnySettings:
+    """Settings with what is given over them, checked anew."""
+    values: dict[str, Any] = {}
+    for name in type(settings).model_fields:
+        value, option = getattr(settings, name, None), holder if name == "name" else name
+        if isinstance(value, LossSettings):
+            values[name] = changed_loss(
+                value, **{n.removeprefix(OF_LOSS): given[n] for n in given if n.startswith(OF_LOSS)}
+            )
+        elif isinstance(value, Settings):
+            values[name] = _with(value, given, name)
+        else:
+            values[name] = given.get(option, value)
+    return type(settings).model_validate(values)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from .datasets import ImageSet, Task
-from .jobs import set_threads
+from .process import set_threads
+from .reports import Table
 from .study import Study
-from .tables import Table
 from .trainer import Trainer
 from .trials import task_of
 

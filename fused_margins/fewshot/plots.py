@@ -1,13 +1,21 @@
-"""Curves as PNG files, drawn without pyplot and so without global state; each function returns what it has saved."""
+"""Curves, maps of embeddings and strips of images as PNG files, drawn without pyplot and so without global state.
+
+Each function returns what it has saved.
+"""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from .metrics import mean_and_student_interval
 from .runs import replacing
@@ -16,6 +24,9 @@ from .runs import replacing
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#000000")
 MARKERS = ("o", "^", "s", "P")
 DOTS_PER_INCH = 144
+RIGHT, WRONG = COLOURS[2], COLOURS[1]
+MAP_POINTS = 2000  # t-SNE of more takes minutes
+LEGEND_ENTRIES = 12  # more than these nobody matches with their points
 
 
 def literal(name: str) -> str:
@@ -151,3 +162,156 @@ def variance_curves(path: Path, variances: Mapping[str, Sequence[float]]) -> Fig
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     return save(figure, path)
+
+
+def plane(embeddings: Tensor, seed: int = 0) -> np.ndarray:
+    """t-SNE coordinates (N, 2) of embeddings (N, D)."""
+    perplexity = min(30.0, max(1.0, (len(embeddings) - 1) / 3))
+    tsne = TSNE(init="random", perplexity=perplexity, max_iter=500, random_state=seed)
+    with threadpool_limits(1):  # sums of several threads have other last bits each time, which t-SNE makes large
+        return tsne.fit_transform(embeddings.cpu().numpy())
+
+
+def map_sample(labels: Tensor, seed: int = 0, limit: int = MAP_POINTS) -> Tensor:
+    """Sorted indices of at most `limit` of the labels (N,), whole classes as far as twenty of them leave room for.
+
+    >>> map_sample(torch.arange(30).repeat(20), limit=100).shape
+    torch.Size([100])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    classes, counts = torch.unique(labels.cpu(), return_counts=True)
+    share = max(1, limit // min(20, len(classes)))
+    if len(labels) <= limit:
+        return torch.arange(len(labels))
+    chosen: list[Tensor] = []
+    for i in torch.randperm(len(classes), generator=generator).tolist():
+        members = (labels.cpu() == classes[i]).nonzero()[:, 0]
+        chosen.append(members[torch.randperm(int(counts[i]), generator=generator)[:share]])
+    return torch.cat(chosen)[:limit].sort().values
+
+
+def embedding_maps(
+    path: Path, maps: Mapping[str, tuple[np.ndarray, Tensor, Sequence[str]]], columns: int = 2
+) -> Figure:
+    """A scatter plot for each title of points (N, 2), coloured by labels (N,) that index class names."""
+    figure, grid = panels_of(len(maps), 4.8, 4.4, columns)
+    explained: Sequence[str] = ()
+    for axes, (title, (points, labels, class_names)) in zip(grid, maps.items()):
+        _scatter(axes, points, labels, class_names)
+        axes.set_title(title, fontsize="medium")
+        present = len(torch.unique(labels))
+        if present <= LEGEND_ENTRIES and tuple(class_names) != tuple(explained):
+            axes.legend(fontsize="x-small", markerscale=2)
+            explained = class_names
+        elif present > len(COLOURS) * len(MARKERS):
+            axes.set_xlabel(f"{present} classes: colours repeat", fontsize="small")
+    return save(figure, path)
+
+
+def _scatter(axes: Axes, points: np.ndarray, labels: Tensor, class_names: Sequence[str], alpha: float = 0.8) -> None:
+    number = labels.cpu().numpy()
+    style = number % (len(COLOURS) * len(MARKERS))
+    for s in np.unique(style):
+        chosen = points[style == s]
+        axes.scatter(
+            chosen[:, 0],
+            chosen[:, 1],
+            s=9,
+            alpha=alpha,
+            linewidths=0,
+            color=COLOURS[s % len(COLOURS)],
+            marker=MARKERS[s // len(COLOURS)],
+            label=_short([class_names[number[style == s][0]]])[0],
+        )
+    axes.set(xticks=[], yticks=[])
+
+
+def cluster_map(
+    path: Path,
+    embeddings: Tensor,
+    labels: Tensor,
+    centroids: Tensor,
+    centroid_labels: Tensor,
+    class_names: Sequence[str],
+    seed: int = 0,
+) -> Figure:
+    """Samples (N, D) and centroids (M, D) of a magnet index on one t-SNE plane, coloured by class."""
+    points = plane(torch.cat([embeddings.cpu(), centroids.cpu().to(embeddings.dtype)]), seed)
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.add_subplot()
+    _scatter(axes, points[: len(embeddings)], labels, class_names, alpha=0.45)
+    colours = [COLOURS[c % len(COLOURS)] for c in centroid_labels.tolist()]
+    centres = points[len(embeddings) :]
+    axes.scatter(centres[:, 0], centres[:, 1], s=90, c=colours, marker="X", edgecolors="black", label="centroids")
+    if len(torch.unique(labels)) <= LEGEND_ENTRIES:
+        axes.legend(fontsize="x-small")
+    return save(figure, path)
+
+
+def neighbour_strips(
+    path: Path,
+    pixels: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    neighbours: Tensor,
+    class_names: Sequence[str],
+) -> Figure:
+    """For each query its k nearest images in a row, framed green where their label is the query's, orange elsewhere.
+
+    Args:
+        path: PNG file.
+        pixels: (N, C, H, W) in [0, 1]; one channel is shown in grey, of several the first three as red, green, blue.
+        labels: (N,), index into `class_names`.
+        queries: (Q,) indices of images.
+        neighbours: (Q, k) indices of images, -1 for none.
+        class_names: for the names beside the rows.
+    """
+    strips = np.concatenate(
+        [
+            np.concatenate(
+                [_tile(pixels[q], None)]
+                + [_tile(pixels[n], RIGHT if labels[n] == labels[q] else WRONG) for n in row.tolist() if n >= 0]
+                + [np.zeros_like(_tile(pixels[q], None))] * int((row < 0).sum()),
+                axis=1,
+            )
+            for q, row in zip(queries.tolist(), neighbours)
+        ]
+    )  # (Q * tile height, (1 + k) * tile width, 4)
+    tile_height, tile_width = (
+        size // count for size, count in zip(strips.shape, (len(queries), 1 + neighbours.shape[1]))
+    )
+    inch = 0.75  # of a tile
+    figure = Figure(
+        figsize=(inch * (1 + neighbours.shape[1]) + 1.4, inch * len(queries) * tile_height / tile_width + 0.4),
+        layout="constrained",
+    )
+    axes = figure.add_subplot()
+    axes.imshow(strips, interpolation="nearest")
+    axes.spines[:].set_visible(False)
+    names = _short([class_names[label] for label in labels[queries].tolist()])
+    axes.set_yticks([(i + 0.5) * tile_height for i in range(len(queries))], names, fontsize="small")
+    columns = ["query", *map(str, range(1, 1 + neighbours.shape[1]))]
+    axes.set_xticks([(i + 0.5) * tile_width for i in range(len(columns))], columns, fontsize="small")
+    # No background, and text of a grey that both white and black paper bear.
+    axes.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor="#7a7a7a")
+    figure.set_facecolor("none")
+    axes.set_facecolor("none")
+    return save(figure, path)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    return [literal(name if len(name) <= 20 else name[:19] + "…") for name in names]
+
+
+def _tile(pixels: Tensor, frame: str | None) -> np.ndarray:
+    """An image (C, H, W) in a frame, red, green, blue and alpha (height, width, 4); small images are enlarged."""
+    image = pixels.detach().cpu().float().clamp(0, 1).numpy()
+    image = np.repeat(image[:1], 3, axis=0) if len(image) < 3 else image[:3]
+    times = max(1, 64 // min(image.shape[1:]))
+    image = image.repeat(times, axis=1).repeat(times, axis=2).transpose(1, 2, 0)
+    edge = max(2, min(image.shape[:2]) // 16)
+    framed = np.zeros((image.shape[0] + 4 * edge, image.shape[1] + 4 * edge, 4), dtype=np.float32)
+    if frame is not None:
+        framed[edge:-edge, edge:-edge] = to_rgba(frame)
+    framed[2 * edge : -2 * edge, 2 * edge : -2 * edge] = np.pad(image, ((0, 0), (0, 0), (0, 1)), constant_values=1.0)
+    return framed

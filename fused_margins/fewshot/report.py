@@ -8,12 +8,10 @@ from torch import Tensor
 from ..doctor import versions
 from .config import flat_settings
 from .datasets import ImageSet, Task
-from .maps import embedding_maps, map_sample, neighbour_strips, plane
 from .metrics import nearest_others
-from .plots import training_curves
-from .reports import Picture, Report, Section
+from .plots import embedding_maps, map_sample, neighbour_strips, plane, training_curves
+from .reports import Picture, Report, Section, Table, figure_text
 from .runs import Run
-from .tables import Table, figure_text
 from .trainer import Trainer
 
 QUERIES, NEIGHBOURS = 8, 8  # rows and columns of image strips
@@ -51,31 +49,31 @@ def write_run_report(run: Run, trainer: Trainer, task: Task, figures: Mapping[st
         f"{len(task.training)} training images."
     )
     table = figures_table(figures)
-    pictures = _draw(run, trainer, task)
-
     rows = [[name, "-" if value is None else str(value)] for name, value in flat_settings(config).items()]
     settings = Table("All settings of the run; they suffice to repeat it", ["setting", "value"], rows, numeric=False)
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items()) + "."
-    sections = [Section("Evaluation", tables=[table])]
-    for name, (heading, caption) in pictures.items():
-        picture = Picture(run.folder / name, caption, photographs=name == "neighbours.png")
-        sections.append(Section(heading, pictures=[picture]))
-    Report(title, lead, [*sections, Section("Settings", [made_with], [settings])]).write(run.folder)
+    sections = [
+        Section("Evaluation", tables=[table]),
+        *_draw(run, trainer, task),
+        Section("Settings", [made_with], [settings]),
+    ]
+    Report(title, lead, sections).write(run.folder)
     return table
 
 
-def _draw(run: Run, trainer: Trainer, task: Task) -> dict[str, tuple[str, str]]:
-    """Heading and caption of each PNG file written, by its name."""
+def _draw(run: Run, trainer: Trainer, task: Task) -> list[Section]:
+    """A section for each picture, which it writes into the folder."""
     loss, history = trainer.config.loss.name, trainer.history
+    curves = Picture(run.folder / "loss.png", "Loss, averaged over each epoch, and the learning rate at its end.")
     training_curves(
-        run.folder / "loss.png",
+        curves.path,
         {loss: [row["loss"] for row in history]},
         {loss: [row["learning_rate"] for row in history]},
     )
-    pictures = {"loss.png": ("Training", "Loss, averaged over each epoch, and the learning rate at its end.")}
+    sections = [Section("Training", pictures=[curves])]
     images = task.novel if task.novel is not None else task.held_out
     if images is None:
-        return pictures
+        return sections
     kind = "novel classes" if task.novel is not None else "held-out images"
     embeddings = trainer.embed(images).cpu()
 
@@ -85,32 +83,28 @@ def _draw(run: Run, trainer: Trainer, task: Task) -> dict[str, tuple[str, str]]:
     if images.coarse_names != images.class_names:
         coarse = (points, images.coarse_labels[shown], images.coarse_names)
         maps = {f"{len(images.coarse_names)} coarse labels": coarse} | maps
-    embedding_maps(run.folder / "embeddings.png", maps)
-    pictures["embeddings.png"] = (
-        "Embeddings",
+    in_the_plane = Picture(
+        run.folder / "embeddings.png",
         f"t-SNE of {len(shown)} of {len(images)} embeddings of the {kind}; distances between groups mean little.",
     )
+    embedding_maps(in_the_plane.path, maps)
+    sections.append(Section("Embeddings", pictures=[in_the_plane]))
 
     if images.are_features:
-        return pictures
-    neighbours = nearest_others(embeddings, min(NEIGHBOURS, len(images) - 1), backend=trainer.config.backend)
+        return sections
+    neighbours = nearest_others(embeddings, min(NEIGHBOURS, len(images) - 1))
     queries = _queries(images)
-    shown_neighbours = neighbours[queries]
-    used, place = torch.unique(torch.cat([queries[:, None], shown_neighbours], dim=1), return_inverse=True)
-    neighbour_strips(
+    used, place = torch.unique(torch.cat([queries[:, None], neighbours[queries]], dim=1), return_inverse=True)
+    strips = Picture(
         run.folder / "neighbours.png",
-        images.pixels(used),
-        images.labels[used],
-        place[:, 0],
-        place[:, 1:],
-        images.class_names,
-    )
-    pictures["neighbours.png"] = (
-        "Nearest neighbours",
         f"Images of the {kind} drawn at random, one of a class, and those nearest to them by cosine: "
         "framed green where they are of the same class, orange where not.",
+        photographs=True,
     )
-    return pictures
+    neighbour_strips(
+        strips.path, images.pixels(used), images.labels[used], place[:, 0], place[:, 1:], images.class_names
+    )
+    return [*sections, Section("Nearest neighbours", pictures=[strips])]
 
 
 def _queries(images: ImageSet) -> Tensor:

@@ -4,16 +4,18 @@ The page is one file: style and pictures are inside, it loads nothing, opens off
 """
 
 import base64
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment
+from rich import markup
+from rich.table import Table as RichTable
 
 from .runs import write_text
-from .tables import Table
 
+NOT_FRACTIONS = ("discriminability", "modes", "variance")  # words in the names of figures that no percent suits
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 DOTS_PER_CSS_PIXEL = 1.5  # pictures are drawn that much finer than they are shown, for sharp screens and print
 
@@ -125,6 +127,24 @@ MARKDOWN = """\
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows of text below their column titles; the first column names the row."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: bool = True  # all but the first column to the right
+
+    def rich(self) -> RichTable:
+        table = RichTable(title=markup.escape(self.title), title_justify="left")
+        for number, column in enumerate(self.columns):
+            table.add_column(markup.escape(column), justify="right" if number and self.numeric else "left")
+        for row in self.rows:
+            table.add_row(*map(markup.escape, row))
+        return table
+
+
+@dataclass(frozen=True)
 class Picture:
     """A PNG file; dark screens turn a plot dark, but no photographs."""
 
@@ -194,7 +214,35 @@ class Report:
         write_text(folder / "report.md", self.markdown(folder))
 
 
+def percent(value: float, interval: float | None = None) -> str:
+    """A fraction in percent, with half the width of its interval.
+
+    >>> percent(0.5), percent(0.123, 0.0456)
+    ('50.0', '12.3 ± 4.6')
+    """
+    return f"{100 * value:.1f}" + ("" if interval is None else f" ± {100 * interval:.1f}")
+
+
+def figure_text(name: str, value: float | None, interval: float | None = None, signed: bool = False) -> str:
+    """A figure of an evaluation: fractions in percent, what is none (see `NOT_FRACTIONS`) as it is, "-" for no value.
+
+    >>> figure_text("nmi", 0.5), figure_text("novel_discriminability", 2.5, 0.25), figure_text("nmi", None)
+    ('50.0', '2.50 ± 0.25', '-')
+    >>> figure_text("nmi", 0.05, 0.02, signed=True)  # of a difference
+    '+5.0 ± 2.0'
+    """
+    if value is None or math.isnan(value):
+        return "-"
+    if not any(word in name for word in NOT_FRACTIONS):
+        text = percent(value, interval)
+    else:
+        text = f"{value:.2f}" + ("" if interval is None else f" ± {interval:.2f}")
+    return f"+{text}" if signed and value >= 0 else text
+
+
 def _template(text: str, escape: bool):  # type: ignore[no-untyped-def]  # jinja2's
+    from jinja2 import Environment
+
     environment = Environment(autoescape=escape, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return environment.from_string(text)
 

@@ -1,94 +1,76 @@
 """A study: trainings that differ in one thing, repeated over seeds, and what their figures say together."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from .config import TrainConfig
-from .datasets import Task
 from .errors import UserError
 from .metrics import mean_and_student_interval
-from .reports import Picture, Section
+from .reports import Picture, Section, Table, figure_text
 from .runs import Run
-from .tables import Table, figure_text
-from .trials import Trial
+from .trials import Job, Trial
 
 
-class Job(Protocol):
-    """What a study has done, each in a folder of its own: a `Trial`, or another measurement."""
+class Grouped:
+    """Figures of runs, in groups of those that differ in nothing but their seed.
 
-    @property
-    def name(self) -> str: ...
+    Args:
+        runs: group, seed and figures of each; `<figure>_interval` is half of a figure's 95% interval over episodes or
+            queries.
+    """
 
-    @property
-    def config(self) -> TrainConfig: ...
-
-    @property
-    def work(self) -> int: ...
-
-    def progress(self, folder: Path) -> int: ...
-
-    def finished(self, folder: Path) -> bool: ...
-
-    def check(self, folder: Path, task: Task) -> None: ...
-
-    def carry_out(self, folder: Path) -> None: ...
-
-
-class Measurement:
-    """A job that is done as a whole: it has no progress but its end."""
-
-    work = 1
-
-    def progress(self, folder: Path) -> int:
-        return int(self.finished(folder))
-
-    def finished(self, folder: Path) -> bool:
-        """Whether the folder has the results of these very settings."""
-        raise NotImplementedError
-
-
-class Results:
-    """The stored results of a study's trials, by group and seed."""
-
-    def __init__(self, folder: Path, trials: Sequence[Trial]) -> None:
-        self.folder, self.trials = folder, trials
-        self.stored = {trial: Run(folder / trial.name).result() for trial in trials}
+    def __init__(self, runs: Iterable[tuple[str, int, Mapping[str, float | None]]]) -> None:
+        self._figures: dict[str, dict[int, Mapping[str, float | None]]] = {}
+        for group, seed, figures in runs:
+            self._figures.setdefault(group, {})[seed] = figures
 
     @property
     def groups(self) -> list[str]:
-        """In the order in which the study has them."""
-        return list(dict.fromkeys(trial.group for trial in self.trials))
-
-    def of(self, group: str) -> list[tuple[Trial, dict[str, Any]]]:
-        """The trials of a group and what they stored, by seed."""
-        chosen = [(trial, stored) for trial, stored in self.stored.items() if trial.group == group]
-        return sorted(chosen, key=lambda pair: pair[0].config.seed)
+        """In the order in which their first runs came."""
+        return list(self._figures)
 
     def values(self, group: str, figure: str) -> dict[int, float]:
-        """A figure of every seed."""
-        return {trial.config.seed: _number(stored["figures"][figure]) for trial, stored in self.of(group)}
+        """A figure of every seed, in ascending order; NaN of a run that has it not."""
+        found = {seed: figures.get(figure) for seed, figures in sorted(self._figures[group].items())}
+        return {seed: math.nan if value is None else value for seed, value in found.items()}
 
     def mean(self, group: str, figure: str) -> tuple[float, float | None]:
         """Mean over seeds and half its 95% interval (Student's t); of one seed that over its episodes or queries."""
         values = list(self.values(group, figure).values())
         if len(values) > 1:
             return mean_and_student_interval(values)
-        (_, stored), *_ = self.of(group)
-        figures = stored["figures"]
+        (figures,) = self._figures[group].values()
         return values[0], figures.get(f"{figure}_interval", figures.get(f"{figure}_student"))
 
-    def difference(self, group: str, other: str, figure: str) -> tuple[float, float | None]:
-        """Mean of group - other over the seeds that both have, and half its 95% interval; one seed has none."""
+    def differences(self, group: str, other: str, figure: str) -> list[float]:
+        """group - other for each of the seeds that both have."""
         a, b = self.values(group, figure), self.values(other, figure)
-        mean, interval = mean_and_student_interval([a[seed] - b[seed] for seed in a if seed in b])
+        return [a[seed] - b[seed] for seed in a if seed in b]
+
+    def difference(self, group: str, other: str, figure: str) -> tuple[float, float | None]:
+        """Mean of the differences and half its 95% interval; one seed has none."""
+        mean, interval = mean_and_student_interval(self.differences(group, other, figure))
         return mean, interval if self.num_seeds(group, other) > 1 else None
 
     def num_seeds(self, *groups: str) -> int:
         """Seeds that all of these groups have."""
-        return len(set.intersection(*({trial.config.seed for trial, _ in self.of(group)} for group in groups)))
+        return len(set.intersection(*(set(self._figures[group]) for group in groups)))
+
+
+class Results(Grouped):
+    """The stored results of a study's trials, by group and seed."""
+
+    def __init__(self, folder: Path, trials: Sequence[Trial]) -> None:
+        self.folder, self.trials = folder, trials
+        self.stored = {trial: Run(folder / trial.name).result() for trial in trials}
+        super().__init__((trial.group, trial.config.seed, stored["figures"]) for trial, stored in self.stored.items())
+
+    def of(self, group: str) -> list[tuple[Trial, dict[str, Any]]]:
+        """The trials of a group and what they stored, by seed."""
+        chosen = [(trial, stored) for trial, stored in self.stored.items() if trial.group == group]
+        return sorted(chosen, key=lambda pair: pair[0].config.seed)
 
     def stopped_early(self, *groups: str) -> str | None:
         """How many of the trainings of these groups stopped before they converged, and why the first one; None if none.
@@ -113,10 +95,6 @@ class Results:
                 )
                 rows.append([f"{group} minus {baseline}", *cells])
         return Table(title, ["", *columns], rows)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value  # JSON has no NaN
 
 
 REPRODUCED, CONTRADICTED, NO_DIFFERENCE, NOT_TESTED = "reproduced", "contradicted", "no difference seen", "not tested"

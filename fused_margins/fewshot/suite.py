@@ -11,9 +11,9 @@ from .errors import UserError
 from .jobs import Work, run_all
 from .reports import Report
 from .runs import write_json
-from .study import Job, Study
+from .study import Study
 from .terminal import say
-from .trials import task_of
+from .trials import Job, task_of
 
 
 @dataclass(frozen=True)

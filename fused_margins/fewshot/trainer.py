@@ -226,12 +226,8 @@ class Trainer:
         run: Run | None = None,
         stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[], None] = lambda: None,
-        on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
     ) -> bool:
-        """Train to the end, or until `stop()` after a step: True if complete. `run` keeps it resumable throughout.
-
-        `on_epoch` is given each row that `history` gains.
-        """
+        """Train to the end, or until `stop()` after a step: True if complete. `run` keeps it resumable throughout."""
         if run is not None:
             self._save(run)  # resumable from the first step on
         saved, stop = time.monotonic(), ranks.together(stop, self.device)
@@ -239,10 +235,8 @@ class Trainer:
             epoch = self.epoch
             self.update(self.loss_and_gradients(*self.next_batch()))
             on_step()
-            if self.epoch > epoch:
-                on_epoch(self.history[-1])
-                if run is not None:
-                    run.append_metrics(self.history[-1])
+            if run is not None and self.epoch > epoch:
+                run.append_metrics(self.history[-1])
             if run is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self._save(run)
                 saved = time.monotonic()

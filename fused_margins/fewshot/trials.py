@@ -2,19 +2,18 @@
 
 import re
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .config import Judging, TrainConfig, contradictions
+from .config import Judging, Loss, TrainConfig, contradictions
 from .convergence import stopped_early
 from .datasets import Task, load, make_task
 from .errors import UserError
 from .evaluation import check_judging, evaluate
-from .interrupts import stop_on_interrupt
-from .jobs import check_threads, set_threads
-from .memory import PeakMemory
+from .process import PeakMemory, check_threads, set_threads, stop_on_interrupt
 from .runs import Run, plain
 from .trainer import Trainer, resume
 
@@ -30,8 +29,40 @@ def task_of(config: TrainConfig) -> Task:
     return task
 
 
+class Job(ABC):
+    """What a study has done, in a folder of its own: a training, or another measurement as `config` says."""
+
+    config: TrainConfig
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of its folder."""
+
+    @property
+    def work(self) -> int:
+        """How much there is to do; a training counts its epochs."""
+        return 1
+
+    def progress(self, folder: Path) -> int:
+        """How much of `work` is done."""
+        return self.work if self.finished(folder) else 0
+
+    @abstractmethod
+    def finished(self, folder: Path) -> bool:
+        """Whether the folder has the results of these very settings."""
+
+    @abstractmethod
+    def check(self, folder: Path, task: Task) -> None:
+        """Raise what `carry_out` would raise before its first step; nothing is written."""
+
+    @abstractmethod
+    def carry_out(self, folder: Path) -> None:
+        """Do it, from where the folder has come to; KeyboardInterrupt if a signal stopped it, all saved."""
+
+
 @dataclass(frozen=True)
-class Trial:
+class Trial(Job):
     """A training within a study. Trials of one `group` differ in nothing but the seed."""
 
     group: str
@@ -40,8 +71,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Of its folder.
-
+        """
         >>> Trial("margin -0.3, dot", TrainConfig(seed=2)).name
         'margin--0.3-dot-seed2'
         """
@@ -49,21 +79,17 @@ class Trial:
 
     @property
     def work(self) -> int:
-        """How much there is to do, in epochs."""
         return self.config.epochs
 
     def progress(self, folder: Path) -> int:
-        """How much of `work` is done."""
         return min(self.work, Run(folder).epochs_logged())
 
     def finished(self, folder: Path) -> bool:
-        """Whether the folder has the figures of these very settings."""
         stored = Run(folder).result()
         wanted = (plain(self.config), plain(self.judging), self.config.epochs)
         return (stored.get("config"), stored.get("judging"), stored.get("epochs")) == wanted
 
     def check(self, folder: Path, task: Task) -> None:
-        """Raise what `carry_out` would raise before its first step; nothing is written."""
         run = Run(folder)
         self._check_settings(run, task)
         trainer = Trainer(self.config, task.training, task.for_validation)
@@ -78,7 +104,6 @@ class Trial:
             raise UserError(f"output: it holds a run of other settings, {', '.join(changed)}: choose another folder")
 
     def carry_out(self, folder: Path) -> None:
-        """Train from where the folder has come to, and judge; KeyboardInterrupt if a signal stopped it, all saved."""
         with Run(folder).locked() as run:
             self._carry_out(run)
 
@@ -96,6 +121,15 @@ class Trial:
         if stop():
             raise KeyboardInterrupt
         judge(run, trainer, task, self.judging)
+
+
+def trials_of(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequence[int], judging: Judging) -> list[Trial]:
+    """The same training with every loss, a group each, and with every seed."""
+    return [
+        Trial(name, config.model_copy(update={"loss": loss, "seed": seed}), judging)
+        for seed in seeds
+        for name, loss in losses.items()
+    ]
 
 
 def train(run: Run, trainer: Trainer, stop: Callable[[], bool], advance: Callable[[], None] = lambda: None) -> bool:

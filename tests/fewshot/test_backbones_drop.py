@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fused_margins.fewshot.backbones import Network
-from fused_margins.fewshot.backbones.drop import Drop, DropBlock
+from fused_margins.fewshot.backbones.resnets import Drop, DropBlock
 from fused_margins.fewshot.config import Backbone
 from fused_margins.fewshot.errors import UserError
 

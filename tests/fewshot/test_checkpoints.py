@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fused_margins.fewshot.config import make_loss
+from fused_margins.fewshot.config import Backbone, make_loss
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run
 from fused_margins.fewshot.trainer import Trainer, resume
@@ -25,6 +25,7 @@ def _stopped(images, config, run, steps):
         ({"seed": 4}, "seed = 3, not 4"),
         ({"epochs": 9}, "epochs = 3, not 9"),
         ({"loss": make_loss("margin-softmax", margin=0.5)}, "loss.margin = 0.0, not 0.5"),
+        ({"backbone": Backbone(blocks=2, channels=6, embedding_size=8)}, "backbone.channels = 4, not 6"),
     ],
 )
 def test_a_setting_that_changed_under_a_run_is_named(images, config, tmp_path, change, message):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fused_margins.fewshot import jobs, trainer
+from fused_margins.fewshot import process, trainer
 from fused_margins.fewshot.cli import main
 
 from .conftest import train
@@ -13,7 +13,7 @@ from .conftest import train
     ("arguments", "message"),
     [
         (["--loss", "magnet", "--margin", "1"], "loss: magnet has no option 'margin', it takes alpha"),
-        (["--scale", "-1"], "scale: Input should be greater than 0, got -1"),
+        (["--scale", "-1"], "scale: Input should be greater than 0, got '-1'"),
         (["--dataset", "imagenet"], "dataset: expected one of cifar-fs, cub, cub-retrieval, digits"),
         (["--classes", "3", "12"], "classes: expected different values in [0, 10), got [3, 12]"),
         (["--blocks", "7"], "blocks: 7 blocks halve 8 x 8 images to nothing, at most 3 fit"),
@@ -50,14 +50,14 @@ HUGE = "1" + 400 * "0"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "0"], "epochs: Input should be greater than or equal to 1, got 0"),
-        (["--epochs", HUGE], "epochs: Input should be less than or equal to 1000000, got 1000"),
-        (["--epochs", "1" + 5000 * "0"], "--epochs: Exceeds the limit"),
-        (["--epochs", "many"], "--epochs: invalid literal for int() with base 10: 'many'"),
-        (["--ways", "many"], "--ways: expected {None}|{[INT [INT ...]]}, got ['many']"),
+        (["--epochs", "0"], "epochs: Input should be greater than or equal to 1, got '0'"),
+        (["--epochs", HUGE], "epochs: Input should be less than or equal to 1000000, got '1000"),
+        (["--epochs", "1" + 5000 * "0"], "epochs: Unable to parse input string as an integer, exceeded maximum"),
+        (["--epochs", "many"], "epochs: Input should be a valid integer, unable to parse string as"),
+        (["--ways", "many"], "an integer, got 'many'"),
         (["--episodes", HUGE], "episodes: Input should be less than"),
-        (["--threads", "1000000000"], "threads: Input should be less than or equal to 1024, got 1000000000"),
-        (["--channels", "1000000000"], "channels: Input should be less than or equal to 100000, got 1000000000"),
+        (["--threads", "1000000000"], "threads: Input should be less than or equal to 1024, got '1000000000'"),
+        (["--channels", "1000000000"], "channels: Input should be less than or equal to 100000, got '1000000000'"),
         (["--channels", "100000"], "GiB are needed to train these weights"),
         (["--embedding-size", "100000", "--loss", "triplet", "--memory", "10000000"], "GiB are needed"),
         (["--loss", "triplet", "--memory", HUGE], "loss: triplet: memory: Input should be less than"),
@@ -70,13 +70,13 @@ HUGE = "1" + 400 * "0"
         (["--crop-padding", "8"], "crop_padding: expected fewer than the 8 pixels of a side, got 8"),
         (
             ["--perturbation", "1e300"],
-            "perturbation: Input should be 0 or from 1e-38 to 1e38, as kernels compute in float32, got 1e+300",
+            "perturbation: Input should be 0 or from 1e-38 to 1e38, as kernels compute in float32, got '1e300'",
         ),
         (
             ["--scale", "1e-300"],
-            "scale: Input should be 0 or from 1e-38 to 1e38, as kernels compute in float32, got 1e-300",
+            "scale: Input should be 0 or from 1e-38 to 1e38, as kernels compute in float32, got '1e-300'",
         ),
-        (["--backbone", "conv4", "--blocks", "3"], "blocks: only convnet takes a number of blocks, not conv4, got 3"),
+        (["--backbone", "conv4", "--blocks", "3"], "blocks: only convnet takes a number of blocks, not conv4, got '3'"),
         (["--ways", "5"], "ways: digits has no novel classes for episodes"),
         (["--ways", "6", "--classes", "0", "1", "2", "3", "4"], "ways: expected at most the 5 novel classes of digits"),
     ],
@@ -87,12 +87,12 @@ def test_impossible_settings_get_one_line(tmp_path, capsys, arguments, message):
     assert message in error
     assert error.count("\n") == 1
     assert len(error) < 400
-    assert not any(word in error for word in ("pydantic", "tyro", "TrainConfig", "Judging", "Backbone", "class '"))
+    assert not any(word in error for word in ("pydantic", "TrainConfig", "Judging", "Backbone", "class '"))
     assert not (tmp_path / "run").exists()
 
 
 def test_more_threads_than_a_machine_takes_are_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(jobs, "available_cores", lambda: 2)
+    monkeypatch.setattr(process, "available_cores", lambda: 2)
     for command in (["train"], ["sweep", "--dry-run"]):
         assert main([*command, "--threads", "65", "--output", str(tmp_path / "out")]) == 2
         assert "threads: expected at most 64 on this machine, got 65" in capsys.readouterr().err
@@ -134,13 +134,13 @@ def test_options_that_a_study_would_ignore_are_refused(tmp_path, capsys, argumen
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--los", "magnet"], "Unrecognized options: --los, magnet; perhaps you meant --loss"),
-        (["train", "--loss", "lion"], "invalid choice 'lion' for argument '--loss'. Expected one of ("),
-        (["train", "--margin"], "Missing value for argument '--margin'"),
-        (["train", "--nonsense"], "Unrecognized options: --nonsense"),
-        (["nonsense"], "Unrecognized options: nonsense Available subcommands: demo, data"),
-        (["evaluate"], "Missing from fused-margins evaluate: PATH"),
-        ([], "Expected one of {demo, data, embed"),
+        (["train", "--los", "magnet"], "unknown options: --los magnet; perhaps you meant --loss"),
+        (["train", "--loss", "lion"], "loss: expected one of softmax, margin-softmax"),
+        (["train", "--margin"], "--margin: expected one argument"),
+        (["train", "--nonsense"], "unknown options: --nonsense"),
+        (["nonsense"], "COMMAND: invalid choice: 'nonsense' (choose from "),
+        (["evaluate"], "the following arguments are required: PATH"),
+        ([], "the following arguments are required: COMMAND"),
     ],
 )
 def test_options_that_do_not_parse_exit_with_two_and_one_line(arguments, message, capsys):
@@ -148,7 +148,6 @@ def test_options_that_do_not_parse_exit_with_two_and_one_line(arguments, message
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
-    assert not set(error) & set("╭╰│─")
 
 
 def test_a_file_in_the_way_is_named(tmp_path, capsys):
@@ -209,21 +208,14 @@ def test_a_run_that_diverges_can_be_looked_at_and_resumed(tmp_path, capsys):
     assert "training diverged" in capsys.readouterr().err
 
 
-def test_parity_wants_a_step(capsys):
-    assert main(["parity", "--steps", "0"]) == 2
-    assert "steps: expected at least 1, got 0" in capsys.readouterr().err
-
-
-def test_demo_wants_different_seeds(capsys):
-    assert main(["demo", "--seeds", "1", "1"]) == 2
-    assert "seeds: expected one or more different numbers" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sweep", "--margin", "nan"], "margin: expected one or more different finite numbers"),
-        (["sweep", "--seeds", "-1"], "seeds: expected one or more different numbers of at least 0, got [-1]"),
+        (["sweep", "--margin", "nan"], "margin.0: Input should be a finite number, got 'nan'"),
+        (["sweep", "--margin", "0", "-0"], "margin: expected one or more different finite numbers"),
+        (["sweep", "--seeds", "-1"], "seeds.0: Input should be greater than or equal to 0, got '-1'"),
+        (["demo", "--seeds", "1", "1"], "seeds: expected one or more different numbers, got"),
+        (["parity", "--steps", "0"], "steps: Input should be greater than or equal to 1, got '0'"),
         (["sweep", "--preset", "magnet-digits"], "loss: a sweep over margins is one of margin-softmax, got magnet"),
         (["sweep", "--labels", "coarse"], "labels: a sweep over margins asks for novel fine classes"),
         (["sweep", "--classes", "0", "1", "2", "3", "4", "5"], "asks for 5-way episodes, digits has 4 novel classes"),

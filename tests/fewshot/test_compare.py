@@ -27,7 +27,7 @@ def folders(tmp_path):
 
 def test_seeds_make_groups_and_differences_are_paired(folders):
     comparison = Comparison([read_run(folder) for folder in folders])
-    assert [group.name for group in comparison.groups] == ["margin 0.0", "margin -0.3"]
+    assert comparison.groups == ["margin 0.0", "margin -0.3"]
     settings, figures, differences = comparison.tables()
     assert settings.rows[0] == ["loss.margin", "0.0", "-0.3"]
     assert figures.rows[0] == ["nmi", "60.0 ± 127.1", "75.0 ± 190.6"]

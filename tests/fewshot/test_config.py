@@ -4,11 +4,11 @@ import pytest
 from pydantic import ValidationError
 
 from fused_margins.fewshot.cli import parse
-from fused_margins.fewshot.config import Backbone, LossName, Magnet, MarginSoftmax, TrainConfig, make_loss
+from fused_margins.fewshot.config import LOSSES, Backbone, Magnet, MarginSoftmax, TrainConfig, make_loss
 from fused_margins.fewshot.errors import UserError
 
 
-@pytest.mark.parametrize("name", LossName.__args__)
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_survives_a_round_trip_through_json(name):
     config = TrainConfig(loss=make_loss(name), classes=(1, 4), epochs=7, samples_per_class=4)
     again = TrainConfig.model_validate_json(config.model_dump_json())
@@ -81,3 +81,10 @@ def test_the_flags_of_backbone_and_optimisation():
         name="resnet12", channels=8, embedding_size=16, drop_rate=0.1, dropblock_size=2, standardize=True
     )
     assert (settings.optimizer, settings.schedule, settings.warmup_epochs) == ("sgd", "warmup-cosine", 2)
+
+
+def test_options_are_read_as_people_write_them():
+    written = "sweep --preset neg-cosine-cub --margin -0.3 -1e-3 0 --held_out=0.1 --image-size None"
+    command = parse(written.split())
+    assert command.margin == (-0.3, -0.001, 0.0)
+    assert (command.config.dataset, command.config.held_out, command.config.image_size) == ("cub", 0.1, None)

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fused_margins.fewshot import cli, maps
+from fused_margins.fewshot import cli, plots
 from fused_margins.fewshot.datasets import load, sources
 from fused_margins.fewshot.errors import UserError
-from fused_margins.fewshot.reports import Report, Section
-from fused_margins.fewshot.tables import Table
+from fused_margins.fewshot.reports import Report, Section, Table
 
 from .layouts import pack, png, values, write
 
@@ -97,10 +96,11 @@ def test_a_list_that_cannot_be_meant_is_refused_by_file_and_line(mini, text, mes
         train()
 
 
-@pytest.mark.parametrize("text", [b"", b"\n \n", codecs.BOM_UTF8])
-def test_a_list_without_a_line(mini, text):
+@pytest.mark.parametrize("text", [b"", b"\n \n", codecs.BOM_UTF8, b"file,label\na.png,n1\n"])
+def test_a_list_without_columns(mini, text):
+    got = r"\['file', 'label'\]" if b"label" in text else "None"
     write(mini, {"train.csv": text})
-    with pytest.raises(UserError, match=r"train.csv: expected the columns filename and label, got None"):
+    with pytest.raises(UserError, match=rf"train.csv: expected the columns filename and label, got {got}"):
         train()
 
 
@@ -232,9 +232,9 @@ def test_class_names_are_shown_wherever_names_are_shown(tmp_path, name, capsys):
     assert len(shown) == 2
     assert "".join(shown).isprintable()
     labels, points = torch.tensor([0, 1]), torch.eye(2)
-    figure = maps.embedding_maps(tmp_path / "e.png", {"t": (points.numpy(), labels, shown)})
+    figure = plots.embedding_maps(tmp_path / "e.png", {"t": (points.numpy(), labels, shown)})
     assert len(figure.axes[0].get_legend().get_texts()) == 2
-    maps.neighbour_strips(tmp_path / "n.png", images.pixels(), labels, labels, labels[:, None], shown)
+    plots.neighbour_strips(tmp_path / "n.png", images.pixels(), labels, labels, labels[:, None], shown)
     table = Table(shown[0], ["name"], [[n] for n in shown])
     Report(shown[0], "", [Section(shown[0], tables=[table])]).write(tmp_path)
     # Both splits have the class `name`, and each has another.
@@ -291,6 +291,8 @@ def test_ids_of_cub(root, capsys):
         ("classes.txt", b"1 001.A\n1 002.B\n", "line 2: the identifier 1 is 002.B here, but 001.A in line 1"),
         ("classes.txt", b"1 001.A\n2 001.A\n", "line 2: the class 001.A is number 2 here, but number 1 in line 1"),
         ("classes.txt", b"\n", "no classes in this list"),
+        ("image_class_labels.txt", b"1 1\n2 9\n", r"line 2: no class 9 of image 2 \(B/b.jpg\) in classes.txt"),
+        ("images.txt", b"1\n", "line 1: expected a number and a name, got '1'"),
         (
             "images.txt",
             b"1 A/a.jpg\n2 A/a.jpg\n",
@@ -303,6 +305,9 @@ def test_ids_of_cub(root, capsys):
         write(root / "CUB_200_2011", files | {file: data})
         with pytest.raises(UserError, match=rf"{file}: {message}"):
             load("cub", 4)
+    write(root / "CUB_200_2011", files | {"classes.txt": files["classes.txt"] + b"\n5 005.E"})
+    with pytest.raises(UserError, match=r"images.txt: no images of the class 005.E"):
+        load("cub", 4)
     write(
         root / "CUB_200_2011", {"classes.txt": b"1 A\n", "images.txt": b"1 A/a.jpg\n", "image_class_labels.txt": b"1 1"}
     )
@@ -311,23 +316,23 @@ def test_ids_of_cub(root, capsys):
 
 
 def test_classes_of_cifar_fs(root, capsys):
-    write(root / "cifar100/data", {f"{name}/1.png": png(i) for i, name in enumerate(("bee", "fox", "ray"))})
+    names = ("bee", "fox", "ray", "bed")
+    write(root / "cifar100/data", {f"{name}/1.png": png(i) for i, name in enumerate(names)})
     lists = root / "cifar100/splits/bertinetto"
-    write(lists, {"train.txt": codecs.BOM_UTF8 + b"bee \r\n\r\nbee\r\n", "val.txt": b" fox", "test.txt": b"ray"})
-    assert {split: values(images) for split, images in load("cifar-fs").items()} == {
-        "train": [0],
-        "val": [1],
-        "test": [2],
-    }
+    write(lists, {"train.txt": codecs.BOM_UTF8 + b"bee \r\n\r\nbee\r\nbed", "val.txt": b" fox", "test.txt": b"ray"})
+    splits = load("cifar-fs")
+    assert {split: values(images) for split, images in splits.items()} == {"train": [3, 0], "val": [1], "test": [2]}
+    assert splits["train"].coarse_names == ("household_furniture", "insects")
     assert "bertinetto: 1 left out, listed twice: class bee in line 3\n" in capsys.readouterr().out
     write(lists, {"test.txt": b"fox"})
     with pytest.raises(
         UserError, match=r"test.txt: line 1: the class fox is in test here, but in val in line 1 of .*val.txt"
     ):
         load("cifar-fs")
-    write(lists, {"test.txt": b"\n"})
-    with pytest.raises(UserError, match=r"test.txt: no classes in this list"):
-        load("cifar-fs")
+    for text, reason in ((b"\n", "no classes in this list"), (b"ray\nbus\n", "line 2: there is no folder data/bus")):
+        write(lists, {"test.txt": text})
+        with pytest.raises(UserError, match=rf"bertinetto/test.txt: {reason}"):
+            load("cifar-fs")
 
 
 def test_classes_of_omniglot(root, capsys):

@@ -11,7 +11,7 @@ from PIL import Image
 from fused_margins.fewshot.datasets import decoding, load
 from fused_margins.fewshot.datasets.decoding import INK, PHOTO
 from fused_margins.fewshot.errors import UserError
-from fused_margins.fewshot.memory import PeakMemory
+from fused_margins.fewshot.process import PeakMemory
 
 from .layouts import png, write
 

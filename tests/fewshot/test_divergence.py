@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fused_margins.fewshot import trainer as trainer_module
-from fused_margins.fewshot.config import Backbone, LossName, make_loss
+from fused_margins.fewshot.config import LOSSES, Backbone, make_loss
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run
 from fused_margins.fewshot.trainer import Trainer, resume
@@ -31,7 +31,7 @@ def test_divergence_is_reported_and_does_not_reach_the_checkpoint(images, config
     assert contents(run.folder) == before
 
 
-@pytest.mark.parametrize("name", LossName.__args__)
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_embeddings_that_are_not_finite_end_the_training_at_that_step(images, config, name, bad, tmp_path, contents):
     """Whatever the loss makes of them: here it is as good as can be."""

@@ -31,7 +31,7 @@ def test_doctor_knows_this_machine_and_finds_nothing_wrong(capsys):
 def test_the_command_needs_the_trainers_packages_for_the_trainer_alone(monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("fused_margins.fewshot")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.setitem(sys.modules, "pydantic", None)
     for words in (["doctor"], ["plan", "--classes", "1000", "--ranks", "2"]):
         monkeypatch.setattr(sys, "argv", ["fused-margins", *words])
         with pytest.raises(SystemExit) as ended:
@@ -42,7 +42,7 @@ def test_the_command_needs_the_trainers_packages_for_the_trainer_alone(monkeypat
         command.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
-        'error: the trainer needs tyro, which is not installed: pip install "fused-margins[fewshot]"; '
+        'error: the trainer needs pydantic, which is not installed: pip install "fused-margins[fewshot]"; '
         "doctor and plan run without it\n"
     )
 

@@ -71,6 +71,12 @@ def file(server, monkeypatch) -> Download:
     return Download(url, "below/file.bin", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 
 
+def begun(folder, content: bytes, name: str = "file.bin.part") -> None:
+    """What is in the place of the file, or of its part, before it is asked for."""
+    (folder / "below").mkdir()
+    (folder / "below" / name).write_bytes(content)
+
+
 def names(folder) -> list[str]:
     return sorted(path.name for path in folder.glob("below/*"))
 
@@ -141,29 +147,25 @@ def test_the_bar_counts_what_was_there_before(server, file, tmp_path, monkeypatc
         return original(name, total, unit, completed)
 
     monkeypatch.setattr(module, "progress", watched)
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below/file.bin.part").write_bytes(CONTENT[:5000])
+    begun(tmp_path, CONTENT[:5000])
     fetch(file, tmp_path)
     assert seen == [("file.bin", 11, "KiB", 4)]
 
 
 def test_a_server_that_cannot_resume_starts_anew(server, file, tmp_path):
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below/file.bin.part").write_bytes(b"x" * 100)
+    begun(tmp_path, b"x" * 100)
     server.ranges = False
     assert fetch(file, tmp_path).read_bytes() == CONTENT
 
 
 def test_a_part_that_is_whole_needs_no_server(server, file, tmp_path):
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below/file.bin.part").write_bytes(CONTENT)
+    begun(tmp_path, CONTENT)
     assert fetch(file, tmp_path).read_bytes() == CONTENT
     assert server.asked == []
 
 
 def test_a_part_that_is_too_long_is_dropped(server, file, tmp_path):
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below/file.bin.part").write_bytes(CONTENT + b"more")
+    begun(tmp_path, CONTENT + b"more")
     assert fetch(file, tmp_path).read_bytes() == CONTENT
     assert server.asked == [None]
 
@@ -177,16 +179,14 @@ def test_a_wrong_checksum_keeps_nothing(file, tmp_path):
 
 
 def test_a_part_of_another_file_is_found_out(file, tmp_path):
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below/file.bin.part").write_bytes(b"x" * 100)
+    begun(tmp_path, b"x" * 100)
     with pytest.raises(UserError, match="expected a file with SHA-256"):
         fetch(file, tmp_path)
     assert fetch(file, tmp_path).read_bytes() == CONTENT
 
 
 def test_a_file_of_the_user_stays(server, file, tmp_path, capsys):
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below/file.bin").write_bytes(b"packed anew")
+    begun(tmp_path, b"packed anew", "file.bin")
     assert fetch(file, tmp_path).read_bytes() == b"packed anew"
     assert (
         "there already, though it is not the official file (packed anew?); it is left alone" in capsys.readouterr().out

@@ -15,9 +15,8 @@ from torch import nn
 
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.datasets.features import read_features
-from fused_margins.fewshot.embedding import embed, find_images
+from fused_margins.fewshot.embedding import Extractor, embed, find_images, load_extractor
 from fused_margins.fewshot.errors import UserError
-from fused_margins.fewshot.extractors import Extractor, load_extractor
 
 MEANS = Extractor("means", nn.Identity(), (0.0,) * 3, (1.0,) * 3)  # of the colours of an image
 
@@ -85,8 +84,9 @@ def test_images_as_people_have_them(folder, tmp_path, capsys):
     halves = Extractor("halves", network, (0.0,) * 3, (1.0,) * 3)
     features = embed(find_images(folder), halves, tmp_path / "f.safetensors", image_size=8)
     said = capsys.readouterr().out
-    assert "broken.jpg: left out, not a readable image" in said
-    assert "cut.png: left out, not a readable image" in said
+    assert said.count("left out: ") == 2
+    assert "class0/broken.jpg: not an image in a known format" in said
+    assert "class1/cut.png: not an image in a known format" in said
     assert features.labels.bincount().tolist() == [3, 3, 5, 5, 1]
     turned, straight = features.features[9:11]  # after three images of the class
     torch.testing.assert_close(turned, straight)
@@ -212,8 +212,8 @@ def test_the_command_refuses_what_makes_no_file(folder, tmp_path, capsys):
     model = ["--model", "torch.nn:Identity"]
     for options, reason in (
         (["-o", str(tmp_path / "f.npz")], "output: expected a name that ends in .safetensors"),
-        (["--image-size", "0"], "image_size: expected 1 to 1024, got 0"),
-        (["--split", "frame"], "split: expected class or image, got 'frame'"),
+        (["--image-size", "0"], "image_size: Input should be greater than or equal to 1, got '0'"),
+        (["--split", "frame"], "split: Input should be 'class' or 'image', got 'frame'"),
     ):
         assert main(["embed", str(folder), *model, *options]) == 2
         assert reason in capsys.readouterr().err

@@ -17,6 +17,7 @@ from fused_margins.fewshot.episodes import (
     sample_episodes,
     simple_shot_accuracy,
 )
+from fused_margins.fewshot.runs import Run
 from fused_margins.fewshot.studies.margins import draw_base_classes, margin_sweep_study
 from fused_margins.fewshot.study import Claim, Results
 from fused_margins.fewshot.trials import Trial
@@ -120,13 +121,13 @@ def test_validation_asks_the_same_every_time(images):
 
 
 @pytest.mark.parametrize(("early", "outcome"), [(None, "contradicted"), ("2 epochs", "not tested")])
-def test_a_claim_about_margins_asks_for_converged_trainings(early, outcome):
+def test_a_claim_about_margins_asks_for_converged_trainings(early, outcome, tmp_path):
     trials = [Trial(group, TrainConfig(seed=seed)) for group in ("a", "b") for seed in range(3)]
-    results = Results.__new__(Results)
-    results.trials = trials
-    values = {trial: {"a": 0.5, "b": 0.7}[trial.group] + 0.01 * trial.config.seed for trial in trials}
-    results.stored = {trial: {"figures": {"f": value}, "stopped_early": None} for trial, value in values.items()}
-    results.stored[trials[-1]]["stopped_early"] = early
+    for trial in trials:
+        value = {"a": 0.5, "b": 0.7}[trial.group] + 0.01 * trial.config.seed
+        stopped_early = early if trial is trials[-1] else None
+        Run(tmp_path / trial.name).save_result({"figures": {"f": value}, "stopped_early": stopped_early})
+    results = Results(tmp_path, trials)
     verdict = Claim("source", "a beats b", "a", "b", "f", of_converged=True).judge(results)
     assert verdict.outcome == outcome
     assert early is None or verdict.evidence == "base training stopped early: 1 of 6 trainings (2 epochs)"

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from fused_margins.fewshot.errors import UserError
-from fused_margins.fewshot.interrupts import stop_on_interrupt
-from fused_margins.fewshot.jobs import available_cores, run_all
+from fused_margins.fewshot.jobs import run_all
+from fused_margins.fewshot.process import available_cores, stop_on_interrupt
 
 
 @pytest.fixture
 def forked(monkeypatch):
     """Workers that are forked from a process that has imported everything; as users start them, each imports torch.
 
-    So do those of `test_results_come_in_order_from_processes_of_one_thread`.
+    So do those of `test_results_come_from_processes_of_one_thread`.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -34,16 +34,18 @@ def refuse(number):
     raise ValueError(f"job {number} failed")
 
 
-def test_results_come_in_order_from_processes_of_one_thread():
-    results = run_all(square, [3, 1, 2], "squaring", workers=2)
-    assert [r[0] for r in results] == [9, 1, 4]
-    assert os.getpid() not in {r[1] for r in results}
-    assert {r[2] for r in results} == {1}
+def test_results_come_from_processes_of_one_thread():
+    results = {}
+    run_all(square, [3, 1, 2], "squaring", workers=2, on_result=results.__setitem__)
+    assert {item: result[0] for item, result in results.items()} == {1: 1, 2: 4, 3: 9}
+    assert os.getpid() not in {result[1] for result in results.values()}
+    assert {result[2] for result in results.values()} == {1}
 
 
 def test_a_single_worker_is_this_process():
-    results = run_all(square, [3, 1], "squaring", workers=1)
-    assert [r[:2] for r in results] == [(9, os.getpid()), (1, os.getpid())]
+    results = {}
+    run_all(square, [3, 1], "squaring", workers=1, on_result=results.__setitem__)
+    assert [result[:2] for result in results.values()] == [(9, os.getpid()), (1, os.getpid())]
 
 
 @pytest.mark.usefixtures("forked")

@@ -8,9 +8,9 @@ import torch
 
 from fused_margins.backends import registry
 from fused_margins.fewshot.backends import SOFTMAX, available
-from fused_margins.fewshot.config import make_loss
+from fused_margins.fewshot.config import TOLERANCE, make_loss
 from fused_margins.fewshot.errors import UserError
-from fused_margins.fewshot.parity import TOLERANCE, Parity, relative_difference
+from fused_margins.fewshot.studies.parity import Parity, relative_difference
 from fused_margins.fewshot.trainer import Trainer
 
 LOSSES = [

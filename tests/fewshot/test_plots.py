@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 
-from fused_margins.fewshot import maps, plots
+from fused_margins.fewshot import plots
 
 
 def _points(axes):
@@ -66,7 +67,7 @@ def test_a_legend_stands_only_where_it_can_be_read(tmp_path):
     points = np.random.default_rng(0).random((80, 2))
     coarse, fine = torch.arange(80) % 2, torch.arange(80) % 40
     names = [f"c{i}" for i in range(40)]
-    figure = maps.embedding_maps(
+    figure = plots.embedding_maps(
         tmp_path / "e.png", {"coarse": (points, coarse, ("x", "y")), "fine": (points, fine, names)}
     )
     first, second = figure.axes
@@ -78,7 +79,7 @@ def test_a_legend_stands_only_where_it_can_be_read(tmp_path):
 
 def test_classes_are_told_apart_by_colour_or_marker(tmp_path):
     points = np.zeros((32, 2))
-    (axes,) = maps.embedding_maps(tmp_path / "e.png", {"t": (points, torch.arange(32), ["c"] * 32)}).axes
+    (axes,) = plots.embedding_maps(tmp_path / "e.png", {"t": (points, torch.arange(32), ["c"] * 32)}).axes
     looks = {(c.get_facecolor().tobytes(), c.get_paths()[0].vertices.tobytes()) for c in axes.collections}
     assert len(looks) == 32
 
@@ -87,11 +88,44 @@ def test_clusters_are_drawn_with_their_centroids(tmp_path):
     generator = torch.Generator().manual_seed(0)
     samples, centroids = torch.randn(20, 4, generator=generator), torch.randn(3, 4, generator=generator)
     labels, centroid_labels = torch.arange(20) % 2, torch.tensor([0, 1, 1])
-    (axes,) = maps.cluster_map(tmp_path / "c.png", samples, labels, centroids, centroid_labels, ("a", "b")).axes
+    (axes,) = plots.cluster_map(tmp_path / "c.png", samples, labels, centroids, centroid_labels, ("a", "b")).axes
     assert [len(collection.get_offsets()) for collection in axes.collections] == [10, 10, 3]
     assert _legend(axes) == ["a", "b", "centroids"]
 
 
 def test_the_plane_is_the_same_each_time():
     embeddings = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
-    assert np.array_equal(maps.plane(embeddings), maps.plane(embeddings))
+    assert np.array_equal(plots.plane(embeddings), plots.plane(embeddings))
+
+
+def test_neighbours_are_framed_by_their_label(tmp_path):
+    pixels = torch.zeros(3, 1, 8, 8)
+    figure = plots.neighbour_strips(
+        tmp_path / "n.png", pixels, torch.tensor([0, 0, 1]), torch.tensor([0]), torch.tensor([[1, 2, -1]]), ("a", "b")
+    )
+    strips = figure.axes[0].images[0].get_array()
+    width = strips.shape[1] // 4  # the query and three places
+    middle = strips.shape[0] // 2
+    edge = 5  # within the frame, which begins a frame's width from the edge
+    tiles = [strips[middle, i * width + edge] for i in range(4)]
+    np.testing.assert_allclose(tiles[1], to_rgba(plots.RIGHT), atol=1e-6)
+    np.testing.assert_allclose(tiles[2], to_rgba(plots.WRONG), atol=1e-6)
+    assert tiles[0][3] == tiles[3][3] == 0  # no frame, no neighbour
+    assert (tmp_path / "n.png").exists()
+
+
+def test_a_sweep_shows_means_and_intervals(tmp_path):
+    figure = plots.sweep(tmp_path / "s.png", [-0.3, 0.0], {"accuracy": {"novel": [[50.0, 52.0], [60.0, 60.0]]}})
+    (container,) = figure.axes[0].containers
+    np.testing.assert_allclose(container.lines[0].get_ydata(orig=False), [51.0, 60.0])
+    segments = container.lines[2][0].get_segments()
+    assert segments[0][1][1] - segments[0][0][1] == pytest.approx(2 * 12.7062, rel=1e-3)
+    assert segments[1][1][1] - segments[1][0][1] == pytest.approx(0)
+
+
+def test_a_sample_for_a_map_is_whole_classes_as_far_as_they_fit():
+    labels = torch.arange(100).repeat_interleave(50)
+    chosen = plots.map_sample(labels, limit=400)
+    assert len(chosen) == 400
+    assert torch.equal(chosen, plots.map_sample(labels, limit=400))
+    assert len(torch.unique(labels[chosen])) == 20

@@ -8,9 +8,8 @@ import os
 import pytest
 import torch
 
-from fused_margins.fewshot import report
+from fused_margins.fewshot import report, trials
 from fused_margins.fewshot.cli import main
-from fused_margins.fewshot.commands import train
 from fused_margins.fewshot.datasets.features import Features, write_features
 from fused_margins.fewshot.runs import Run
 
@@ -53,7 +52,7 @@ def _command(rank, folder, arguments, stop_after=None):
         if stop_after is not None:
             left = iter(range(stop_after))
             asked = contextlib.nullcontext(lambda: next(left, None) is None)
-            patch.setattr(train, "stop_on_interrupt", lambda: asked)
+            patch.setattr(trials, "stop_on_interrupt", lambda: asked)
         with contextlib.redirect_stderr(printed):
             return main(arguments), printed.getvalue()
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fused_margins.fewshot.reports import Picture, Report, Section
-from fused_margins.fewshot.tables import Table
+from fused_margins.fewshot.reports import Picture, Report, Section, Table
 
 VOID = {"meta", "img", "br", "hr", "link"}
 

@@ -9,18 +9,16 @@ import pytest
 
 from fused_margins.fewshot import backends, report, trials
 from fused_margins.fewshot.cli import main
-from fused_margins.fewshot.commands import studies, train
 from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax
 from fused_margins.fewshot.presets import preset
 from fused_margins.fewshot.runs import Run
-from fused_margins.fewshot.studies import demo
+from fused_margins.fewshot.studies import demo, omniglot, reproduce
 from fused_margins.fewshot.studies.margins import margin_sweep_study
 from fused_margins.fewshot.suite import run_suite
 
 from .conftest import with_digits
 
 SMALL = ["--backbone", "convnet", "--blocks", "2", "--channels", "4", "--embedding-size", "8", "--episodes", "5"]
-STUDY = [*SMALL, "--workers", "1"]
 needs_cpu_backend = pytest.mark.skipif(
     "cpu" not in backends.available("cpu", [backends.SOFTMAX]), reason="the cpu backend is not built"
 )
@@ -39,8 +37,7 @@ def interrupted(stop):
         yield stop
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (train, trials):
-            patch.setattr(module, "stop_on_interrupt", stop_on_interrupt)
+        patch.setattr(trials, "stop_on_interrupt", stop_on_interrupt)
         yield
 
 
@@ -125,31 +122,14 @@ def test_an_option_that_contradicts_the_run_is_named(stopped, capsys, contents, 
     assert contents(stopped) == before
 
 
-# A command, the option that changes its trainings, and what the same command with another value of it says.
+# A command, and the number of epochs that its trainings have.
 STUDIES = {
-    "sweep": (["sweep", "--preset", "cosine-digits", "--seeds", "3", "--margin", "-0.1", "0", *STUDY], 2),
-    "coarse-to-fine": (["coarse-to-fine", "--preset", "easy-positive-digits", "--seeds", "3", *STUDY], 2),
-    "magnet": (
-        [
-            "magnet",
-            "--preset",
-            "magnet-digits",
-            "--seeds",
-            "3",
-            "--warm-epochs",
-            "1",
-            "--clusters-per-class",
-            "2",
-            *STUDY,
-        ],
-        2,
-    ),
-    "parity": (
-        ["parity", "--preset", "easy-positive-digits", "--seeds", "3", "--loss", "triplet", "--steps", "2", *STUDY],
-        2,
-    ),
-    "one-shot": (["one-shot", "--preset", "cosine-omniglot", "--seeds", "3", *STUDY], 2),
-    "demo": (["demo", "--seeds", "3", "--episodes", "5", "--workers", "1"], 6),
+    "sweep": ("sweep --preset cosine-digits --seeds 3 --margin -0.1 0", 2),
+    "coarse-to-fine": ("coarse-to-fine --preset easy-positive-digits --seeds 3", 2),
+    "magnet": ("magnet --preset magnet-digits --seeds 3 --warm-epochs 1 --clusters-per-class 2", 2),
+    "parity": ("parity --preset easy-positive-digits --seeds 3 --loss triplet --steps 2", 2),
+    "one-shot": ("one-shot --preset cosine-omniglot --seeds 3", 2),
+    "demo": ("demo --seeds 3", 6),
 }
 
 
@@ -161,15 +141,16 @@ def small_one_shot(monkeypatch):
         config = config.model_copy(update={"dataset": "digits", "loss": MarginSoftmax()})
         return margin_sweep_study(config, (0.0,), seeds, Judging(episodes=episodes), "one-shot")
 
-    monkeypatch.setattr(studies, "vinyals_study", study)
-    monkeypatch.setattr(studies, "official_study", lambda *args: study(*args).__class__("none", "", "", [], {}))
+    monkeypatch.setattr(omniglot, "vinyals_study", study)
+    monkeypatch.setattr(omniglot, "official_study", lambda *args: study(*args).__class__("none", "", "", [], {}))
 
 
 @needs_cpu_backend
 @pytest.mark.usefixtures("small_one_shot")
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_same_command_resumes_a_study_and_names_a_changed_option(tmp_path, capsys, monkeypatch, contents, name):
-    command, epochs = STUDIES[name]
+    text, epochs = STUDIES[name]
+    command = [*text.split(), *(["--episodes", "5"] if name == "demo" else SMALL), "--workers", "1"]
     monkeypatch.setattr(demo, "MARGINS", (0.0,))
     with interrupted(1):
         assert main([*command, "--epochs", str(epochs), "--output", str(tmp_path / "out")]) == 130
@@ -204,7 +185,7 @@ def test_reproduce_resumes(tmp_path, monkeypatch):
     for of_studies, options in (("reproduce_studies", []), ("parity_studies", ["--parity"])):
         command = ["reproduce", *options, "--workers", "1", "--output", str(tmp_path / of_studies)]
         with monkeypatch.context() as patch:
-            patch.setattr(studies, of_studies, lambda: small)
+            patch.setattr(reproduce, of_studies, lambda: small)
             with interrupted(1):
                 assert main(command) == 130
             assert main(command) == 0

@@ -2,13 +2,11 @@
 
 import json
 import os
-import signal
-import threading
 
 import pytest
 import torch
 
-from fused_margins.fewshot import interrupts, runs
+from fused_margins.fewshot import runs
 from fused_margins.fewshot.config import TrainConfig
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run, replacing, write_json
@@ -67,13 +65,6 @@ def test_one_process_at_a_time_works_in_a_run(tmp_path):
             pass
     with Run(tmp_path / "run").locked():
         pass
-
-
-def test_a_run_is_not_started_over_another(tmp_path):
-    Run.create(tmp_path, TrainConfig(seed=1))
-    with pytest.raises(UserError, match="holds a run already"):
-        Run.create(tmp_path, TrainConfig(seed=2))
-    assert Run(tmp_path).config().seed == 1
 
 
 @pytest.mark.parametrize(
@@ -191,39 +182,6 @@ def test_damaged_notes_are_named(tmp_path):
     run.metrics_path.write_bytes(b"\xff\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is not JSON"):
         run.read_metrics()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_becomes_a_request_and_the_handler_comes_back(number):
-    before = signal.getsignal(number)
-    with interrupts.stop_on_interrupt() as stop:
-        assert not stop()
-        signal.raise_signal(number)
-        assert stop()
-    assert signal.getsignal(number) is before
-
-
-def test_a_second_interrupt_interrupts():
-    def interrupted_twice():
-        with interrupts.stop_on_interrupt():
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted_twice()
-
-
-def test_outside_the_main_thread_nothing_is_asked():
-    answers = []
-
-    def work():
-        with interrupts.stop_on_interrupt() as stop:
-            answers.append(stop())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert answers == [False]
 
 
 def test_a_temporary_file_belongs_to_one_process(tmp_path):

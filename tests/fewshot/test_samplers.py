@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fused_margins.fewshot.samplers import BalancedBatches, ShuffledBatches
+from fused_margins.fewshot.objectives import BalancedBatches, ShuffledBatches
 
 LABELS = torch.tensor([0] * 10 + [1] * 7 + [2] * 3 + [5] * 12)
 

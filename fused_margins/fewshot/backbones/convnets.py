@@ -1,4 +1,5 @@
-"""Plain stacks of convolutions: a small one arranged for speed on a CPU, and the papers' Conv4."""
+"""Plain stacks of convolutions, a small one arranged for speed on a CPU and the papers' Conv4; and what is trained on
+features instead of a network for images: a linear map alone, or one after a hidden layer."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -9,6 +10,10 @@ from torch import Tensor, nn
 
 from ..config import Backbone
 from ..errors import UserError
+
+OF_FEATURES = ("linear", "mlp")
+EMBEDDING_SIZE = 128
+HIDDEN = 512
 
 
 class ConvNet(nn.Module):
@@ -80,3 +85,28 @@ def conv4(in_channels: int, image_size: tuple[int, int], settings: Backbone) -> 
     at Few-shot Classification, 2019, and of Liu et al., Negative Margin Matters, 2020.
     """
     return ConvNet(in_channels, image_size, 4, settings.channels or 64, Conv4Block)
+
+
+class Flat(nn.Module):
+    """All numbers of a sample side by side, after a hidden layer if asked for: (B, C, H, W) -> (B, num_features)."""
+
+    num_features: int
+
+    def __init__(self, width: int, hidden: int | None) -> None:
+        super().__init__()
+        self.hidden = None if hidden is None else nn.Linear(width, hidden)
+        self.num_features = hidden or width
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        flat = images.flatten(1)
+        return flat if self.hidden is None else F.relu(self.hidden(flat))
+
+
+def linear(in_channels: int, image_size: tuple[int, int], settings: Backbone) -> Flat:
+    """The numbers as they are: only the linear head of the network learns."""
+    return Flat(in_channels * image_size[0] * image_size[1], None)
+
+
+def mlp(in_channels: int, image_size: tuple[int, int], settings: Backbone) -> Flat:
+    """One hidden layer of `channels` (512) with ReLU."""
+    return Flat(in_channels * image_size[0] * image_size[1], settings.channels or HIDDEN)

@@ -1,17 +1,18 @@
-"""The subcommand `data`: get a data set, or hear where it comes from, and check what is there."""
+"""The commands around a training: data sets and features of images before it, comparisons after it, and the doctor."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
+from pydantic import Field
 
-from ..datasets import LOADERS, data_root, load, make_task, omniglot
-from ..datasets.download import Download, fetch
-from ..datasets.registry import OF_PATHS
+from ..config import Side
 from ..errors import UserError
-from ..tables import Table
-from ..terminal import console
+from ..options import POSITIONAL, Command
+from ..reports import Table
+from ..terminal import console, progress, say
+
+if TYPE_CHECKING:
+    from ..datasets.download import Download
 
 # Classes and images of each split, as published.
 PUBLISHED = {
@@ -25,21 +26,21 @@ PUBLISHED = {
 }
 
 
-@dataclass(frozen=True)
-class Data:
+class Data(Command):
     """Download Omniglot, or say where another data set comes from; then decode it once and count what is there."""
 
-    name: tyro.conf.Positional[str | None] = None
+    dataset: Annotated[str | None, POSITIONAL] = None
     """Name of a data set, folder:PATH, or features:FILE; without it, all of them are listed."""
 
     def main(self) -> int:
-        table = _known() if self.name is None else _inventory(self.name)
-        console.print(table.rich())
+        console.print((_known() if self.dataset is None else _inventory(self.dataset)).rich())
         return 0
 
 
 def _known() -> Table:
     """Name and description of each data set."""
+    from ..datasets.registry import LOADERS, OF_PATHS
+
     rows = [
         [f"{name}:PATH" if name in OF_PATHS else name, (loader.__doc__ or "").partition("\n")[0]]
         for name, loader in sorted(LOADERS.items())
@@ -47,8 +48,10 @@ def _known() -> Table:
     return Table("Data sets", ["name", "what it is"], rows, numeric=False)
 
 
-def _fetch_all(downloads: Sequence[Download], root: Path) -> None:
+def _fetch_all(downloads: "list[Download]", root: Path) -> None:
     """One after the other; an error names those behind it as well, so that who has no internet hears of all at once."""
+    from ..datasets.download import fetch
+
     for number, download in enumerate(downloads):
         try:
             fetch(download, root)
@@ -59,6 +62,8 @@ def _fetch_all(downloads: Sequence[Download], root: Path) -> None:
 
 def _inventory(name: str) -> Table:
     """What is there of a data set, Omniglot downloaded first."""
+    from ..datasets import LOADERS, data_root, load, make_task, omniglot
+
     if name in LOADERS and name.startswith("omniglot"):
         _fetch_all(omniglot.missing(data_root()), data_root())
     splits, rows = load(name), []
@@ -66,14 +71,97 @@ def _inventory(name: str) -> Table:
     for split, images in splits.items():
         found = (len(images.class_names), len(images))
         published = PUBLISHED.get(name, {}).get(split, found)
-        complete = (
-            ""
-            if name not in PUBLISHED
-            else "yes"
-            if found == published
-            else "no: {} classes, {} images".format(*published)
-        )
+        complete = ""
+        if name in PUBLISHED:
+            complete = "yes" if found == published else "no: {} classes, {} images".format(*published)
         size = " x ".join(map(str, images.shape))
         rows.append([split, str(found[0]), str(len(images.coarse_names)), str(found[1]), size, complete])
     place = name if ":" in name else f"{name} in {data_root()}"
     return Table(place, ["split", "classes", "coarse", "images", "size", "as published"], rows)
+
+
+class Embed(Command):
+    """Make features of images by a pretrained network, once: every study then trains on them in seconds (--features).
+
+    Called again after an interrupt it goes on where it stopped.
+    """
+
+    images: Annotated[Path, POSITIONAL]
+    """Folder or zip archive with <class>/<image>, or {train,val,test}/<class>/<image>."""
+    output: Path = Path("features.safetensors")
+    """File to write."""
+    model: str = "efficientnet-lite0"
+    """Network: efficientnet-lite0, timm:NAME, torchvision:NAME, or package.module:attribute, any torch.nn.Module."""
+    image_size: Side = 160
+    """Width and height in pixels to which the whole image is resized."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of red, green and blue, 0 to 1, that the network wants (if not given, its own, or that of ImageNet)."""
+    std: tuple[float, float, float] | None = None
+    """Their deviation."""
+    without: tuple[str, ...] = ()
+    """Classes to leave out."""
+    group: str | None = None
+    """Regular expression: images of a class in whose names it finds the same text are of one thing, as frames are."""
+    split: Literal["class", "image"] = "class"
+    """Where the images have no splits: classes apart (class), or a third of each one's images or groups (image)."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Images at a time."""
+
+    def main(self) -> int:
+        from ..embedding import embed, find_images, load_extractor
+
+        extractor = load_extractor(self.model, self.mean, self.std)
+        sources = find_images(self.images, self.without, self.group)
+        with progress(f"embedding {self.images}", len(sources.files), "images") as advance:
+            features = embed(
+                sources,
+                extractor,
+                self.output,
+                image_size=self.image_size,
+                batch_size=self.batch_size,
+                by_image=self.split == "image",
+                advance=advance,
+            )
+        count, width = features.features.shape
+        say(f"written: {self.output}, {count} x {width} features of {len(features.class_names)} classes")
+        return 0
+
+
+class Compare(Command):
+    """Tabulate finished runs: settings that differ, figures, and paired differences to the first group of runs.
+
+    Runs that differ only in their seed are one group, shown as mean and 95% interval.
+    """
+
+    runs: Annotated[tuple[Path, ...], POSITIONAL]
+    """Folders of runs, or with runs below them; the first run's group is what the others are compared with."""
+    output: Path | None = None
+    """File to write as well: .html, .md or .json."""
+
+    def main(self) -> int:
+        from ..compare import SUFFIXES, Comparison, read_runs
+
+        if self.output is not None and self.output.suffix not in SUFFIXES:
+            raise UserError(f"output: expected a file name ending in {', '.join(SUFFIXES)}, got {self.output}")
+        runs, left_out = read_runs(self.runs)
+        for what in left_out:
+            say(f"left out: {what}")
+        comparison = Comparison(runs)
+        for table in comparison.tables():
+            console.print(table.rich())
+        if self.output is not None:
+            comparison.write(self.output)
+            say(f"written: {self.output}")
+        return 0
+
+
+class Doctor(Command):
+    """Show versions and backends, and check every backend against the reference (ten seconds)."""
+
+    device: str = "cpu"
+    """Device to check: cpu or cuda."""
+
+    def main(self) -> int:
+        from ... import doctor
+
+        return doctor.main(["--device", self.device])

@@ -1,104 +1,88 @@
 """The commands that train many networks, a study each. Called again, a command goes on where it stopped."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from ..backends import of_all
-from ..config import Judging, Loss, Magnet, TrainConfig
-from ..datasets import load
+from pydantic import AfterValidator, Field
+
+from ..config import TOLERANCE, AtLeast0, Count, Epochs, Judging, Loss, Magnet, Seed, TrainConfig, changed_loss
 from ..errors import UserError
-from ..evaluation import VINYALS
-from ..jobs import available_cores
-from ..options import ConfigFlags, LossFlags, LossOptions, as_file_name, on_features
-from ..plan import suite_table
+from ..options import OF_LOSS, Command
 from ..presets import preset
-from ..studies import parity
-from ..studies.coarse_to_fine import all_methods, coarse_to_fine_study, few_methods
-from ..studies.demo import demo_studies
-from ..studies.features import feature_studies
-from ..studies.heads import heads_study
-from ..studies.magnet import magnet_study
-from ..studies.margins import draw_base_classes, margin_sweep_study
-from ..studies.omniglot import official_study, vinyals_study
-from ..studies.reproduce import parity_studies, reproduce_studies
-from ..study import Study, claims_sentences
-from ..suite import run_suite, waiting_jobs
 from ..terminal import console, say
+from .train import Training, as_file_name, on_features
+
+if TYPE_CHECKING:
+    from ..study import Study
 
 
-def check_seeds(seeds: tuple[int, ...]) -> None:
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UserError(f"seeds: expected one or more different numbers of at least 0, got {list(seeds)}")
-    for seed in seeds:
-        TrainConfig(seed=seed)
+def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("expected one or more different numbers")
+    return seeds
 
 
-@dataclass(frozen=True)
-class _StudyOptions:
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_different)]
+
+
+class _Many(Command):
+    """A command that has studies carried out."""
+
+    workers: Count | None = None
+    """Trainings at a time, each on one thread; by default as many as cores."""
+
+    def carry_out(self, studies: "Sequence[Study]", folder: Path, title: str, dry_run: bool = False) -> int:
+        from ..plan import suite_table
+        from ..process import available_cores
+        from ..study import claims_sentences
+        from ..suite import run_suite, waiting_jobs
+
+        if dry_run:
+            waiting_jobs(studies, folder)
+            console.print(suite_table(studies, folder, self.workers or available_cores()).rich())
+            return 0
+        try:
+            run_suite(studies, folder, title, self.workers)
+        except KeyboardInterrupt:
+            say(f"stopped; the same command goes on from what is in {folder}")
+            raise
+        results = [(study, study.results(folder)) for study in studies]
+        for study, found in results:
+            for table in study.tables(found)[:1]:
+                console.print(table.rich())
+        for sentence in claims_sentences([verdict for study, found in results for verdict in study.verdicts(found)]):
+            say(sentence)
+        say(f"report: {folder / 'report.html'}")
+        return 0
+
+
+class _OneStudy(Training, _Many):
     """What every study takes."""
 
-    preset: str | None = None
-    """Settings of a paper on a data set, neg-cosine-omniglot for instance; every other option overrides them, and a
-    study of several losses has its own."""
-    output: Path | None = None
-    """Folder of the runs and the report; by default runs/COMMAND-DATASET."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """Seeds; all methods are compared on the same ones."""
-    episodes: int = 600
+    episodes: Count = 600
     """Few-shot episodes for each number of shots."""
-    workers: int | None = None
-    """Trainings at a time, each on one thread; by default as many as cores."""
-    dry_run: bool = False
-    """Say what would be trained, and how long it would take, and do nothing."""
-    features: Path | None = None
-    """Train on these features of images instead of a data set: what `fused-margins embed` writes, or .npy, .npz."""
-    config: ConfigFlags = field(default_factory=TrainConfig)
 
     def base(self) -> TrainConfig:
         """The settings that all trainings share. One thread each: that is fastest for many, and bits depend on it."""
-        check_seeds(self.seeds)
         if self.config.seed != TrainConfig().seed:
             raise UserError(f"seed: a study has several, give --seeds; got {self.config.seed}")
-        return self._config().model_copy(update={"threads": self.config.threads or 1})
-
-    def _config(self) -> TrainConfig:
-        return on_features(self.config, self.features)
+        return self.settings().model_copy(update={"threads": self.config.threads or 1})
 
     def judging(self) -> Judging:
         return Judging(episodes=self.episodes)
 
     def folder(self, command: str) -> Path:
-        return self.output or Path("runs") / f"{command}-{as_file_name(self._config().dataset)}"
+        return self.output or Path("runs") / f"{command}-{as_file_name(self.settings().dataset)}"
 
-    def run(self, command: str, studies: Sequence[Study]) -> int:
-        return _run(studies, self.folder(command), f"{command} on {self._config().dataset}", self.workers, self.dry_run)
-
-
-def _run(studies: Sequence[Study], folder: Path, title: str, workers: int | None, dry_run: bool) -> int:
-    if workers is not None and workers < 1:
-        raise UserError(f"workers: expected at least 1, got {workers}")
-    if dry_run:
-        waiting_jobs(studies, folder)
-        console.print(suite_table(studies, folder, workers or available_cores()).rich())
-        return 0
-    try:
-        run_suite(studies, folder, title, workers)
-    except KeyboardInterrupt:
-        say(f"stopped; the same command goes on from what is in {folder}")
-        raise
-    results = [(study, study.results(folder)) for study in studies]
-    for study, found in results:
-        for table in study.tables(found)[:1]:
-            console.print(table.rich())
-    for sentence in claims_sentences([verdict for study, found in results for verdict in study.verdicts(found)]):
-        say(sentence)
-    say(f"report: {folder / 'report.html'}")
-    return 0
+    def run(self, command: str, studies: "Sequence[Study]") -> int:
+        title = f"{command} on {self.settings().dataset}"
+        return self.carry_out(studies, self.folder(command), title, self.dry_run)
 
 
-@dataclass(frozen=True)
-class Sweep(_StudyOptions):
+class Sweep(_OneStudy):
     """Margin softmax over a range of margins: accuracy on base and novel classes, and discriminability (Liu et al.).
 
     Base classes are judged by images that no training saw: where a data set has none, --held-out says how many to hold
@@ -109,37 +93,41 @@ class Sweep(_StudyOptions):
     """Margins, of either sign."""
     scale: float | None = None
     """Scale of the logits; by default that of the preset, or 10."""
-    base_classes: int | None = None
+    base_classes: Count | None = None
     """Base classes that each seed draws, of data that are split by image (half of the classes if not given)."""
     all_ways: bool = False
     """Also 1-shot episodes of all novel classes at once, by the nearest centroid."""
 
     def main(self) -> int:
-        config = LossOptions(scale=self.scale).apply(self.base())
+        from ..studies.margins import margin_sweep_study
+
+        config = self.base()
+        if self.scale is not None:
+            config = config.model_copy(update={"loss": changed_loss(config.loss, scale=self.scale)})
         judging = Judging(episodes=self.episodes, all_ways=self.all_ways)
         study = margin_sweep_study(config, self.margin, self.seeds, judging, base_classes=self.base_classes)
         return self.run("sweep", [study])
 
 
-@dataclass(frozen=True)
-class Heads:
+class Heads(_Many):
     """Nearest centroid, SimpleShot, logistic regression, k-NN and cosine heads on features as they are."""
 
     features: Path
     """Features of images: what `fused-margins embed` writes, or .npy, .npz."""
-    base_classes: int | None = None
+    base_classes: Count | None = None
     """Base classes that each seed draws, of data that are split by image (half of the classes if not given)."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """Seeds of the choice of classes; of data that are split by class there is one choice."""
-    episodes: int = 600
+    episodes: Count = 600
     """Few-shot episodes for each number of shots, and of all novel classes at once."""
     output: Path = Path("runs/heads")
     """Folder of the report."""
-    workers: int | None = None
-    """Choices at a time; by default as many as cores."""
 
     def main(self) -> int:
-        check_seeds(self.seeds)
+        from ..datasets import load
+        from ..studies.heads import heads_study
+        from ..studies.margins import draw_base_classes
+
         config = on_features(TrainConfig(threads=1), self.features)
         splits = load(config.dataset)
         classes: list[tuple[int, ...] | None] = [None]
@@ -147,45 +135,51 @@ class Heads:
         if names == splits["test"].class_names:
             classes = [draw_base_classes(len(names), seed, self.base_classes) for seed in self.seeds]
         study = heads_study(config, classes, Judging(episodes=self.episodes, all_ways=True))
-        return _run([study], self.output, f"Heads on {self.features}", self.workers, dry_run=False)
+        return self.carry_out([study], self.output, f"Heads on {self.features}")
 
 
-@dataclass(frozen=True)
-class CoarseToFine(_StudyOptions):
+class CoarseToFine(_OneStudy):
     """Easy positives against random ones: trained on coarse labels, judged on fine ones (Levi et al.)."""
 
     grid: bool = False
     """All kinds of positives with all kinds of negatives, for every loss: 52 methods."""
-    config: ConfigFlags = field(default_factory=lambda: TrainConfig(labels="coarse"))
+    config: TrainConfig = TrainConfig(labels="coarse")
 
     def main(self) -> int:
+        from ..studies.coarse_to_fine import all_methods, coarse_to_fine_study, few_methods
+
         methods = all_methods() if self.grid else few_methods()
         return self.run("coarse-to-fine", [coarse_to_fine_study(self.base(), methods, self.seeds, self.judging())])
 
 
-@dataclass(frozen=True)
-class MagnetStudy(_StudyOptions):
+class MagnetStudy(_OneStudy):
     """The magnet loss beside softmax and triplet: kNC error, and the hierarchy that each recovers (Rippel et al.)."""
 
-    loss: LossFlags = field(default_factory=LossOptions)
-    config: ConfigFlags = field(default_factory=lambda: TrainConfig(labels="coarse", loss=Magnet()))
+    has_loss: ClassVar[bool] = True
+
+    config: TrainConfig = TrainConfig(labels="coarse", loss=Magnet())
 
     def main(self) -> int:
-        config = self.loss.apply(self.base())
+        from ..studies.magnet import magnet_study
+
+        config = self.base()
         if not isinstance(config.loss, Magnet):
             raise UserError(f"loss: it is magnet that is compared with softmax and triplet, got {config.loss.name}")
         return self.run("magnet", [magnet_study(config, self.seeds, self.judging(), config.loss)])
 
 
-@dataclass(frozen=True)
-class OneShot(_StudyOptions):
+class OneShot(_OneStudy):
     """Omniglot: 5- and 20-way episodes of the split of Vinyals et al., and the official one-shot runs."""
 
-    loss: LossFlags = field(default_factory=LossOptions)
-    config: ConfigFlags = field(default_factory=lambda: preset("cosine-omniglot"))
+    has_loss: ClassVar[bool] = True
+
+    config: TrainConfig = preset("cosine-omniglot")
 
     def main(self) -> int:
-        config = self.loss.apply(self.base())
+        from ..evaluation import VINYALS
+        from ..studies.omniglot import official_study, vinyals_study
+
+        config = self.base()
         if config.dataset != VINYALS:
             raise UserError(f"dataset: these protocols are of {VINYALS} alone, got {config.dataset}")
         losses: dict[str, Loss] = {config.loss.name: config.loss}
@@ -193,37 +187,36 @@ class OneShot(_StudyOptions):
         return self.run("one-shot", studies)
 
 
-@dataclass(frozen=True)
-class ParityCommand(_StudyOptions):
+class ParityCommand(_OneStudy):
     """Train with every loss on every backend, compare the first steps at equal weights, and the figures at the end.
 
     The exit code is 1 where a difference at equal weights exceeds the tolerance.
     """
 
-    seeds: tuple[int, ...] = (0,)
+    has_loss: ClassVar[bool] = True
+
+    seeds: Seeds = (0,)
     """Seed; a single one."""
     backends: tuple[str, ...] | None = None
     """Backends; differences are relative to the first. By default the reference and all that are available."""
-    steps: int = 200
+    steps: Count = 200
     """Steps to compare at equal weights (fewer if the training is shorter)."""
-    tolerance: float = parity.TOLERANCE
+    tolerance: AtLeast0 = TOLERANCE
     """Largest relative difference of loss and gradients at equal weights."""
-    loss: LossFlags = field(default_factory=LossOptions)
 
     def main(self) -> int:
-        base = self.base()
-        if self.steps < 1:
-            raise UserError(f"steps: expected at least 1, got {self.steps}")
-        if not self.tolerance >= 0:
-            raise UserError(f"tolerance: expected a number of at least 0, got {self.tolerance}")
+        from ..backends import of_all
+        from ..studies import parity
+
+        base, one_loss = self.base(), f"{OF_LOSS}name" in self._given
         if len(self.seeds) != 1:
             raise UserError(f"seeds: expected a single one, got {list(self.seeds)}")
         if self.config.backend != TrainConfig().backend:
             raise UserError(f"backend: it is --backends that are compared, got {self.config.backend}")
-        if self.loss.loss is None and self.loss != LossOptions():
+        if not one_loss and any(option.startswith(OF_LOSS) for option in self._given):
             raise UserError("loss: which one are these options for? Without --loss every loss is compared as it is")
-        config = self.loss.apply(base).model_copy(update={"seed": self.seeds[0]})
-        losses: dict[str, Loss] = parity.LOSSES if self.loss.loss is None else {config.loss.name: config.loss}
+        config = base.model_copy(update={"seed": self.seeds[0]})
+        losses: dict[str, Loss] = {config.loss.name: config.loss} if one_loss else parity.LOSSES
         backends = self.backends or ("reference", *of_all(config.device, losses.values()))
         if len(backends) == 1:
             raise UserError(f"backends: none beside the reference runs {', '.join(losses)} on {config.device}")
@@ -242,35 +235,34 @@ class ParityCommand(_StudyOptions):
         return 0 if within else 1
 
 
-@dataclass(frozen=True)
-class Demo:
+class Demo(_Many):
     """Train every loss on real digits, compare them, and write a report with plots: some minutes on two cores."""
 
     output: Path = Path("runs/demo")
     """Folder of the runs and the report."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    seeds: Seeds = (0, 1, 2, 3, 4, 5)
     """Seeds; all methods are compared on the same ones."""
-    epochs: int = 40
+    epochs: Epochs = 40
     """Epochs of each training."""
-    episodes: int = 600
+    episodes: Count = 600
     """Few-shot episodes of each evaluation."""
-    workers: int | None = None
-    """Trainings at a time; by default as many as cores."""
 
     def main(self) -> int:
-        check_seeds(self.seeds)
+        from ..backends import of_all
+        from ..studies.demo import demo_studies
+        from ..studies.parity import LOSSES
+
         warm_epochs = Magnet().warm_epochs
         if self.epochs <= warm_epochs:
             raise UserError(f"epochs: magnet begins with {warm_epochs} of softmax, expected more, got {self.epochs}")
-        backends = ("reference", *of_all("cpu", parity.LOSSES.values()))
+        backends = ("reference", *of_all("cpu", LOSSES.values()))
         if len(backends) == 1:
             say("only the reference backend is available: the parity part is left out")
         studies = demo_studies(self.seeds, self.epochs, self.episodes, backends)
-        return _run(studies, self.output, "The three papers' losses on handwritten digits", self.workers, dry_run=False)
+        return self.carry_out(studies, self.output, "The three papers' losses on handwritten digits")
 
 
-@dataclass(frozen=True)
-class Reproduce:
+class Reproduce(_Many):
     """A documented subset of the papers' protocols on Omniglot and CIFAR-FS; 45 minutes on two cores."""
 
     output: Path | None = None
@@ -279,17 +271,20 @@ class Reproduce:
     """Instead of these, the parity of backends for every loss on the same data: a quarter of an hour more."""
     features: Path | None = None
     """Instead of these, the claims on frozen features: a folder with caltech101.safetensors and gtsrb.safetensors."""
-    workers: int | None = None
-    """Trainings at a time; by default as many as cores."""
     dry_run: bool = False
     """Say what would be trained, and how long it would take, and do nothing."""
 
     def main(self) -> int:
+        from ..studies import features, reproduce
+
         if self.features is not None:
-            studies, folder = feature_studies(self.features), Path("runs/features")
-            title = "The three papers on frozen features"
+            studies, name, title = (
+                features.feature_studies(self.features),
+                "features",
+                "The three papers on frozen features",
+            )
         elif self.parity:
-            studies, folder, title = parity_studies(), Path("runs/parity"), "Parity of backends on few-shot data"
+            studies, name, title = reproduce.parity_studies(), "parity", "Parity of backends on few-shot data"
         else:
-            studies, folder, title = reproduce_studies(), Path("runs/reproduce"), "The three papers on few-shot data"
-        return _run(studies, self.output or folder, title, self.workers, self.dry_run)
+            studies, name, title = reproduce.reproduce_studies(), "reproduce", "The three papers on few-shot data"
+        return self.carry_out(studies, self.output or Path("runs") / name, title, self.dry_run)

@@ -1,51 +1,103 @@
 """`fused-margins train` and `fused-margins evaluate`."""
 
+import re
 import shlex
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
-import tyro
-
-from .. import ranks
-from ..config import Judging, TrainConfig
-from ..datasets import Task
+from ..config import Judging, TrainConfig, contradictions
 from ..errors import UserError
-from ..evaluation import check_judging
-from ..interrupts import stop_on_interrupt
-from ..jobs import set_threads
-from ..options import ConfigFlags, JudgingFlags, LossFlags, LossOptions, as_file_name, on_features
-from ..plan import estimate, plan_table
-from ..report import write_run_report
+from ..options import POSITIONAL, Command, Given, build
+from ..presets import preset
 from ..runs import Run
 from ..terminal import INTERRUPTED, console, progress, say
-from ..trainer import Trainer, read, resume
-from ..trials import judge, task_of, train
+
+if TYPE_CHECKING:
+    from ..datasets import Task
+    from ..trainer import Trainer
 
 
-@dataclass(frozen=True)
-class Train:
-    """Train a network, evaluate it, and keep everything in a run folder. Ctrl-C stops it so that --resume can go on."""
+AnyTraining = TypeVar("AnyTraining", bound="Training")
+
+
+class Training(Command):
+    """What every command takes that trains as settings say."""
 
     preset: str | None = None
-    """Settings of a paper on a data set, neg-cosine-omniglot for instance; every other option overrides them."""
+    """Settings of a paper on a data set, neg-cosine-omniglot for instance; every other option overrides them, and a
+    study of several losses has its own."""
     output: Path | None = None
-    """Run folder; by default runs/DATASET-LOSS-seedSEED, or runs/PRESET-seedSEED."""
-    resume: bool = False
-    """Continue the run in its folder where it stopped, with its stored settings, to the numbers it would have had."""
+    """Folder to write to; by default runs/PRESET-seedSEED, runs/DATASET-LOSS-seedSEED, or of a study
+    runs/COMMAND-DATASET."""
     dry_run: bool = False
     """Say what would be trained, and how long it would take, and do nothing."""
     features: Path | None = None
     """Train on these features of images instead of a data set: what `fused-margins embed` writes, or .npy, .npz."""
-    loss: LossFlags = field(default_factory=LossOptions)
-    judging: JudgingFlags = field(default_factory=Judging)
-    config: ConfigFlags = field(default_factory=TrainConfig)
+    config: TrainConfig = TrainConfig()
 
-    def __post_init__(self) -> None:
-        if self.resume and self.dry_run:
-            raise UserError("dry_run: it describes a training that has not begun; leave out --resume")
+    @classmethod
+    def read(cls, given: Given) -> Command:
+        return cls.begun(given)
+
+    @classmethod
+    def begun(cls: type[AnyTraining], given: Given) -> AnyTraining:
+        """With the settings of a preset, where one is named, and what is given over them."""
+        name = given.get("preset")
+        return build(cls, given) if name is None else build(cls, given, config=preset(name))
 
     def settings(self) -> TrainConfig:
-        return on_features(self.loss.apply(self.config), self.features)
+        return on_features(self.config, self.features)
+
+
+def on_features(config: TrainConfig, file: Path | None) -> TrainConfig:
+    """`config` for a file of features, where there is one: a linear map takes the place of the default network."""
+    from ..datasets import is_of_features
+
+    if file is not None:
+        config = config.model_copy(update={"dataset": f"features:{file}"})
+    if is_of_features(config.dataset) and config.backbone.name == "convnet":
+        config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": "linear"})})
+    return config
+
+
+def as_file_name(dataset: str) -> str:
+    """A data set's name without what separates folders.
+
+    >>> as_file_name("folder:/data/birds")
+    'folder-data-birds'
+    """
+    return re.sub("[/:]+", "-", dataset)
+
+
+class Train(Training):
+    """Train a network, evaluate it, and keep everything in a run folder. Ctrl-C stops it so that --resume can go on."""
+
+    has_loss: ClassVar[bool] = True
+
+    resume: bool = False
+    """Continue the run in its folder where it stopped, with its stored settings, to the numbers it would have had."""
+    judging: Judging = Judging()
+
+    @classmethod
+    def read(cls, given: Given) -> Command:
+        return cls._resumed(given) if given.get("resume") else cls.begun(given)
+
+    @classmethod
+    def _resumed(cls, given: Given) -> "Train":
+        """With the settings of the run that is resumed; others would lead to other numbers and are refused."""
+        if given.get("dry_run"):
+            raise UserError("dry_run: it describes a training that has not begun; leave out --resume")
+        run = Run(Path(given["output"]) if given.get("output") else cls.begun(given).folder())
+        stored = run.config()
+        resumed = build(Train, {**given, "output": run.folder}, config=stored, judging=run.judging())
+        # Another preset than the run began with says every setting, as options say some.
+        asked = (resumed if resumed.preset in (None, run.preset()) else cls.begun(given)).settings()
+        if asked.threads is None:  # those that the run found
+            asked = asked.model_copy(update={"threads": stored.threads})
+        changed = contradictions(stored, asked)
+        if changed:
+            raise UserError(f"resume: the run has {', '.join(changed)}; leave out what is to stay as it was")
+        return resumed
 
     def folder(self) -> Path:
         if self.output is not None:
@@ -55,10 +107,19 @@ class Train:
         return Path("runs") / f"{name}-seed{config.seed}"
 
     def main(self) -> int:
+        from .. import ranks
+
         with ranks.joined(self.config.device):
             return self._main()
 
     def _main(self) -> int:
+        from .. import ranks
+        from ..evaluation import check_judging
+        from ..plan import estimate, plan_table
+        from ..process import set_threads
+        from ..trainer import Trainer, read, resume
+        from ..trials import task_of
+
         config, folder = self.settings(), self.folder()
         # Stored with the run, because a resumed run has the same numbers only with as many threads.
         config = config.model_copy(update={"threads": set_threads(config.threads)})
@@ -73,20 +134,29 @@ class Train:
         if ranks.own_rank() > 0:
             return self._follow(new or read(Run(folder), task.training, task.for_validation))
         with Run(folder).locked() as run:
+            if new is not None:
+                Run.create(folder, config, self.preset)
             return self._carry_out(run, new or resume(run, task.training, task.for_validation), task)
 
-    def _follow(self, trainer: Trainer) -> int:
+    def _follow(self, trainer: "Trainer") -> int:
         """Take part in the training of the first rank, which alone writes and judges."""
-        with stop_on_interrupt() as stop:
+        from .. import trials
+
+        with trials.stop_on_interrupt() as stop:
             return 0 if trainer.train(stop=stop) else INTERRUPTED
 
-    def _carry_out(self, run: Run, trainer: Trainer, task: Task) -> int:
-        folder = run.folder
-        if not self.resume:
-            Run.create(folder, trainer.config, self.preset)
+    def _carry_out(self, run: Run, trainer: "Trainer", task: "Task") -> int:
+        from .. import trials
+
         run.save_judging(self.judging)
-        resume_command = shlex.join(["fused-margins", "train", "--resume", "--output", str(folder)])
-        if not self._train(run, trainer):
+        resume_command = shlex.join(["fused-margins", "train", "--resume", "--output", str(run.folder)])
+        name = f"{trainer.config.loss.name} on {trainer.config.dataset}"
+        with (
+            progress(name, trainer.total_steps, "steps", completed=trainer.steps_done) as advance,
+            trials.stop_on_interrupt() as stop,
+        ):
+            trained = trials.train(run, trainer, stop, advance)
+        if not trained or stop():  # or somebody asked to stop in the last step
             say(f"stopped in epoch {trainer.epoch}; continue with: {resume_command}")
             return INTERRUPTED
         try:
@@ -96,43 +166,42 @@ class Train:
             raise
         return 0
 
-    def _train(self, run: Run, trainer: Trainer) -> bool:
-        """Whether it may go on to the judgement: trained to the end, and nobody asked to stop in the last step."""
-        name = f"{trainer.config.loss.name} on {trainer.config.dataset}"
-        with (
-            progress(name, trainer.total_steps, "steps", completed=trainer.steps_done) as advance,
-            stop_on_interrupt() as stop,
-        ):
-            return train(run, trainer, stop, advance) and not stop()
 
-
-@dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Command):
     """Evaluate a run's latest checkpoint and write its report; what is not said is as it was at its last judgement."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, POSITIONAL]
     """Run folder."""
-    judging: JudgingFlags = field(default_factory=Judging)
+    judging: Judging = Judging()
+
+    @classmethod
+    def read(cls, given: Given) -> Command:
+        return build(cls, given, judging=Run(Path(given["run"])).judging())
 
     def main(self) -> int:
-        run = Run(self.run)
-        set_threads(run.config().threads)
-        with run.locked():
-            return self._carry_out(run)
+        from ..evaluation import check_judging
+        from ..process import set_threads
+        from ..trainer import Trainer
+        from ..trials import task_of
 
-    def _carry_out(self, run: Run) -> int:
+        run = Run(self.run)
         config = run.config()
-        task = task_of(config)
-        check_judging(task, self.judging, config.dataset)
-        trainer = Trainer(config, task.training)
-        run.load_checkpoint(trainer.load_state_dict)
-        if not trainer.finished:
-            say(f"not finished: {trainer.epoch} of {trainer.config.epochs} epochs")
-        _judge_and_report(run, trainer, task, self.judging)
+        set_threads(config.threads)
+        with run.locked():
+            task = task_of(config)
+            check_judging(task, self.judging, config.dataset)
+            trainer = Trainer(config, task.training)
+            run.load_checkpoint(trainer.load_state_dict)
+            if not trainer.finished:
+                say(f"not finished: {trainer.epoch} of {trainer.config.epochs} epochs")
+            _judge_and_report(run, trainer, task, self.judging)
         return 0
 
 
-def _judge_and_report(run: Run, trainer: Trainer, task: Task, judging: Judging) -> None:
+def _judge_and_report(run: Run, trainer: "Trainer", task: "Task", judging: Judging) -> None:
+    from ..report import write_run_report
+    from ..trials import judge
+
     figures = judge(run, trainer, task, judging)
     console.print(write_run_report(run, trainer, task, figures).rich())
     say(f"report: {run.folder / 'report.html'}")

@@ -4,7 +4,7 @@ Splits may share their classes (digits) or have classes of their own (the usual 
 which is which. sources finds files, cache keeps what was decoded, images holds the result; each data set has a module.
 """
 
-from . import cifar, cub, digits, features, folders, gtsrb, omniglot  # register their loaders
+from . import cifar, cub, digits, features, folders, omniglot  # register their loaders
 from .images import ImageSet, Task, concatenate, make_task
 from .omniglot import OneShotRuns, one_shot_runs
 from .registry import DATA_ROOT_VARIABLE, LOADERS, Loader, data_root, is_of_features, load, register
@@ -23,7 +23,6 @@ __all__ = [
     "digits",
     "features",
     "folders",
-    "gtsrb",
     "is_of_features",
     "load",
     "make_task",

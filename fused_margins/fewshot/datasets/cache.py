@@ -14,19 +14,17 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
 from ..runs import replacing, write_json
 from ..terminal import progress
-from .decoding import Decoder
-from .sources import Tree
+from .decoding import Decoder, decode
+from .sources import Tree, reader
 
 CACHE_VARIABLE = "FUSED_MARGINS_CACHE"
 LAYOUT = 2  # to be raised when arrays, or what is decoded into them, change
@@ -38,48 +36,23 @@ def cache_folder() -> Path:
 
 
 def decoded(name: str, files: Sequence[tuple[Tree, str]], decoder: Decoder, size: int) -> Tensor:
-    """The images of these files, uint8 (N, channels, size, size), from the cache or into it."""
-    source = "\n".join([repr(decoder), *(f"{file!r} {tree.stamp(file)}" for tree, file in files)])
+    """The images of these files, uint8 (N, channels, size, size), from the cache or into it.
 
-    def images() -> Iterator[np.ndarray]:
-        with ExitStack() as stack:
-            readers = {tree: stack.enter_context(tree.open()) for tree in dict.fromkeys(tree for tree, _ in files)}
-            for tree, file in files:
-                data = readers[tree](file)
-                try:
-                    yield decoder(data, size)
-                except UnidentifiedImageError:
-                    raise UserError(f"{tree.where(file)}: not an image in a known format") from None
-                except Exception as error:  # damage shows itself in many ways, all of which mean the same to the user
-                    reason = str(error) or type(error).__name__
-                    raise UserError(f"{tree.where(file)}: not a readable image ({reason})") from error
-
-    shape = (len(files), len(decoder.mode), size, size)
-    return cached(name, source, shape, images(), [file for _, file in files])
-
-
-def cached(
-    name: str, source: str, shape: tuple[int, ...], images: Iterable[np.ndarray], names: Sequence[str] = ()
-) -> Tensor:
-    """The array of all `images`, uint8 `shape`, which are asked for only where the cache does not have them.
-
-    Args:
-        name: of the data set; another `source` of the same name and size takes its place in the cache.
-        source: text that changes when the images would.
-        shape: of the array; its first dimension counts the images.
-        images: one after the other, uint8.
-        names: of the images, for who reads the note.
+    Other files of the same `name` (of the data set) and size take their place in the cache.
     """
+    source = "\n".join([repr(decoder), *(f"{file!r} {tree.stamp(file)}" for tree, file in files)])
+    shape = (len(files), len(decoder.mode), size, size)
     checksum = hashlib.sha256(f"{LAYOUT}\n{shape}\n{source}".encode()).hexdigest()
-    stem = f"{re.sub('[^A-Za-z0-9._-]', '_', name)}-{shape[-1]}px"
+    stem = f"{re.sub('[^A-Za-z0-9._-]', '_', name)}-{size}px"
     array_path = cache_folder() / f"{stem}-{checksum[:16]}.npy"
     note_path = array_path.with_suffix(".json")
     array = _open(array_path, note_path, checksum, shape)
     if array is None:
+        note = {"checksum": checksum, "layout": LAYOUT, "shape": shape, "images": [file for _, file in files]}
         try:
-            crc = _write(array_path, name, shape, images)
-            note = {"checksum": checksum, "array_crc32": crc, "layout": LAYOUT, "shape": shape, "images": list(names)}
-            write_json(note_path, note)
+            write_json(
+                note_path, {**note, "array_crc32": _write(array_path, name, shape, _images(files, decoder, size))}
+            )
         except OSError as error:
             raise UserError(
                 f"{cache_folder()}: the cache of decoded images cannot be written ({error.strerror or error}); "
@@ -92,6 +65,13 @@ def cached(
         if array is None:
             raise UserError(f"{array_path}: cannot be read back; another program changes the cache")
     return torch.from_numpy(array)
+
+
+def _images(files: Sequence[tuple[Tree, str]], decoder: Decoder, size: int) -> Iterator[np.ndarray]:
+    """One after the other, uint8."""
+    with reader() as read:
+        for tree, file in files:
+            yield decode(decoder, read(tree, file), size, tree.where(file))
 
 
 def _open(array_path: Path, note_path: Path, checksum: str, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -6,7 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import UserError
 
 # A format that its file's name does not claim is read, too, but none that runs other programs (EPS) or is drawn (WMF).
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -50,6 +52,16 @@ class Decoder:
             image = image.resize(size, self.filter).convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", size, "white"), image).convert(self.mode)
         return (image if image.mode == self.mode else image.convert(self.mode)).resize(size, self.filter)
+
+
+def decode(decoder: Decoder, data: bytes, size: int, where: str) -> np.ndarray:
+    """What `decoder` makes of a file; a `UserError` says `where` it is if that is not a readable image."""
+    try:
+        return decoder(data, size)
+    except UnidentifiedImageError:
+        raise UserError(f"{where}: not an image in a known format") from None
+    except Exception as error:  # damage shows itself in many ways, all of which mean the same to the user
+        raise UserError(f"{where}: not a readable image ({str(error) or type(error).__name__})") from error
 
 
 def _white(image: Image.Image) -> float:

@@ -29,47 +29,22 @@ BACKGROUND, EVALUATION, LISTS, RUNS = "images_background", "images_evaluation", 
 NUM_RUNS, RUN_IMAGES = 20, 20
 
 _OFFICIAL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
+_RUNS_URL = f"{_OFFICIAL}/one-shot-classification"
 _PROTONETS = "https://raw.githubusercontent.com/jakesnell/prototypical-networks/master/data/omniglot/splits/vinyals"
 # The checksums of images_*.zip are those of tensorflow/datasets (url_checksums/omniglot.txt); that of all_runs.zip is
 # of a copy with the MD5 e8996daecdf12afeeb4a53a179f06b19 that public loaders state. The lists are those that
 # Prototypical Networks (Snell et al. 2017) published.
-DOWNLOADS = (
-    Download(
-        f"{_OFFICIAL}/images_background.zip",
-        "images_background.zip",
-        9464212,
-        "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
-    ),
-    Download(
-        f"{_OFFICIAL}/images_evaluation.zip",
-        "images_evaluation.zip",
-        6462886,
-        "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
-    ),
-    Download(
-        f"{_OFFICIAL}/one-shot-classification/all_runs.zip",
-        "all_runs.zip",
-        352787,
-        "437c1eeab0af8484112e1b4cc0f3d541ec727f7c47b9b202da738af9dfd6c325",
-    ),
-    Download(
-        f"{_PROTONETS}/train.txt",
-        f"{LISTS}/train.txt",
-        133244,
-        "984522c194c30fb678ce53304a160a42faf5403ad4f9a67010f32dd3a35738e0",
-    ),
-    Download(
-        f"{_PROTONETS}/val.txt",
-        f"{LISTS}/val.txt",
-        21312,
-        "11f99e54faee3e26f53d3231c1cceac5bf7b8730e9be31cb6dab256551dc0c1a",
-    ),
-    Download(
-        f"{_PROTONETS}/test.txt",
-        f"{LISTS}/test.txt",
-        50372,
-        "845264cc5c156180828ccf17915668b17ee21424d0170df6e7d81676aa5d1204",
-    ),
+_FILES = {  # place: folder of its URL, bytes, SHA-256
+    "images_background.zip": (_OFFICIAL, 9464212, "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640"),
+    "images_evaluation.zip": (_OFFICIAL, 6462886, "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee"),
+    "all_runs.zip": (_RUNS_URL, 352787, "437c1eeab0af8484112e1b4cc0f3d541ec727f7c47b9b202da738af9dfd6c325"),
+    f"{LISTS}/train.txt": (_PROTONETS, 133244, "984522c194c30fb678ce53304a160a42faf5403ad4f9a67010f32dd3a35738e0"),
+    f"{LISTS}/val.txt": (_PROTONETS, 21312, "11f99e54faee3e26f53d3231c1cceac5bf7b8730e9be31cb6dab256551dc0c1a"),
+    f"{LISTS}/test.txt": (_PROTONETS, 50372, "845264cc5c156180828ccf17915668b17ee21424d0170df6e7d81676aa5d1204"),
+}
+DOWNLOADS = tuple(
+    Download(f"{folder}/{place.rpartition('/')[2]}", place, size, sha256)
+    for place, (folder, size, sha256) in _FILES.items()
 )
 _GUIDE = "`fused-margins data omniglot` downloads what is missing; by hand it comes from "
 
@@ -208,9 +183,7 @@ class OneShotRuns:
 
 def one_shot_runs(image_size: int = SIZE) -> OneShotRuns:
     """The 20 official runs (Lake et al. 2015), each within an alphabet of the evaluation set, from `all_runs`."""
-    tree = require(
-        data_root(), _places(RUNS), f"{_GUIDE}{_OFFICIAL}/one-shot-classification/{RUNS}.zip", holding="run01/"
-    )
+    tree = require(data_root(), _places(RUNS), f"{_GUIDE}{_RUNS_URL}/{RUNS}.zip", holding="run01/")
     find_image = Finder(tree, "")
     names, answers = [], []
     for run in (f"run{number:02d}" for number in range(1, NUM_RUNS + 1)):

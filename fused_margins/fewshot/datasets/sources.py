@@ -16,11 +16,11 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import IO, NamedTuple
 
 from ..errors import UserError
 from ..terminal import say
@@ -30,10 +30,6 @@ FILE_BYTES = 128 << 20  # of a file, unpacked: no image or list of a few-shot da
 _CHUNK_BYTES = 1 << 16
 
 Read = Callable[[str], bytes]
-
-
-class SupportsRead(Protocol):
-    def read(self, size: int, /) -> bytes: ...
 
 
 say_once = lru_cache(maxsize=None)(say)  # a study loads the same data for each of its runs
@@ -46,7 +42,7 @@ def left_out(where: str, reason: str, names: Sequence[str]) -> None:
         say_once(f"{where}: {len(names)} left out, {reason}: {names[0]}{more}")
 
 
-def bounded(stream: SupportsRead, where: str) -> bytes:
+def bounded(stream: IO[bytes], where: str) -> bytes:
     """All of a stream, which may hold more than its size says, or not say it."""
     data = bytearray()
     while chunk := stream.read(_CHUNK_BYTES):
@@ -100,6 +96,20 @@ class Tree(ABC):
                     raise UserError(f"{self.where(name)}: cannot be read ({error or type(error).__name__})") from error
 
             yield checked
+
+
+@contextmanager
+def reader() -> Iterator[Callable[[Tree, str], bytes]]:
+    """A function that reads a file of a tree; each tree is opened once, for as long as the context lasts."""
+    with ExitStack() as stack:
+        opened: dict[Tree, Read] = {}
+
+        def read(tree: Tree, name: str) -> bytes:
+            if tree not in opened:
+                opened[tree] = stack.enter_context(tree.open())
+            return opened[tree](name)
+
+        yield read
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import get_args
 from ..config import InfoNCE, Judging, Loss, MarginLoss, Negatives, Positives, Softmax, TrainConfig, Triplet
 from ..errors import UserError
 from ..study import Claim, Study
-from ..trials import Trial, task_of
+from ..trials import task_of, trials_of
 
 SOURCE = "Levi et al. 2020"
 EPHN = "EPHN, temperature 0.1"  # Xuan et al., Improved embeddings with easy positive triplet mining, 2020
@@ -77,11 +77,6 @@ def coarse_to_fine_study(
 ) -> Study:
     """The same training with every loss and seed; `config` says the rest."""
     check_hierarchy(config)
-    trials = [
-        Trial(method, config.model_copy(update={"loss": loss, "seed": seed}), judging)
-        for seed in seeds
-        for method, loss in methods.items()
-    ]
     claims = []
     for method in methods:
         other = method.replace("easy positives", "random positives")
@@ -100,7 +95,7 @@ def coarse_to_fine_study(
         f"Coarse to fine on {config.dataset}, {config.backbone.title}, {len(methods)} methods",
         f"Trained for {config.epochs} epochs on coarse labels, judged on the fine labels of held-out images. "
         "Modes: how many fine classes of a coarse one stay apart.",
-        trials,
+        trials_of(config, methods, seeds, judging),
         COLUMNS,
         claims=claims,
     )

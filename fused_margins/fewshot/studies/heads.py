@@ -20,12 +20,12 @@ from ..episodes import (
 )
 from ..errors import UserError
 from ..evaluation import episodes_of
-from ..jobs import set_threads
 from ..metrics import mean_and_student_interval
+from ..process import set_threads
+from ..reports import Table, figure_text
 from ..runs import plain, read_json, write_json
-from ..study import Measurement, Results, Study
-from ..tables import Table, figure_text
-from ..trials import task_of
+from ..study import Results, Study
+from ..trials import Job, task_of
 
 SOURCE = "Wang et al. 2019"
 Solve = Callable[[Tensor, Episodes, Tensor, torch.Generator], Tensor]
@@ -40,7 +40,7 @@ SLOW = ("cosine head",)  # with all classes at once
 
 
 @dataclass(frozen=True)
-class FrozenHeads(Measurement):
+class FrozenHeads(Job):
     """All heads on the same episodes of one choice of novel classes."""
 
     config: TrainConfig
@@ -51,12 +51,10 @@ class FrozenHeads(Measurement):
         return f"heads-seed{self.config.seed}"
 
     def finished(self, folder: Path) -> bool:
-        """Whether the folder has the accuracies of these very settings."""
         stored = read_json(folder / "heads.json")
         return (stored.get("config"), stored.get("judging")) == (plain(self.config), plain(self.judging))
 
     def check(self, folder: Path, task: Task) -> None:
-        """Raise what `carry_out` would raise."""
         if task.novel is None:
             raise UserError(f"dataset: {self.config.dataset} has no novel classes")
 

@@ -10,14 +10,12 @@ import torch
 from ... import MagnetIndex
 from ..config import Judging, Loss, Magnet, Softmax, TrainConfig, Triplet
 from ..errors import UserError
-from ..maps import cluster_map, map_sample
-from ..plots import sweep, variance_curves
-from ..reports import Picture
+from ..plots import cluster_map, map_sample, sweep, variance_curves
+from ..reports import Picture, Table
 from ..runs import Run
 from ..study import Claim, Results, Study
-from ..tables import Table
 from ..trainer import Trainer
-from ..trials import Trial, task_of
+from ..trials import task_of, trials_of
 from .coarse_to_fine import check_hierarchy
 
 SHOWN = 600  # samples in a map of clusters
@@ -42,11 +40,6 @@ def magnet_study(
         "triplet": Triplet(positives="random"),
     }
     judging = judging.model_copy(update={"neighbours": NEIGHBOURS, "knc_clusters": magnet.clusters_per_class})
-    trials = [
-        Trial(method, config.model_copy(update={"loss": loss, "seed": seed}), judging)
-        for seed in seeds
-        for method, loss in methods.items()
-    ]
 
     def knc_table(results: Results) -> list[Table]:
         columns = {f"L = {l}": f"knc_error@{l}" for l in NEIGHBOURS}
@@ -71,34 +64,24 @@ def magnet_study(
         f"{magnet.clusters_per_class} clusters a class; "
         + ("all else is judged on the fine labels, which no training saw. " if hierarchy else "")
         + "An epoch shows each method about as many images as there are, in batches of its own size.",
-        trials,
+        trials_of(config, methods, seeds, judging),
         COLUMNS if hierarchy else {title: figure for title, figure in COLUMNS.items() if title != "modes"},
         baseline="softmax",
-        claims=[
-            *(
-                Claim(
-                    SOURCE,
-                    f"magnet recovers the hierarchy below its labels better than {other} (Recall@1)",
-                    "magnet",
-                    other,
-                    "recall@1",
-                )
-                for other in ("softmax", "triplet")
-                if hierarchy
-            ),
-            *(
-                Claim(SOURCE, f"magnet classifies better than {other} with kNC", other, "magnet", "knc_error@8")
-                for other in ("softmax", "triplet")
-            ),
-            Claim(
-                SOURCE,
-                "state of the art on Stanford Dogs, Oxford Flowers and Pets",
-                reason="needs their images and ImageNet weights",
-            ),
-        ],
+        claims=_claims(hierarchy),
         more_tables=knc_table,
         pictures=pictures,
     )
+
+
+def _claims(hierarchy: bool) -> list[Claim]:
+    others, claims = ("softmax", "triplet"), []
+    if hierarchy:
+        recovers = "magnet recovers the hierarchy below its labels better than {} (Recall@1)"
+        claims += [Claim(SOURCE, recovers.format(other), "magnet", other, "recall@1") for other in others]
+    classifies = "magnet classifies better than {} with kNC"
+    claims += [Claim(SOURCE, classifies.format(other), other, "magnet", "knc_error@8") for other in others]
+    of_pets = "state of the art on Stanford Dogs, Oxford Flowers and Pets"
+    return [*claims, Claim(SOURCE, of_pets, reason="needs their images and ImageNet weights")]
 
 
 def _cluster_pictures(results: Results) -> list[Picture]:

@@ -12,9 +12,8 @@ from ..config import Judging, MarginSoftmax, TrainConfig
 from ..datasets import load
 from ..errors import UserError
 from ..plots import sweep
-from ..reports import Picture
+from ..reports import Picture, Table
 from ..study import Claim, Results, Study
-from ..tables import Table
 from ..trials import Trial
 
 SOURCE = "Liu et al. 2020"

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from ..config import Judging, Loss, TrainConfig
 from ..evaluation import official_runs_accuracy
+from ..reports import Table, figure_text
 from ..study import Results, Study
-from ..tables import Table, figure_text
-from ..trials import Trial
+from ..trials import trials_of
 
 WAYS = (5, 20)
 VINYALS_JUDGING = Judging(ways=WAYS, shots=(1, 5))
@@ -19,14 +19,6 @@ VINYALS_COLUMNS = {
 OFFICIAL_COLUMNS = {"official runs": "official_runs", "20-way 1-shot, all alphabets": "novel_20way_1shot_centroid"}
 
 
-def _trials(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequence[int], judging: Judging) -> list[Trial]:
-    return [
-        Trial(name, config.model_copy(update={"loss": loss, "seed": seed}), judging)
-        for seed in seeds
-        for name, loss in losses.items()
-    ]
-
-
 def vinyals_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequence[int], episodes: int = 600) -> Study:
     """Trained on 1,028 characters in four rotations, each a class; episodes of 423 others, turned as well."""
     config = config.model_copy(update={"dataset": "omniglot"})
@@ -37,7 +29,7 @@ def vinyals_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequen
         "For comparison: prototypical networks (Snell et al. 2017) reach 98.8% at 5-way 1-shot and 96.0% at 20-way "
         "1-shot with the same four blocks. There are 20 drawings of a character: 5-shot episodes leave 15 to ask for, "
         "not 16.",
-        _trials(config, losses, seeds, judging),
+        trials_of(config, losses, seeds, judging),
         VINYALS_COLUMNS,
     )
 
@@ -61,7 +53,7 @@ def official_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Seque
         f"Omniglot, official one-shot runs, {config.backbone.title}",
         "For comparison (Lake et al. 2015 and 2019): people 95.5%, Bayesian program learning 96.7%, a convolutional "
         "Siamese network 92.0%, prototypical networks trained on these alphabets 86.3%.",
-        _trials(config, losses, seeds, judging),
+        trials_of(config, losses, seeds, judging),
         OFFICIAL_COLUMNS,
         more_tables=raw_pixels,
     )

@@ -1,12 +1,14 @@
-"""Peak memory is that of the work itself, whatever was there before it; what is freed stays where that was asked."""
+"""Peak memory is that of the work itself, whatever was there before it; and an interrupt is a request."""
 
 import platform
+import signal
 import sys
+import threading
 
 import pytest
 import torch
 
-from fused_margins.fewshot.memory import PeakMemory, keep_freed_memory
+from fused_margins.fewshot.process import PeakMemory, keep_freed_memory, stop_on_interrupt
 from tests.forks import Forked
 
 CPU = torch.device("cpu")
@@ -52,3 +54,36 @@ def test_what_is_freed_stays_where_that_was_asked_for():
     assert code == 0, printed
     freed, kept = map(float, printed.split())
     assert freed < 60 < kept
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_becomes_a_request_and_the_handler_comes_back(number):
+    before = signal.getsignal(number)
+    with stop_on_interrupt() as stop:
+        assert not stop()
+        signal.raise_signal(number)
+        assert stop()
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_interrupts():
+    def interrupted_twice():
+        with stop_on_interrupt():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_twice()
+
+
+def test_outside_the_main_thread_nothing_is_asked():
+    answers = []
+
+    def work():
+        with stop_on_interrupt() as stop:
+            answers.append(stop())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert answers == [False]
