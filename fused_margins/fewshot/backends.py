@@ -24,7 +24,7 @@ def calls_of(loss: config.Loss) -> tuple[Call, ...]:
     (('nearest', (('relation', 'same'),)),)
     """
     match loss:
-        case config.Softmax() | config.MarginSoftmax():
+        case config.Softmax() | config.MarginSoftmax() | config.CosFace() | config.ArcFace():
             return (SOFTMAX,)
         case config.Magnet():  # its index: k-means within classes, nearest clusters of other classes
             return (*([SOFTMAX] if loss.warm_epochs else []), MAGNET, POSITIVES, NEGATIVES)

@@ -1,24 +1,29 @@
 """The command `fused-margins`: train few-shot embeddings, judge them, and compare backends."""
 
+import difflib
 import io
 import re
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from pydantic import ValidationError
 from rich.markup import escape
 
-from .commands.data import Compare, Data, Doctor, Embed
+from .commands.data import Compare, Data, Doctor, Embed, Presets
 from .commands.studies import CoarseToFine, Demo, Heads, MagnetStudy, OneShot, ParityCommand, Reproduce, Sweep
 from .commands.train import Evaluate, Train
 from .config import explain_validation
 from .errors import UserError
-from .options import Command, Parser, add_options
+from .options import Command, Parser, add_options, filled
 from .process import keep_freed_memory
 from .terminal import INTERRUPTED, errors
 
 USER_ERROR = 2
 LONGEST = 1000  # characters of an error
+OF_PLAN = (
+    "What a step of a softmax over many ranks takes: memory, bytes and time, and what to change if it does not fit."
+)
 
 SUBCOMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
@@ -34,18 +39,28 @@ SUBCOMMANDS: dict[str, type[Command]] = {
     "one-shot": OneShot,
     "parity": ParityCommand,
     "reproduce": Reproduce,
+    "presets": Presets,
     "doctor": Doctor,
 }
 
 
 def parse(arguments: Sequence[str]) -> Command:
     """The subcommand with its options; a `UserError` for what it does not take."""
+    everything = "--help-all" in arguments
+    arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     parser = Parser(prog="fused-margins", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"fused-margins {version('fused-margins')}")
     of_commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in SUBCOMMANDS.items():
         text = (command.__doc__ or "").replace("%", "%%")
-        usage = f"{parser.prog} {name} [OPTIONS]"
-        add_options(of_commands.add_parser(name, help=text.partition("\n")[0], description=text, usage=usage), command)
+        usage, about = f"{parser.prog} {name} [OPTIONS]", filled(text)
+        options = of_commands.add_parser(name, help=text.partition("\n")[0], description=about, usage=usage)
+        add_options(options, command, everything)
+    of_commands.add_parser("plan", help=OF_PLAN)  # which `fused_margins.command` hands over to
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in of_commands.choices:
+        meant = difflib.get_close_matches(arguments[0], of_commands.choices, n=1)
+        known = f"perhaps you meant {meant[0]}" if meant else f"expected one of {', '.join(of_commands.choices)}"
+        raise UserError(f"unknown command: {arguments[0]}; {known}")
     # The name of an option may have underscores, as that of its field has.
     arguments = [re.sub("^--[^=]*", lambda option: option[0].replace("_", "-"), argument) for argument in arguments]
     found, unknown = parser.parse_known_args(arguments)

@@ -1,5 +1,6 @@
 """Every setting of a training run, typed: what is not listed here is rejected, and what is stored suffices to rerun."""
 
+import math
 import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -51,9 +52,25 @@ class MarginSoftmax(Settings):
     name: Literal["margin-softmax"] = "margin-softmax"
     scale: Positive = 10.0
     margin: Number = 0.0
-    """Margin; that of margin-softmax is of either sign."""
+    """Margin; those of softmaxes are of either sign, that of arcface in radians."""
     similarity: Literal["cosine", "dot"] = "cosine"
     """What the logits are made of."""
+
+
+class CosFace(Settings):
+    """CosFace (Wang et al. 2018): margin-softmax with the authors' scale and margin."""
+
+    name: Literal["cosface"] = "cosface"
+    scale: Positive = 64.0
+    margin: Number = 0.35
+
+
+class ArcFace(Settings):
+    """ArcFace (Deng et al. 2019): softmax with a margin in radians on the angle with the true class."""
+
+    name: Literal["arcface"] = "arcface"
+    scale: Positive = 64.0
+    margin: Annotated[Number, Field(ge=-math.pi, le=math.pi)] = 0.5
 
 
 class Triplet(Settings):
@@ -113,7 +130,7 @@ class Magnet(Settings):
     scale: Positive = 10.0
 
 
-LossSettings = Softmax | MarginSoftmax | Triplet | MarginLoss | InfoNCE | Magnet
+LossSettings = Softmax | MarginSoftmax | CosFace | ArcFace | Triplet | MarginLoss | InfoNCE | Magnet
 Loss = Annotated[LossSettings, Field(discriminator="name")]
 LOSSES: dict[str, type[LossSettings]] = {
     settings.model_fields["name"].default: settings for settings in get_args(LossSettings)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import (
+    ArcFaceLoss,
     CrossBatchMemory,
     EasyPositiveInfoNCELoss,
     EasyPositiveMarginLoss,
@@ -311,8 +312,9 @@ def _build_loss(loss: config.Loss, num_classes: int, size: int, backend: str, ge
     settings = loss.model_dump(exclude={"name", "memory"})
     pairs: EasyPositiveTripletLoss | EasyPositiveMarginLoss | EasyPositiveInfoNCELoss
     match loss:
-        case config.Softmax() | config.MarginSoftmax():
-            return MarginSoftmaxLoss(num_classes, size, backend=backend, **settings)
+        case config.Softmax() | config.MarginSoftmax() | config.CosFace() | config.ArcFace():
+            head = ArcFaceLoss if isinstance(loss, config.ArcFace) else MarginSoftmaxLoss
+            return head(num_classes, size, backend=backend, **settings)
         case config.Triplet():
             pairs = EasyPositiveTripletLoss(**settings, backend=backend, generator=generator)
         case config.MarginLoss():

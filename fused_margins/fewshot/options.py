@@ -8,7 +8,8 @@ which is called as the field that they are in: `--backbone`, `--loss`.
 import argparse
 import difflib
 import re
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -27,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     """Whose errors are the user's; what looks like a negative number is a value, -1e-3 as well."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)")
 
     def error(self, message: str) -> NoReturn:
@@ -43,6 +44,8 @@ class Command(Settings):
     """A subcommand: its options are its fields, and those of the settings that it has."""
 
     has_loss: ClassVar[bool] = False  # whether what is in `config.loss` has options, too
+    often: ClassVar[tuple[str, ...]] = ()  # of the settings that it has, those that `--help` shows
+    example: ClassVar[str] = ""  # of its options
     _given: Given = {}  # noqa: RUF012  # pydantic copies it
 
     @classmethod
@@ -55,39 +58,66 @@ class Command(Settings):
         raise NotImplementedError
 
 
-def add_options(parser: Parser, command: type[Command]) -> None:
-    """All options of a command, with its defaults."""
-    _add_fields(parser, parser, command.model_construct(), command.has_loss)
+def filled(text: str | None) -> str:
+    """Within 80 columns, as what is not an option's help has to be."""
+    return textwrap.fill(" ".join((text or "").split()), 78)
 
 
-def _add_fields(parser: Parser, group: Any, start: Settings, has_loss: bool, holder: str = "") -> None:
-    for name, field in type(start).model_fields.items():
-        value = getattr(start, name, None)
-        if isinstance(value, LossSettings):
-            if has_loss:
-                _add_losses(parser.add_argument_group(name, "What the chosen loss does not have is an error."), value)
-        elif isinstance(value, Settings):
-            _add_fields(parser, parser.add_argument_group(name, type(value).__doc__), value, has_loss, name)
-        elif POSITIONAL in field.metadata:
-            optional = {} if field.is_required() else {"nargs": "?"}
-            group.add_argument(name, **_takes(field.annotation), **optional, **_help(field.description, value))
-        else:
-            option = holder if name == "name" else name
-            flags = [*(["-o"] if name == "output" else []), _flag(option)]
-            about = {**_takes(field.annotation), **_help(field.description, value)}
-            group.add_argument(*flags, dest=option, required=field.is_required(), **about)
+def add_options(parser: Parser, command: type[Command], everything: bool) -> None:
+    """All options of a command, with its defaults; the help has its own and those of `often`, or everything."""
+    _Options(parser, command, everything).add(parser, command.model_construct())
+    parser.epilog = f"example:\n  {parser.prog} {command.example}\n" if command.example else ""
+    if command.often and not everything:
+        parser.epilog += f"\n{parser.prog} --help-all lists every option.\n"
 
 
-def _add_losses(group: Any, start: LossSettings) -> None:
-    group.add_argument("--loss", dest=f"{OF_LOSS}name", metavar=_one_of(LOSSES), **_help("Loss.", start.name))
-    for name in dict.fromkeys(name for loss in LOSSES.values() for name in loss.model_fields if name != "name"):
-        fields = {
-            loss: settings.model_fields[name] for loss, settings in LOSSES.items() if name in settings.model_fields
-        }
-        description = next(field.description for field in fields.values() if field.description)
-        defaults = ", ".join(f"{field.default} for {loss}" for loss, field in fields.items())
-        takes = _takes(next(iter(fields.values())).annotation)
-        group.add_argument(_flag(name), dest=OF_LOSS + name, **takes, **_help(description, defaults))
+class _Options:
+    """Adds the fields of settings within settings to a parser."""
+
+    def __init__(self, parser: Parser, command: type[Command], everything: bool) -> None:
+        self.parser, self.command, self.everything = parser, command, everything
+
+    def add(self, group: Any, start: Settings, holder: str = "") -> None:
+        for name, field in type(start).model_fields.items():
+            value, option = getattr(start, name, None), holder if name == "name" else name
+            if isinstance(value, LossSettings):
+                if self.command.has_loss:
+                    self._add_losses(
+                        self._group(name, "What the chosen loss does not have is an error.", ["loss"]), value
+                    )
+            elif isinstance(value, Settings):
+                within = [name, *type(value).model_fields]
+                self.add(self._group(name, type(value).__doc__, within), value, name)
+            elif POSITIONAL in field.metadata:
+                optional = {} if field.is_required() else {"nargs": "?"}
+                group.add_argument(name, **_takes(field.annotation), **optional, **_help(field.description, value))
+            else:
+                flags = [*(["-o"] if name == "output" else []), _flag(option)]
+                about = {**_takes(field.annotation), **self._help(option, field.description, value, of=holder)}
+                group.add_argument(*flags, dest=option, required=field.is_required(), **about)
+
+    def _group(self, name: str, about: str | None, options: Iterable[str]) -> Any:
+        """Described where one of its options is shown."""
+        shown = self.everything or not set(options).isdisjoint(self.command.often)
+        return self.parser.add_argument_group(name, filled(about) if shown else None)
+
+    def _help(self, name: str, description: str | None, default: Any, of: str) -> dict[str, Any]:
+        shown = self.everything or not of or name in self.command.often
+        return _help(description, default) if shown else {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+
+    def _add_losses(self, group: Any, start: LossSettings) -> None:
+        about = self._help("loss", "Loss.", start.name, of="loss")
+        group.add_argument("--loss", dest=f"{OF_LOSS}name", metavar=_one_of(LOSSES), **about)
+        for name in dict.fromkeys(name for loss in LOSSES.values() for name in loss.model_fields if name != "name"):
+            fields = {
+                loss: settings.model_fields[name] for loss, settings in LOSSES.items() if name in settings.model_fields
+            }
+            description = next(field.description for field in fields.values() if field.description)
+            defaults = ", ".join(f"{field.default} for {loss}" for loss, field in fields.items())
+            takes = _takes(next(iter(fields.values())).annotation)
+            group.add_argument(
+                _flag(name), dest=OF_LOSS + name, **takes, **self._help(name, description, defaults, of="loss")
+            )
 
 
 def _takes(annotation: Any) -> dict[str, Any]:

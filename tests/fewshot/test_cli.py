@@ -16,6 +16,7 @@ from fused_margins.fewshot import backends
 from fused_margins.fewshot import report as report_module
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Backbone, TrainConfig
+from fused_margins.fewshot.presets import PRESETS
 from fused_margins.fewshot.runs import Run
 from fused_margins.fewshot.studies import demo
 
@@ -233,3 +234,37 @@ def test_a_resumed_run_is_judged_as_it_was_to_be(tmp_path):
     assert before["judging"]["ways"] == [3]
     assert main(["train", "--resume", "--output", str(folder)]) == 0
     assert json.loads((folder / "report.json").read_text())["figures"] == before["figures"]
+
+
+def test_help_shows_what_matters_and_all_of_it_when_asked(capsys):
+    texts = {}
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            main(["train", option])
+        texts[option] = capsys.readouterr().out
+        assert max(map(len, texts[option].splitlines())) <= 80
+    assert "--dropblock-size" not in texts["--help"]
+    assert "--dropblock-size" in texts["--help-all"]
+    assert len(texts["--help"].splitlines()) < 80  # three screens
+    assert "0.35 for cosface" in texts["--help"]
+    assert "example:\n  fused-margins train --dataset" in texts["--help"]
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("fused-margins 0.")
+
+
+def test_presets_are_listed_each_with_what_it_is(capsys):
+    assert main(["presets"]) == 0
+    listed = capsys.readouterr().out
+    for name in PRESETS:
+        assert name in listed
+    assert "margin-softmax (scale 10.0, margin -0.1, similarity cosine) on digits" in listed
+
+
+@pytest.mark.usefixtures("few_digits")
+@pytest.mark.parametrize("loss", ["cosface", "arcface"])
+def test_kin_of_margin_softmax_are_words(loss, tmp_path):
+    options = ["--loss", loss, "--epochs", "1", "--episodes", "5", "--backbone", "convnet", "--blocks", "2"]
+    small = ["--channels", "4", "--embedding-size", "8", "--output", str(tmp_path / "run")]
+    assert main(["train", *options, *small]) == 0
+    assert Run(tmp_path / "run").config().loss.scale == 64

@@ -26,6 +26,22 @@ PUBLISHED = {
 }
 
 
+class Presets(Command):
+    """List the settings of the papers on data sets that --preset starts from."""
+
+    def main(self) -> int:
+        from ..presets import PRESETS
+
+        rows = []
+        for name, config in PRESETS.items():
+            loss = config.loss.model_dump(exclude={"name"})
+            settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in list(loss.items())[:3])
+            trained = f"{config.backbone.title}, {config.epochs} epochs of {config.labels} labels"
+            rows.append([name, f"{config.loss.name} ({settings}) on {config.dataset}: {trained}"])
+        console.print(Table("Presets", ["name", "what it is"], rows, numeric=False).rich())
+        return 0
+
+
 class Data(Command):
     """Download Omniglot, or say where another data set comes from; then decode it once and count what is there."""
 

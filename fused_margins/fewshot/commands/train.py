@@ -35,6 +35,8 @@ class Training(Command):
     """Train on these features of images instead of a data set: what `fused-margins embed` writes, or .npy, .npz."""
     config: TrainConfig = TrainConfig()
 
+    often: ClassVar[tuple[str, ...]] = ("dataset", "epochs", "batch_size", "learning_rate", "seed", "backbone")
+
     @classmethod
     def read(cls, given: Given) -> Command:
         return cls.begun(given)
@@ -73,6 +75,8 @@ class Train(Training):
     """Train a network, evaluate it, and keep everything in a run folder. Ctrl-C stops it so that --resume can go on."""
 
     has_loss: ClassVar[bool] = True
+    often: ClassVar[tuple[str, ...]] = (*Training.often, "loss", "margin", "scale", "positives", "negatives", "shots")
+    example: ClassVar[str] = "--dataset digits --loss margin-softmax --margin -0.1"
 
     resume: bool = False
     """Continue the run in its folder where it stopped, with its stored settings, to the numbers it would have had."""
