@@ -65,10 +65,10 @@ def clip_grad_norm_(
     for groups, grads in spread.items():
         device = grads[0].device if grads else torch.device("cpu")
         norm = _norm([g.flatten() for g in grads if g.numel()], p, device)
-        power = norm if math.isinf(p) else norm**p
+        power = norm if math.isinf(p) else norm.double() ** p  # which float32 cannot hold of a norm that it can
         for group in groups:
             dist.all_reduce(power, dist.ReduceOp.MAX if math.isinf(p) else dist.ReduceOp.SUM, group=group)
-        powers.append(power if math.isinf(p) else power ** (1 / p))
+        powers.append(power if math.isinf(p) else (power ** (1 / p)).to(norm.dtype))
     if not powers:
         return torch.zeros(())
     total = torch.linalg.vector_norm(torch.stack([t.to(powers[0].device) for t in powers]), p)
