@@ -266,9 +266,9 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
         alike: dict[str, Any] = {"dtype": embeddings.dtype, "values of samples": ", ".join(of_samples) or None}
         for name, value in {"embeddings": embeddings, **of_samples}.items():
             alike[f"a gradient of {name}"] = learns and value.requires_grad
-        for name, value in {"scale": self.scale, "margin": self.margin}.items():
-            if isinstance(value, nn.Parameter) and not isinstance(value, DTensor):
-                alike[name] = value.item()
+        for name, number in (("scale", self.scale), ("margin", self.margin)):
+            if isinstance(number, nn.Parameter) and not isinstance(number, DTensor):
+                alike[name] = number.item()
         if self.sample_rate < 1:
             alike |= {"gradients": learns, "sample_step": int(self.sample_step)}
         return alike

@@ -255,7 +255,7 @@ def ways_out(asked: dict[str, Any], device: Device) -> list[dict[str, Any]]:
         "batch": [asked["batch"] // 2**i for i in range(1, 11) if asked["batch"] >= 2**i],
     }
     for number in (1, 2):
-        found = []
+        found: list[dict[str, Any]] = []
         for names in itertools.combinations(changes, number):
             tried = (dict(zip(names, values)) for values in itertools.product(*(changes[name] for name in names)))
             found += itertools.islice((c for c in tried if plan(**(asked | c), device=device).fits(device)), 1)

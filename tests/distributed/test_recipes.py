@@ -193,7 +193,7 @@ def mixed(rank: int) -> dict[str, str]:
         "GradScaler": lambda: scaled(loss(model(x), labels)).unscale_(torch.optim.SGD(both, 0.1)),
         "DDP around both": lambda: DistributedDataParallel(Both(model, loss)),
         "DDP around the loss": lambda: DistributedDataParallel(head(ShardedMarginSoftmaxLoss)),
-        "fully_shard around both": lambda: fully_shard(Both(backbone(), head(ShardedMarginSoftmaxLoss))),
+        "fully_shard around both": lambda: fully_shard(Both(backbone(), ShardedMarginSoftmaxLoss(CLASSES, 6))),
         "fully_shard but the weight": lambda: fully_shard(
             learning := head(ShardedMarginSoftmaxLoss), ignored_params={learning.weight}
         ),
@@ -238,7 +238,9 @@ def test_overflows_autocast_and_mistakes(tmp_path: Path) -> None:
 
 
 def test_a_norm_whose_square_is_beyond_float32():
-    parameter = nn.Parameter(torch.zeros(2))
-    parameter.grad = torch.tensor([3e25, 4e25])
-    assert clip_grad_norm_([parameter], 5.0).item() == pytest.approx(5e25)
-    torch.testing.assert_close(parameter.grad, torch.tensor([3.0, 4.0]))
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    for parameter, grad in zip(parameters, (3e25, 4e25)):
+        parameter.grad = torch.full((1,), grad)
+    norm = clip_grad_norm_(parameters, 5.0)
+    assert (norm.dtype, norm.item()) == (torch.float32, pytest.approx(5e25))
+    assert [p.grad.item() for p in parameters] == pytest.approx([3.0, 4.0])
