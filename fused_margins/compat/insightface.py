@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from ..core import checks
 from ..core.enums import Reduction
 from ..core.indices import ABSENT, IGNORED, INVALID, UNADMITTED, check_index
+from ..core.ranks import num_ranks, own_rank, together
 from ..core.reductions import log_odds, masked_logsumexp, reduce_loss, softplus
 from ..core.similarity import accumulation_dtype, unit_rows
 from ..functional import margin_logits
@@ -228,7 +228,7 @@ class PartialFC_V2(nn.Module):
 
     Raises:
         ValueError, TypeError: shapes, dtypes, devices, a sample rate out of range. IndexError: a label out of range.
-        Those of one rank are raised on all, with its number.
+        Those of one rank are raised on all, with its number; so are options, dtypes and gradients that differ.
 
     Gradients: embeddings and weight (dense, (C, D), also where centres are sampled).
 
@@ -255,17 +255,21 @@ class PartialFC_V2(nn.Module):
         fp16: bool = False,
     ) -> None:
         super().__init__()
-        if not callable(margin_loss):
-            raise TypeError(f"margin_loss: expected a callable of cosines and labels, got {type(margin_loss).__name__}")
-        self.margin_softmax = margin_loss
-        self.embedding_size = checks.integer("embedding_size", embedding_size, 1)
-        self.num_classes = checks.integer("num_classes", num_classes, 1)
-        rank, ranks = _ranks()
-        of_each, more = divmod(self.num_classes, ranks)  # one more on each of the first ranks
-        self.num_local, self.class_start = of_each + (rank < more), of_each * rank + min(rank, more)
-        self.sample_rate, self.fp16 = checks.number("sample_rate", sample_rate), checks.flag("fp16", fp16)
-        if not 0 < self.sample_rate <= 1:
-            raise ValueError(f"sample_rate: expected a number in (0, 1], got {sample_rate}")
+        with together("PartialFC_V2") as own:
+            if not callable(margin_loss):
+                got = type(margin_loss).__name__
+                raise TypeError(f"margin_loss: expected a callable of cosines and labels, got {got}")
+            self.margin_softmax = margin_loss
+            self.embedding_size = checks.integer("embedding_size", embedding_size, 1)
+            self.num_classes = checks.integer("num_classes", num_classes, 1)
+            rank, ranks = own_rank(), num_ranks()
+            of_each, more = divmod(self.num_classes, ranks)  # one more on each of the first ranks
+            self.num_local, self.class_start = of_each + (rank < more), of_each * rank + min(rank, more)
+            self.sample_rate, self.fp16 = checks.number("sample_rate", sample_rate), checks.flag("fp16", fp16)
+            if not 0 < self.sample_rate <= 1:
+                raise ValueError(f"sample_rate: expected a number in (0, 1], got {sample_rate}")
+            own.same = {"embedding_size": embedding_size, "num_classes": num_classes, "sample_rate": self.sample_rate}
+            own.same |= {"fp16": fp16, "margin_loss": str(margin_loss) if isinstance(margin_loss, _Head) else None}
         self.num_sample = int(self.sample_rate * self.num_local)
         self.weight = nn.Parameter(torch.empty(self.num_local, self.embedding_size))
         self.reset_parameters()
@@ -298,30 +302,26 @@ class PartialFC_V2(nn.Module):
 
     def _rows(self, local_embeddings: Tensor, local_labels: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Rows and labels of all ranks, checked, and the exchanges between ranks, None in one process."""
-        error, labels = None, local_labels
-        exchanges: Any = None
-        try:
+        with together("forward") as own:
             check_device(local_embeddings, self.weight)
             names = ("local_embeddings", "local_embeddings")
             checks.matrices(local_embeddings, local_embeddings, names, autocast=False)
+            own.rows, width = local_embeddings.shape
+            if width != self.embedding_size:
+                raise ValueError(f"local_embeddings: expected width {self.embedding_size} as weight has, got {width}")
             labels = _vector("local_labels", local_labels, local_embeddings)
-        except (TypeError, ValueError) as raised:
-            error = raised
-        if _ranks()[1] > 1:
-            from ..distributed import agreement, collectives  # on demand: it imports DTensor
+            # -1 is no label here: it is that of a class that lives elsewhere, and there is no elsewhere.
+            labels = check_index(labels, self.num_classes, UNADMITTED, "local_labels")
+            learns = torch.is_grad_enabled() and local_embeddings.requires_grad
+            own.same = {"dtype of local_embeddings": local_embeddings.dtype, "a gradient of local_embeddings": learns}
+        if num_ranks() == 1:
+            return local_embeddings, labels, None
+        from ..distributed import collectives  # on demand: it imports DTensor
 
-            exchanges = collectives
-            rows = len(local_embeddings) if error is None else 0
-            what = {} if error is not None else {"dtype of local_embeddings": str(local_embeddings.dtype)}
-            counts = agreement.header(rows, what, error, self.weight.device)
-            labels = exchanges.gather_rows(labels, counts)
-            # As theirs: DDP will divide the backbone's gradient by as many.
-            local_embeddings = exchanges.scale_gradient(local_embeddings, len(counts))
-            local_embeddings = exchanges.gather_rows(local_embeddings, counts)
-        elif error is not None:
-            raise error
-        # -1 is no label here: it is that of a class that lives elsewhere, and there is no elsewhere.
-        return local_embeddings, check_index(labels, self.num_classes, UNADMITTED, "local_labels"), exchanges
+        labels = collectives.gather_rows(labels, own.counts)
+        # As theirs: DDP will divide the backbone's gradient by as many.
+        local_embeddings = collectives.scale_gradient(local_embeddings, num_ranks())
+        return collectives.gather_rows(local_embeddings, own.counts), labels, collectives
 
     @torch.no_grad()
     def _sampled(self, labels: Tensor) -> Tensor:
@@ -360,12 +360,6 @@ def _by_matrix(head: Any, x: Tensor, weight: Tensor, column: Tensor) -> tuple[Te
     z = head(cosines, torch.where(here, column, -1)[:, None]).to(cosines.dtype)
     own = (torch.arange(z.shape[1], device=z.device) == column[:, None]) & here[:, None]
     return torch.where(column == INVALID, torch.nan, torch.where(own, z, 0.0).sum(1)), masked_logsumexp(z, ~own)
-
-
-def _ranks() -> tuple[int, int]:
-    """Number of this process, and of all."""
-    within = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if within else (0, 1)
 
 
 _HEADS = (ArcFace, CombinedMarginLoss, CosFace)

@@ -45,7 +45,7 @@ def raises_everywhere() -> bool:
 def check_index(index: Tensor, size: int, ignore_index: int, argument: str, absent: bool = False) -> Tensor:
     """int64 copy of `index`, IGNORED where it equals `ignore_index`; out of [0, size): IndexError, on a GPU INVALID.
 
-    absent: whether ABSENT may be there; it stays what it is.
+    absent: whether ABSENT may be there; it stays what it is. If not, an `ignore_index` of UNADMITTED ignores nothing.
     """
     check = _check_index if can_bypass_dispatcher((index,)) else torch.ops.fused_margins.check_index
     return check(index, size, ignore_index, argument, absent)
@@ -60,14 +60,19 @@ def _check_index(index: Tensor, size: int, ignore_index: int, argument: str, abs
     _expect_integers(argument, index)
     index = index.to(torch.int64)  # first: in 8 bits, `size` and `ignore_index` would wrap around
     checked_index = torch.where(index == ignore_index, IGNORED, index)
-    bad = (index != ignore_index) & ((index < 0) | (index >= size))
+    ignores = absent or ignore_index != UNADMITTED
+    bad = (index < 0) | (index >= size)
+    if ignores:
+        bad = bad & (index != ignore_index)
     if absent:
         bad = bad & (index != ABSENT)
     if index.device.type == "cpu" or _raise_everywhere:
         if bad.any():
             row = int(bad.nonzero()[0, 0])
-            ignored = "" if ignore_index == UNADMITTED else f" or {ignore_index} (ignored)"
-            raise IndexError(f"{argument}: expected values in [0, {size}){ignored}, got {int(index[row])} in row {row}")
+            raise IndexError(
+                f"{argument}: expected values in [0, {size}){f' or {ignore_index} (ignored)' * ignores}, "
+                f"got {int(index[row])} in row {row}"
+            )
         return checked_index
     return torch.where(bad, INVALID, checked_index)
 

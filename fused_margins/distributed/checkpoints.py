@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from . import agreement
-from .collectives import own_rank
+from ..core.ranks import own_rank, together
+from .sampling import whole
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -37,7 +40,8 @@ def save_checkpoint(
         more: numbers and tensors that are the same on all ranks, such as the step.
 
     Raises:
-        RuntimeError: of torch.distributed.checkpoint, on every rank, if one of them cannot write.
+        RuntimeError: on every rank, if one of them cannot write, with the rank and what it has to say.
+        ValueError: another folder, or other numbers in `more`, on some ranks.
 
     >>> import tempfile, torch
     >>> from torch import distributed as dist
@@ -54,21 +58,19 @@ def save_checkpoint(
     """
     folder = Path(folder)
     part, replaced = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
-    if own_rank() == 0:
-        shutil.rmtree(part, ignore_errors=True)
-    _barrier()
-    dcp.save(_state(model, optimizers, more), checkpoint_id=part, no_dist=not dist.is_initialized())
-    error = None
-    if own_rank() == 0:
-        try:
+    with together("save_checkpoint") as own:
+        own.same = {"folder": str(folder), **more}
+        if own_rank() == 0:
+            shutil.rmtree(part, ignore_errors=True)
+    with whole(model), _one_cause("folder: expected to write", folder):
+        dcp.save(_state(model, optimizers, more), checkpoint_id=part, no_dist=not dist.is_initialized())
+    with together("save_checkpoint"):
+        if own_rank() == 0:
             if folder.exists():  # else the one before has the other name, until this one is there
                 shutil.rmtree(replaced, ignore_errors=True)
                 folder.rename(replaced)
             part.rename(folder)
             shutil.rmtree(replaced, ignore_errors=True)
-        except OSError as raised:
-            error = RuntimeError(str(raised))
-    agreement.same_on_all_ranks({}, error)
 
 
 def load_checkpoint(
@@ -85,28 +87,33 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: no checkpoint of that name that is whole.
-        RuntimeError: of torch.distributed.checkpoint: names or shapes that are not those that were saved.
+        RuntimeError: names or shapes that are not those that were saved, with the first of them, which begins with the
+            argument that has it: "model.", "optimizers." or "more.".
     """
     folder = Path(folder)
-    found = [p for p in (folder, folder.with_name(folder.name + ".old")) if (p / ".metadata").exists()]
-    if not found:
-        raise FileNotFoundError(f"folder: expected a checkpoint, got {folder}, in which there is no whole one")
-    state = _state(model, optimizers, more)
-    dcp.load(state, checkpoint_id=found[0], no_dist=not dist.is_initialized())
-    set_state_dict(
-        model,
-        optimizers,
-        model_state_dict=state["model"],
-        optim_state_dict=state["optimizers"],
-    )
+    with together("load_checkpoint") as own:
+        own.same = {"folder": str(folder), "more": sorted(more)}
+        found = [p for p in (folder, folder.with_name(folder.name + ".old")) if (p / ".metadata").exists()]
+        if not found:
+            raise FileNotFoundError(f"folder: expected a checkpoint, got {folder}, in which there is no whole one")
+    with whole(model), _one_cause("folder: expected what the model, the optimizers and more have", found[0]):
+        state = _state(model, optimizers, more)
+        dcp.load(state, checkpoint_id=found[0], no_dist=not dist.is_initialized())
+        of_model, of_optimizers = state["model"], state["optimizers"]
+        set_state_dict(model, optimizers, model_state_dict=of_model, optim_state_dict=of_optimizers)
     return state["more"]
+
+
+@contextmanager
+def _one_cause(expected: str, folder: Path) -> Iterator[None]:
+    """Of what torch.distributed.checkpoint raises with the stacks of all ranks, the first error."""
+    try:
+        yield
+    except CheckpointException as failed:
+        rank, (cause, _) = min(failed.failures.items(), key=lambda failure: failure[0])
+        raise RuntimeError(f"{expected}, got {folder}: rank {rank}: {cause}") from failed
 
 
 def _state(model: nn.Module, optimizers: Optimizers, more: dict[str, Any]) -> dict[str, Any]:
     of_model, of_optimizers = get_state_dict(model, optimizers)
     return {"model": of_model, "optimizers": of_optimizers, "more": dict(more)}
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from ..core.ranks import all_gather_single, num_ranks, own_rank
 from ..core.similarity import accumulation_dtype
 
 __all__ = [
@@ -46,16 +47,6 @@ __all__ = [
     "share",
     "sum_over_ranks",
 ]
-
-
-def num_ranks(group: dist.ProcessGroup | None = None) -> int:
-    """Ranks in the group, None for all; 1 without a process group."""
-    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
-
-
-def own_rank(group: dist.ProcessGroup | None = None) -> int:
-    """Number of this process within the group, from 0."""
-    return dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
 
 
 def row_counts(rows: int, device: torch.device, group: dist.ProcessGroup | None = None) -> tuple[int, ...]:
@@ -150,12 +141,6 @@ def combine(lse: Tensor, *summed: Tensor, group: dist.ProcessGroup | None = None
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """x, whose gradient is multiplied by the factor on its way back."""
     return x if factor == 1 else _Scale.apply(x, factor)
-
-
-def all_gather_single(every: Tensor, own: Tensor, group: dist.ProcessGroup | None) -> None:
-    """torch's collective of this name, which releases before 2.13 call otherwise."""
-    named = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    named(every, own, group=group)
 
 
 def reduce_scatter_single(own: Tensor, every: Tensor, group: dist.ProcessGroup | None) -> None:

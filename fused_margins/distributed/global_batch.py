@@ -4,6 +4,7 @@ positives and negatives.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -14,10 +15,10 @@ from torch.func import functional_call
 from .. import functional
 from ..core import checks
 from ..core.enums import Reduction
+from ..core.ranks import Own, together
 from ..losses.cross_batch_memory import CrossBatchMemory
 from ..losses.easy_positive import EasyPositiveLoss, RowLosses
 from ..mining.sides import Sides, check_sides
-from . import agreement
 from .collectives import gather_rows, num_ranks, own_rank, scale_gradient, share, sum_over_ranks
 from .ring import Ring
 
@@ -88,22 +89,18 @@ class GlobalBatchLoss(nn.Module):
         self.loss, self.group = loss, group
         self.gather, self.equal_batches = gather, equal_batches
         self.embedding_gradient_scale = embedding_gradient_scale
-        error, options = None, {}
-        try:
+        with together("GlobalBatchLoss", group) as own:
+            kinds = [type(part).__name__ for part in (loss, getattr(loss, "loss", None)) if part is not None]
             if not isinstance(loss, EasyPositiveLoss | CrossBatchMemory):
                 raise TypeError(f"loss: expected one of the losses on pairs of a batch, got {type(loss).__name__}")
             checks.finite_number("embedding_gradient_scale", embedding_gradient_scale)
             checks.flag("equal_batches", equal_batches)
             if not checks.flag("gather", gather):
                 _check_travels(loss)
-            options = _options(self._pairs)
-        except (TypeError, ValueError) as raised:
-            error = raised
-        kinds = [type(part).__name__ for part in (loss, getattr(loss, "loss", None)) if part is not None]
-        compared = {"loss": " of ".join(kinds), "gather": gather, "equal_batches": equal_batches} | options
-        if isinstance(loss, CrossBatchMemory):
-            compared["size"] = tuple(loss.embeddings.shape)
-        agreement.same_on_all_ranks({k: agreement.described(v) for k, v in compared.items()}, error, group)
+            own.same = {"loss": " of ".join(kinds), "gather": gather, "equal_batches": equal_batches}
+            own.same |= _options(self._pairs)
+            if isinstance(loss, CrossBatchMemory):
+                own.same["size"] = tuple(loss.embeddings.shape)
 
     @property
     def _pairs(self) -> EasyPositiveLoss:
@@ -144,27 +141,16 @@ class GlobalBatchLoss(nn.Module):
         self, memory: CrossBatchMemory | None, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None
     ) -> tuple[int, ...]:
         """Rows of each rank; an error of one rank is raised on all."""
-        error, what, device = None, {}, torch.device("cpu")
-        try:
-            check_sides(embeddings, labels, None, None, None)
-            device = embeddings.device
+        with together("forward", self.group, not self.equal_batches) as own:
+            _say(own, embeddings, labels)
             self._pairs._check_labels(labels)
             if memory is None:
                 _check_no_ids(sample_ids)
             else:
                 memory._check(embeddings, labels, sample_ids)
-                what = {"sample_ids": "given" if sample_ids is not None else "none", "training": str(self.training)}
-            learns = torch.is_grad_enabled() and embeddings.requires_grad
-            what |= {"dtype": str(embeddings.dtype), "width": str(embeddings.shape[1])}
-            what["a gradient of embeddings"] = str(learns)
-        except (IndexError, RuntimeError, TypeError, ValueError) as raised:
-            error = raised
-        if not self.equal_batches:
-            rows = embeddings.shape[0] if error is None else 0
-            return agreement.header(rows, what, error, device_of_exchange(device, self.group), self.group)
-        if error is not None:
-            raise error
-        return (embeddings.shape[0],) * num_ranks(self.group)
+                own.same |= {"sample_ids": "given" if sample_ids is not None else None, "training": self.training}
+            own.same["a gradient of embeddings"] = torch.is_grad_enabled() and embeddings.requires_grad
+        return own.counts
 
     def _reduced(self, sides: Sides, rows: Tensor) -> Tensor:
         """The loss of the own anchors, or of all; rows: what every rank takes back a gradient of."""
@@ -232,9 +218,8 @@ def mine_positives(
     >>> mine_positives(embeddings, torch.tensor([0, 0, 0]))[1]  # no process group
     tensor([1, 0, 1])
     """
-    references = _all_rows(embeddings, labels, group)
     options = {"strategy": strategy, "similarity": similarity, "backend": backend}
-    return functional.mine_positives(embeddings, labels, **references, **options)  # type: ignore[arg-type]
+    return _mined(functional.mine_positives, embeddings, labels, group, options)
 
 
 def mine_negatives(
@@ -269,33 +254,37 @@ def mine_negatives(
     >>> mine_negatives(embeddings, torch.tensor([0, 1, 1]))[1]  # no process group
     tensor([1, 0, 0])
     """
-    references = _all_rows(embeddings, labels, group) | {"positive_similarity": positive_similarity}
     options = {"strategy": strategy, "similarity": similarity, "backend": backend}
-    return functional.mine_negatives(embeddings, labels, **references, **options)  # type: ignore[arg-type]
+    return _mined(
+        functional.mine_negatives, embeddings, labels, group, options, positive_similarity=positive_similarity
+    )
 
 
-def _all_rows(embeddings: Tensor, labels: Tensor, group: dist.ProcessGroup | None) -> dict[str, Tensor | None]:
-    """References of a search: the rows of all ranks (B, D), their labels (B,), and which of them are here (B_r,)."""
-    error, what, device = None, {}, torch.device("cpu")
-    try:
-        check_sides(embeddings, labels, None, None, None)
-        device = embeddings.device
-        what = {"dtype": str(embeddings.dtype), "width": str(embeddings.shape[1])}
-    except (TypeError, ValueError) as raised:
-        error = raised
-    rows = embeddings.shape[0] if error is None else 0
-    counts = agreement.header(rows, what, error, device_of_exchange(device, group), group)
-    first = sum(counts[: own_rank(group)])
-    every, every_label = (gather_rows(t, counts, group) for t in (embeddings.detach(), labels.long()))
-    itself = torch.arange(first, first + rows, device=embeddings.device)
-    return {"reference_embeddings": every, "reference_labels": every_label, "self_index": itself}
+def _mined(
+    search: Callable[..., tuple[Tensor, Tensor]],
+    embeddings: Tensor,
+    labels: Tensor,
+    group: dist.ProcessGroup | None,
+    options: dict[str, str],
+    **of_rows: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """A search of the own rows among those of all ranks; what it has to say of its options it says on all of them."""
+    with together(search.__name__, group) as own:
+        _say(own, embeddings, labels)
+        for name, values in of_rows.items():
+            checks.vector(name, values, own.rows, embeddings)
+        search(embeddings[:0], labels[:0], **options)
+    first = sum(own.counts[: own_rank(group)])
+    every, every_label = (gather_rows(t, own.counts, group) for t in (embeddings.detach(), labels.long()))
+    itself = torch.arange(first, first + own.rows, device=embeddings.device)
+    references = {"reference_embeddings": every, "reference_labels": every_label, "self_index": itself}
+    return search(embeddings, labels, **references, **of_rows, **options)
 
 
-def device_of_exchange(device: torch.device, group: dist.ProcessGroup | None) -> torch.device:
-    """Where the group exchanges: what a rank is called with may be wrong, and be on no device at all."""
-    if num_ranks(group) > 1 and device.type == "cpu" and dist.get_backend(group) == "nccl":
-        return torch.device("cuda")
-    return device
+def _say(own: Own, embeddings: Tensor, labels: Tensor) -> None:
+    """Rows and labels, checked; how many there are, and what they have in common with those of other ranks."""
+    check_sides(embeddings, labels, None, None, None)
+    own.rows, own.same = embeddings.shape[0], {"dtype": embeddings.dtype, "width": embeddings.shape[1]}
 
 
 def _options(loss: EasyPositiveLoss) -> dict[str, object]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def clip_grad_norm_(
         powers.append(power if math.isinf(p) else power ** (1 / p))
     if not powers:
         return torch.zeros(())
-    total = torch.linalg.vector_norm(torch.stack([t.to(powers[0].device) for t in powers]), p)
+    total = torch.linalg.vector_norm(torch.stack([t.to(powers[0].device) for t in powers]), p).to(_dtype(spread))
     if error_if_nonfinite and not bool(total.isfinite()):
         raise RuntimeError(f"parameters: expected gradients of finite norm, got {float(total)}")
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
@@ -81,11 +82,18 @@ def clip_grad_norm_(
     return total
 
 
+def _dtype(spread: Mapping[Any, list[Tensor]]) -> torch.dtype:
+    """float64 where all gradients are, else float32."""
+    dtypes = {grad.dtype for grads in spread.values() for grad in grads}
+    return torch.float64 if dtypes == {torch.float64} else torch.float32
+
+
 def _norm(grads: list[Tensor], p: float, device: torch.device) -> Tensor:
+    """In float64: float32 cannot hold the power of every norm that it can."""
     if not grads:
-        return torch.zeros((), device=device)
+        return torch.zeros((), dtype=torch.float64, device=device)
     norms = [torch.linalg.vector_norm(g, p, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
-    return torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]), p)
+    return torch.linalg.vector_norm(torch.stack([n.to(device, torch.float64) for n in norms]), p)
 
 
 def _local(grad: Tensor) -> Tensor:

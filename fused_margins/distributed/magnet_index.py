@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ..clustering.kmeans import checked_embeddings, exponential
+from ..clustering.kmeans import at_least_1, checked_embeddings, exponential
 from ..clustering.magnet_index import MagnetBatch, MagnetIndex
 from ..core import checks
 from ..core.enums import Similarity
+from ..core.ranks import own_rank, settings, together
 from ..core.reductions import sum_by
 from ..ops.nearest.op import Nearest, nearest
-from . import agreement
-from .collectives import gather_rows, own_rank
-from .global_batch import device_of_exchange
+from .collectives import gather_rows
 
 __all__ = ["ShardedMagnetIndex"]
 
@@ -57,14 +56,11 @@ class ShardedMagnetIndex(MagnetIndex):
     """
 
     def __init__(self, clusters_per_class: int = 5, *, group: dist.ProcessGroup | None = None, **options: Any) -> None:
-        self.group, error = group, None
-        try:
+        self.group = group
+        with together("ShardedMagnetIndex", group) as own:
             super().__init__(clusters_per_class, **options)
-        except (TypeError, ValueError) as raised:
-            error = raised
-        compared = {"clusters_per_class": clusters_per_class} | options
-        in_words = {k: agreement.described(v) for k, v in compared.items() if k not in ("generator", "backend")}
-        agreement.same_on_all_ranks(in_words, error, group)
+            own.same = settings(MagnetIndex.__init__, {"clusters_per_class": clusters_per_class} | options)
+            own.same = {name: value for name, value in own.same.items() if name not in ("generator", "backend")}
 
     def reset_parameters(self) -> None:
         """Forget the fit."""
@@ -75,7 +71,15 @@ class ShardedMagnetIndex(MagnetIndex):
     def fit(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> MagnetIndex:
         """Cluster the embeddings (n_r, D) of each rank by their labels (n_r,); forgets the losses. Returns itself."""
         generator = self.generator if generator is None else generator
-        x, counts = self._checked(embeddings, labels, generator)
+        with together("fit", self.group) as own:
+            checks.generator(generator)
+            x = checked_embeddings(embeddings)
+            checks.labels("labels", labels, x.shape[0], x)
+            own.rows, own.same = len(x), {"dtype": embeddings.dtype, "width": x.shape[1]}
+            own.same["the state of the generator"] = _state(generator, x.device)
+        counts = own.counts
+        if not sum(counts):
+            raise ValueError("embeddings: expected at least one sample, got none on any rank")
         rank = own_rank(self.group)
         self._samples = here = range(sum(counts[:rank]), sum(counts[: rank + 1]))
         if len(counts) == 1:
@@ -95,14 +99,13 @@ class ShardedMagnetIndex(MagnetIndex):
         self, num_clusters: int = 6, samples_per_cluster: int = 8, generator: torch.Generator | None = None
     ) -> MagnetBatch:
         """As `MagnetIndex.sample_batch`, the same on every rank."""
-        generator, error = self.generator if generator is None else generator, None
-        try:
+        generator = self.generator if generator is None else generator
+        with together("sample_batch", self.group) as own:
             checks.generator(generator)
             self._require_fit()
-        except (RuntimeError, TypeError) as raised:
-            error = raised
-        device = self.centroids.device
-        agreement.header(0, _state(generator if error is None else None, device), error, device, self.group)
+            own.same = {"num_clusters": num_clusters, "samples_per_cluster": samples_per_cluster}
+            at_least_1(**own.same)
+            own.same["the state of the generator"] = _state(generator, self.centroids.device)
         return super().sample_batch(num_clusters, samples_per_cluster, generator)
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -115,25 +118,6 @@ class ShardedMagnetIndex(MagnetIndex):
             raise RuntimeError("own: expected an index that was fitted here, got none; a state dict has no ranks")
         places = ((batch.indices >= self._samples.start) & (batch.indices < self._samples.stop)).nonzero()[:, 0]
         return places, batch.indices[places] - self._samples.start
-
-    def _checked(
-        self, embeddings: Tensor, labels: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, tuple[int, ...]]:
-        """The embeddings in float32 or float64, and how many each rank has; an error of one rank is raised on all."""
-        error, what, x, device = None, {}, embeddings, self.centroids.device
-        try:
-            checks.generator(generator)
-            x = checked_embeddings(embeddings)
-            checks.labels("labels", labels, x.shape[0], x)
-            device = x.device
-            what = {"dtype": str(embeddings.dtype), "width": str(x.shape[1])} | _state(generator, device)
-        except (TypeError, ValueError) as raised:
-            error = raised
-        device = device_of_exchange(device, self.group)
-        counts = agreement.header(len(x) if error is None else 0, what, error, device, self.group)
-        if not sum(counts):
-            raise ValueError("embeddings: expected at least one sample, got none on any rank")
-        return x, counts
 
 
 class _Fit(NamedTuple):
@@ -251,12 +235,9 @@ def _least(t: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return t
 
 
-def _state(generator: torch.Generator | None, device: torch.device) -> dict[str, str]:
-    """Of what draws, in words that are equal where the next numbers are."""
+def _state(generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Of what draws: equal where the next numbers are."""
     if generator is not None:
-        state = generator.get_state()
-    else:
-        state = torch.get_rng_state()
-        if device.type == "cuda":
-            state = torch.cat([state, torch.cuda.get_rng_state(device)])
-    return {"the state of the generator": agreement.described(state)}
+        return generator.get_state()
+    state = torch.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state

@@ -11,18 +11,18 @@ from torch.distributed.tensor import DTensor, Shard
 
 from ..core import checks
 from ..core.enums import Reduction
-from ..core.indices import ABSENT, check_index, raises_everywhere
+from ..core.indices import IGNORED, check_index
 from ..core.margins import check_margin
+from ..core.ranks import settings, together
 from ..core.reductions import reduce_loss
 from ..core.softmax_terms import Terms, losses, terms
 from ..functional import class_vectors, margin_logits
 from ..losses.heads import LinearHead, check_device
 from ..losses.margin_softmax import MarginSoftmaxLoss
 from ..ops.contrast.op import Contrast
-from . import agreement
 from .collectives import combine, gather_rows, own_rows, scale_gradient, share, sum_over_ranks
 from .sampling import Exchange, draw
-from .shards import Shards
+from .shards import Shards, one_dimension
 
 _OF_SAMPLES = ("scale", "margin", "angular_margin_rad")
 
@@ -30,9 +30,11 @@ _OF_SAMPLES = ("scale", "margin", "angular_margin_rad")
 class _Rows(NamedTuple):
     """The rows of all ranks, for each to reduce over its own classes.
 
-    counts: rows of each rank. embeddings: (B, D). labels: (B,) checked. of_samples: (B, 1) values that the call gave.
+    weight: (C_r, ...) of this rank. counts: rows of each rank. embeddings: (B, D). labels: (B,) checked. of_samples:
+    (B, 1) values that the call gave.
     """
 
+    weight: Tensor
     counts: tuple[int, ...]
     embeddings: Tensor
     labels: Tensor
@@ -56,7 +58,7 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
         embedding_gradient_scale: a factor of the gradients of what the call is given. DDP and FSDP divide the
             gradients of a backbone by the number of ranks whose data it sees: given here, that number undoes it.
         equal_batches: True is a promise that every rank calls with as many rows, of one dtype: nothing is compared in
-            a step, and the host of a GPU waits for nothing.
+            a step, the host of a GPU waits for nothing, and an error of one rank is its own.
         sample_rate: r in (0, 1]. Below 1 a step uses the classes of its rows and, of all others, each with probability
             r, by a hash of `sample_seed`, step and class: the same on any number of ranks. See `attach`.
         options: as for `MarginSoftmaxLoss`, the same on all ranks. Tensors (C,) are given whole.
@@ -67,7 +69,7 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
         scale, margin: numbers, or 0-d parameters with the same value on all ranks.
 
     `reset_parameters` draws the weight by torch's generator: seeded equally on all ranks, it gives the values that it
-    gives on any other number of ranks.
+    gives on any other number of ranks. The weight is made where the mesh is, whatever `torch.device` block is active.
 
     Call: loss(embeddings (B_r, D), labels (B_r,) integers in [0, C)) gives the mean over the rows of all ranks that are
     not ignored, the same on every rank; "sum" likewise, and "none" the losses (B_r,) of the own rows. scale, margin,
@@ -76,12 +78,13 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
     Raises:
         ValueError, TypeError, IndexError: on all ranks, with the number of the first rank that has the error: as
             `MarginSoftmaxLoss`; options that differ, when it is made; dtypes and arguments that differ, in a call.
-        RuntimeError: without a process group; a weight that is not the module's own any more, as `fully_shard` makes
-            it. A rank that makes no call is an error of torch's on the others, at the time-out of the process group.
+        RuntimeError: without a process group; a weight that is not the module's own any more. A rank that makes no call
+            is an error of torch's on the others, at the time-out of the process group.
 
     Gradients: those of that mean, for a gradient that comes in equally on all ranks: of the own embeddings and of
     per-sample values, multiplied by `embedding_gradient_scale`; of the own classes; of a scale or margin that is a
-    number, summed over ranks here. The loss belongs outside of DDP and of `fully_shard`.
+    number, summed over ranks here. The loss belongs outside of DDP; inside of what `fully_shard` takes, its parameters
+    are among the `ignored_params`.
 
     Source: An et al., Killing two birds with one stone: Efficient and robust training of face recognition CNNs by
     Partial FC, 2022, section 3, the distribution of classes; the loss as `MarginSoftmaxLoss`.
@@ -112,27 +115,19 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
         sample_seed: int = 0,
         **options: Any,
     ) -> None:
-        self._shards = shards = Shards(checks.integer("num_classes", num_classes, 1), mesh)
-        error = None
-        try:
+        with together("ShardedMarginSoftmaxLoss", one_dimension(mesh)) as own:
+            self._shards = Shards(checks.integer("num_classes", num_classes, 1), mesh)
             super().__init__(num_classes, embedding_size, **options)
             self.embedding_gradient_scale = checks.finite_number("embedding_gradient_scale", embedding_gradient_scale)
             self.equal_batches = checks.flag("equal_batches", equal_batches)
             self._set_sample(sample_rate, sample_seed)
-        except (TypeError, ValueError) as raised:
-            error = raised
-        # What scales gradients of the own rows alone may differ.
-        compared: dict[str, Any] = {
-            "num_classes": num_classes,
-            "embedding_size": embedding_size,
-            "equal_batches": equal_batches,
-        }
-        compared |= {"sample_rate": sample_rate, "sample_seed": sample_seed}
-        in_words = {name: agreement.described(value) for name, value in (compared | options).items()}
-        agreement.same_on_all_ranks(in_words, error, shards.group)
-        for parameter in self.parameters():
-            if not isinstance(parameter, DTensor):
-                parameter.data = parameter.data.to(shards.mesh.device_type)
+            # What scales gradients of the own rows alone may differ.
+            own.same = {"num_classes": num_classes, "embedding_size": embedding_size, "equal_batches": equal_batches}
+            own.same |= {"sample_rate": self.sample_rate, "sample_seed": sample_seed}
+            own.same |= settings(MarginSoftmaxLoss.__init__, options)
+            for parameter in self.parameters():
+                if not isinstance(parameter, DTensor):
+                    parameter.data = parameter.data.to(self._shards.mesh.device_type)
 
     def _set_sample(self, rate: float, seed: int) -> None:
         self.sample_rate, self.sample_seed = checks.number("sample_rate", rate), checks.integer("sample_seed", seed)
@@ -146,39 +141,56 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Lets an optimizer that has the weight step the sampled rows alone: others move by no momentum and no decay.
 
-        From a forward with gradients to the step, the optimizer's parameter is the sampled rows, with their part of its
-        state; any optimizer will do whose state of a parameter are tensors of its shape and numbers. A step of the
-        optimizer is a step of the sample: batches whose gradients add up have the same one. For a `sample_rate` of 1
-        nothing is changed.
+        From a backward to the step, the optimizer's parameter is the rows that got a gradient, with their part of its
+        state. The optimizer steps each number by itself, from a state that begins with zeros, as SGD, Adam and AdamW,
+        RMSprop and Adagrad do. A step of it is a step of the sample: batches whose gradients add up have the same one.
+        For a `sample_rate` of 1 nothing is changed. A copy of the loss is attached to none.
 
-        Raises:
-            ValueError: an optimizer without the weight.
+        Raises, on all ranks:
+            ValueError: an optimizer without the weight. TypeError: Adafactor, LBFGS, Rprop, SparseAdam.
+            RuntimeError: in a step, a gradient of the whole weight beside that of its rows; in a backward, one of a
+                forward before the last step.
         """
-        if self.sample_rate < 1:
-            self._exchange = Exchange(self.weight, self._shards, optimizer, self._after_step)
+        with together("attach", self._shards.group):
+            if self.sample_rate < 1:
+                self._exchange = Exchange(self.weight, self._shards, optimizer, self._after_step)
 
     def _after_step(self) -> None:
         self.sample_step += 1
 
-    def _sample(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _sample(self, exchange: Exchange, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that a step uses of this rank's classes, and which these are."""
-        if self._exchange is None:
-            raise RuntimeError(
-                f"sample_rate: expected 1 without an optimizer, got {self.sample_rate}; loss.attach(optimizer) hands "
-                "it the sampled rows"
-            )
         shards, here = self._shards, self._shards.here(labels)
         drawn = draw(
             shards.first, shards.stop, self.sample_rate, self.sample_seed, int(self.sample_step), labels.device
         )
         index = torch.cat([drawn - shards.first, here[here >= 0]]).unique()
-        return self._exchange.take(index), self._exchange.index
+        return exchange.take(index), index
+
+    @property
+    def _samples(self) -> bool:
+        return self.sample_rate < 1 and torch.is_grad_enabled()
 
     def _empty(self, *shape: int) -> Tensor:
         return self._shards.empty(*shape)
 
     def _kept(self, values: Tensor) -> Tensor:
+        if isinstance(values, nn.Parameter):
+            raise TypeError(
+                "margin: expected a plain tensor, of which every rank keeps a copy of its part, got a Parameter; "
+                "learnable_margin=True lets it learn"
+            )
         return self._shards.part(values)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        given: Any = state_dict.get(prefix + "weight")
+        if isinstance(given, Tensor) and isinstance(self.weight, DTensor) and not isinstance(given, DTensor):
+            raise TypeError(
+                f"{prefix}weight: expected a DTensor, as this module has, got a plain tensor in the state dict; "
+                "torch.distributed.checkpoint.state_dict.set_model_state_dict spreads it over the ranks, with "
+                "options=StateDictOptions(full_state_dict=True)"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _draw(self) -> None:
         self._shards.draw_normal_(self.weight, self.embedding_size**-0.5)
@@ -193,13 +205,12 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
         angular_margin_rad: Tensor | None = None,
     ) -> Tensor:
         of_samples = dict(zip(_OF_SAMPLES, (scale, margin, angular_margin_rad)))
-        weight = self._own_classes()
-        rows = self._gathered(embeddings, weight, labels, {n: v for n, v in of_samples.items() if v is not None})
-        index = None
-        if self.sample_rate < 1 and torch.is_grad_enabled():
-            weight, index = self._sample(rows.labels)
+        rows = self._gathered(embeddings, labels, {n: v for n, v in of_samples.items() if v is not None})
+        weight, index = rows.weight, None
+        if self._exchange is not None and self._samples:
+            weight, index = self._sample(self._exchange, rows.labels)
         of_all = self._combined(self._terms(rows, weight, index))
-        counted = (rows.labels != -1) & (rows.labels != ABSENT)
+        counted = rows.labels != IGNORED
         loss, row_weight = losses(of_all, counted, self.label_smoothing, self.num_classes)
         loss = reduce_loss(loss, row_weight, checks.choice("reduction", self.reduction, Reduction))
         return own_rows(loss, rows.counts, self._shards.group) if self.reduction == "none" else loss
@@ -215,58 +226,52 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
         if got:
             raise RuntimeError(
                 f"weight: expected the DTensor Shard(0) over {mesh} that this module made, got {got}; the loss stays "
-                "outside of DDP, and fully_shard takes ignored_params={loss.weight}"
+                "outside of DDP, and fully_shard takes ignored_params=set(loss.parameters())"
             )
         return weight.to_local()  # type: ignore[attr-defined]
 
-    def _gathered(self, embeddings: Tensor, weight: Tensor, labels: Tensor, of_samples: dict[str, Tensor]) -> _Rows:
-        """The rows of all ranks, checked; an error of one rank is raised on all."""
-        shards, error, what = self._shards, None, {}
-        try:
+    def _gathered(self, embeddings: Tensor, labels: Tensor | None, of_samples: dict[str, Tensor]) -> _Rows:
+        """The rows of all ranks, checked, without labels for predictions; an error of one rank is raised on all."""
+        group = self._shards.group
+        with together("forward" if labels is not None else "predictions", group, not self.equal_batches) as own:
+            weight = self._own_classes()
             self.require_values()
             check_device(embeddings, weight)
             vectors = weight if weight.dim() == 2 else weight[:, 0]
             embeddings, _ = checks.matrices(embeddings, vectors, ("embeddings", "weight"))
-            checks.labels("labels", labels, embeddings.shape[0], embeddings)
-            for name, value in of_samples.items():
-                of_samples[name] = _of_samples(name, value, embeddings)
-            learns = torch.is_grad_enabled() and embeddings.requires_grad
-            what = {"dtype": str(embeddings.dtype), "a gradient of embeddings": str(learns)}
-            what["values of samples"] = ", ".join(of_samples) or "none"
-            for name, value in of_samples.items():
-                what[f"a gradient of {name}"] = str(torch.is_grad_enabled() and value.requires_grad)
-        except (RuntimeError, TypeError, ValueError) as raised:
-            error = raised
-        if self.equal_batches:
-            if error is not None:
-                raise error
-            counts = (embeddings.shape[0],) * shards.ranks
-        else:
-            rows = embeddings.shape[0] if error is None else 0
-            counts = agreement.header(rows, what, error, weight.device, shards.group)
-        every_label = self._checked(gather_rows(labels.long(), counts, shards.group), counts)
+            own.rows = embeddings.shape[0]
+            if labels is None:
+                labels = torch.zeros(own.rows, dtype=torch.int64, device=weight.device)
+            checks.labels("labels", labels, own.rows, embeddings)
+            labels = check_index(labels, self.num_classes, self.ignore_index, "labels")
+            of_samples = {name: _of_samples(name, value, embeddings) for name, value in of_samples.items()}
+            if self._samples and self._exchange is None:
+                raise RuntimeError(
+                    f"sample_rate: expected 1 without an optimizer, got {self.sample_rate}; loss.attach(optimizer) "
+                    "hands it the sampled rows"
+                )
+            if not self.equal_batches:
+                own.same = self._alike(embeddings, of_samples)
         embeddings = scale_gradient(embeddings, self.embedding_gradient_scale)
-        every = gather_rows(embeddings, counts, shards.group)
+        labels, every = gather_rows(labels, own.counts, group), gather_rows(embeddings, own.counts, group)
         if of_samples:
             columns = scale_gradient(torch.cat(list(of_samples.values()), dim=1), self.embedding_gradient_scale)
-            columns = gather_rows(columns, counts, shards.group)
+            columns = gather_rows(columns, own.counts, group)
             of_samples = dict(zip(of_samples, columns.split(1, dim=1)))
-        return _Rows(counts, every, every_label, of_samples)
+        return _Rows(weight, own.counts, every, labels, of_samples)
 
-    def _checked(self, labels: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """Labels of all ranks: -1 for ignored ones, and an IndexError on every rank for one that is no class."""
-        if labels.device.type == "cpu" or raises_everywhere():
-            bad = (labels != self.ignore_index) & (labels != ABSENT) & ((labels < 0) | (labels >= self.num_classes))
-            if bool(bad.any()):
-                row = first = int(bad.nonzero()[0, 0])
-                rank = 0
-                while row >= counts[rank]:
-                    row, rank = row - counts[rank], rank + 1
-                raise IndexError(
-                    f"labels: expected values in [0, {self.num_classes}) or {self.ignore_index} (ignored), got "
-                    f"{int(labels[first])} in row {row} of rank {rank}"
-                )
-        return check_index(labels, self.num_classes, self.ignore_index, "labels", absent=True)
+    def _alike(self, embeddings: Tensor, of_samples: dict[str, Tensor]) -> dict[str, Any]:
+        """What a call has the same on all ranks, of the module what training moves."""
+        learns = torch.is_grad_enabled()
+        alike: dict[str, Any] = {"dtype": embeddings.dtype, "values of samples": ", ".join(of_samples) or None}
+        for name, value in {"embeddings": embeddings, **of_samples}.items():
+            alike[f"a gradient of {name}"] = learns and value.requires_grad
+        for name, number in (("scale", self.scale), ("margin", self.margin)):
+            if isinstance(number, nn.Parameter) and not isinstance(number, DTensor):
+                alike[name] = number.item()
+        if self.sample_rate < 1:
+            alike |= {"gradients": learns, "sample_step": int(self.sample_step)}
+        return alike
 
     def _terms(self, rows: _Rows, weight: Tensor, index: Tensor | None) -> Terms:
         """Of the classes of this rank, or of those at `index` alone."""
@@ -313,14 +318,11 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
         """Logits (B, C) without the margin, of the rows of all ranks in their order: a DTensor Shard(1), no graph."""
         shards = self._shards
         with torch.no_grad():
-            weight = self._own_classes()
-            rows = self._gathered(
-                embeddings, weight, torch.zeros(len(embeddings), dtype=torch.int64, device=weight.device), {}
-            )
+            rows = self._gathered(embeddings, None, {})
             similarity = self.margin_options["similarity"]
             options = {"similarity": similarity, "center_temperature": self.center_temperature, "backend": self.backend}
             scale = self.scale.detach() if isinstance(self.scale, Tensor) else self.scale
-            local = margin_logits(rows.embeddings, weight, scale=scale, **options)
+            local = margin_logits(rows.embeddings, rows.weight, scale=scale, **options)
         shape = torch.Size((local.shape[0], self.num_classes))
         return DTensor.from_local(local, shards.mesh, [Shard(1)], run_check=False, shape=shape, stride=(shape[1], 1))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import agreement
+from ..core.ranks import together
 from .margin_softmax import ShardedMarginSoftmaxLoss
 
 __all__ = ["load_partial_fc"]
@@ -28,30 +28,29 @@ def load_partial_fc(
         files: their folder, or the files in the order of the ranks that wrote them, which are other ranks than those
             here. They are read with `weights_only=True` and, where they allow, mapped instead of loaded.
 
-    Raises:
-        ValueError: no files, or centres of another number or width. KeyError: a file without "state_dict_softmax_fc".
-        Errors of one rank are raised on all.
+    Raises, on all ranks, before anything is written:
+        ValueError: no files, a number that is missing, or centres of another number or width. KeyError: a file without
+        "state_dict_softmax_fc" or its "weight". FileNotFoundError: a file that is not there. TypeError: another loss.
 
     Source: https://github.com/deepinsight/insightface, recognition/arcface_torch, `train_v2.py`.
     """
-    error = None
-    try:
-        first = 0
-        shards, local = loss._shards, loss.weight.to_local()  # type: ignore[attr-defined]
-        for file in _files(files):
-            part = _weight(file)
+    with together("load_partial_fc", getattr(getattr(loss, "_shards", None), "group", None)):
+        if not isinstance(loss, ShardedMarginSoftmaxLoss):
+            raise TypeError(f"loss: expected a ShardedMarginSoftmaxLoss, got {type(loss).__name__}")
+        shards, local = loss._shards, loss._own_classes()
+        found = [(file, _weight(file)) for file in _files(files)]
+        for file, part in found:
             if local.dim() != 2 or part.dim() != 2 or part.shape[1] != local.shape[1]:
                 expected, got = (tuple(t.shape[1:]) for t in (local, part))
                 raise ValueError(f"files: expected centres of shape {expected} as the loss has, got {got} in {file}")
-            low, high = max(first, shards.first), min(first + len(part), shards.stop)
-            if low < high:
-                local[low - shards.first : high - shards.first] = part[low - first : high - first].to(local)
-            first += len(part)
-        if first != shards.num_classes:
-            raise ValueError(f"files: expected {shards.num_classes} classes together, got {first}")
-    except (KeyError, OSError, RuntimeError, ValueError) as raised:
-        error = raised
-    agreement.same_on_all_ranks({}, error, loss._shards.group)
+        if (classes := sum(len(part) for _, part in found)) != shards.num_classes:
+            raise ValueError(f"files: expected {shards.num_classes} classes together, got {classes}")
+    first = 0
+    for _, part in found:
+        low, high = max(first, shards.first), min(first + len(part), shards.stop)
+        if low < high:
+            local[low - shards.first : high - shards.first] = part[low - first : high - first].to(local)
+        first += len(part)
 
 
 def _files(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -59,14 +58,21 @@ def _files(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> 
     if not isinstance(files, str | os.PathLike):
         return [Path(file) for file in files]
     folder = Path(files)
-    number = len(list(folder.glob("checkpoint_gpu_*.pt")))
-    if not number:
+    there = {path.name for path in folder.glob("checkpoint_gpu_*.pt")}
+    if not there:
         raise ValueError(f"files: expected a folder of checkpoint_gpu_*.pt, got {folder}, which has none")
-    return [folder / f"checkpoint_gpu_{rank}.pt" for rank in range(number)]
+    names = [f"checkpoint_gpu_{rank}.pt" for rank in range(len(there))]
+    if missing := [name for name in names if name not in there]:
+        raise ValueError(f"files: expected {names[0]} to {names[-1]}, got {folder} without {', '.join(missing)}")
+    return [folder / name for name in names]
 
 
 def _weight(file: Path) -> Tensor:
+    if not file.exists():
+        raise FileNotFoundError(f"files: expected a checkpoint_gpu_*.pt, got {file}, which is not there")
     saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    if _OF_HEAD not in saved:
-        raise KeyError(f"files: expected an entry {_OF_HEAD!r}, got {sorted(map(str, saved))} in {file}")
-    return saved[_OF_HEAD]["weight"]
+    for name in (_OF_HEAD, "weight"):
+        if name not in saved:
+            raise KeyError(f"files: expected an entry {name!r}, got {sorted(map(str, saved))} in {file}")
+        saved = saved[name]
+    return saved

@@ -4,16 +4,21 @@ The model, for W ranks with n rows each (B = W n), C classes of width D in vecto
 
     memory      weight, gradient and optimizer state 4 C_r D (2 + k) bytes, k 1 (SGD with momentum) or 2 (AdamW); with a
                 sample of S rows 4 D ((1 + k) C_r + (2 + k) S), S = rate C_r + the positives' B / W; rows of all ranks
-                B D (e + a + e), a = max(e, 4); and what the op saves, which it says itself
+                B D (e + a + e), a = max(e, 4), and what the op saves, which it says itself; or, where that is more, the
+                optimizer's temporaries 4 D S t bytes, t 0 or 2 (S = C_r without a sample): the one is there in the
+                forward and the backward, the other in the optimizer's step
     bytes       handed over by a rank, independent of C: 16 of the header, 8 n of labels, n D e of rows, 3 B a of
                 the combination, and B D a of gradients
     time        8 B S D / (operations a second) + what the host needs + the bytes over the links, where ring algorithms
                 send (W - 1) / W of what is gathered or scattered and twice that of what is reduced; and the optimizer,
                 4 S D (3 + 2 k) bytes of memory read and written
 
-Memory and bytes are exact but for the allocator and the backbone. Time is a prediction: on the CPU where it was checked
+Bytes are exact, memory is but for the allocator, the backbone and the hashes of a sample (about 50 bytes a class of the
+rank): a test holds it against the peak of a process. Time is a prediction: on the CPU where it was checked
 (``python -m tests.distributed.planned``) steps of 1 and 2 ranks took 0.88 to 1.14 of it; on GPUs nobody has checked.
-Without the library, as Partial FC does it, the logits and their gradient of B C_r entries exist as well.
+Without the library, as Partial FC does it, the logits and their gradient of B S float32 entries exist as well; such a
+step has three products instead of four and goes 17 times over a matrix of B S: the cosines written, scale and margin
+read and written, the log-softmax read and written, and in the backward 10 for the gradients of these. A prediction.
 
     python -m fused_margins.distributed.plan --classes 100000000 --embedding-size 512 --ranks 256 --batch 128
 """
@@ -22,12 +27,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
 import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,8 +42,16 @@ from ..core import checks
 from ..functional import margin_softmax_loss
 from ..ops.contrast.op import contrast
 
-OPTIMIZERS = {"sgd": 1, "adamw": 2}  # numbers that are kept of each weight
+OPTIMIZERS = {"sgd": (1, 0), "adamw": (2, 2)}  # numbers that are kept of each weight, and made of it in a step
 HEADER, LABEL, COMBINED = 16, 8, 3  # bytes of a rank, bytes of a row, numbers of a row of all ranks
+PASSES = 17  # over a matrix of rows and classes, of a step that makes one
+SHARE = 0.8  # of the memory of a device, that a loss may take beside its backbone
+_ROWS, _SAVED, _TEMPORARIES = (
+    "rows of all ranks, their gradient",
+    "saved by the forward",
+    "temporaries of the optimizer",
+)
+RATES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +87,28 @@ DEVICES = {
 class Plan(NamedTuple):
     """Of each rank.
 
-    rows: classes that a step works on. memory: bytes by what holds them. without: bytes of the matrices that a loss
-    without the kernels makes. sent: bytes handed over in a step. seconds: of a step, by what takes them.
+    rows: classes that a step works on. memory: bytes by what holds them. sent: bytes handed over in a step. seconds: of
+    a step, by what takes them. without, seconds_without: bytes of the matrices that a loss without the kernels makes,
+    and seconds of its step.
     """
 
     classes: int
     rows: int
     memory: dict[str, int]
-    without: int
     sent: dict[str, int]
     seconds: dict[str, float]
+    without: int
+    seconds_without: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes at once: what the step of the optimizer makes is not there while rows are."""
+        passing = self.memory[_ROWS] + self.memory[_SAVED]
+        return sum(self.memory.values()) - min(passing, self.memory[_TEMPORARIES])
+
+    def fits(self, device: Device) -> bool:
+        """Whether the peak is within the share of the device's memory that a loss may take."""
+        return self.peak <= SHARE * device.memory
 
 
 def plan(
@@ -112,12 +138,11 @@ def plan(
     >>> of_rank.classes, of_rank.sent["rows"]
     (390625, 131072)
     """
-    sizes = {"num_classes": num_classes, "embedding_size": embedding_size, "ranks": ranks, "batch": batch}
-    num_classes, width, ranks, batch = (checks.integer(name, size, 1) for name, size in sizes.items())
+    num_classes, width, ranks, batch = _sizes(num_classes, embedding_size, ranks, batch)
     if not 0 < checks.number("rate", rate) <= 1:
         raise ValueError(f"rate: expected a number in (0, 1], got {rate}")
     checks.one_of("optimizer", optimizer, tuple(OPTIMIZERS))
-    kept = OPTIMIZERS[optimizer]
+    kept, made = OPTIMIZERS[optimizer]
     everyone, classes, entry = ranks * batch, math.ceil(num_classes / ranks), device.dtype.itemsize
     rows = classes if rate == 1 else min(classes, math.ceil(rate * classes + everyone / ranks))
     of_weight, number = 4 * classes * width, max(entry, 4)
@@ -126,8 +151,9 @@ def plan(
         memory["gradient of the weight"] = of_weight
     else:
         memory["sampled rows, their gradient and state"] = (2 + kept) * 4 * rows * width
-    memory["rows of all ranks, their gradient"] = everyone * width * (2 * entry + number)
-    memory["saved by the forward"] = _saved(everyone, rows, width, device)
+    memory[_ROWS] = everyone * width * (2 * entry + number)
+    memory[_SAVED] = _saved(everyone, rows, width, device)
+    memory[_TEMPORARIES] = made * 4 * rows * width
     sent = {} if equal_batches else {"header": HEADER}
     sent |= {
         "labels": LABEL * batch,
@@ -137,7 +163,14 @@ def plan(
     }
     seconds = _seconds(everyone, rows, width, ranks, device, sent)
     seconds["optimizer"] = 4.0 * rows * width * (3 + 2 * kept) / device.bandwidth
-    return Plan(classes, rows, memory, 2 * 4 * everyone * rows, sent, seconds)
+    matrix = 4 * everyone * rows
+    without = sum(seconds.values()) - seconds["products"] / 4 + PASSES * matrix / device.bandwidth
+    return Plan(classes, rows, memory, sent, seconds, 2 * matrix, without)
+
+
+def _sizes(num_classes: int, embedding_size: int, ranks: int, batch: int) -> tuple[int, ...]:
+    sizes = {"num_classes": num_classes, "embedding_size": embedding_size, "ranks": ranks, "batch": batch}
+    return tuple(checks.integer(name, size, 1) for name, size in sizes.items())
 
 
 def _saved(rows: int, columns: int, width: int, device: Device) -> int:
@@ -209,35 +242,55 @@ def _memory_here() -> float:
         return math.inf
 
 
-def advice(of_rank: Plan, device: Device, ranks: int, rate: float) -> str:
-    """One sentence: whether it fits, or what to change."""
-    need = sum(of_rank.memory.values())
-    if need <= 0.8 * device.memory:
-        return f"It fits: {_bytes(need)} of {_bytes(device.memory)}, beside which the backbone has to live."
-    weight = of_rank.memory["weight"] + of_rank.memory["optimizer state"]
-    if weight <= 0.6 * device.memory and rate == 1:
-        return f"It does not fit: {_bytes(need)} of {_bytes(device.memory)}. Sample classes: --rate 0.1 or less."
-    more = math.ceil(ranks * need / (0.8 * device.memory))
-    return (
-        f"It does not fit: {_bytes(need)} of {_bytes(device.memory)}. Take {more} ranks or more, or narrower vectors."
+def ways_out(asked: dict[str, Any], device: Device) -> list[dict[str, Any]]:
+    """Changes of what was asked for with which a plan made anew fits: the least of each kind, or of two at once.
+
+    Args:
+        asked: arguments of `plan` by name, all but the device.
+    """
+    changes: dict[str, list[Any]] = {
+        "optimizer": ["sgd"] if asked["optimizer"] != "sgd" else [],
+        "rate": [rate for rate in RATES if rate < asked["rate"]],
+        "ranks": [asked["ranks"] * 2**i for i in range(1, 11)],
+        "batch": [asked["batch"] // 2**i for i in range(1, 11) if asked["batch"] >= 2**i],
+    }
+    for number in (1, 2):
+        found: list[dict[str, Any]] = []
+        for names in itertools.combinations(changes, number):
+            tried = (dict(zip(names, values)) for values in itertools.product(*(changes[name] for name in names)))
+            found += itertools.islice((c for c in tried if plan(**(asked | c), device=device).fits(device)), 1)
+        if found:
+            return found
+    return []
+
+
+def advice(of_rank: Plan, device: Device, asked: dict[str, Any]) -> str:
+    """Whether it fits, or what to change."""
+    limit = f"{_bytes(SHARE * device.memory)}, which are {SHARE:.0%} of {_bytes(device.memory)}"
+    need = f"{_bytes(of_rank.peak)} of {limit}"
+    if of_rank.fits(device):
+        return f"It fits: {need}, beside which the backbone has to live."
+    ways = [" ".join(f"--{name} {value}" for name, value in way.items()) for way in ways_out(asked, device)]
+    change = (
+        f"It would with {', or with '.join(ways)}" if ways else "No rate, ranks and batch make it: narrower vectors"
     )
+    return f"It does not fit: {need}. {change}."
 
 
-def report(of_rank: Plan, device: Device, ranks: int, rate: float) -> str:
+def report(of_rank: Plan, device: Device, asked: dict[str, Any]) -> str:
     """The plan as a page of text."""
-    lines = [
-        f"Each of {ranks} ranks holds {of_rank.classes:,} classes and works on {of_rank.rows:,} of them a step.",
-        "",
-    ]
-    for title, values, unit in (
-        ("Memory", of_rank.memory, _bytes),
-        ("Sent in a step", of_rank.sent, _bytes),
-        ("Time of a step", of_rank.seconds, _time),
+    classes = f"holds {of_rank.classes:,} classes and works on {of_rank.rows:,} of them a step."
+    lines = [f"Each of {asked['ranks']} ranks {classes}", ""]
+    for title, total, values, unit in (
+        ("Memory, at most at once", of_rank.peak, of_rank.memory, _bytes),
+        ("Sent in a step", sum(of_rank.sent.values()), of_rank.sent, _bytes),
+        ("Time of a step", sum(of_rank.seconds.values()), of_rank.seconds, _time),
     ):
-        lines.append(f"{title:44}{unit(sum(values.values())):>12}")
+        lines.append(f"{title:44}{unit(total):>12}")
         lines += [f"  {name:42}{unit(value):>12}" for name, value in values.items()]
-    lines += [f"{'Without the kernels, more memory':44}{_bytes(of_rank.without):>12}", ""]
-    lines += [f"Time: {device.source}.", advice(of_rank, device, ranks, rate)]
+    lines.append(f"{'Without the kernels, more memory':44}{_bytes(of_rank.without):>12}")
+    lines += [f"{'Without the kernels, time of a step':44}{_time(of_rank.seconds_without):>12}", ""]
+    lines += [f"Time: {device.source}.", advice(of_rank, device, asked)]
     return "\n".join(lines)
 
 
@@ -257,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="fused-margins plan", description="Memory, bytes and time of margin softmax over classes on many ranks."
     )
-    parser.add_argument("--classes", type=int, required=True, help="of all ranks together")
+    parser.add_argument("--classes", dest="num_classes", type=int, required=True, help="of all ranks together")
     parser.add_argument("--embedding-size", type=int, default=512)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--batch", type=int, default=128, help="rows of each rank")
@@ -266,14 +319,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="sgd", help="sgd has momentum")
     options = parser.parse_args(arguments)
     try:
+        asked = {name: value for name, value in vars(options).items() if name != "device"}
+        _sizes(*(asked[name] for name in ("num_classes", "embedding_size", "ranks", "batch")))  # before any is measured
         device = DEVICES.get(options.device) or measured(options.embedding_size, options.ranks * options.batch)
-        sizes = (options.classes, options.embedding_size, options.ranks, options.batch)
-        of_rank = plan(*sizes, device, rate=options.rate, optimizer=options.optimizer)
+        of_rank = plan(**asked, device=device)
     except (TypeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(report(of_rank, device, options.ranks, options.rate))
-    return 0 if sum(of_rank.memory.values()) <= 0.8 * device.memory else 1
+    print(report(of_rank, device, asked))
+    return 0 if of_rank.fits(device) else 1
 
 
 if __name__ == "__main__":

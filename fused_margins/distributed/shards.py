@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from ..core.indices import ABSENT
+from ..core.ranks import exchange_device
 
 _BLOCK = 1024  # classes that are drawn from one seed
 
@@ -72,6 +73,11 @@ class Shards:
             local[first - self.first : stop - self.first] = drawn[first - block * _BLOCK : stop - block * _BLOCK]
 
 
+def one_dimension(mesh: DeviceMesh | None) -> dist.ProcessGroup | None:
+    """The group of the ranks of a mesh, all ranks where it is none that a loss can have."""
+    return mesh.get_group() if isinstance(mesh, DeviceMesh) and mesh.ndim == 1 else None
+
+
 def _mesh(mesh: DeviceMesh | None) -> DeviceMesh:
     """One dimension of ranks; by default all of the process group."""
     if mesh is None:
@@ -80,9 +86,7 @@ def _mesh(mesh: DeviceMesh | None) -> DeviceMesh:
                 "mesh: expected a process group, got none; start the script with torchrun, also on one process, and "
                 "call torch.distributed.init_process_group()"
             )
-        backend = str(dist.get_backend())
-        device = "cuda" if "nccl" in backend and torch.cuda.is_available() else "cpu"
-        return DeviceMesh.from_group(dist.group.WORLD, device)  # type: ignore[arg-type]
+        return DeviceMesh.from_group(dist.group.WORLD, exchange_device().type)  # type: ignore[arg-type]
     if not isinstance(mesh, DeviceMesh):
         raise TypeError(f"mesh: expected a DeviceMesh or None, got {type(mesh).__name__}")
     if mesh.ndim != 1:

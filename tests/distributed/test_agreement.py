@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from fused_margins.core.ranks import exchange_device
 from fused_margins.distributed import ShardedMarginSoftmaxLoss
 from fused_margins.distributed.plan import DEVICES, plan
 from fused_margins.functional import margin_softmax_loss, mine_positives
@@ -34,7 +35,22 @@ def rows(width: int = 4, dtype: torch.dtype = torch.float32, learns: bool = True
 
 def replaced(rank: int) -> None:
     loss = made(rank)
-    loss.weight = torch.nn.Parameter(torch.ones(5, 4))
+    if rank == 1:
+        loss.weight = torch.nn.Parameter(torch.ones(5, 4))
+    loss(rows(), LABELS)
+
+
+def attached(rank: int, leaves_out: int, lacks_the_weight: int) -> None:
+    loss, other = made(rank, sample_rate=0.5), torch.nn.Parameter(torch.ones(1))
+    if rank != leaves_out:
+        loss.attach(torch.optim.SGD([other] if rank == lacks_the_weight else loss.parameters(), lr=0.1))
+    loss(rows(), LABELS)
+
+
+def drifted(rank: int) -> None:
+    loss = made(rank, learnable_scale=True)
+    with torch.no_grad():
+        loss.scale.fill_(10.0 + rank)
     loss(rows(), LABELS)
 
 
@@ -47,7 +63,7 @@ DISAGREEMENTS: dict[str, tuple[Callable[[int], Any], type[Exception], str]] = {
     "an option left out": (
         lambda r: made(r, **{} if r else {"scale": 4.0}),
         ValueError,
-        "scale: expected the same on all ranks, got 4.0 on rank 0; nothing on ranks 1, 2",
+        "scale: expected the same on all ranks, got 4.0 on rank 0; 30.0 on ranks 1, 2",
     ),
     "the margins of classes": (
         lambda r: made(r, margin=torch.full((5,), float(r == 2))),
@@ -79,7 +95,7 @@ DISAGREEMENTS: dict[str, tuple[Callable[[int], Any], type[Exception], str]] = {
     "scales of samples": (
         lambda r: called(r, rows(), **{"scale": torch.ones(3, 1)} if r else {}),
         ValueError,
-        "values of samples: expected the same on all ranks, got none on rank 0; scale on ranks 1, 2",
+        "values of samples: expected the same on all ranks, got None on rank 0; 'scale' on ranks 1, 2",
     ),
     "the shape of scales": (
         lambda r: called(r, rows(), scale=torch.ones(3 + (r == 2), 1)),
@@ -94,7 +110,7 @@ DISAGREEMENTS: dict[str, tuple[Callable[[int], Any], type[Exception], str]] = {
     "a label": (
         lambda r: called(r, rows(), LABELS + 2 * r),
         IndexError,
-        "labels: expected values in [0, 5) or -100 (ignored), got 5 in row 1 of rank 2",
+        "rank 2: labels: expected values in [0, 5) or -100 (ignored), got 5 in row 1",
     ),
     "a weight for a function of one process": (
         lambda r: margin_softmax_loss(rows(), made(r).weight, LABELS),
@@ -109,12 +125,64 @@ DISAGREEMENTS: dict[str, tuple[Callable[[int], Any], type[Exception], str]] = {
     "whose weight": (
         replaced,
         RuntimeError,
-        "the loss stays outside of DDP, and fully_shard takes ignored_params={loss.weight}",
+        "the loss stays outside of DDP, and fully_shard takes ignored_params=set(loss.parameters())",
+    ),
+    "a label that is reserved": (
+        lambda r: called(r, rows(), LABELS.where(LABELS != 0, -(2**63)) if r == 1 else LABELS),
+        IndexError,
+        "rank 1: labels: expected values in [0, 5) or -100 (ignored), got -9223372036854775808 in row 0",
+    ),
+    "the number of classes": (
+        lambda r: ShardedMarginSoftmaxLoss(0 if r == 1 else 5, 4),
+        ValueError,
+        "rank 1: num_classes: expected at least 1, got 0",
+    ),
+    "a mesh": (
+        lambda r: made(r, mesh=2 if r == 1 else None),
+        TypeError,
+        "rank 1: mesh: expected a DeviceMesh or None, got int",
+    ),
+    "a rank that does not attach": (
+        lambda r: attached(r, leaves_out=1, lacks_the_weight=-1),
+        RuntimeError,
+        "rank 1: sample_rate: expected 1 without an optimizer, got 0.5; loss.attach(optimizer) hands it the sampled",
+    ),
+    "another call": (
+        lambda r: made(r).predictions(rows()) if r == 1 else called(r, rows()),
+        ValueError,
+        "the call: expected the same on all ranks, got forward on ranks 0, 2; predictions on rank 1",
+    ),
+    "an optimizer of other parameters": (
+        lambda r: attached(r, leaves_out=-1, lacks_the_weight=1),
+        ValueError,
+        "rank 1: optimizer: expected one that has the weight of the loss as a parameter",
+    ),
+    "rows to predict": (
+        lambda r: made(r).predictions(None if r == 1 else rows()),
+        TypeError,
+        "rank 1: embeddings: expected a tensor, got NoneType",
+    ),
+    "a scale that learns": (
+        drifted,
+        ValueError,
+        "scale: expected the same on all ranks, got 10.0 on rank 0; 11.0 on rank 1; 12.0 on rank 2",
+    ),
+    "margins of classes that learn elsewhere": (
+        lambda r: made(r, margin=torch.nn.Parameter(torch.zeros(5))),
+        TypeError,
+        "margin: expected a plain tensor, of which every rank keeps a copy of its part, got a Parameter",
+    ),
+    "the state dict of one process": (
+        lambda r: made(r).load_state_dict({"weight": torch.ones(5, 4)}),
+        TypeError,
+        "weight: expected a DTensor, as this module has, got a plain tensor in the state dict",
     ),
 }
 
 
 def disagree(rank: int) -> list[tuple[str, str]]:
+    for mine, theirs in ({"scale": 64}, {"scale": 64.0}), ({"scale": 30}, {}), ({"margin": 0}, {"margin": 0.0}):
+        made(rank, **(mine if rank else theirs))  # options that are the same, otherwise written
     found = []
     for call, *_ in DISAGREEMENTS.values():
         try:
@@ -133,6 +201,17 @@ def test_all_ranks_are_told_which_of_them_differs_in_what(tmp_path: Path) -> Non
         for of_rank in found:
             assert of_rank[i][0] == kind.__name__, (name, of_rank[i])
             assert text in of_rank[i][1], name
+
+
+def test_a_group_that_names_no_backend_exchanges_where_nccl_does(monkeypatch):
+    dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert exchange_device() == torch.device("cpu")
+        monkeypatch.setattr(dist, "get_backend_config", lambda group: "cuda:nccl")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert exchange_device() == torch.device("cuda")
+    finally:
+        dist.destroy_process_group()
 
 
 def test_without_a_process_group_the_error_says_how_to_get_one():

@@ -1,5 +1,6 @@
 """Saved on some ranks, loaded on others: training goes on to the same numbers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,47 @@ def test_a_checkpoint_that_is_not_whole_is_none(tmp_path: Path) -> None:
         FileNotFoundError, match=r"folder: expected a checkpoint, got .*last, in which there is no whole"
     ):
         load_checkpoint(tmp_path / "last", nn.Linear(2, 2))
+
+
+def refused(rank: int, folder: str) -> list[str]:
+    """What a load says that finds something else, and a save of ranks that differ."""
+    both, optimizer = made("AdamW", {}, seed=0)
+    save_checkpoint(f"{folder}/a", both, optimizer, step=1)
+    other = nn.ModuleDict({"model": nn.Linear(4, 6), "loss": ShardedMarginSoftmaxLoss(CLASSES + 1, 6)}).double()
+    save_checkpoint(f"{folder}/model", both)
+    calls: list[Callable[[], Any]] = [
+        lambda: load_checkpoint(f"{folder}/a", both, optimizer, epoch=0),
+        lambda: load_checkpoint(f"{folder}/a", other),
+        lambda: load_checkpoint(f"{folder}/model", both, optimizer),
+        lambda: save_checkpoint(f"{folder}/b{rank}", both),
+        lambda: save_checkpoint(f"{folder}/c", both, step=rank),
+        lambda: load_checkpoint(f"{folder}/{'ab'[rank]}", both),
+    ]
+    found = []
+    for call in calls:
+        with pytest.raises((RuntimeError, ValueError, FileNotFoundError)) as raised:
+            call()
+        found.append(str(raised.value))
+    return found
+
+
+def test_what_is_not_as_it_was_saved_is_named_at_the_front(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for said in ranks.run(refused, 2, tmp_path, str(folder)):
+        for text, words in zip(
+            said,
+            [
+                ("folder: expected what the model, the optimizers and more have, got", "more.epoch"),
+                ("folder: expected what the model, the optimizers and more have, got", "model.loss.weight"),
+                ("folder: expected what the model, the optimizers and more have, got", "optimizers.state"),
+                ("folder: expected the same on all ranks, got '", "b0' on rank 0"),
+                ("step: expected the same on all ranks, got 0 on rank 0; 1 on rank 1", ""),
+                ("rank 1: folder: expected a checkpoint, got", "in which there is no whole one"),
+            ],
+            strict=True,
+        ):
+            assert text.startswith(words[0]), text
+            assert words[1] in text, text
+            assert len(text.splitlines()) == 1, text
+    assert sorted(p.name for p in folder.iterdir()) == ["a", "model"]

@@ -268,12 +268,22 @@ DISAGREEMENTS: dict[str, tuple[Callable[[int], Any], type[Exception], str]] = {
     "ids": (
         lambda r: GlobalBatchLoss(CrossBatchMemory(SupConLoss(), 3))(torch.ones(2, 3), IDS, IDS if r else None),
         ValueError,
-        "sample_ids: expected the same on all ranks, got none on rank 0; given on ranks 1, 2",
+        "sample_ids: expected the same on all ranks, got None on rank 0; 'given' on ranks 1, 2",
     ),
     "rows of a miner": (
         lambda r: mine_positives(torch.ones(2, 3 + r), IDS),
         ValueError,
         "width: expected the same on all ranks, got 3 on rank 0; 4 on rank 1; 5 on rank 2",
+    ),
+    "a strategy of a miner": (
+        lambda r: mine_negatives(torch.ones(2, 3), IDS, strategy="soft" if r == 1 else "hard"),
+        ValueError,
+        "rank 1: strategy: expected one of 'hard', 'semihard', got 'soft'",
+    ),
+    "bounds of a miner": (
+        lambda r: mine_negatives(torch.ones(2, 3), IDS, positive_similarity=torch.ones(2 + (r == 1))),
+        ValueError,
+        "rank 1: positive_similarity: expected a tensor of shape (2,), got (3,)",
     ),
 }
 IDS = torch.tensor([1, 2])

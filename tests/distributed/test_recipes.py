@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -170,6 +170,16 @@ def narrow(rank: int) -> tuple[float, torch.dtype]:
     return value.item(), loss.weight.grad.dtype
 
 
+def in_bfloat16(rank: int) -> tuple[float, torch.dtype]:
+    """FSDP computes in bfloat16, and the loss in the dtype of its weight."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    model, loss = fully_shard(backbone().float(), mp_policy=policy), head(ShardedMarginSoftmaxLoss).float()
+    x, labels = (t.split(COUNTS)[rank] for t in batch(0))
+    value = loss(model(x.float()).float(), labels)
+    value.backward()
+    return value.item(), loss.weight.grad.dtype
+
+
 def mixed(rank: int) -> dict[str, str]:
     """What each mistake says."""
     loss, model = head(ShardedMarginSoftmaxLoss), backbone()
@@ -182,6 +192,11 @@ def mixed(rank: int) -> dict[str, str]:
         "fused": lambda: torch.optim.AdamW(both, 0.1, fused=True).step(),
         "GradScaler": lambda: scaled(loss(model(x), labels)).unscale_(torch.optim.SGD(both, 0.1)),
         "DDP around both": lambda: DistributedDataParallel(Both(model, loss)),
+        "DDP around the loss": lambda: DistributedDataParallel(head(ShardedMarginSoftmaxLoss)),
+        "fully_shard around both": lambda: fully_shard(Both(backbone(), ShardedMarginSoftmaxLoss(CLASSES, 6))),
+        "fully_shard but the weight": lambda: fully_shard(
+            learning := head(ShardedMarginSoftmaxLoss), ignored_params={learning.weight}
+        ),
     }
     found = {}
     for name, mistake in mistakes.items():
@@ -200,11 +215,11 @@ def scaled(value: Tensor) -> torch.amp.GradScaler:
 
 
 def single_cases(rank: int) -> tuple[Any, ...]:
-    return overflow(rank), narrow(rank), mixed(rank)
+    return overflow(rank), narrow(rank), in_bfloat16(rank), mixed(rank)
 
 
 def test_overflows_autocast_and_mistakes(tmp_path: Path) -> None:
-    for (before, after, scale), (value, dtype), mistakes in ranks.run(single_cases, 2, tmp_path):
+    for (before, after, scale), (value, dtype), (of_fsdp, _), mistakes in ranks.run(single_cases, 2, tmp_path):
         assert torch.equal(before, after)
         assert scale == 32.0
         model, loss = backbone().float(), head(MarginSoftmaxLoss).float()
@@ -212,7 +227,20 @@ def test_overflows_autocast_and_mistakes(tmp_path: Path) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             expected = loss(model(x.float()), labels)
         assert value == pytest.approx(expected.item(), rel=1e-3)
+        assert of_fsdp == pytest.approx(expected.item(), rel=2e-2)
         assert dtype == torch.float32
-        assert len(mistakes) == 5
-        assert mistakes.pop("DDP around both")  # torch's words depend on the sizes
+        assert len(mistakes) == 8
+        for name in ("DDP around both", "DDP around the loss"):
+            assert mistakes.pop(name)  # torch's words depend on the sizes
+        assert mistakes.pop("fully_shard around both").startswith("Invariant encountered: value was None")
+        assert "scalar parameters" in mistakes.pop("fully_shard but the weight")
         assert all("mixed torch.Tensor and DTensor" in text for text in mistakes.values()), mistakes
+
+
+def test_a_norm_whose_square_is_beyond_float32():
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    for parameter, grad in zip(parameters, (3e25, 4e25)):
+        parameter.grad = torch.full((1,), grad)
+    norm = clip_grad_norm_(parameters, 5.0)
+    assert (norm.dtype, norm.item()) == (torch.float32, pytest.approx(5e25))
+    assert [p.grad.item() for p in parameters] == pytest.approx([3.0, 4.0])

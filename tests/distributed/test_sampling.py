@@ -1,7 +1,8 @@
 """Steps on a sample of the classes against one process that steps the same rows by hand, and leaves all others."""
 
+import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,12 @@ def by_hand(optimizer: str, halves: bool) -> Iterator[tuple[Tensor, Tensor]]:
         parts = [batches(step), batches(step + 50)][: 1 + halves]
         used, grad = torch.empty(0, dtype=torch.int64), torch.zeros_like(weight)
         for x, labels in parts:
-            used = torch.cat([used, draw(0, CLASSES, RATE, SEED, step), labels[labels >= 0]]).unique()
-            rows = weight[used].requires_grad_()
-            column = torch.where(labels < 0, labels, torch.searchsorted(used, labels))
-            margin_softmax_loss(x, rows, column, scale=8.0, margin=MARGIN[used]).backward()
-            grad[used] += rows.grad
+            own = torch.cat([draw(0, CLASSES, RATE, SEED, step), labels[labels >= 0]]).unique()
+            rows = weight[own].requires_grad_()
+            column = torch.where(labels < 0, labels, torch.searchsorted(own, labels))
+            margin_softmax_loss(x, rows, column, scale=8.0, margin=MARGIN[own]).backward()
+            grad[own] += rows.grad
+            used = torch.cat([used, own]).unique()
         rows, g = weight[used], grad[used]
         if optimizer == "SGD":
             g = g + 0.01 * rows
@@ -155,6 +157,73 @@ def test_exact_at_rate_one_and_refusals(tmp_path: Path) -> None:
         "optimizer: expected one that has the weight of the loss as a parameter, got one without it",
     ]
     assert [text.removeprefix("rank 0: ") for text in texts] == expected
+
+
+def left(rank: int, folder: str) -> dict[str, Any]:
+    """Weights after a step of two batches, whatever else was called, and what is refused."""
+    (x, labels), (x2, labels2) = batches(0), batches(50)
+    found: dict[str, Any] = {}
+
+    def after(name: str, call: Callable[[ShardedMarginSoftmaxLoss, torch.optim.Optimizer], Any]) -> None:
+        loss, optimizer = made("AdamW")
+        loss(x2, labels2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        call(loss, optimizer)
+        optimizer.step()
+        found[name] = whole(loss.weight).clone()
+        assert optimizer.param_groups[0]["params"][0] is loss.weight
+
+    def both(loss: ShardedMarginSoftmaxLoss) -> None:
+        loss(x, labels).backward()
+        loss(x2, labels2).backward()
+
+    def logged(loss: ShardedMarginSoftmaxLoss, _: Any) -> None:
+        value = loss(x, labels) + loss(x2, labels2)
+        loss(*batches(99))  # a value that is shown
+        value.backward()
+
+    def skipped(loss: ShardedMarginSoftmaxLoss, optimizer: torch.optim.Optimizer) -> None:
+        loss(*batches(99)).backward()
+        optimizer.zero_grad()  # as after a step that a GradScaler skips
+        save_checkpoint(folder, loss, optimizer)
+        both(loss)
+
+    def saved(loss: ShardedMarginSoftmaxLoss, optimizer: torch.optim.Optimizer) -> None:
+        loss(x, labels).backward()
+        save_checkpoint(folder, loss, optimizer)
+        kept = optimizer.state_dict()["state"].get(0, {})
+        assert all(value.shape == loss.weight.shape for value in kept.values() if value.dim())
+        loss(x2, labels2).backward()
+        load_checkpoint(folder, loss, optimizer)
+
+    for name, call in {
+        "in turn": lambda loss, _: both(loss),
+        "a sum": logged,
+        "skipped": skipped,
+        "saved": saved,
+    }.items():
+        after(name, call)
+    loss, optimizer = made("SGD")
+    value = loss(x, labels)
+    (loss(x, labels) + loss.weight.to_local().square().sum()).backward()
+    with pytest.raises(RuntimeError, match="weight: expected no gradient beside that of the sampled rows"):
+        optimizer.step()
+    loss.weight.grad = None
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="sample_rate: expected a backward before the next step of the optimizer"):
+        value.backward()
+    assert copy.deepcopy(loss)._exchange is None
+    with pytest.raises(TypeError, match=r"optimizer: expected one that steps each number by itself.*, got Rprop"):
+        loss.attach(torch.optim.Rprop(loss.parameters()))
+    return found
+
+
+def test_what_else_is_called_before_a_step_loses_no_gradient(tmp_path: Path) -> None:
+    for of_rank in ranks.run(left, 2, tmp_path, str(tmp_path / "checkpoint")):
+        assert (of_rank["in turn"] != begun()).any()
+        for name, weight in of_rank.items():
+            torch.testing.assert_close(weight, of_rank["in turn"], msg=lambda text, n=name: f"{n}: {text}")
 
 
 def test_classes_are_drawn_at_their_rate_whatever_the_shards():

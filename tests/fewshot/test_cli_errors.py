@@ -140,7 +140,6 @@ def test_options_that_a_study_would_ignore_are_refused(tmp_path, capsys, argumen
         (["train", "--nonsense"], "unknown options: --nonsense"),
         (["nonsense"], "unknown command: nonsense; expected one of demo, data, "),
         (["trian"], "unknown command: trian; perhaps you meant train"),
-        (["trian"], "unknown command: trian; perhaps you meant train"),
         (["evaluate"], "the following arguments are required: PATH"),
         ([], "the following arguments are required: COMMAND"),
     ],
