@@ -69,10 +69,8 @@ def _check_index(index: Tensor, size: int, ignore_index: int, argument: str, abs
     if index.device.type == "cpu" or _raise_everywhere:
         if bad.any():
             row = int(bad.nonzero()[0, 0])
-            raise IndexError(
-                f"{argument}: expected values in [0, {size}){f' or {ignore_index} (ignored)' * ignores}, "
-                f"got {int(index[row])} in row {row}"
-            )
+            ignored = "" if ignore_index == UNADMITTED else f" or {ignore_index} (ignored)"
+            raise IndexError(f"{argument}: expected values in [0, {size}){ignored}, got {int(index[row])} in row {row}")
         return checked_index
     return torch.where(bad, INVALID, checked_index)
 

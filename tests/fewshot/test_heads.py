@@ -65,6 +65,12 @@ def test_heads_are_those_of_scikit_learn(shots, embeddings):
     assert logistic_accuracy(embeddings, episodes).mean() > 0.3
 
 
+def test_one_sample_of_each_of_many_classes_is_no_warning():
+    labels, generator = torch.arange(30).repeat_interleave(3), torch.Generator().manual_seed(0)
+    episodes = sample_episodes(labels, n_way=30, k_shot=1, num_queries=2, num_episodes=1, generator=generator)
+    assert logistic_accuracy(torch.eye(30)[labels], episodes).tolist() == [1.0]
+
+
 def test_the_command_tabulates_heads_and_does_nothing_twice(file, tmp_path, capsys):
     options = ["heads", "--features", str(file), "--seeds", "0", "1", "--episodes", "5", "--workers", "1"]
     assert main([*options, "--output", str(tmp_path / "heads")]) == 0
