@@ -261,6 +261,8 @@ class ElasticFaceLoss(_OfSamples):
             return self._softmax(embeddings, labels)
         check_device(embeddings, self.weight)
         checks.matrices(embeddings, embeddings, ("embeddings", "embeddings"), autocast=False)
+        if embeddings.shape[1] != self.embedding_size:
+            raise ValueError(f"embeddings: expected width {self.embedding_size}, got {embeddings.shape[1]}")
         checks.labels("labels", labels, embeddings.shape[0], embeddings)
         if self.generator is not None and not torch.compiler.is_compiling():
             checks.not_in_a_backward("ElasticFaceLoss with a generator")

@@ -115,7 +115,7 @@ def refused(call: "Call", sound: bool, error: Exception) -> str | None:
     named = isinstance(error, TypeError | ValueError | IndexError) and ":" in str(error) and names.issuperset(words)
     if not named and not (type(error) is RuntimeError and DOCUMENTED.search(str(error))):
         return f"{type(error).__name__} that names no argument: {str(error)[:300]}"
-    if sound and named:
+    if sound and named and not str(error).startswith("backend: "):  # that a backend cannot do it is no fault
         try:
             calls.execute(with_backend(call))
         except Exception as other:
@@ -247,7 +247,12 @@ def finds_others(call: "Call", got: list[Tensor]) -> str | None:
     labels, others, itself = kwargs["labels"], kwargs.get("reference_labels"), kwargs.get("self_index")
     if others is None:
         others, itself = labels, torch.arange(len(labels)) if itself is None else itself
-    relation = Relation.SAME if "positive" in call.target.__name__ else Relation.DIFFERENT
+    relations = (Relation.SAME, Relation.DIFFERENT)
+    if call.target is mining.batch_lacks:
+        lacking = [~admitted(labels.long(), others.long(), relation, itself).any(1) for relation in relations]
+        right = all(map(torch.equal, got, lacking))
+        return None if right else f"found {got}, expected {lacking}"
+    relation = relations[0 if "positive" in call.target.__name__ else 1]
     mask = admitted(labels.long(), others.long(), relation, itself)
     if call.target is mining.all_positives:
         right = torch.equal(mask.nonzero().T, torch.stack(got))

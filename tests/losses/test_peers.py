@@ -340,6 +340,11 @@ def test_margins_of_counts():
         (lambda: ElasticFaceLoss(C, D, margin=28.6), ValueError, "margin: expected radians.*math.radians"),
         (lambda: ElasticFaceLoss(C, D, margin_type="combined"), ValueError, "margin_type: expected one of 'angular'"),
         (lambda: ElasticFaceLoss(C, D, std=-0.1), ValueError, "std: expected a number of at least 0"),
+        (
+            lambda: ElasticFaceLoss(C, D, plus=True)(torch.randn(1, 0), torch.tensor([1])),
+            ValueError,
+            f"embeddings: expected width {D}, got 0",
+        ),
         (lambda: ElasticFaceLoss(C, D, std=28.6), ValueError, "std: expected radians of at most pi, got 28.6"),
         (lambda: ElasticFaceLoss(C, D, plus=1), TypeError, "plus: expected True or False"),
         (lambda: SphereFaceLoss(C, D, margin=1.35), TypeError, "margin: expected an integer"),
