@@ -3,6 +3,7 @@
 import math
 import reprlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -251,6 +252,18 @@ class TrainConfig(Settings):
     or else of held-out images; 0 for none."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of torch; by default as many as torch takes. The last bits of a convolution depend on them."""
+
+    @property
+    def data(self) -> str:
+        """The data set, for a heading: of a path its last part.
+
+        >>> TrainConfig(dataset="features:/data/birds.safetensors").data, TrainConfig(dataset="cub").data
+        ('birds', 'cub')
+        """
+        kind, _, path = self.dataset.partition(":")
+        if not path:
+            return kind
+        return Path(path).stem if kind == "features" else f"{kind}:{Path(path).stem}"
 
 
 class Judging(Settings):

@@ -78,7 +78,7 @@ class _OneStudy(Training, _Many):
         return self.output or Path("runs") / f"{command}-{as_file_name(self.settings().dataset)}"
 
     def run(self, command: str, studies: "Sequence[Study]") -> int:
-        title = f"{command} on {self.settings().dataset}"
+        title = f"{command} on {self.settings().data}"
         return self.carry_out(studies, self.folder(command), title, self.dry_run)
 
 

@@ -92,7 +92,7 @@ def coarse_to_fine_study(
     )
     return Study(
         name,
-        f"Coarse to fine on {config.dataset}, {config.backbone.title}, {len(methods)} methods",
+        f"Coarse to fine on {config.data}, {config.backbone.title}, {len(methods)} methods",
         f"Trained for {config.epochs} epochs on coarse labels, judged on the fine labels of held-out images. "
         "Modes: how many fine classes of a coarse one stay apart.",
         trials_of(config, methods, seeds, judging),

@@ -118,7 +118,7 @@ def heads_study(
 
     return Study(
         name,
-        f"Heads on the features of {config.dataset} as they are",
+        f"Heads on the features of {config.data} as they are",
         f"Nothing is trained but a head in each of {judging.episodes} episodes. SimpleShot: features minus the mean of "
         "the base classes, of unit length, and the nearest centroid (Wang et al. 2019); logistic regression "
         "(scikit-learn, C = 1) and the k nearest neighbours, as many as shots, on features of unit length; the cosine "

@@ -59,7 +59,7 @@ def magnet_study(
 
     return Study(
         name,
-        f"Magnet on {config.dataset}, {config.backbone.title}",
+        f"Magnet on {config.data}, {config.backbone.title}",
         f"Trained for {config.epochs} epochs on {config.labels} labels: the kNC error is of these, with "
         f"{magnet.clusters_per_class} clusters a class; "
         + ("all else is judged on the fine labels, which no training saw. " if hierarchy else "")

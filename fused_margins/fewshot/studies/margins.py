@@ -118,7 +118,7 @@ def margin_sweep_study(
 
     return Study(
         name,
-        f"Margin softmax on {config.dataset}, {config.backbone.title}, scale {loss.scale:g}, {loss.similarity}",
+        f"Margin softmax on {config.data}, {config.backbone.title}, scale {loss.scale:g}, {loss.similarity}",
         f"Each network is trained for {config.epochs} epochs on {len(trials[0].config.classes or ()) or num_classes} "
         f"base classes; {judging.episodes} episodes ask for novel ones, with a cosine head fine-tuned per episode or "
         "the nearest centroid. φ is the mean squared distance between class centres over that within classes.",

@@ -203,7 +203,7 @@ def parity_study(
 
     return Study(
         name,
-        f"Parity of {' and '.join(backends)} on {config.dataset}, {config.backbone.title}",
+        f"Parity of {' and '.join(backends)} on {config.data}, {config.backbone.title}",
         f"For the first {num_steps} steps the second backend also gets the weights and the batch of the first."
         + beside,
         trials,
