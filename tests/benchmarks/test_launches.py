@@ -1,10 +1,17 @@
 """Launches of a call, counted without a GPU: none more than there are."""
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
 from benchmarks import launches
+
+
+@pytest.fixture(autouse=True)
+def _memory_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere in the tests new memory is filled, which is a launch."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
 
 
 def test_no_call_launches_more_than_it_did() -> None:
@@ -22,3 +29,17 @@ def test_no_call_launches_more_than_it_did() -> None:
         "hardest negatives": 3,
     }
     assert max(of_torch for _, of_torch in found.values()) == 1  # the gradient that comes in
+
+
+def test_what_torch_launches_is_counted_and_views_are_not() -> None:
+    x = torch.ones(4, 4)
+    calls = {
+        "views": (0, lambda: x.t()[1:].unsqueeze(0).expand(3, 3, 4).detach()),
+        "a copy": (1, lambda: x.t().reshape(16)),
+        "one": (1, lambda: x.topk(2)),
+        "two": (2, lambda: x.double().tanh()),
+        "one after another": (2, lambda: torch.cat([x, x]).sum()),
+    }
+    assert {name: launches.torch_launches(call) for name, (_, call) in calls.items()} == {
+        name: expected for name, (expected, _) in calls.items()
+    }
