@@ -44,3 +44,9 @@ def why_not_admitted(labels: Tensor) -> str | None:
     if labels.dtype != torch.int64 or torch.compiler.is_compiling() or int(labels.min()) != UNADMITTED:
         return None
     return f"the label {UNADMITTED} is reserved"
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody looks at the calls of a module, or changes them."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)

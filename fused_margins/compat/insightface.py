@@ -29,6 +29,7 @@ from ..core.similarity import accumulation_dtype, unit_rows
 from ..functional import margin_logits
 from ..losses.heads import check_device
 from ..ops.contrast.op import Contrast, contrast
+from .calls import is_hooked
 
 __all__ = ["ArcFace", "CombinedMarginLoss", "CosFace", "PartialFC_V2"]
 
@@ -342,8 +343,7 @@ def _is_plain(head: Any) -> bool:
     """Whether a callable is one of the three heads, with nothing that looks at single cosines."""
     if type(head) not in _HEADS or head.interclass_filtering_threshold > 0:
         return False
-    hooks = head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks
-    return not any(hooks) and not vars(head).keys() & {"forward", "psi"}
+    return not is_hooked(head) and not vars(head).keys() & {"forward", "psi"}
 
 
 def _fused(head: Any, x: Tensor, weight: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:

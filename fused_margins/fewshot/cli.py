@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pydantic import ValidationError
 from rich.markup import escape
 
+from ..distributed import plan
 from .commands.data import Compare, Data, Doctor, Embed, Presets
 from .commands.studies import CoarseToFine, Demo, Heads, MagnetStudy, OneShot, ParityCommand, Reproduce, Sweep
 from .commands.train import Evaluate, Train
@@ -56,7 +57,7 @@ def parse(arguments: Sequence[str]) -> Command:
         usage, about = f"{parser.prog} {name} [OPTIONS]", filled(text)
         options = of_commands.add_parser(name, help=text.partition("\n")[0], description=about, usage=usage)
         add_options(options, command, everything)
-    of_commands.add_parser("plan", help=OF_PLAN)  # which `fused_margins.command` hands over to
+    of_commands.add_parser("plan", help=OF_PLAN)  # with options of its own, see `main`
     if arguments and not arguments[0].startswith("-") and arguments[0] not in of_commands.choices:
         meant = difflib.get_close_matches(arguments[0], of_commands.choices, n=1)
         known = f"perhaps you meant {meant[0]}" if meant else f"expected one of {', '.join(of_commands.choices)}"
@@ -77,8 +78,11 @@ def parse(arguments: Sequence[str]) -> Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit code is 2 for a mistake of the user, 130 after an interrupt."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return parse(sys.argv[1:] if arguments is None else arguments).main()
+        if arguments[:1] == ["plan"]:
+            return plan.main(arguments[1:])
+        return parse(arguments).main()
     except ValidationError as error:
         return _fail(explain_validation(error))
     except UserError as error:

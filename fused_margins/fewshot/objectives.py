@@ -20,6 +20,7 @@ from .. import (
     MagnetLoss,
     MarginSoftmaxLoss,
 )
+from ..mining.batches import Deck
 from . import config
 from .errors import UserError
 
@@ -63,31 +64,6 @@ class ShuffledBatches:
         if position < self.num_batches and len(order) < self.num_samples:
             raise ValueError(f"expected an order of {self.num_samples} samples, got {len(order)}")
         self.order, self.position = order, position
-
-
-class Deck:
-    """Numbers 0 .. size - 1 dealt in random order: each of them once before any comes again.
-
-    Example:
-        >>> deck, generator = Deck(3), torch.Generator().manual_seed(0)
-        >>> sorted(deck.deal(2, generator).tolist() + deck.deal(1, generator).tolist())
-        [0, 1, 2]
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.left = torch.empty(0, dtype=torch.int64)
-
-    def deal(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count,) numbers; no repetition among them where there are enough."""
-        hand, self.left = self.left[:count], self.left[count:]
-        while len(hand) < count:
-            fresh = torch.randperm(self.size, generator=generator)
-            held = torch.isin(fresh, hand)
-            fresh = torch.cat([fresh[~held], fresh[held]])  # what the hand holds already comes last
-            missing = count - len(hand)
-            hand, self.left = torch.cat([hand, fresh[:missing]]), fresh[missing:]
-        return hand
 
 
 class BalancedBatches:

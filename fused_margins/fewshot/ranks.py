@@ -14,17 +14,22 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from ..distributed.collectives import num_ranks, own_rank, replicate_rows, scale_gradient
+from ..core.ranks import num_ranks
+from ..core.ranks import own_rank as own_rank  # which the commands ask, too
+from ..distributed.collectives import replicate_rows, scale_gradient
 from .errors import UserError
 from .terminal import console
 
-__all__ = ["average_statistics", "check_batch", "embed_share", "joined", "num_ranks", "own_rank", "replica", "together"]
+
+def _started() -> int:
+    """Ranks that torchrun started, before they are a group."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
     """Within this block the ranks that torchrun started are a process group, of which the first alone speaks."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if _started() == 1:
         yield
         return
     on_gpus = device.startswith("cuda")

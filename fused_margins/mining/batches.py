@@ -57,6 +57,30 @@ def batch_lacks(labels: Tensor, reference_labels: Tensor | None = None, self_ind
     return Lacking(runs.positives() == 0, runs.negatives() == 0)
 
 
+class Deck:
+    """Numbers 0 .. size - 1 dealt in random order: each of them once before any comes again.
+
+    >>> deck, generator = Deck(3), torch.Generator().manual_seed(0)
+    >>> sorted(deck.deal(2, generator).tolist() + deck.deal(1, generator).tolist())
+    [0, 1, 2]
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.left = torch.empty(0, dtype=torch.int64)
+
+    def deal(self, count: int, generator: torch.Generator | None) -> Tensor:
+        """(count,) numbers; no repetition among them where there are enough."""
+        hand, self.left = self.left[:count], self.left[count:]
+        while len(hand) < count:
+            fresh = torch.randperm(self.size, generator=generator)
+            held = torch.isin(fresh, hand)
+            fresh = torch.cat([fresh[~held], fresh[held]])  # what the hand holds already comes last
+            missing = count - len(hand)
+            hand, self.left = torch.cat([hand, fresh[:missing]]), fresh[missing:]
+        return hand
+
+
 class ClassBalancedBatches(Sampler[list[int]]):
     """Batches of P classes with K samples each, so that a loss on pairs finds positives; for a DataLoader.
 
@@ -111,26 +135,11 @@ class ClassBalancedBatches(Sampler[list[int]]):
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        classes = _Deck(len(self.members), self.generator)
-        samples = [_Deck(len(members), self.generator) for members in self.members]
+        classes, samples = Deck(len(self.members)), [Deck(len(members)) for members in self.members]
         for _ in range(self.num_batches):
             batch: list[int] = []
-            for c in classes.deal(self.classes_per_batch):
+            for c in classes.deal(self.classes_per_batch, self.generator).tolist():
                 members = self.members[c]
-                batch += members[samples[c].deal(min(self.samples_per_class, len(members)))].tolist()
+                dealt = samples[c].deal(min(self.samples_per_class, len(members)), self.generator)
+                batch += members[dealt].tolist()
             yield batch
-
-
-class _Deck:
-    """Numbers 0 ... size - 1 in random order, each of them once before any comes again."""
-
-    def __init__(self, size: int, generator: torch.Generator | None) -> None:
-        self.size, self.generator, self.left = size, generator, list[int]()
-
-    def deal(self, count: int) -> list[int]:
-        """The next numbers, at most `size`, all different."""
-        if len(self.left) < count:
-            new, held = torch.randperm(self.size, generator=self.generator).tolist(), set(self.left)
-            self.left += [i for i in new if i not in held] + [i for i in new if i in held]
-        dealt, self.left = self.left[:count], self.left[count:]
-        return dealt

@@ -53,7 +53,7 @@ def start(
     function: Callable[..., Any], num_ranks: int, folder: Path | None, *args: Any, timeout_s: float = 60
 ) -> tuple[list[Any], list[Connection]]:
     """The processes of `run`, and the pipes by which their results come."""
-    place = _free_port() if folder is None else str(folder / f"store{len(list(folder.glob('store*')))}")
+    place = free_port() if folder is None else str(folder / f"store{len(list(folder.glob('store*')))}")
     pipes = [_context.Pipe(duplex=False) for _ in range(num_ranks)]
     workers = [
         _context.Process(target=_work, args=(function, rank, num_ranks, place, timeout_s, end, args), daemon=True)
@@ -66,7 +66,7 @@ def start(
     return workers, [receive for receive, _ in pipes]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

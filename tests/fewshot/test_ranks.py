@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import sys
 
 import pytest
@@ -14,6 +13,7 @@ from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.datasets.features import Features, write_features
 from fused_margins.fewshot.runs import Run
 
+from ..distributed.ranks import free_port
 from ..forks import Forked
 
 OPTIONS = ["--features", "some.npz.safetensors", "--epochs", "3", "--batch-size", "11", "--episodes", "5"]
@@ -64,9 +64,7 @@ def _rank(rank, ranks, port, *command):
 
 def _on_ranks(folder, arguments, stops=(None, None)):
     """Exit code and what was printed, of each of so many ranks as there are moments to stop."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     children = [Forked(_rank, i, len(stops), port, folder, arguments, stop) for i, stop in enumerate(stops)]
     return [child.result() for child in children]
 

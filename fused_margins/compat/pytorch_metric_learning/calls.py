@@ -17,6 +17,7 @@ from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_ind
 from torch import Tensor, nn
 
 from ...mining.sides import Sides
+from ..calls import is_hooked as is_hooked
 from ..calls import why_not_admitted, why_not_labels, why_not_matrices
 from .rows import both_rows
 
@@ -69,12 +70,6 @@ class Hooks:
 _OF_A_DISTANCE = ("forward", "compute_mat", "maybe_normalize", "normalize", "margin", "get_norm")
 _OF_DOT_PRODUCTS = Hooks(distances.DotProductSimilarity, *_OF_A_DISTANCE)
 _OF_EUCLIDEAN_DISTANCES = Hooks(distances.LpDistance, *_OF_A_DISTANCE)
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody looks at the calls of a module, or changes them."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks)
 
 
 def _why_not_plain(distance: Any, hooks: Hooks) -> str | None:

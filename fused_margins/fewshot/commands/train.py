@@ -75,7 +75,7 @@ class Train(Training):
     """Train a network, evaluate it, and keep everything in a run folder. Ctrl-C stops it so that --resume can go on."""
 
     has_loss: ClassVar[bool] = True
-    often: ClassVar[tuple[str, ...]] = (*Training.often, "loss", "margin", "scale", "positives", "negatives", "shots")
+    often: ClassVar[tuple[str, ...]] = (*Training.often, "loss", "margin", "scale")
     example: ClassVar[str] = "--dataset digits --loss margin-softmax --margin -0.1"
 
     resume: bool = False
