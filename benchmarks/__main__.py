@@ -1,15 +1,16 @@
 """``python -m benchmarks``: measure rows, all implementations of each in turns, and store them."""
 
+import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 # Inductor's own worker processes would compete with whoever takes a turn.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import torch
-import tyro
 
 from . import growth as series
 from . import results
@@ -19,27 +20,16 @@ from .workloads import SERIES, rows_on
 
 
 def main(
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    names: Sequence[str] = (),
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
-    large: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    large: bool = False,
     seconds: float = 0.3,
     output: Path = results.FOLDER,
-    without: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
-    growth: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    without: Sequence[str] = (),
+    growth: bool = False,
 ) -> None:
-    """Measure rows and store them.
-
-    Args:
-        names: texts that the name of a row must hold one of, such as magnet or 256x512x64-float32; none: every row.
-        device: to measure on; it decides the sizes.
-        threads: that torch, and so everybody, may use; by default torch's own choice.
-        large: also the rows that take minutes or gigabytes.
-        seconds: time for each implementation's turns.
-        output: folder of the results files.
-        without: leave out an implementation (torch.compile takes seconds to compile) or the memory; stores nothing.
-        growth: how cost grows with the size, on a CPU, instead of rows.
-    """
+    """Measure rows and store them; the arguments are the command's, see `_options`."""
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: --device cuda: no GPU is at hand")
     if threads:
@@ -64,8 +54,23 @@ def main(
         sys.exit(f"error: {wrong} implementations do not compute their row")
 
 
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure rows and store them.")
+    add = parser.add_argument
+    add("names", nargs="*", help="texts that the name of a row must hold one of, such as magnet; none: every row")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="to measure on; it decides the sizes")
+    add("--threads", type=int, help="that torch, and so everybody, may use; by default torch's own choice")
+    add("--large", action="store_true", help="also the rows that take minutes or gigabytes")
+    add("--seconds", type=float, default=0.3, help="time for each implementation's turns (default: %(default)s)")
+    add("--output", type=Path, default=results.FOLDER, help="folder of the results files")
+    of_without = "leave out an implementation (torch.compile takes seconds to compile) or the memory; stores nothing"
+    add("--without", action="append", default=[], metavar="NAME", help=of_without)
+    add("--growth", action="store_true", help="how cost grows with the size, on a CPU, instead of rows")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
     try:
-        tyro.cli(main)
+        main(**vars(_options()))
     except results.ResultsError as error:
         sys.exit(f"error: {error}")

@@ -4,13 +4,11 @@ A page a workload, with a pair of tables (speed, memory) for every machine that 
 grows. The pages of few-shot reports beside them are stored by ``make reproduce`` and ``make parity``.
 """
 
+import argparse
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from . import growth
 from .machine import ROOT
@@ -195,7 +193,7 @@ def main(
     results: Path = FOLDER,
     docs: Path = ROOT / "docs" / "benchmarks",
     readme: Path = ROOT / "README.md",
-    check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    check: bool = False,
     pictures: Path | None = None,
 ) -> None:
     """Write the benchmark tables into the documentation.
@@ -223,4 +221,7 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a file does not hold the tables")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also draw how cost grows, into this folder")
+    main(**vars(parser.parse_args()))

@@ -1,5 +1,6 @@
 """The commands, as a user gives them."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import _options, main
 from benchmarks.machine import ROOT
 from tests.forks import Forked
 from tests.gpu import determinism, sanitize
@@ -29,6 +30,13 @@ def test_rows_are_measured_and_stored(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.startswith("magnet-batch-12x4x128-float32\n  eager ")
     assert not (tmp_path / "results").exists()  # incomplete rows are not stored
+
+
+def test_options_of_the_command_have_the_defaults_of_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks"])
+    defaults = {name: parameter.default for name, parameter in inspect.signature(main).parameters.items()}
+    options = {name: tuple(value) if value == [] else value for name, value in vars(_options()).items()}
+    assert options == defaults
 
 
 def run_pytest(*arguments: str) -> None:

@@ -124,7 +124,7 @@ def test_a_declined_build_does_not_warn_and_an_import_needs_torch_and_numpy_alon
     code = """
 import sys
 import fused_margins
-heavy = {"sklearn", "matplotlib", "rich", "tyro", "pydantic", "torch._inductor.compile_fx", "torch.distributed.tensor"}
+heavy = {"sklearn", "matplotlib", "rich", "pydantic", "torch._inductor.compile_fx", "torch.distributed.tensor"}
 heavy &= set(sys.modules)
 assert not heavy, heavy
 """
