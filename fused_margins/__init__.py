@@ -12,7 +12,7 @@ from . import functional, losses
 from . import kmeans as kmeans
 from . import margins as margins
 from .backends import cpu as _cpu
-from .backends.budget import memory_budget, set_memory_budget
+from .backends.budget import memory_budget, set_exponential_budget, set_memory_budget
 from .backends.registry import explain
 from .clustering import MagnetBatch, MagnetIndex, kmeans_per_class
 from .core.indices import checked
@@ -34,6 +34,7 @@ __all__ = [
     "losses",
     "memory_budget",
     "parameter_groups",
+    "set_exponential_budget",
     "set_memory_budget",
 ]
 

@@ -15,6 +15,8 @@ with warnings.catch_warnings():
     from fused_margins.backends import budget, registry
     from fused_margins.backends.triton import launch as triton
 
+from tests import interpreter
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 ROWS = {row.name: row for row in registry.BACKENDS}
 _required: set[str] = set()
@@ -33,31 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("suite")
     poison_memory()
     if triton.interpreted:
-        patch_the_language_once()
+        interpreter.patch_the_language_once()
+        interpreter.round_to_nearest()
 
 
 def poison_memory() -> None:
     """torch.empty then returns NaN and the largest integer: a kernel that forgets to write is seen."""
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import Inductor, for seconds
     torch.utils.deterministic.fill_uninitialized_memory = True
-
-
-def patch_the_language_once() -> None:
-    """Triton's interpreter patches its language at every call of a function, though the launch has patched it already.
-
-    Else that takes a third of the time.
-    """
-    from triton import language
-    from triton.runtime import interpreter
-
-    patch, nothing_to_restore = interpreter._patch_lang, interpreter._LangPatchScope()
-
-    def patch_what_is_not(function: Callable[..., object]) -> Any:
-        seen = [m for m in function.__globals__.values() if m is language or m is language.core]
-        is_patched = not any(language.core.is_builtin(m.load) for m in seen)
-        return nothing_to_restore if is_patched else patch(function)
-
-    interpreter._patch_lang = patch_what_is_not
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

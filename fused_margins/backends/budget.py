@@ -1,8 +1,10 @@
-"""How many bytes of softmax weights a forward may save for its backward."""
+"""How many bytes of softmax weights, and of exponentials, a forward may save for its backward."""
 
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+
+import torch
 
 from ..core import checks
 from . import epoch
@@ -41,6 +43,44 @@ def set_memory_budget(num_bytes: int) -> None:
     epoch.begin()
     for release in _on_change:
         release()
+
+
+_exponential_budget_bytes: int | None = 0  # None: an eighth of the device's memory
+
+
+def exponential_budget(device: torch.device) -> int:
+    """Bytes of exponentials, and of the unit columns beside them, that a forward on this device may keep."""
+    if _exponential_budget_bytes is not None:
+        return _exponential_budget_bytes
+    return torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else 2**30
+
+
+@contextlib.contextmanager
+def within_exponential_budget(num_bytes: int | None) -> Iterator[None]:
+    """Another budget of exponentials in this context."""
+    before = _exponential_budget_bytes
+    set_exponential_budget(num_bytes)
+    try:
+        yield
+    finally:
+        set_exponential_budget(before)
+
+
+def set_exponential_budget(num_bytes: int | None) -> None:
+    """Let a forward on a GPU keep up to `num_bytes` of the exponentials of bfloat16 cosines: three products, not four.
+
+    Off (0) as long as nobody has measured it on a GPU; None is an eighth of the device's memory. A forward keeps
+    exp(scale u_ij) where none can overflow: the similarity is the cosine, the scale a number, there is no bias, and
+    scale + ln(columns) < 80. They take 2 (rows + width) bytes a column. Columns beyond the budget are computed again.
+    What a call does says `fused_margins.explain`.
+
+    >>> import fused_margins
+    >>> fused_margins.set_exponential_budget(2**30)
+    >>> fused_margins.set_exponential_budget(0)
+    """
+    global _exponential_budget_bytes
+    _exponential_budget_bytes = None if num_bytes is None else checks.integer("num_bytes", num_bytes, 0)
+    epoch.begin()
 
 
 def release_on_change(release: Callable[[], None]) -> None:

@@ -137,6 +137,28 @@ def margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
     contrast(dtype, similarity, of_scale=False, epilogue=Epilogue.MARGIN_SOFTMAX, angle_rad=angle)
 
 
+def kept_margin_softmax(dtype: torch.dtype, similarity: Similarity, **options: Any) -> None:
+    """Exponentials of most columns are kept, those of the others made again."""
+    angle = 0.5 if options.get("epilogue", Epilogue.MARGIN_SOFTMAX) == Epilogue.MARGIN_SOFTMAX else 0.0
+    options = {"epilogue": Epilogue.MARGIN_SOFTMAX, "angle_rad": angle} | options
+    kernel = registry.kernel("contrast", "triton")
+    x, y = torch.zeros(ROWS, WIDTH, dtype=dtype), torch.zeros(COLUMNS, WIDTH, dtype=dtype)
+    a = Contrast(x, y, labels(ROWS), scale=30.0, similarity=similarity, **options)
+    *outputs, saved = kernel.forward(a, 12)
+    kernel.backward(outputs, a, saved, 12, [True, True, False, False, False])
+
+
+def kept_contrast(dtype: torch.dtype, similarity: Similarity) -> None:
+    """Without an epilogue: positives are added apart."""
+    kept_margin_softmax(dtype, similarity, epilogue=Epilogue.NONE)
+
+
+def kept_info_nce(dtype: torch.dtype, similarity: Similarity) -> None:
+    of_rows, of_columns = labels(ROWS), labels(COLUMNS)
+    of_labels = {"row_labels": of_rows, "column_labels": of_columns, "self_index": of_rows}
+    kept_margin_softmax(dtype, similarity, epilogue=Epilogue.INFO_NCE, **of_labels)
+
+
 def labelled_contrast(dtype: torch.dtype, similarity: Similarity) -> None:
     of_rows, of_columns = labels(ROWS), labels(COLUMNS)
     options = {"row_labels": of_rows, "column_labels": of_columns, "self_index": of_rows}
@@ -210,6 +232,7 @@ LARGEST = [
     *((op, dtype, COSINE) for op in (margin_softmax, labelled_contrast, semihard, sample) for dtype in COMMON),
     *((assignment, dtype, EUCLIDEAN) for dtype in COMMON),
     (saved_contrast, torch.float32, COSINE),
+    *((op, torch.bfloat16, COSINE) for op in (kept_margin_softmax, kept_contrast, kept_info_nce)),
     (contrast, torch.float64, COSINE),
 ]
 # Nearly the same code, which takes no more but for a few registers: similarities without lengths, the dtype of

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import budget
+
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 # AMD's builds of torch call their GPUs "cuda", too, and some of them answer 9 as Hopper does.
 on_amd = torch.version.hip is not None
@@ -167,5 +169,9 @@ def why_not(on: str) -> str | None:
 
 
 def weight_error(dtype: torch.dtype) -> float:
-    """Derivatives of 16-bit similarities are the operands of 16-bit products."""
-    return torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 0.0
+    """Derivatives of 16-bit similarities are the operands of 16-bit products; beside exponentials that were kept, unit
+    vectors are rounded, too."""
+    if dtype.itemsize > 2:
+        return 0.0
+    keeps = dtype == torch.bfloat16 and budget.exponential_budget(torch.device(device)) > 0
+    return torch.finfo(dtype).eps * (1.0 if keeps else 0.5)

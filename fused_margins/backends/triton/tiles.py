@@ -258,6 +258,18 @@ def store_column_factors(
     tl.store(y_factor + at, inverse_lengths(y, j, width, y_row, y_column, BLOCK, BK, DTYPE), mask=at < columns)
 
 
+@triton.jit
+def store_scaled(
+    a, by, to, at, i, count, width, row, column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr
+):
+    """The vectors i (BLOCK,) of a times `by` (BLOCK,), as rows `at` of a matrix (count, width)."""
+    for start in range(0, width, BK):
+        k = start + tl.arange(0, BK)[None, :]
+        v = vectors(a, i, start, width, row, column, BK, DTYPE) * by[:, None]
+        inside = (at < count)[:, None] & (k < width)
+        tl.store(to + i[:, None] * width + k, v.to(to.dtype.element_ty), mask=inside)
+
+
 class Tiles(NamedTuple):
     """How a kernel cuts its work: rows of a tile, depth of a step, warps, steps in flight."""
 

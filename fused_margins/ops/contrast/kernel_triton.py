@@ -3,7 +3,8 @@
 Forward: tiles of similarities, each row's running maximum and sum over a share of the columns (`reduce`), then the
 shares in their order (`finish`), and the losses where there is an epilogue (``triton_epilogue.py``). Backward: chunk by
 chunk of columns the derivatives of the similarities (`weights`), and of them both gradients
-(`fused_margins.backends.triton.gradients`).
+(`fused_margins.backends.triton.gradients`); or both gradients of exponentials that the forward kept
+(``triton_exponentials.py``). What a forward saves: ``triton_saved.py``.
 """
 
 import functools
@@ -14,21 +15,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...backends import budget
 from ...backends.cpu import int64, row_factor, vector
 from ...backends.registry import MaybeTensors, Problem
 from ...backends.triton import launch
-from ...backends.triton.constants import BN, TMA
+from ...backends.triton.constants import ABSENT, BN, IGNORED, INVALID, TMA
 from ...backends.triton.gradients import Gradients, gradient_scale
 from ...backends.triton.launch import cdiv
 from ...backends.triton.tiles import TILES, TMA_TILES, Tiles, factor_block, sides, tile_options, vector_block
 from ...core import indices
 from ...core.enums import Relation, Similarity
 from ...core.similarity import accumulation_dtype
-from . import triton_epilogue
+from . import triton_epilogue, triton_exponentials
 from . import triton_kernels as kernels
+from . import triton_saved as saved_parts
 from .epilogues import Epilogue
 from .op import Contrast
+from .triton_saved import Saved
 
 # Where a kernel holds little beside the similarities.
 LARGE_TILES = TILES | {torch.bfloat16: Tiles(128, 64, 8, 3), torch.float16: Tiles(128, 64, 8, 3)}
@@ -49,61 +51,23 @@ def can_run(problem: Problem) -> str | None:
 
 
 def plan(a: Contrast, needs: Sequence[bool]) -> int:
-    """Blocks of columns whose similarities a forward saves, as many as the memory budget allows."""
-    if not any(needs[:4]):  # the gradient of a margin needs none
-        return 0
-    return _saved_blocks(a.x.shape[0], a.y.shape[0], a.x.dtype)
-
-
-def _saved_blocks(rows: int, columns: int, dtype: torch.dtype) -> int:
-    if dtype.itemsize == 2:
-        return 0  # by their bytes, to write and read them takes about as long as the matrix unit to make them again
-    block_bytes = max(1, rows * BN * accumulation_dtype(dtype).itemsize)
-    return min(cdiv(columns, BN), budget.memory_budget() // block_bytes)
-
-
-class _Saved(NamedTuple):
-    """What a forward saves: parts of one buffer, each of which begins at 16 bytes."""
-
-    similarities: Tensor  # of the first blocks of columns, block by block
-    x_factor: Tensor
-    target: Tensor  # int32: a column, IGNORED, INVALID or ABSENT
-    self_index: Tensor | None  # int32
-    y_factor: Tensor
-    negative_lse: Tensor
-    positive: Tensor  # of an epilogue, as is the next
-    counted: Tensor  # the number of rows that count in a mean
-
-
-def _sizes(a: Contrast, saved_blocks: int) -> tuple[int, ...]:
-    """Of the parts of `_Saved`."""
-    rows, of_rows, of_columns = a.x.shape[0], *(cdiv(t.shape[0], 4) * 4 for t in (a.x, a.y))
-    of_epilogue = (0, 0) if a.epilogue == Epilogue.NONE else (of_rows, 4)
-    return rows * BN * saved_blocks, of_rows, of_rows, of_rows, of_columns, of_rows, *of_epilogue
-
-
-def _parts(a: Contrast, saved: Tensor, saved_blocks: int) -> _Saved:
-    parts = _Saved(*saved.split(_sizes(a, saved_blocks)))
-    own = None if a.self_index is None else parts.self_index.view(torch.int32)  # type: ignore[union-attr]
-    return parts._replace(target=parts.target.view(torch.int32), self_index=own)
+    """Blocks of columns of which a forward saves similarities or exponentials."""
+    return 0 if force_running_maximum and a.x.dtype.itemsize == 2 else saved_parts.plan(a, needs)
 
 
 def saved_size(a: Contrast, plan: int) -> int:
     """Values of the buffer that a forward hands to its backward."""
-    return sum(_sizes(a, plan))
+    return saved_parts.size(a, plan)
 
 
 def recover_plan(a: Contrast, needs: Sequence[bool], size: int) -> int:
-    """The plan by which a forward saved so many values; one that saves another number where there is none."""
-    blocks = max(0, size - saved_size(a, 0)) // max(1, a.x.shape[0] * BN)
-    return min(cdiv(a.y.shape[0], BN), blocks)
+    """The plan by which a forward saved so many values."""
+    return saved_parts.blocks_of(a, size)
 
 
 def describe(problem: Problem) -> str:
-    """What the memory budget makes of the problem."""
-    blocks = _saved_blocks(problem.rows, problem.columns, problem.dtype)
-    num_bytes = saved_size(problem.arguments, blocks) * accumulation_dtype(problem.dtype).itemsize
-    return budget.describe(num_bytes, blocks * BN / problem.columns if problem.columns else 1.0)
+    """What the budgets make of the problem."""
+    return saved_parts.describe(problem.arguments, plan(problem.arguments, (True,) * 5))
 
 
 class _Inputs(NamedTuple):
@@ -134,26 +98,20 @@ def _inputs(a: Contrast, target: Tensor, table: dict[torch.dtype, Tiles], with_t
     return _Inputs((rows, columns, width), (*a.x.stride(), *a.y.stride()), *factors, *labels, options)
 
 
-def _is_plain(a: Contrast) -> bool:
-    """Whether a row admits every column but its target, and the kernels hold little beside the similarities."""
-    others = (a.bias, a.row_labels, a.column_labels, a.self_index)
-    return a.relation == Relation.DIFFERENT and all(t is None for t in others)
-
-
 def forward(a: Contrast, plan: int) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
     """positive and negative_lse (B,), or the loss; and what the backward needs; the accumulation dtype throughout."""
     rows, dtype = a.x.shape[0], accumulation_dtype(a.x.dtype)
     saved = a.x.new_empty(saved_size(a, plan), dtype=dtype)
-    parts = _parts(a, saved, plan)
+    parts = saved_parts.parts(a, saved, plan)
     if a.epilogue == Epilogue.NONE:
         positive, negative_lse = (a.x.new_empty(rows, dtype=dtype) for _ in range(2))
         _reduce(a, plan, parts, positive, negative_lse)
         return positive, negative_lse, None, saved
     _reduce(a, plan, parts, parts.positive, None)
-    return None, None, triton_epilogue.losses(a, parts.positive, parts.negative_lse, parts.counted), saved
+    return None, None, triton_epilogue.losses(a, parts, parts.exponentials), saved
 
 
-def _reduce(a: Contrast, saved_blocks: int, parts: _Saved, positive: Tensor, negative_lse: Tensor | None) -> None:
+def _reduce(a: Contrast, saved_blocks: int, parts: Saved, positive: Tensor, negative_lse: Tensor | None) -> None:
     """Write both vectors; negative_lse into `parts` and, where it is an output, a second time."""
     x, y, (rows, width), columns = a.x, a.y, a.x.shape, a.y.shape[0]
     target, self_index, ignore_index = a.target, a.self_index, a.ignore_index
@@ -171,9 +129,11 @@ def _reduce(a: Contrast, saved_blocks: int, parts: _Saved, positive: Tensor, neg
         for lse in (parts.negative_lse, negative_lse):
             if lse is not None:
                 lse[:rows] = torch.where(fits, -torch.inf, torch.nan)
+        absent = torch.where(target == indices.ABSENT, ABSENT.value, INVALID.value)
+        parts.target[:rows] = torch.where(target == ignore_index, IGNORED.value, absent)
         return
     new = functools.partial(torch.empty, dtype=positive.dtype, device=x.device)
-    plain = _is_plain(a)
+    plain = saved_parts.is_plain(a)
     inputs = _inputs(a, target, LARGE_TILES if plain else TILES, TMA_TILES if plain else None)
     options, depth = inputs.options, vector_block(width)
     row_blocks, tiles = cdiv(rows, options["BM"]), cdiv(columns, BN)
@@ -181,21 +141,28 @@ def _reduce(a: Contrast, saved_blocks: int, parts: _Saved, positive: Tensor, neg
     shares = cdiv(tiles, each)
     maxima, sums = new(shares, rows), new(shares, rows)
     plain_logit = -1.0 if force_running_maximum else _PLAIN_LOGIT[sums.dtype] - math.log(columns)
+    saves = (kernels.SIMILARITIES if saved_blocks else kernels.NOTHING).value
+    to_save = parts.similarities
+    if parts.exponentials is not None:
+        saves, to_save = kernels.EXPONENTIALS.value, parts.exponentials
+        if options["LOADS"] == TMA.value:
+            to_save = launch.tma_descriptor(to_save, options["BM"], BN)
     with launch.on(x):
         block = factor_block(depth)
         column_blocks = cdiv(columns, block) if a.similarity == Similarity.COSINE else 0
         launch.launch(
             kernels.prepare, (cdiv(rows, 4) + column_blocks,),
             x, y, target, self_index, parts.x_factor, parts.y_factor, positive, parts.target, parts.self_index,
-            *inputs.sizes, *inputs.strides, ignore_index, BLOCK=4, COLUMN_BLOCK=block, BK=depth,
-            SIMILARITY=options["SIMILARITY"], NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"], num_warps=4,
+            parts.units, *inputs.sizes, *inputs.strides, ignore_index, saved_blocks * BN, BLOCK=4, COLUMN_BLOCK=block,
+            BK=depth, SIMILARITY=options["SIMILARITY"], NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"],
+            num_warps=4,
         )  # fmt: skip
         launch.launch(
             kernels.reduce, (row_blocks, shares),
             *sides(x, y, options), parts.x_factor, parts.y_factor, inputs.scale, inputs.bias, parts.target,
-            inputs.row_labels, inputs.column_labels, parts.self_index, maxima, sums, parts.similarities,
+            inputs.row_labels, inputs.column_labels, parts.self_index, maxima, sums, to_save,
             *inputs.sizes, *inputs.strides, inputs.scale_stride, plain_logit, each, saved_blocks,
-            HAS_SAVED=saved_blocks > 0, **options,
+            SAVES=saves, **options,
         )  # fmt: skip
         launch.launch(
             kernels.finish, (cdiv(rows, 128),),
@@ -208,18 +175,24 @@ def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: int, needs: 
     """Gradients of x, y, scale, bias and margin, of those that are needed."""
     variables = (a.x, a.y, a.scale, a.bias, a.margin)
     needs = [need and isinstance(t, Tensor) for need, t in zip(needs, variables)]
-    parts = _parts(a, saved, plan)
+    parts = saved_parts.parts(a, saved, plan)
     grad_positive, grad_negative_lse, grad_loss = grads
-    if grad_loss is None:
+    kept = parts.exponentials is not None
+    whole = kept and plan * BN >= a.y.shape[0]
+    of_scale = of_margin = None
+    if grad_loss is not None and (needs[4] or not whole):
+        grad_positive, grad_negative_lse, of_scale, of_margin = triton_epilogue.derivatives(grad_loss, a, parts)
+    gradients: list[Tensor | None] = [None] * 4
+    if not whole:
         assert grad_positive is not None
         assert grad_negative_lse is not None
-        return [*_gradients(a, plan, parts, (grad_positive, grad_negative_lse), needs[:4]), None]
-    of_rows = triton_epilogue.derivatives(grad_loss, a, parts.positive, parts.negative_lse, parts.counted)
-    of_vectors, of_scale, of_margin = of_rows[:2], *of_rows[2:]
-    *gradients, grad_scale, grad_bias = _gradients(a, plan, parts, of_vectors, needs[:4])
-    if grad_scale is not None:
-        grad_scale = grad_scale + _of_factor(of_scale, a.scale)
-    return [*gradients, grad_scale, grad_bias, _of_factor(of_margin, a.margin).clone() if needs[4] else None]
+        blocks = (0, plan) if kept else (plan, 0)
+        gradients = _gradients(a, *blocks, parts, (grad_positive, grad_negative_lse), needs[:4])
+    if kept:
+        gradients[:2] = triton_exponentials.add_gradients(gradients[:2], grads, a, parts, needs[:2])
+    if gradients[2] is not None and of_scale is not None:
+        gradients[2] = gradients[2] + _of_factor(of_scale, a.scale)
+    return [*gradients, _of_factor(of_margin, a.margin).clone() if needs[4] and of_margin is not None else None]
 
 
 def _of_factor(of_rows: Tensor, factor: float | Tensor) -> Tensor:
@@ -228,9 +201,9 @@ def _of_factor(of_rows: Tensor, factor: float | Tensor) -> Tensor:
 
 
 def _gradients(
-    a: Contrast, saved_blocks: int, parts: _Saved, of_vectors: Sequence[Tensor], needs: Sequence[bool]
+    a: Contrast, saved_blocks: int, first_block: int, parts: Saved, of_vectors: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Of x, y, scale and bias, by those of positive and negative_lse."""
+    """Of x, y, scale and bias, by those of positive and negative_lse, from one block of columns on."""
     grad_positive, grad_negative_lse = of_vectors
     x, y, rows, columns = a.x, a.y, a.x.shape[0], a.y.shape[0]
     _, of_y, of_scale, of_bias = needs
@@ -239,7 +212,7 @@ def _gradients(
         variables = (x, y, a.scale, a.bias)
         return [torch.zeros_like(t) if need else None for t, need in zip(variables, needs)]  # type: ignore[arg-type]
     # The copy engine leaves room for tiles of 128 rows, but not beside labels, biases and their sums.
-    inputs = _inputs(a, a.target, TILES, TMA_WEIGHTS if _is_plain(a) and not of_scale else None)
+    inputs = _inputs(a, a.target, TILES, TMA_WEIGHTS if saved_parts.is_plain(a) and not of_scale else None)
     scale, options = inputs.scale, inputs.options
     row_blocks = cdiv(rows, options["BM"])
     grad_scale = torch.zeros_like(scale) if of_scale else None
@@ -252,7 +225,8 @@ def _gradients(
     bias_sums = new(row_blocks, both.chunk) if of_bias else new(0)
     scale_sums = new(both.chunk_tiles, rows) if of_scale else new(0)
     saved_tiles = min(saved_blocks, both.tiles)
-    for first in (*range(0, saved_tiles, both.chunk_tiles), *range(saved_tiles, both.tiles, both.chunk_tiles)):
+    made_again = max(saved_tiles, first_block)
+    for first in (*range(0, saved_tiles, both.chunk_tiles), *range(made_again, both.tiles, both.chunk_tiles)):
         is_saved = first < saved_tiles
         count = min(both.chunk_tiles, (saved_tiles if is_saved else both.tiles) - first)
         each = cdiv(count * row_blocks, launch.num_persistent_programs(x.device)) if uses_tma else 1
@@ -278,7 +252,7 @@ def _gradients(
 
 
 def _largest_weight(
-    a: Contrast, scale: Tensor, parts: _Saved, grad_positive: Tensor, grad_negative_lse: Tensor
+    a: Contrast, scale: Tensor, parts: Saved, grad_positive: Tensor, grad_negative_lse: Tensor
 ) -> Tensor:
     """A bound of |W|."""
     largest = torch.maximum((grad_negative_lse * scale).abs().amax(), grad_positive.abs().amax())

@@ -13,22 +13,24 @@ from ...backends.triton.tiles import (
     inverse_lengths,
     pair_similarities,
     row_factor,
-    store_column_factors,
+    store_scaled,
     target_status,
 )
 
 LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
+# What a forward saves of a tile.
+NOTHING, SIMILARITIES, EXPONENTIALS = (tl.constexpr(i) for i in range(3))
 
 
 @triton.jit
 def prepare(
-    x, y, target, self_index, x_factor, y_factor, positive, row_target, row_self,
-    rows, columns, width, x_row, x_column, y_row, y_column, ignore_index,
+    x, y, target, self_index, x_factor, y_factor, positive, row_target, row_self, units,
+    rows, columns, width, x_row, x_column, y_row, y_column, ignore_index, kept,
     BLOCK: tl.constexpr, COLUMN_BLOCK: tl.constexpr, BK: tl.constexpr, SIMILARITY: tl.constexpr,
     NORMALIZE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Of each row: its factor, its positive's similarity, its target and own column checked (INVALID: a NaN row). Of
-    each column, by further programs: its factor."""
+    each column, by further programs: its factor and, of the first `kept` ones, the unit column."""
     block, blocks = tl.program_id(0), tl.cdiv(rows, BLOCK)
     if block < blocks:
         _prepare_rows(
@@ -36,7 +38,11 @@ def prepare(
             x_row, x_column, y_row, y_column, ignore_index, BLOCK, BK, SIMILARITY, NORMALIZE, DTYPE,
         )  # fmt: skip
     else:
-        store_column_factors(y, y_factor, block - blocks, columns, width, y_row, y_column, COLUMN_BLOCK, BK, DTYPE)
+        at, j = block_offsets(block - blocks, COLUMN_BLOCK, columns)
+        of_y = inverse_lengths(y, j, width, y_row, y_column, COLUMN_BLOCK, BK, DTYPE)
+        tl.store(y_factor + at, of_y, mask=at < columns)
+        if units is not None:
+            store_scaled(y, of_y, units, at, j, kept, width, y_row, y_column, COLUMN_BLOCK, BK, DTYPE)
 
 
 @triton.jit
@@ -109,12 +115,13 @@ def reduce(
     maxima, sums, saved,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, largest_plain_scale, tiles_each, saved_tiles,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
-    RELATION: tl.constexpr, HAS_SAVED: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
+    RELATION: tl.constexpr, SAVES: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Of each row over this program's tiles: the maximum of its logits and the sum of exp(logit - maximum).
 
-    In units of log 2. Programs that share columns are neighbours, so that a tile of y comes from the L2 cache.
+    In units of log 2. Programs that share columns are neighbours, so that a tile of y comes from the L2 cache. The
+    first tiles are saved: their similarities, or of plain logits exp(logit), which is summed before it is rounded.
     """
     block, share = tl.program_id(0), tl.program_id(1)
     at_rows, i = block_offsets(block, BM, rows)
@@ -138,7 +145,7 @@ def reduce(
             x, y, block, tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
             BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
-        if HAS_SAVED:  # noqa: SIM102 - decided when compiled, the second while running
+        if SAVES == SIMILARITIES:  # noqa: SIM102 - decided when compiled, the second while running
             if tile < saved_tiles:
                 within = i[:, None] * BN + tl.arange(0, BN)[None, :]
                 tl.store(saved + _first(tile, rows, BN) + within, t, mask=(at_rows < rows)[:, None])
@@ -160,6 +167,15 @@ def reduce(
         shift = tl.where(maximum == float("-inf"), 0.0, maximum)
         weight = tl.exp2(z - shift[:, None])
         total += tl.sum(weight, 1)
+        if SAVES == EXPONENTIALS:  # noqa: SIM102
+            if tile < saved_tiles:
+                has_gradient = (own != IGNORED) & (own != INVALID)
+                kept = tl.where(has_gradient[:, None], weight, 0.0).to(tl.bfloat16)
+                if LOADS == TMA:
+                    saved.store([block * BM, tile * BN], kept)
+                else:
+                    to = saved + i[:, None] * (saved_tiles * BN) + at_columns[None, :]
+                    tl.store(to, kept, mask=(at_rows < rows)[:, None])
     tl.store(maxima + share * rows + at_rows, maximum, mask=at_rows < rows)
     tl.store(sums + share * rows + at_rows, total, mask=at_rows < rows)
 

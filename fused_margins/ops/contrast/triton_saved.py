@@ -1,0 +1,121 @@
+"""What a forward of `contrast` in Triton saves for its backward: parts of one buffer, and how many blocks of columns.
+
+Of float32 and float64 the similarities, within the memory budget. Of bfloat16 cosines, where that is asked for, their
+exponentials, within the budget for those (see ``triton_exponentials.py``); to write similarities of 16 bits and to read
+them again takes about as long as the matrix unit takes to make them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...backends import budget
+from ...backends.triton.constants import BN
+from ...backends.triton.gradients import CHUNK_BYTES
+from ...backends.triton.launch import cdiv
+from ...core.enums import Relation, Similarity
+from ...core.similarity import accumulation_dtype
+from .epilogues import Epilogue
+from .op import Contrast
+
+# exp(logit) stays below e^80 = 2^115.5 in a row's sum, and a positive's below 2^127: psi' is at most 2^11.5 in float32.
+_LARGEST_LOG_SUM = 80.0
+
+
+class Saved(NamedTuple):
+    """Parts of the buffer, each of which begins at 16 bytes."""
+
+    similarities: Tensor  # of the first blocks of columns, block by block
+    exponentials: Tensor | None  # (B, kept columns) bfloat16, or
+    units: Tensor | None  # and of those columns the unit vectors, (kept columns, D) bfloat16
+    x_factor: Tensor
+    target: Tensor  # int32: a column, IGNORED, INVALID or ABSENT
+    self_index: Tensor | None  # int32
+    y_factor: Tensor
+    negative_lse: Tensor
+    positive: Tensor  # of an epilogue, as is the next
+    counted: Tensor  # the number of rows that count in a mean
+
+
+def is_plain(a: Contrast) -> bool:
+    """Whether a row admits every column but its target, and the kernels hold little beside the similarities."""
+    others = (a.bias, a.row_labels, a.column_labels, a.self_index)
+    return a.relation == Relation.DIFFERENT and all(t is None for t in others)
+
+
+def keeps_exponentials(a: Contrast, needs: Sequence[bool]) -> bool:
+    """Whether exponentials of a call can be kept, none of which overflows whatever the rows are.
+
+    Without an epilogue the two parts of a positive's derivative would be rounded apart where it is admitted, too.
+    """
+    if a.epilogue == Epilogue.NONE and not is_plain(a):
+        return False
+    simple = a.similarity == Similarity.COSINE and a.bias is None and a.group_size == 1
+    if a.x.dtype != torch.bfloat16 or not simple or isinstance(a.scale, Tensor) or not any(needs[:2]):
+        return False
+    return min(a.x.shape) > 0 and a.y.shape[0] > 0 and a.scale + math.log(a.y.shape[0]) < _LARGEST_LOG_SUM
+
+
+def plan(a: Contrast, needs: Sequence[bool]) -> int:
+    """Blocks of columns of which a forward saves, as many as the budget allows."""
+    if not any(needs[:4]):  # the gradient of a margin needs none
+        return 0
+    (rows, width), itemsize = a.x.shape, a.x.dtype.itemsize
+    if itemsize == 2:
+        most = budget.exponential_budget(a.x.device) if keeps_exponentials(a, needs) else 0
+        block_bytes = (rows + width) * BN * itemsize
+    else:
+        most, block_bytes = budget.memory_budget(), rows * BN * accumulation_dtype(a.x.dtype).itemsize
+    return min(cdiv(a.y.shape[0], BN), most // max(1, block_bytes))
+
+
+def _sizes(a: Contrast, blocks: int) -> tuple[int, ...]:
+    """Of the parts, in numbers of the accumulation dtype."""
+    (rows, width), narrow = a.x.shape, a.x.dtype.itemsize == 2
+    of_rows, of_columns = (cdiv(t.shape[0], 4) * 4 for t in (a.x, a.y))
+    of_blocks = (0, rows * BN * blocks // 2, width * BN * blocks // 2) if narrow else (rows * BN * blocks, 0, 0)
+    of_epilogue = (0, 0) if a.epilogue == Epilogue.NONE else (of_rows, 4)
+    return *of_blocks, of_rows, of_rows, of_rows, of_columns, of_rows, *of_epilogue
+
+
+def size(a: Contrast, blocks: int) -> int:
+    """Numbers of the buffer."""
+    return sum(_sizes(a, blocks))
+
+
+def blocks_of(a: Contrast, size_of_buffer: int) -> int:
+    """The blocks by which a buffer has its size; another number where there are none."""
+    of_none = size(a, 0)
+    return min(cdiv(a.y.shape[0], BN), max(0, size_of_buffer - of_none) // max(1, size(a, 1) - of_none))
+
+
+def parts(a: Contrast, saved: Tensor, blocks: int) -> Saved:
+    similarities, exponentials, units, *others = saved.split(_sizes(a, blocks))
+    found = Saved(similarities, None, None, *others)
+    own = None if a.self_index is None else found.self_index.view(torch.int32)  # type: ignore[union-attr]
+    found = found._replace(target=found.target.view(torch.int32), self_index=own)
+    if not exponentials.numel():
+        return found
+    kept = exponentials.view(torch.bfloat16), units.view(torch.bfloat16)
+    return found._replace(exponentials=kept[0].view(a.x.shape[0], -1), units=kept[1].view(-1, a.x.shape[1]))
+
+
+def describe(a: Contrast, blocks: int) -> str:
+    """What the budgets make of a call."""
+    (columns, width), num_bytes = a.y.shape, size(a, blocks) * accumulation_dtype(a.x.dtype).itemsize
+    share = min(1.0, blocks * BN / columns) if columns else 1.0
+    if not blocks or a.x.dtype.itemsize > 2:
+        return budget.describe(num_bytes, share)
+    for_a_while = columns_at_once(width, blocks * BN) * width * 4
+    return (
+        f"it keeps exponentials of {share:.0%} of the columns, {num_bytes / 2**20:.1f} MiB, which with gradients take "
+        f"another {for_a_while / 2**20:.1f} MiB while the backward runs: {4 - share:.2f} products"
+    )
+
+
+def columns_at_once(width: int, columns: int) -> int:
+    """Of which the gradients are in memory in float32, between their product and what finishes them."""
+    return min(columns, max(1, CHUNK_BYTES // (4 * width * BN)) * BN)
