@@ -4,23 +4,19 @@ No GPU is needed. What is compiled is what a call with sizes and strides of 16 b
 is caught in place of a run, so that the configurations are those of the code itself.
 """
 
-import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 triton = pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
-
+from benchmarks.kernels import SHARED, TYPES, Launch, compiled, resources  # noqa: E402
 from fused_margins.backends import registry  # noqa: E402
-from fused_margins.backends.triton import launch  # noqa: E402
+from fused_margins.backends.triton import gradients, launch  # noqa: E402
 from fused_margins.core.enums import Relation, Similarity  # noqa: E402
 from fused_margins.core.similarity import accumulation_dtype  # noqa: E402
 from fused_margins.ops.contrast.epilogues import Epilogue  # noqa: E402
@@ -30,18 +26,9 @@ from fused_margins.ops.sample.op import Sample  # noqa: E402
 from fused_margins.ops.scores.op import Scores  # noqa: E402
 
 pytestmark = pytest.mark.skipif(launch.interpreted, reason="interpreted kernels are not compiled")
-# Shared memory that a block may have, in bytes.
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 MATRIX_UNIT = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
 COSINE, DOT, EUCLIDEAN = Similarity
 ROWS, COLUMNS, WIDTH = 1024, 2048, 512
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-TYPES = {
-    torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64",
-    torch.int32: "i32",
-}  # fmt: skip
-
-Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
 @pytest.fixture
@@ -50,39 +37,6 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     caught: list[Launch] = []
     monkeypatch.setattr(launch, "launch", lambda kernel, grid, *args, **options: caught.append((kernel, args, options)))
     return caught
-
-
-def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: int) -> Any:
-    signature, constants, attributes = {}, {}, {}
-    settings = {name: options[name] for name in ("num_warps", "num_stages") if name in options}
-    for n, name in enumerate(kernel.arg_names):
-        value = args[n] if n < len(args) else options[name]
-        if n >= len(args) or value is None or (isinstance(value, int) and value == 1):
-            signature[name], constants[(n,)] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name], attributes[(n,)] = f"*{TYPES[value.dtype]}", [["tt.divisibility", 16]]
-        elif isinstance(value, TensorDescriptor):
-            signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>".replace(" ", "")
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        else:
-            signature[name] = "i32"
-            if value % 16 == 0:
-                attributes[(n,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=settings)
-
-
-def resources(program: Any, folder: Path) -> tuple[int, int]:
-    """Registers of a thread and bytes of its stack: a spill shows as stack."""
-    file = folder / "kernel.cubin"
-    file.write_bytes(program.asm["cubin"])
-    usage = subprocess.run(
-        [CUOBJDUMP, "--dump-resource-usage", file], capture_output=True, text=True, check=True
-    ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert found, usage
-    return int(found[1]), int(found[2])
 
 
 def assert_compiles(
@@ -129,6 +83,12 @@ def contrast(
 def saved_contrast(dtype: torch.dtype, similarity: Similarity) -> None:
     """Some blocks of similarities are saved, the others made again."""
     contrast(dtype, similarity, saved_blocks=4)
+
+
+def contrast_in_chunks(dtype: torch.dtype, similarity: Similarity) -> None:
+    """So many columns that the second chunk adds to the gradients of the first."""
+    with mock.patch.object(gradients, "CHUNK_BYTES", 2 * ROWS * COLUMNS // 2):
+        contrast(dtype, similarity, of_scale=False)
 
 
 def margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
@@ -229,7 +189,11 @@ ARCHS, COMMON = tuple(SHARED), (torch.float32, torch.bfloat16)  # float16 has bf
 # What takes the most registers and shared memory: for every architecture.
 LARGEST = [
     *((op, dtype, s) for op in (contrast, scores, nearest) for dtype in COMMON for s in (COSINE, EUCLIDEAN)),
-    *((op, dtype, COSINE) for op in (margin_softmax, labelled_contrast, semihard, sample) for dtype in COMMON),
+    *(
+        (op, dtype, COSINE)
+        for op in (contrast_in_chunks, margin_softmax, labelled_contrast, semihard, sample)
+        for dtype in COMMON
+    ),
     *((assignment, dtype, EUCLIDEAN) for dtype in COMMON),
     (saved_contrast, torch.float32, COSINE),
     *((op, torch.bfloat16, COSINE) for op in (kept_margin_softmax, kept_contrast, kept_info_nce)),

@@ -11,6 +11,7 @@ from torch import Tensor
 import fused_margins
 from fused_margins.backends import budget
 from fused_margins.backends.triton import launch
+from fused_margins.core import indices
 from fused_margins.core.margins import apply_margin
 from fused_margins.ops import cases
 from fused_margins.ops.contrast import contrast, triton_saved
@@ -131,6 +132,38 @@ def test_errors_are_a_few_roundings(kind, scale, epilogue):
         lengths = vectors.double().norm(dim=1, keepdim=True)
         assert g.isfinite().all()
         assert ((g - t) * lengths).norm() <= 3 * 2**-9 * norm
+
+
+def test_a_positive_among_the_negatives_does_not_cancel_with_rounding():
+    """Where it dominates its row, all but the rounding of exp(z) - S would."""
+    x, y, target = rows_of("trained", 24, 40, 140)
+    options = {"scale": 15.0, "epilogue": "info_nce", "relation": "any"}
+    truth = gradients(x.double(), y.double(), target, "reference", **options)
+    with budget.within_exponential_budget(None):
+        got = gradients(x, y, target, "triton", **options)
+    assert all(error(g, t) < 2**-7 for g, t in zip(got, truth))
+
+
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+@pytest.mark.parametrize("of_row", ["target out of range", "ignored, not a number"])
+def test_a_row_without_a_gradient_reaches_no_column(monkeypatch, of_row, epilogue):
+    monkeypatch.setattr(indices, "raises_everywhere", lambda: False)  # as on a GPU, which makes such a row NaN
+    x, y, target = rows_of("random", 24, 40, 140)
+    options = {"scale": 30.0, "epilogue": epilogue, "reduction": "sum"}
+    rest = [t.double() for t in (x, y)]
+    rest[0][5] = 0
+    ignored = target.clone()
+    ignored[5] = -1
+    truth = gradients(*rest, ignored, "reference", **options)
+    if of_row == "target out of range":
+        target[5] = 140
+    else:
+        target[5], x[5] = -1, torch.nan
+    with budget.within_exponential_budget(None):
+        got = gradients(x, y, target, "triton", **options)
+    others = torch.arange(24) != 5
+    assert error(got[0][others], truth[0][others]) < 2**-7
+    assert error(got[1], truth[1]) < 2**-7
 
 
 def test_nothing_is_kept_unless_it_is_asked_for():

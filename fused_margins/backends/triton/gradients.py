@@ -128,7 +128,11 @@ def _rows(
     d = at_d.to(tl.int64)
     first = share * each
     last = tl.minimum(first + each, here)
+    to = partial + (share * rows + i[:, None]) * width + at_d[None, :]
+    mask = (at_rows < rows)[:, None] & (at_d < width)[None, :]
     acc = tl.zeros((BM, BD), DTYPE)
+    if ADD:  # now, while nothing else is held
+        acc = tl.load(to, mask=mask, other=0.0)
     if LOADS == TMA:  # zeros beyond the last y
         for start in range(first, last, BK):
             a = weights.load([block * BM, start])
@@ -149,10 +153,6 @@ def _rows(
                 b -= origin[None, :]
             acc = dot(a, b, acc, PRECISION, DTYPE)
             w_tile += BK
-    to = partial + (share * rows + i[:, None]) * width + at_d[None, :]
-    mask = (at_rows < rows)[:, None] & (at_d < width)[None, :]
-    if ADD:
-        acc += tl.load(to, mask=mask, other=0.0)
     tl.store(to, acc, mask=mask)
 
 

@@ -262,10 +262,10 @@ def store_column_factors(
 def store_scaled(
     a, by, to, at, i, count, width, row, column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr
 ):
-    """The vectors i (BLOCK,) of a times `by` (BLOCK,), as rows `at` of a matrix (count, width)."""
+    """The vectors i (BLOCK,) of a times `by` (BLOCK,), zeros where that is 0, as rows `at` of a matrix."""
     for start in range(0, width, BK):
         k = start + tl.arange(0, BK)[None, :]
-        v = vectors(a, i, start, width, row, column, BK, DTYPE) * by[:, None]
+        v = tl.where(by[:, None] != 0, vectors(a, i, start, width, row, column, BK, DTYPE) * by[:, None], 0.0)
         inside = (at < count)[:, None] & (k < width)
         tl.store(to + i[:, None] * width + k, v.to(to.dtype.element_ty), mask=inside)
 

@@ -58,7 +58,19 @@ In a loss, with p_i the probability that the row is not of its class, g_i = p_i,
 dL/dmargin_i = scale_i p_i.
 
 Costs in multiplications of B x N x D: forward 1, with a gradient of x or scale 2; backward 1, and a second for those
-softmax weights that did not fit the memory budget (`fused_margins.set_memory_budget`): 3 to 4 together.
+softmax weights that did not fit the memory budget (`fused_margins.set_memory_budget`): 3 to 4 together. On a GPU
+those of 16-bit inputs are never saved, since to write and to read them takes as long: 4, unless exponentials are
+kept.
+
+Exponentials of bfloat16 cosines (`fused_margins.set_exponential_budget`; Triton): with a number as scale, no bias and
+scale + ln N < 80 the forward writes E_ij = exp(scale u_ij) in bfloat16, unshifted, 0 where the row does not admit the
+column, and sums S_i of it in float32 before the rounding. Unit vectors a_i, b_j; c_i = g_i scale / S_i; then
+
+    dL/da_i = c_i (E b)_i        dL/db_j = (E^T (c a))_j        dL/dx_i = (dL/da_i - a_i <a_i, dL/da_i>) / |x_i|
+
+two plain products, 3 together. An epilogue adds -S_i psi'(u) to the positive's entry; without one the positives'
+derivatives are added apart. Errors: roundings of E, of c a and of b to 2^-9 each; where a column's gradient is all
+along the column, which the last formula takes out, what is left is the rounding of that part.
 
 Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, the softmax loss
 with a margin; Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019, eq. 3; van den Oord

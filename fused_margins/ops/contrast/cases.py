@@ -264,6 +264,7 @@ CASES = (
                 "a batch against itself, with labels; no row its own column, some without a positive",
             ),
             ("absent", _absent, "rows whose class lives elsewhere have no loss"),
+            ("no-columns", partial(_softmax, columns=0, target=torch.full((37,), ABSENT)), "an empty shard"),
             ("bias", _with_bias, "a bias, and a scale that learns"),
             ("each", partial(_some_positives, reduction="none"), "the losses of the rows"),
             ("alone", partial(_some_positives, classes=1, reduction="sum"), "no negatives: no loss"),

@@ -146,7 +146,7 @@ def _reduce(a: Contrast, saved_blocks: int, parts: Saved, positive: Tensor, nega
     if parts.exponentials is not None:
         saves, to_save = kernels.EXPONENTIALS.value, parts.exponentials
         if options["LOADS"] == TMA.value:
-            to_save = launch.tma_descriptor(to_save, options["BM"], BN)
+            to_save = launch.tma_descriptor(to_save, options["BM"], BN // 2)
     with launch.on(x):
         block = factor_block(depth)
         column_blocks = cdiv(columns, block) if a.similarity == Similarity.COSINE else 0

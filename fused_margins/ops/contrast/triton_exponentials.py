@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ...backends.registry import MaybeTensors
 from ...backends.triton import launch
-from ...backends.triton.constants import ABSENT, IGNORED, INVALID
+from ...backends.triton.constants import IGNORED, INVALID
 from ...backends.triton.launch import cdiv
 from ...backends.triton.tiles import block_offsets, numbers, store_scaled, vector_block, vectors
 from . import triton_epilogue
@@ -66,12 +66,12 @@ def _scale_rows(
         reduced, _ = reduced_similarity(positive, margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
         g = of_losses(grad_loss, counted, i, REDUCTION)
         g *= of_negatives(negative_lse, scale, reduced, row_target, i, 0)
-        g = tl.where(own == ABSENT, 0.0, g)
     nothing = (lse == float("-inf")) | (own == IGNORED) | (own == INVALID)
     c = tl.where(nothing, 0.0, g * tl.exp2(s - lse * LOG2E - down))
     tl.store(factors + at, c, mask=at < rows)
     tl.store(lift, tl.exp2(down))
-    store_scaled(x, c * tl.load(x_factor + i), scaled, at, i, rows, width, x_row, x_column, BLOCK, BK, DTYPE)
+    by = tl.where(c != 0, c * tl.load(x_factor + i), 0.0)
+    store_scaled(x, by, scaled, at, i, rows, width, x_row, x_column, BLOCK, BK, DTYPE)
 
 
 @triton.jit

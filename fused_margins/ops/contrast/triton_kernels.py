@@ -110,6 +110,12 @@ def _first(tile, rows, BN: tl.constexpr):
 
 
 @triton.jit
+def halves(t, BM: tl.constexpr, BN: tl.constexpr):
+    """A tile's left and right half, (BM, BN / 2)."""
+    return tl.split(tl.permute(tl.reshape(t, (BM, 2, BN // 2)), (0, 2, 1)))
+
+
+@triton.jit
 def reduce(
     x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
     maxima, sums, saved,
@@ -171,8 +177,10 @@ def reduce(
             if tile < saved_tiles:
                 has_gradient = (own != IGNORED) & (own != INVALID)
                 kept = tl.where(has_gradient[:, None], weight, 0.0).to(tl.bfloat16)
-                if LOADS == TMA:
-                    saved.store([block * BM, tile * BN], kept)
+                if LOADS == TMA:  # in halves: two blocks then find room on a multiprocessor
+                    left, right = halves(kept, BM, BN)
+                    saved.store([block * BM, tile * BN], left)
+                    saved.store([block * BM, tile * BN + BN // 2], right)
                 else:
                     to = saved + i[:, None] * (saved_tiles * BN) + at_columns[None, :]
                     tl.store(to, kept, mask=(at_rows < rows)[:, None])
@@ -268,7 +276,7 @@ def _weights_of_tile(
     parts: tl.constexpr = 2 if LOADS == TMA else 1
     left, right = t, t
     if LOADS == TMA:
-        left, right = tl.split(tl.permute(tl.reshape(t, (BM, 2, BN // 2)), (0, 2, 1)))
+        left, right = halves(t, BM, BN)
     along, sums = outer, outer
     for n in tl.static_range(parts):
         more, more_sums = _weights_of_part(
