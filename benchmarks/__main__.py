@@ -15,6 +15,7 @@ import torch
 from . import growth as series
 from . import results
 from .machine import RunsWith, this_machine
+from .peak import peak_gflops
 from .rows import measure
 from .workloads import SERIES, rows_on
 
@@ -40,7 +41,8 @@ def main(
     rows = [row for row in rows if large or not row.size.large]
     if not rows:
         sys.exit(f"error: no row of {device} is named like {', '.join(names)}")
-    machine, runs_with, wrong = this_machine(device), RunsWith.now(device), 0
+    peak = peak_gflops(torch.get_num_threads()) if device == "cpu" else None
+    machine, runs_with, wrong = this_machine(device), RunsWith.now(device, peak), 0
     for row in rows:
         result = measure(row, seconds, runs_with, dict.fromkeys(without, "left out"))
         print(row.id)

@@ -35,16 +35,17 @@ class RunsWith:
     commit: str
     load_before: float  # of the machine: above about 0.3, somebody else was working
     versions: dict[str, str]
+    peak_gflops: float | None = None  # of float32 on these threads, by a loop of nothing else
 
     @classmethod
-    def now(cls, device: str = "cpu") -> "RunsWith":
+    def now(cls, device: str = "cpu", peak_gflops: float | None = None) -> "RunsWith":
         versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
         versions |= {package: _version(package) for package in PACKAGES}
         if device == "cuda":
             versions |= {"cuda": torch.version.cuda or "none", "triton": _version("triton")}
             versions["processor"] = f"{_processor()}, {os.cpu_count()} CPUs"
         date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-        return cls(date, _commit(), round(os.getloadavg()[0], 2), versions)
+        return cls(date, _commit(), round(os.getloadavg()[0], 2), versions, peak_gflops)
 
 
 def this_machine(device: str = "cpu") -> Machine:

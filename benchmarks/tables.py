@@ -105,12 +105,12 @@ def _of_machine(workload: Workload, rows: list[RowResult]) -> list[str]:
             bold = name not in bounds and medians.get(name) == best
             cells.append((f"**{ratio}**" if bold else ratio) if ratio else "wrong" if figure.wrong else "—")
         of_ours = min((m for name, m in medians.items() if name in ours), default=None)
-        flops = [f"{2e-9 * needs[row.id] / of_ours:.0f}" if of_ours and needs.get(row.id) else "—"] * costs
+        flops = _rates(2e-9 * (needs.get(row.id) or 0) / of_ours if of_ours else 0, row.runs_with.peak_gflops) * costs
         _, *size = row.labels
         speed.append([*size, f"{1e3 * baseline:.3g}" if baseline else "—", *cells, *flops])
         extra = [row.figures.get(name, Figure()).memory_bytes for name in names]
         memory.append([*size, *("—" if e is None else f"{e / MIB:.1f}" for e in extra)])
-    head, throughput = ["case", workload.symbols, "dtype"], ["best of ours, GFLOP/s"] * costs
+    head, throughput = ["case", workload.symbols, "dtype"], ["best of ours, GFLOP/s", "% of float32's peak"] * costs
     return [
         f"Speed-up over {workload.baseline} (the ratio of medians; above 1 is faster):",
         markdown([*head, f"{workload.baseline} ms", *titles, *throughput], speed, 3),
@@ -118,6 +118,13 @@ def _of_machine(workload: Workload, rows: list[RowResult]) -> list[str]:
         markdown([*head, *titles], memory, 3),
         "\n".join(f"- {remark}" for remark in _remarks(workload, names, rows)),
     ]
+
+
+def _rates(gflops: float, peak_gflops: float | None) -> list[str]:
+    """A throughput, and what it is of the peak where that was measured."""
+    if not gflops:
+        return ["—", "—"]
+    return [f"{gflops:.0f}", f"{gflops / peak_gflops:.0%}" if peak_gflops else "—"]
 
 
 def _remarks(workload: Workload, names: list[str], rows: list[RowResult]) -> list[str]:
@@ -140,6 +147,8 @@ def runs_of(rows: Sequence[RowResult]) -> str:
         text = f"{run.date}, commit {run.commit}, torch {run.versions['torch']}"
         if "cuda" in run.versions:
             text += ", CUDA {cuda}, Triton {triton}, beside {processor}".format(**run.versions)
+        if run.peak_gflops is not None:
+            text += f", peak {run.peak_gflops:.0f} GFLOP/s"
         texts.append(text + (f", beside a load of {run.load_before:.1f}" if run.load_before > IDLE_LOAD else ""))
     return "; ".join(dict.fromkeys(texts))
 

@@ -1,12 +1,14 @@
 """The generated pages, from the stored results."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import results, tables
+from benchmarks.peak import peak_gflops
 from benchmarks.results import Figure, Results, RowResult
 
 from .samples import GPU, GPU_VERSIONS, MACHINE, WITH, row_result, workload
@@ -44,9 +46,25 @@ def test_tables_show_a_lower_bound_as_one_and_name_a_gpus_software() -> None:
     assert "| lower bound: three products alone |" in head
     assert " 20.00× |" in speed
     assert "**2.00×**" in speed  # the best is the best of those that compute the loss
-    assert speed.endswith(" 50 |")  # 2 x 3 x 256 x 512 x 64 operations in a millisecond
+    assert speed.endswith(" 50 | — |")  # 2 x 3 x 256 x 512 x 64 operations in a millisecond
     software = "torch 2.11, CUDA 13.0, Triton 3.6, beside A CPU, 8 CPUs"
     assert lines[-1] == f"- Measured 2025-02-03, commit abc, {software}."
+
+
+def test_tables_show_the_share_of_a_peak_that_was_measured_with_them() -> None:
+    row = RowResult(
+        "margin_softmax-few_shot-256x512x64-float32", replace(WITH, peak_gflops=201.3), row_result().figures
+    )
+    lines = lines_of(row, name="margin_softmax")
+    assert [line for line in lines if line.startswith("|")][2].endswith(" 50 | 25% |")
+    assert "torch 2.9, peak 201 GFLOP/s, beside" in lines[-1]
+
+
+def test_the_peak_is_a_rate_wherever_something_compiles() -> None:
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    rate = peak_gflops(2)
+    assert (rate is None) == (compiler is None)
+    assert rate is None or 0.1 < rate < 1e6
 
 
 def test_the_readmes_table_is_of_the_machine_measured_last_and_has_the_fastest_of_each_side() -> None:
