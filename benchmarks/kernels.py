@@ -31,7 +31,7 @@ from fused_margins.ops.contrast.epilogues import Epilogue
 from fused_margins.ops.contrast.op import Contrast
 
 # Shared memory that a block may have, in bytes.
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED: dict[int | str, int] = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, "gfx942": 64 * 1024}
 REGISTERS, THREADS, BLOCKS = 64 * 1024, 2048, 32  # of a multiprocessor
 TYPES = {
     torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64",
@@ -43,8 +43,11 @@ PRODUCTS_PER_S, BYTES_PER_S = 790e12, 4.8e12  # of an H200: bfloat16 as cuBLAS s
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
-def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: int) -> Any:
-    """What a launch with these arguments compiles, sizes and addresses being multiples of 16 where they can be."""
+def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: int | str) -> Any:
+    """What a launch with these arguments compiles, sizes and addresses being multiples of 16 where they can be.
+
+    arch: the number of an NVIDIA architecture, the name of one of AMD's.
+    """
     signature, constants, attributes = {}, {}, {}
     settings = {name: options[name] for name in ("num_warps", "num_stages") if name in options}
     for n, name in enumerate(kernel.arg_names):
@@ -62,11 +65,15 @@ def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: 
             if value % 16 == 0:
                 attributes[(n,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=settings)
+    target = GPUTarget("hip", arch, 64) if isinstance(arch, str) else GPUTarget("cuda", arch, 32)
+    return triton.compile(source, target=target, options=settings)
 
 
 def resources(program: Any, folder: Path) -> tuple[int, int]:
     """Registers of a thread and bytes of its stack: a spill shows as stack."""
+    if "amdgcn" in program.asm:
+        counts = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", program.asm["amdgcn"]))
+        return int(counts["vgpr_count"]), int(counts["private_segment_fixed_size"])
     file = folder / "kernel.cubin"
     file.write_bytes(program.asm["cubin"])
     usage = subprocess.run(
@@ -126,7 +133,7 @@ def launches(rows: int, width: int, columns: int) -> list[Launch]:
 
 
 def table(rows: int, width: int, columns: int, keeps: bool) -> Iterator[str]:
-    archs = tuple(SHARED)
+    archs = [arch for arch in SHARED if isinstance(arch, int)]
     yield (
         "| kernel | warps | stages | "
         + " | ".join(f"sm_{arch}: registers, KiB, blocks" for arch in archs)

@@ -26,7 +26,7 @@ from fused_margins.ops.sample.op import Sample  # noqa: E402
 from fused_margins.ops.scores.op import Scores  # noqa: E402
 
 pytestmark = pytest.mark.skipif(launch.interpreted, reason="interpreted kernels are not compiled")
-MATRIX_UNIT = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
+MATRIX_UNIT = {80: "mma.sync", 90: "wgmma", 100: "tcgen05", "gfx942": "mfma"}
 COSINE, DOT, EUCLIDEAN = Similarity
 ROWS, COLUMNS, WIDTH = 1024, 2048, 512
 
@@ -40,7 +40,10 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
 
 
 def assert_compiles(
-    launches: list[Launch], arch: int, folder: Path, record: Callable[[str, object], None] = lambda name, value: None
+    launches: list[Launch],
+    arch: int | str,
+    folder: Path,
+    record: Callable[[str, object], None] = lambda name, value: None,
 ) -> None:
     assert launches
     faults = []
@@ -56,7 +59,12 @@ def assert_compiles(
             faults.append(f"{name}: more than {SHARED[arch]} bytes of shared memory")
         narrow = any(isinstance(a, torch.Tensor) and a.dtype in (torch.bfloat16, torch.float16) for a in args)
         multiplies = options.get("SIMILARITY") != EUCLIDEAN
-        if narrow and multiplies and options.get("BM", 0) >= 64 and MATRIX_UNIT[arch] not in program.asm["ptx"]:
+        if (
+            narrow
+            and multiplies
+            and options.get("BM", 0) >= 64
+            and MATRIX_UNIT[arch] not in program.asm.get("ptx", program.asm.get("amdgcn"))
+        ):
             faults.append(f"{name}: no {MATRIX_UNIT[arch]}")
     assert not faults, "\n".join(faults)
 
@@ -185,7 +193,7 @@ def sample(dtype: torch.dtype, similarity: Similarity) -> None:
     registry.kernel("sample", "triton").forward(a, None)
 
 
-ARCHS, COMMON = tuple(SHARED), (torch.float32, torch.bfloat16)  # float16 has bfloat16's tiles
+NVIDIA, COMMON = (80, 90, 100), (torch.float32, torch.bfloat16)  # float16 has bfloat16's tiles
 # What takes the most registers and shared memory: for every architecture.
 LARGEST = [
     *((op, dtype, s) for op in (contrast, scores, nearest) for dtype in COMMON for s in (COSINE, EUCLIDEAN)),
@@ -216,8 +224,8 @@ SMALLER = [
     [
         pytest.param(op, dtype, similarity, arch, id=f"{op.__name__}-{similarity.name.lower()}-{TYPES[dtype]}-{arch}")
         for op, dtype, similarity, archs in [
-            *((*largest, ARCHS) for largest in LARGEST),
-            *((*smaller, (ARCHS[n % 3],)) for n, smaller in enumerate(SMALLER)),
+            *((*largest, NVIDIA) for largest in LARGEST),
+            *((*smaller, (NVIDIA[n % 3],)) for n, smaller in enumerate(SMALLER)),
         ]
         for arch in archs
     ],
@@ -237,17 +245,32 @@ def test_compiles(
     assert_compiles(launches, arch, tmp_path, record_property)
 
 
+@pytest.mark.parametrize(
+    ("op", "dtype", "similarity"),
+    [
+        pytest.param(*largest, id=f"{largest[0].__name__}-{largest[2].name.lower()}-{TYPES[largest[1]]}")
+        for largest in LARGEST
+    ],
+)
+def test_compiles_for_amd(op, dtype, similarity, launches, tmp_path, monkeypatch):
+    """An MI300's architecture, whose waves have 64 threads, and whose builds of torch call it "cuda"."""
+    monkeypatch.setattr(launch, "capability", lambda device: 0)
+    monkeypatch.setattr(launch, "on_amd", True)
+    op(dtype, similarity)
+    assert_compiles(launches, "gfx942", tmp_path)
+
+
 @pytest.mark.parametrize(("k", "largest"), [(5, True), (128, True), (5, False)])
 def test_compiles_for_several_neighbours(k, largest, launches, tmp_path):
     nearest(torch.bfloat16, COSINE, k, largest=largest)
     assert_compiles(launches, 90, tmp_path)
 
 
-def test_a_spill_is_seen(launches, tmp_path):
+@pytest.mark.parametrize(("arch", "warps"), [(90, 4), ("gfx942", 1)])
+def test_a_spill_is_seen(arch, warps, launches, tmp_path):
     """A tile far larger than the registers."""
-    nearest(torch.float32, EUCLIDEAN)
-    search = next(
-        (kernel, args, options | {"BM": 128, "num_warps": 4}) for kernel, args, options in launches if "BM" in options
-    )
+    nearest(torch.bfloat16, COSINE)
+    too_large = {"BM": 256, "num_warps": warps}
+    search = next((kernel, args, options | too_large) for kernel, args, options in launches if "BM" in options)
     with pytest.raises(AssertionError, match="bytes of stack"):
-        assert_compiles([search], 90, tmp_path)
+        assert_compiles([search], arch, tmp_path)
