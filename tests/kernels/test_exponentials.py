@@ -14,7 +14,7 @@ from fused_margins.backends.triton import launch
 from fused_margins.core import indices
 from fused_margins.core.margins import apply_margin
 from fused_margins.ops import cases
-from fused_margins.ops.contrast import contrast, triton_saved
+from fused_margins.ops.contrast import contrast, triton_exponentials, triton_saved
 from fused_margins.ops.contrast.op import Contrast
 from tests.ops.suite.problems import make
 
@@ -202,3 +202,26 @@ def test_explain_says_what_is_kept(capsys):
         "it keeps exponentials of 51% of the columns, 150.4 MiB, which with gradients take another 100.0 MiB while the "
         "backward runs: 3.49 products"
     )
+
+
+SETTING = "allow_bf16_reduced_precision_reduction"
+
+
+@pytest.mark.parametrize("asked", [(True, True), (False, True), (False, False)])
+def test_products_are_added_up_in_float32_and_leave_the_settings_as_they_were(asked):
+    settings = torch.backends.cuda.matmul
+    if not hasattr(settings, f"{SETTING}_split_k"):
+        pytest.skip("torch has one setting here before 2.9")
+    before = read_setting()
+    setattr(settings, SETTING, asked)
+    a = torch.empty(4, 8, dtype=BF16, device="meta")
+    try:
+        assert triton_exponentials.product(a, a.T).dtype == torch.float32
+        assert read_setting() == asked
+    finally:
+        setattr(settings, SETTING, before)
+
+
+def read_setting() -> tuple[bool, bool]:
+    settings = torch.backends.cuda.matmul
+    return getattr(settings, SETTING), getattr(settings, f"{SETTING}_split_k")

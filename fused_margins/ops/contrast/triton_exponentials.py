@@ -168,16 +168,18 @@ def _finish(
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b of bfloat16 matrices, added up and returned in float32."""
-    if a.device.type != "cuda":
+    """a b of bfloat16 matrices, added up and returned in float32, whatever torch's own may round on the way."""
+    if a.device.type == "cpu":
         return a.float() @ b.float()
     settings = torch.backends.cuda.matmul
+    # A flag alone would set the one beside it, too, which torch has from 2.9 on.
+    splits = getattr(settings, "allow_bf16_reduced_precision_reduction_split_k", None)
     before = settings.allow_bf16_reduced_precision_reduction
-    settings.allow_bf16_reduced_precision_reduction = False
+    settings.allow_bf16_reduced_precision_reduction = False if splits is None else (False, splits)  # type: ignore[assignment]
     try:
         return torch.mm(a, b, out_dtype=torch.float32)
     finally:
-        settings.allow_bf16_reduced_precision_reduction = before
+        settings.allow_bf16_reduced_precision_reduction = before if splits is None else (before, splits)  # type: ignore[assignment]
 
 
 def add_gradients(

@@ -23,6 +23,7 @@ from .op import Contrast
 
 # exp(logit) stays below e^80 = 2^115.5 in a row's sum, and a positive's below 2^127: psi' is at most 2^11.5 in float32.
 _LARGEST_LOG_SUM = 80.0
+_ADDS_UP_IN_FLOAT32 = "dtype" in torch.ops.aten.mm.overloads()  # torch 2.8 and later
 
 
 class Saved(NamedTuple):
@@ -54,6 +55,8 @@ def keeps_exponentials(a: Contrast, needs: Sequence[bool]) -> bool:
     if a.epilogue == Epilogue.NONE and not is_plain(a):
         return False
     simple = a.similarity == Similarity.COSINE and a.bias is None and a.group_size == 1
+    if a.x.device.type == "cuda" and not _ADDS_UP_IN_FLOAT32:
+        return False
     if a.x.dtype != torch.bfloat16 or not simple or isinstance(a.scale, Tensor) or not any(needs[:2]):
         return False
     return min(a.x.shape) > 0 and a.y.shape[0] > 0 and a.scale + math.log(a.y.shape[0]) < _LARGEST_LOG_SUM
