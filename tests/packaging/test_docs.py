@@ -1,4 +1,4 @@
-"""The site: every page is in its navigation, and every name of the API reference is there."""
+"""The site: every page is in its navigation, every name of the API reference is there, and nothing comes from elsewhere."""
 
 import importlib
 import re
@@ -17,6 +17,15 @@ def test_every_page_is_in_the_navigation():
     assert in_navigation == pages - generated | {"benchmarks/index.md"}
     linked = re.findall(r"\((\S+\.md)\)", (DOCS / "benchmarks/index.md").read_text(encoding="utf-8"))
     assert {f"benchmarks/{page}" for page in linked} >= generated - {"benchmarks/index.md"}
+
+
+def test_scripts_and_styles_of_the_site_are_here():
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    found = {key: re.search(rf"{key}: \[(.+?)\]", config) for key in ("extra_css", "extra_javascript", "polyfills")}
+    files = {key: match[1] for key, match in found.items() if match}
+    assert all((DOCS / file).is_file() for file in files.values())
+    # The search without a server: a script of another name would be fetched from a content network beside ours.
+    assert "iframe-worker" in files["polyfills"]
 
 
 NAMES = [name for page in sorted(DOCS.glob("api/*.md")) for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
