@@ -1,7 +1,8 @@
-"""The site: every page is in its navigation, every name of the API reference is there, and nothing comes from elsewhere."""
+"""The site: pages are in its navigation, names of the reference are there, pictures drawn, and nothing is fetched."""
 
 import importlib
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,25 @@ def test_scripts_and_styles_of_the_site_are_here():
     assert all((DOCS / file).is_file() for file in files.values())
     # The search without a server: a script of another name would be fetched from a content network beside ours.
     assert "iframe-worker" in files["polyfills"]
+
+
+def test_pictures_are_the_same_each_time_and_shown_with_a_text():
+    drawn = runpy.run_path(str(DOCS / "site/pictures.py"))
+    shown = dict(re.findall(r"!\[(.+?)\]\((pictures/\S+?)\)", (DOCS / "losses.md").read_text(encoding="utf-8")))
+    assert sorted(shown.values()) == sorted(drawn["PICTURES"])
+    assert all(len(text) > 80 for text in shown)
+    for draw in drawn["PICTURES"].values():
+        text = drawn["svg"](draw())
+        assert text == drawn["svg"](draw())
+        assert "<svg" in text
+
+
+def test_the_picture_of_margins_overlaps_meets_and_parts():
+    panels = runpy.run_path(str(DOCS / "site/pictures.py"))["margins"]().axes
+    claimed = [[int((line.get_xdata() == line.get_xdata()).sum()) for line in axes.lines[:2]] for axes in panels]
+    assert claimed[0][0] > claimed[1][0] > claimed[2][0]
+    assert all(abs(first - second) <= 1 for first, second in claimed)
+    assert sum(claimed[1]) == pytest.approx(3600, abs=3)
 
 
 NAMES = [name for page in sorted(DOCS.glob("api/*.md")) for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
