@@ -12,8 +12,10 @@ DOCS = ROOT / "docs"
 
 
 def test_every_page_is_in_the_navigation():
-    in_navigation = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
-    pages = {str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md")}
+    in_navigation = set(
+        re.findall(r": (\S+\.(?:md|py))$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    pages = {str(p.relative_to(DOCS)) for p in (*DOCS.rglob("*.md"), *DOCS.glob("notebooks/*.py"))}
     generated = {page for page in pages if page.startswith("benchmarks/")}  # their index has links to them
     assert in_navigation == pages - generated | {"benchmarks/index.md"}
     linked = re.findall(r"\((\S+\.md)\)", (DOCS / "benchmarks/index.md").read_text(encoding="utf-8"))
@@ -46,6 +48,22 @@ def test_the_picture_of_margins_overlaps_meets_and_parts():
     assert claimed[0][0] > claimed[1][0] > claimed[2][0]
     assert all(abs(first - second) <= 1 for first, second in claimed)
     assert sum(claimed[1]) == pytest.approx(3600, abs=3)
+
+
+@pytest.mark.parametrize("notebook", sorted((DOCS / "notebooks").glob("*.py")), ids=lambda path: path.stem)
+def test_notebooks_run(notebook, monkeypatch, capsys):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    shorter, found = re.subn(r"^(EPOCHS, \w+) = .*", r"\1 = 2, 2", notebook.read_text(encoding="utf-8"), flags=re.M)
+    assert found == 1
+    names = {"__name__": "notebook"}
+    exec(compile(shorter, notebook.name, "exec"), names)
+    names["pyplot"].close("all")
+    assert "nan" not in capsys.readouterr().out
+    drawn = [cell for cell in shorter.split("# %%") if "pyplot.subplots" in cell]
+    links = re.findall(r"^# .*\]\((\S+?)\)", shorter, re.M)  # nobody rewrites or checks those of a notebook
+    assert all((notebook.parent / re.sub(r"\.html$", ".md", link)).is_file() for link in links)
+    assert not any(link.endswith(".md") for link in links)
+    assert all(cell.startswith("\n# ") for cell in drawn)  # the site takes the comment for those who do not see
 
 
 NAMES = [name for page in sorted(DOCS.glob("api/*.md")) for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
