@@ -354,9 +354,9 @@ def neighbour_strips(
     figure.set_facecolor("none")
     axes.set_facecolor("none")
     right = ((labels[neighbours] == labels[queries][:, None]) & (neighbours >= 0)).sum(1).tolist()
-    rows = "; ".join(f"{name} {count}" for name, count in zip(names, right))
+    rows = "; ".join(f"{name}: {count}" for name, count in zip(names, right))
     found = int((neighbours >= 0).sum(1).max())
-    return save(figure, path, f"Of {found} nearest images so many are of the query's class: {rows}.")
+    return save(figure, path, f"Of {found} nearest images so many have the query's class, by rows: {rows}.")
 
 
 def _short(names: Sequence[str]) -> list[str]:

@@ -55,7 +55,7 @@ def write_run_report(run: Run, trainer: Trainer, task: Task, figures: Mapping[st
     settings = Table("All settings of the run; they suffice to repeat it", ["setting", "value"], rows, numeric=False)
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items()) + "."
     told = [f"{name} {value}" for name, value, _ in table.rows if name.endswith(TOLD)]
-    answer = "; ".join(told) + "." if told else ""
+    answer = f"In percent: {'; '.join(told)}." if told else ""
     sections = [
         Section("Evaluation", tables=[table], answer=answer),
         *_draw(run, trainer, task),

@@ -165,4 +165,4 @@ def test_pictures_say_what_is_seen(tmp_path):
     assert _seen(tmp_path / "c.png").endswith("and 2 centroids.")
     nearest = torch.tensor([[1, 2, 3], [0, 1, -1]])
     plots.neighbour_strips(tmp_path / "n.png", torch.zeros(4, 1, 8, 8), labels, torch.tensor([0, 3]), nearest, "äb")
-    assert _seen(tmp_path / "n.png") == "Of 3 nearest images so many are of the query's class: ä 2; b 0."
+    assert _seen(tmp_path / "n.png") == "Of 3 nearest images so many have the query's class, by rows: ä: 2; b: 0."
