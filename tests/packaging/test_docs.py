@@ -1,6 +1,7 @@
 """The site: pages are in its navigation, names of the reference are there, pictures drawn, and nothing is fetched."""
 
 import importlib
+import inspect
 import re
 import runpy
 from pathlib import Path
@@ -78,3 +79,13 @@ def test_every_name_of_the_reference_is_there(name):
     except ModuleNotFoundError:
         module, _, attribute = name.rpartition(".")
         getattr(importlib.import_module(module), attribute)
+
+
+def test_attributes_of_the_reference_are_names():
+    """One a line, then its text in deeper lines: the site takes whatever else stands there for names as well."""
+    modules = [importlib.import_module(f"fused_margins.{name}") for name in ("losses", "clustering", "distributed")]
+    documented = {member for module in modules for member in vars(module).values() if inspect.isclass(member)}
+    sections = [re.search(r"^Attributes:\n((?: {4}.*\n)+)", inspect.getdoc(c) or "", re.M) for c in documented]
+    lines = [line for section in sections if section for line in re.findall(r"^ {4}(\S.*)", section[1], re.M)]
+    assert len(lines) > 10
+    assert [line for line in lines if not re.match(r"[a-z_]+: ", line)] == []
