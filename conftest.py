@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-collect_ignore = ["docs/site"]  # of the documentation's own tools
+collect_ignore = ["docs/site", "docs/notebooks"]  # the documentation's own tools, and what a test runs
 COMPAT = Path(__file__).parent / "fused_margins" / "compat"
 _left_out: list[str] = []
 

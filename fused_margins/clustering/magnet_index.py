@@ -49,9 +49,10 @@ class MagnetIndex(nn.Module):
         assignments: (n,) int64, the cluster of each sample.
         variance: 0-d, sum_i |x_i - mu_own|^2 / (n - 1), at least the floor.
         cluster_losses: (M,) mean of the losses seen since the fit, 0 where none was.
-        They move with the module, and a state dict restores a fitted index, also into a fresh one. They are no buffers,
-        since only a fit says how large they are: copies of averaged weights keep the index that they were made with,
-        and DistributedDataParallel leaves each process its own, which a fit on the same embeddings makes the same.
+
+    They move with the module, and a state dict restores a fitted index, also into a fresh one. They are no buffers,
+    since only a fit says how large they are: copies of averaged weights keep the index that they were made with, and
+    DistributedDataParallel leaves each process its own, which a fit on the same embeddings makes the same.
 
     Raises:
         ValueError, TypeError: shapes, dtypes, sizes below 1, embeddings that are not finite. RuntimeError: not fitted.

@@ -36,7 +36,9 @@ class ShardedMagnetIndex(MagnetIndex):
     of all ranks, and `own` says which of them are where here; `update_losses` takes the losses of the whole batch.
 
     Attributes:
-        As `MagnetIndex`; assignments: (n,) of all samples. A state dict is that of a `MagnetIndex`, whole on each rank.
+        assignments: (n,) of all samples; the others as in `MagnetIndex`.
+
+    A state dict is that of a `MagnetIndex`, whole on each rank.
 
     Raises:
         As `MagnetIndex`, on all ranks, with the number of the first rank that has the error; ValueError for generators

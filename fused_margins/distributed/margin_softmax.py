@@ -66,7 +66,8 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
     Attributes:
         weight: parameter, a DTensor (C, D) or (C, K, D), Shard(0). The margins of classes, `class_weight` and
             `logit_bias` are (C,) DTensors likewise.
-        scale, margin: numbers, or 0-d parameters with the same value on all ranks.
+        scale: a number, or a 0-d parameter with the same value on all ranks.
+        margin: likewise.
 
     `reset_parameters` draws the weight by torch's generator: seeded equally on all ranks, it gives the values that it
     gives on any other number of ranks. The weight is made where the mesh is, whatever `torch.device` block is active.

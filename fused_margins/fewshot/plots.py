@@ -1,6 +1,7 @@
 """Curves, maps of embeddings and strips of images as PNG files, drawn without pyplot and so without global state.
 
-Each function returns what it has saved.
+Each function returns what it has saved. A file says itself what is to be seen on it, under "Description" of its
+metadata: whoever shows it has a text for readers who do not see it. Plots of lines are there as SVG files too.
 """
 
 import warnings
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -38,12 +40,44 @@ def literal(name: str) -> str:
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
-def save(figure: Figure, path: Path) -> Figure:
-    with replacing(path) as temporary, warnings.catch_warnings():
-        # A script that no font here has becomes boxes; the tables have the names.
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png", bbox_inches="tight", pad_inches=0.05)
+def save(figure: Figure, path: Path, seen: str, lines: bool = False) -> Figure:
+    """Save it with a description of what is to be seen; of a plot of lines an SVG file too, the same in each run."""
+    for file, more in ((path, {}), (path.with_suffix(".svg"), {"Date": None})):
+        if file.suffix == ".svg" and not lines:
+            continue
+        with replacing(file) as temporary, warnings.catch_warnings(), rc_context({"svg.hashsalt": path.stem}):
+            # A script that no font here has becomes boxes; the tables have the names.
+            warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+            figure.savefig(
+                temporary,
+                dpi=DOTS_PER_INCH,
+                format=file.suffix[1:],
+                bbox_inches="tight",
+                pad_inches=0.05,
+                metadata={"Description": seen} | more,
+            )
     return figure
+
+
+def _course(x: Sequence[float], y: Sequence[float]) -> str:
+    """Where a line begins and ends, and what it reaches between.
+
+    >>> _course([-0.3, 0.0, 0.3], [48.0, 50.25, 49.0])
+    'from 48 at -0.3 to 49 at 0.3, highest 50.2 at 0'
+    >>> _course([1, 2], [2.0, 1.0])
+    'from 2 at 1 to 1 at 2'
+    """
+    if not len(y):
+        return "no value"
+    text = f"from {y[0]:.3g} at {x[0]:g} to {y[-1]:.3g} at {x[-1]:g}"
+    for word, place in (("lowest", int(np.argmin(y))), ("highest", int(np.argmax(y)))):
+        if y[place] not in (y[0], y[-1]):
+            text += f", {word} {y[place]:.3g} at {x[place]:g}"
+    return text
+
+
+def _courses(lines: Mapping[str, Sequence[float]]) -> str:
+    return "; ".join(f"{name} {_course(range(1, 1 + len(y)), y)}" for name, y in lines.items())
 
 
 def panels_of(count: int, width: float, height: float, columns: int) -> tuple[Figure, Iterator[Axes]]:
@@ -83,7 +117,8 @@ def training_curves(
         axes.set(xlabel="epoch", ylabel=y_label)
         if curves is losses:
             _log_scale(axes, losses)
-    return save(figure, path)
+    seen = f"Loss by epoch: {_courses(losses)}. Learning rate: {_courses(learning_rates)}."
+    return save(figure, path, seen, lines=True)
 
 
 def sweep(
@@ -104,7 +139,10 @@ def sweep(
         x_label: name and unit of the setting.
     """
     figure, grid = panels_of(len(panels), 3.3 if len(panels) > 1 else 5, 3.2, columns=3)
+    seen = []
     for axes, (y_label, lines) in zip(grid, panels.items()):
+        courses = {name: _course(x, [float(np.mean(of_x)) for of_x in values]) for name, values in lines.items()}
+        seen.append(f"{y_label} by {x_label}: " + "; ".join(f"{name} {course}" for name, course in courses.items()))
         for number, (name, values) in enumerate(lines.items()):
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
             if len({len(of_x) for of_x in values}) == 1:
@@ -120,7 +158,7 @@ def sweep(
         if len(lines) > 1:  # above the axes, where it hides no interval
             axes.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
         axes.grid(alpha=0.3)
-    return save(figure, path)
+    return save(figure, path, ". ".join(seen) + ".", lines=True)
 
 
 def parity_curves(
@@ -133,7 +171,9 @@ def parity_curves(
     top.set(ylabel="loss")
     _differences(bottom, differences, tolerance)
     bottom.sharex(top)
-    return save(figure, path)
+    largest = "; ".join(f"{name} {max(values, default=0):.1e}" for name, values in differences.items())
+    seen = f"Loss by step: {_courses(losses)}. Largest relative differences: {largest}; tolerance {tolerance:g}."
+    return save(figure, path, seen, lines=True)
 
 
 def _differences(axes: Axes, curves: Mapping[str, Sequence[float]], tolerance: float) -> None:
@@ -161,7 +201,22 @@ def variance_curves(path: Path, variances: Mapping[str, Sequence[float]]) -> Fig
     axes.set(xlabel="classes from the tightest to the widest, %", ylabel="squared distance to own centroid")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
-    return save(figure, path)
+    medians = "; ".join(f"{name} {np.median(values):.3g}" for name, values in variances.items())
+    return save(figure, path, f"Squared distance to own centroid, median of the classes: {medians}.", lines=True)
+
+
+def _neighbourhood(points: np.ndarray, labels: Tensor) -> str:
+    """How far a map keeps classes together.
+
+    >>> _neighbourhood(np.array([[0.0, 0.0], [0.0, 1.0], [5.0, 5.0], [5.0, 6.5]]), torch.tensor([0, 0, 1, 2]))
+    '4 points of 3 classes, 50% of them next to one of their own class'
+    """
+    own = 0.0
+    if len(points) > 1:
+        places = torch.as_tensor(points, dtype=torch.float64)
+        nearest = torch.cdist(places, places).fill_diagonal_(torch.inf).argmin(1)
+        own = float((labels.cpu()[nearest] == labels.cpu()).double().mean())
+    return f"{len(points)} points of {len(labels.unique())} classes, {own:.0%} of them next to one of their own class"
 
 
 def plane(embeddings: Tensor, seed: int = 0) -> np.ndarray:
@@ -205,7 +260,8 @@ def embedding_maps(
             explained = class_names
         elif present > len(COLOURS) * len(MARKERS):
             axes.set_xlabel(f"{present} classes: colours repeat", fontsize="small")
-    return save(figure, path)
+    seen = (f"{title}: {_neighbourhood(points, labels)}" for title, (points, labels, _) in maps.items())
+    return save(figure, path, "Maps. " + "; ".join(seen) + ".")
 
 
 def _scatter(axes: Axes, points: np.ndarray, labels: Tensor, class_names: Sequence[str], alpha: float = 0.8) -> None:
@@ -245,7 +301,8 @@ def cluster_map(
     axes.scatter(centres[:, 0], centres[:, 1], s=90, c=colours, marker="X", edgecolors="black", label="centroids")
     if len(torch.unique(labels)) <= LEGEND_ENTRIES:
         axes.legend(fontsize="x-small")
-    return save(figure, path)
+    seen = f"Map: {_neighbourhood(points[: len(embeddings)], labels)}, and {len(centres)} centroids."
+    return save(figure, path, seen)
 
 
 def neighbour_strips(
@@ -296,7 +353,10 @@ def neighbour_strips(
     axes.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor="#7a7a7a")
     figure.set_facecolor("none")
     axes.set_facecolor("none")
-    return save(figure, path)
+    right = ((labels[neighbours] == labels[queries][:, None]) & (neighbours >= 0)).sum(1).tolist()
+    rows = "; ".join(f"{name}: {count}" for name, count in zip(names, right))
+    found = int((neighbours >= 0).sum(1).max())
+    return save(figure, path, f"Of {found} nearest images so many have the query's class, by rows: {rows}.")
 
 
 def _short(names: Sequence[str]) -> list[str]:

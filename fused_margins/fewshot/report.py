@@ -1,6 +1,7 @@
 """What is left of a single run for a reader: report.md, report.html and the plots."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from .reports import Picture, Report, Section, Table, figure_text
 from .runs import Run
 from .trainer import Trainer
 
+TOLD = ("way 1shot", "accuracy", "recall@1", "nmi")  # ends of the names of the figures at a report's head
 QUERIES, NEIGHBOURS = 8, 8  # rows and columns of image strips
 
 
@@ -52,8 +54,10 @@ def write_run_report(run: Run, trainer: Trainer, task: Task, figures: Mapping[st
     rows = [[name, "-" if value is None else str(value)] for name, value in flat_settings(config).items()]
     settings = Table("All settings of the run; they suffice to repeat it", ["setting", "value"], rows, numeric=False)
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items()) + "."
+    told = [f"{name} {value}" for name, value, _ in table.rows if name.endswith(TOLD)]
+    answer = f"In percent: {'; '.join(told)}." if told else ""
     sections = [
-        Section("Evaluation", tables=[table]),
+        Section("Evaluation", tables=[table], answer=answer),
         *_draw(run, trainer, task),
         Section("Settings", [made_with], [settings]),
     ]
@@ -71,9 +75,19 @@ def _draw(run: Run, trainer: Trainer, task: Task) -> list[Section]:
         {loss: [row["learning_rate"] for row in history]},
     )
     sections = [Section("Training", pictures=[curves])]
+    for heading, picture in unseen_pictures(run.folder, trainer, task).items():
+        sections.append(Section(heading, pictures=[picture]))
+    return sections
+
+
+def unseen_pictures(folder: Path, trainer: Trainer, task: Task) -> dict[str, Picture]:
+    """Maps and neighbours of the embeddings of images that no training saw, written into a folder, by their headings.
+
+    Novel images are shown, or the held-out ones where there are no novel classes; neighbours of images alone.
+    """
     images = task.novel if task.novel is not None else task.held_out
     if images is None:
-        return sections
+        return {}
     kind = "novel classes" if task.novel is not None else "held-out images"
     embeddings = trainer.embed(images).cpu()
 
@@ -84,19 +98,18 @@ def _draw(run: Run, trainer: Trainer, task: Task) -> list[Section]:
         coarse = (points, images.coarse_labels[shown], images.coarse_names)
         maps = {f"{len(images.coarse_names)} coarse labels": coarse} | maps
     in_the_plane = Picture(
-        run.folder / "embeddings.png",
+        folder / "embeddings.png",
         f"t-SNE of {len(shown)} of {len(images)} embeddings of the {kind}; distances between groups mean little.",
     )
     embedding_maps(in_the_plane.path, maps)
-    sections.append(Section("Embeddings", pictures=[in_the_plane]))
-
     if images.are_features:
-        return sections
+        return {"Embeddings": in_the_plane}
+
     neighbours = nearest_others(embeddings, min(NEIGHBOURS, len(images) - 1))
     queries = _queries(images)
     used, place = torch.unique(torch.cat([queries[:, None], neighbours[queries]], dim=1), return_inverse=True)
     strips = Picture(
-        run.folder / "neighbours.png",
+        folder / "neighbours.png",
         f"Images of the {kind} drawn at random, one of a class, and those nearest to them by cosine: "
         "framed green where they are of the same class, orange where not.",
         photographs=True,
@@ -104,7 +117,7 @@ def _draw(run: Run, trainer: Trainer, task: Task) -> list[Section]:
     neighbour_strips(
         strips.path, images.pixels(used), images.labels[used], place[:, 0], place[:, 1:], images.class_names
     )
-    return [*sections, Section("Nearest neighbours", pictures=[strips])]
+    return {"Embeddings": in_the_plane, "Nearest neighbours": strips}
 
 
 def _queries(images: ImageSet) -> Tensor:

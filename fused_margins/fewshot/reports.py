@@ -1,134 +1,50 @@
-"""A report: sections of text, tables and pictures, as a page and as Markdown, one template each.
+"""A report: sections of text, tables and pictures, as a page, as Markdown, and its figures as CSV and JSON.
 
-The page is one file: style and pictures are inside, it loads nothing, opens offline, and suits a phone.
+The page is one file: style and pictures are inside, it loads nothing, opens offline, and suits a phone. At its head
+stand what was asked and found, and when, by which command and where; files and runs beside it are linked.
 """
 
 import base64
+import csv
+import io
 import math
-import struct
-from collections.abc import Sequence
+import os
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
+import torch
+from PIL import Image, UnidentifiedImageError
 from rich import markup
 from rich.table import Table as RichTable
 
-from .runs import write_text
+from ..doctor import instruction_sets, versions
+from .page import MARKDOWN, PAGE, STYLE
+from .runs import write_json, write_text
 
+FIGURES = ("figures.csv", "figures.json")  # of all tables
 NOT_FRACTIONS = ("discriminability", "modes", "variance")  # words in the names of figures that no percent suits
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+LOWER_IS_BETTER = ("error", "seconds")  # words in the titles of columns, or of their table
+VALUE = re.compile(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")  # as `figure_text` writes one; a difference has a sign
 DOTS_PER_CSS_PIXEL = 1.5  # pictures are drawn that much finer than they are shown, for sharp screens and print
-
-STYLE = """
-:root { color-scheme: light dark; --text: #1c1e21; --faint: #5f6670; --paper: #fff; --line: #dfe3e8; --band: #f4f6f8 }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e3e6ea; --faint: #9aa3ae; --paper: #14171a; --line: #31373e; --band: #1d2125 }
-  img.plot { filter: invert(0.92) hue-rotate(180deg) }
-}
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; background: var(--paper); color: var(--text);
-  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem }
-h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-top: .9rem; border-top: 1px solid var(--line) }
-p { max-width: 44rem; margin: .6rem 0 }
-.lead, figcaption { color: var(--faint) }
-.table, .picture { overflow-x: auto }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .8rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
-  overflow-wrap: normal }
-thead th { border-bottom: 2px solid var(--line); vertical-align: bottom }
-tbody th { font-weight: normal }
-.numeric td, .numeric th:not(:first-child) { text-align: right; white-space: nowrap }
-tbody tr:nth-child(even) { background: var(--band) }
-figure { margin: 1rem 0 }
-figcaption { font-size: .9rem; max-width: 44rem; margin: .4rem 0 }
-/* What is wider than a phone shrinks to 36rem at most, so that its text stays legible, and scrolls. */
-img { display: block; height: auto; max-width: max(100%, 36rem) }
-@media print {
-  :root { color-scheme: light; --text: #000; --faint: #444; --paper: #fff; --line: #bbb; --band: #fff }
-  body { max-width: none; padding: 0; font-size: 10pt }
-  img.plot { filter: none }
-  .picture, tr { break-inside: avoid }
-  h2, figcaption { break-after: avoid }
-  img { max-width: 100% }
-  .table, .picture { overflow: visible }
-}
-"""
-
-# default-src 'none' keeps a browser from loading whatever a text might smuggle in.
-PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ report.title }}</title>
-<style>{{ style|safe }}</style>
-</head>
-<body>
-<h1>{{ report.title }}</h1>
-<p class="lead">{{ report.lead }}</p>
-{% for section in report.sections %}
-<h2>{{ section.title }}</h2>
-{% for text in section.texts %}
-<p>{{ text }}</p>
-{% endfor %}
-{% for table in section.tables %}
-<figure><figcaption>{{ table.title }}</figcaption>
-<div class="table"><table{% if table.numeric %} class="numeric"{% endif %}>
-<thead><tr>{% for column in table.columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in table.rows %}
-<tr>{% for cell in row %}\
-{% if loop.first %}<th scope="row">{{ cell }}</th>{% else %}<td>{{ cell }}</td>{% endif %}\
-{% endfor %}</tr>
-{% endfor %}
-</tbody>
-</table></div></figure>
-{% endfor %}
-{% for picture in section.pictures %}
-<figure><div class="picture"><img class="{{ "photographs" if picture.photographs else "plot" }}" \
-{{ picture.source()|safe }} alt="{{ picture.caption }}"></div>
-<figcaption>{{ picture.caption }}</figcaption></figure>
-{% endfor %}
-{% endfor %}
-</body>
-</html>
-"""
-
-MARKDOWN = """\
-# {{ report.title }}
-
-{{ report.lead }}
-{% for section in report.sections %}
-
-## {{ section.title }}
-{% for text in section.texts %}
-
-{{ text }}
-{% endfor %}
-{% for table in section.tables %}
-
-**{{ table.title }}**
-
-{{ row(table.columns) }}
-|---|{{ ("---:|" if table.numeric else "---|") * (table.columns|length - 1) }}
-{% for cells in table.rows %}
-{{ row(cells) }}
-{% endfor %}
-{% endfor %}
-{% for picture in section.pictures %}
-
-![{{ picture.caption }}]({{ picture.path.relative_to(folder).as_posix() }})
-{% endfor %}
-{% endfor %}
-"""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text below their column titles; the first column names the row."""
+    """Rows of text below their column titles; the first column names the row.
+
+    Where that column has no title, rows are what is compared, and each column of figures has a best one. A column
+    "outcome" is of claims, one of "yes" and "NO" of checks: both are counted at the head of a report.
+
+    >>> table = Table("", ["", "kNC error"], [["magnet", "5.0 ± 0.1"], ["softmax", "7.0"], ["the difference", "-2.0"]])
+    >>> table.best(), list(table.findings())
+    ({(0, 1)}, ['kNC error: lowest 5.0 ± 0.1 (magnet), highest 7.0 (softmax).'])
+    """
 
     title: str
     columns: Sequence[str]
@@ -143,10 +59,59 @@ class Table:
             table.add_row(*map(markup.escape, row))
         return table
 
+    def best(self) -> set[tuple[int, int]]:
+        """Row and column of the best value of each column of figures; several where they read the same."""
+        found: set[tuple[int, int]] = set()
+        for column in range(1, len(self.columns)):
+            values = self._values(column)
+            if len(values) > 1:
+                best = (min if self._lower_is_better(column) else max)(values.values())
+                found |= {(row, column) for row, value in values.items() if value == best}
+        return found
+
+    def findings(self) -> Iterator[str]:
+        """What the first column of figures says, and how many claims and checks came out how."""
+        values = self._values(1)
+        if len(values) > 1:
+            order = sorted(values, key=lambda row: values[row], reverse=not self._lower_is_better(1))
+            best, worst = (self.rows[row] for row in (order[0], order[-1]))
+            words = ("lowest", "highest") if self._lower_is_better(1) else ("highest", "lowest")
+            yield f"{self.columns[1]}: {words[0]} {best[1]} ({best[0]}), {words[1]} {worst[1]} ({worst[0]})."
+        for column, title in enumerate(self.columns):
+            cells = [row[column] for row in self.rows]
+            if title == "outcome":
+                yield (
+                    "Claims: "
+                    + ", ".join(f"{count} {outcome}" for outcome, count in Counter(cells).most_common())
+                    + "."
+                )
+            elif cells and {"yes", "NO"}.issuperset(cells):
+                yield f"{title[0].upper()}{title[1:]}: {cells.count('yes')} of {len(cells)}."
+
+    def records(self) -> Iterator[dict[str, str]]:
+        """A cell each, under the names of its row and column; a figure and its interval apart."""
+        for row in self.rows:
+            for column, cell in zip(self.columns[1:], row[1:]):
+                value, _, interval = cell.partition(" ± ")
+                yield {"table": self.title, "row": row[0], "column": column, "value": value, "interval": interval}
+
+    def _values(self, column: int) -> dict[int, float]:
+        """Of the rows that are compared the figures in a column."""
+        if not self.numeric or self.columns[0]:
+            return {}
+        found = {number: VALUE.fullmatch(row[column]) for number, row in enumerate(self.rows)}
+        return {number: float(match[1]) for number, match in found.items() if match}
+
+    def _lower_is_better(self, column: int) -> bool:
+        return any(word in f"{self.title} {self.columns[column]}".lower() for word in LOWER_IS_BETTER)
+
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file; dark screens turn a plot dark, but no photographs."""
+    """A PNG file, and beside it, of a plot of lines, an SVG file of the same name, which the page takes instead.
+
+    Dark screens turn a plot dark, but no photographs.
+    """
 
     path: Path
     caption: str
@@ -154,22 +119,38 @@ class Picture:
 
     def source(self) -> str:
         """Its size on a page, and the file as it is now."""
-        data = self.path.read_bytes()
-        if not data.startswith(PNG_SIGNATURE):
-            raise ValueError(f"path: expected a PNG file, {self.path} is none")
-        width, height = (round(size / DOTS_PER_CSS_PIXEL) for size in struct.unpack(">II", data[16:24]))
-        encoded = base64.b64encode(data).decode()
-        return f'width="{width}" height="{height}" src="data:image/png;base64,{encoded}"'
+        with self._png() as png:
+            width, height = (round(size / DOTS_PER_CSS_PIXEL) for size in png.size)
+        drawing = self.path.with_suffix(".svg")
+        path, kind = (drawing, "svg+xml") if drawing.exists() else (self.path, "png")
+        encoded = base64.b64encode(path.read_bytes()).decode()
+        return f'width="{width}" height="{height}" src="data:image/{kind};base64,{encoded}"'
+
+    def seen(self) -> str:
+        """What the file says is to be seen on it (see `plots.save`); its caption where it says nothing."""
+        with self._png() as png:
+            return str(png.info.get("Description", self.caption))
+
+    def _png(self) -> Image.Image:
+        try:
+            return Image.open(self.path, formats=["PNG"])
+        except UnidentifiedImageError:
+            raise ValueError(f"path: expected a PNG file, {self.path} is none") from None
 
 
 @dataclass(frozen=True)
 class Section:
-    """Below a heading paragraphs, then tables, then pictures."""
+    """Below a heading paragraphs, then tables, then pictures; `answer` is what they say, by default what tables say."""
 
     title: str
     texts: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
+    answer: str = ""
+
+    def finding(self) -> str:
+        """For the head of a report; empty where no table finds anything."""
+        return self.answer or " ".join(finding for table in self.tables for finding in table.findings())
 
 
 @dataclass(frozen=True)
@@ -200,18 +181,57 @@ class Report:
     lead: str
     sections: Sequence[Section]
 
-    def html(self) -> str:
-        """One page; all text is escaped."""
-        return _template(PAGE, escape=True).render(report=self, style=STYLE)
+    def html(self, files: Sequence[str] = (), runs: Mapping[str, Mapping[str, str]] | None = None) -> str:
+        """One page; all text is escaped.
+
+        Args:
+            files: beside the page, to be linked.
+            runs: for each study names of runs and their pages, as links from this one.
+        """
+        return _template(PAGE, escape=True).render(report=self, style=STYLE, facts=facts(), files=files, runs=runs)
 
     def markdown(self, folder: Path) -> str:
         """For a file in `folder`, where pictures are linked."""
         return _template(MARKDOWN, escape=False).render(report=self, folder=folder, row=_row)
 
     def write(self, folder: Path) -> None:
-        """report.html and report.md, each whole or not at all."""
-        write_text(folder / "report.html", self.html())
+        """report.html, report.md, figures.csv and figures.json, each whole or not at all."""
+        records = [{"section": s.title, **record} for s in self.sections for t in s.tables for record in t.records()]
+        text = io.StringIO(newline="")
+        columns = ["section", "table", "row", "column", "value", "interval"]
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        write_text(folder / "figures.csv", text.getvalue())
+        write_json(folder / "figures.json", records)
+        # What has all digits: a study's trainings, or the result of this run.
+        files = [name for name in (*FIGURES, "studies.json", "report.json") if (folder / name).exists()]
+        write_text(folder / "report.html", self.html(files, _runs_below(folder)))
         write_text(folder / "report.md", self.markdown(folder))
+
+
+def facts() -> list[tuple[str, str]]:
+    """When, by which command, with what and on what machine this is written."""
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    if command[0] == "command.py":  # python -m fused_margins.command
+        command[0] = "fused-margins"
+    gpus = ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))) or "no GPU"
+    return [
+        ("Written", f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"),
+        ("Command", shlex.join(command)),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
+        ("Machine", f"{os.cpu_count()} cores, {instruction_sets()}, {gpus}"),
+    ]
+
+
+def _runs_below(folder: Path) -> dict[str, dict[str, str]]:
+    """Of each study in a folder its runs: their own pages, or their figures where they have none."""
+    runs: dict[str, dict[str, str]] = {}
+    for result in sorted(folder.glob("*/*/report.json")):
+        page = result.with_suffix(".html")
+        link = (page if page.exists() else result).relative_to(folder).as_posix()
+        runs.setdefault(result.parent.parent.name, {})[result.parent.name] = link
+    return runs
 
 
 def percent(value: float, interval: float | None = None) -> str:

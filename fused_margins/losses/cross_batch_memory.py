@@ -30,11 +30,12 @@ class CrossBatchMemory(nn.Module):
         embeddings: (size, D), in the dtype that the module has (float32, unless moved). labels, sample_ids: (size,)
             int64; a row that holds nothing has the label `fused_margins.core.indices.UNADMITTED`; -1 is no id.
         seen: 0-d int64, embeddings that ever came, and so the place of the next.
-        All are buffers of fixed shape: whatever saves, copies or broadcasts tensors takes the memory along. An average
-        of models has to copy them, as `torch.optim.swa_utils.AveragedModel` does unless `use_buffers=True`: the mean of
-        two memories' labels is none. Under DistributedDataParallel, which broadcasts buffers before each step (its
-        default), every process searches the memory of process 0, and what the others remembered is gone; with
-        `broadcast_buffers=False` each has its own.
+
+    All are buffers of fixed shape: whatever saves, copies or broadcasts tensors takes the memory along. An average of
+    models has to copy them, as `torch.optim.swa_utils.AveragedModel` does unless `use_buffers=True`: the mean of two
+    memories' labels is none. Under DistributedDataParallel, which broadcasts buffers before each step (its default),
+    every process searches the memory of process 0, and what the others remembered is gone; with
+    `broadcast_buffers=False` each has its own.
 
     Call: memory(embeddings (B, D), labels (B,) integers, sample_ids (B,) integers or None) gives what the loss gives; a
     negative id is none. Only in training mode the batch is remembered, but for embeddings that are not finite. A call

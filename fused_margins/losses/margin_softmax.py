@@ -31,7 +31,8 @@ class MarginSoftmaxLoss(WithUserValues):
 
     Attributes:
         weight: (C, D) parameter, one row a class; (C, K, D) where a class has K > 1 centers.
-        scale, margin: numbers, parameters where they learn; a margin that was a tensor and does not learn is a buffer.
+        scale: a number, or a parameter where it learns.
+        margin: likewise; one that was a tensor and does not learn is a buffer.
 
     `reset_parameters` draws the weight anew and gives scale and margin what they began with. Buffers keep their values;
     after `to_empty`, which takes them, a call is refused until a state dict has been loaded.

@@ -41,6 +41,10 @@ def test_train_then_evaluate(tmp_path, capsys, pictures):
     assert {"recall@1", "nmi", "map@r", "modes", "knc_error@10", "accuracy"} <= report["figures"].keys()
     assert all((folder / name).read_bytes().startswith(PNG) for name in ("loss.png", "embeddings.png"))
     assert f"| nmi | {100 * report['figures']['nmi']:.1f} |" in (folder / "report.md").read_text()
+    page = (folder / "report.html").read_text()
+    assert "In percent: recall@1 " in page
+    assert f"nmi {100 * report['figures']['nmi']:.1f}" in page[: page.index("</header>")]
+    assert '<a href="report.json">' in page
     assert "nmi" in capsys.readouterr().out
 
     (folder / "report.json").unlink()

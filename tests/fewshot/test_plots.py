@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgba
+from PIL import Image
 
 from fused_margins.fewshot import plots
 
@@ -129,3 +130,39 @@ def test_a_sample_for_a_map_is_whole_classes_as_far_as_they_fit():
     assert len(chosen) == 400
     assert torch.equal(chosen, plots.map_sample(labels, limit=400))
     assert len(torch.unique(labels[chosen])) == 20
+
+
+def _seen(path):
+    with Image.open(path) as picture:
+        return picture.info["Description"]
+
+
+def test_lines_are_drawn_as_svg_too_and_the_same_each_time(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        plots.training_curves(tmp_path / name / "t.png", {"x": [2.0, 1.0]}, {"x": [0.1, 0.0]})
+    drawings = [(tmp_path / name / "t.svg").read_bytes() for name in ("a", "b")]
+    assert drawings[0] == drawings[1]
+    assert b"<svg" in drawings[0]
+    assert _seen(tmp_path / "a" / "t.png") in drawings[0].decode()
+
+
+def test_pictures_say_what_is_seen(tmp_path):
+    plots.training_curves(tmp_path / "t.png", {"x": [2.0, 0.5, 1.0]}, {"x": [0.1, 0.2, 0.0]})
+    assert _seen(tmp_path / "t.png") == (
+        "Loss by epoch: x from 2 at 1 to 1 at 3, lowest 0.5 at 2. "
+        "Learning rate: x from 0.1 at 1 to 0 at 3, highest 0.2 at 2."
+    )
+    plots.parity_curves(tmp_path / "p.png", {"cpu": [2.0, 1.0]}, {"loss": [0.0, 0.1]}, tolerance=1e-3)
+    assert _seen(tmp_path / "p.png").endswith("Largest relative differences: loss 1.0e-01; tolerance 0.001.")
+    plots.variance_curves(tmp_path / "v.png", {"magnet": [0.3, 0.1, 0.2]})
+    assert "magnet 0.2." in _seen(tmp_path / "v.png")
+    points, labels = np.array([[0.0, 0], [0, 1], [9, 9], [9, 8]]), torch.tensor([0, 0, 0, 1])
+    plots.embedding_maps(tmp_path / "e.png", {"fine": (points, labels, ("ä", "b"))})
+    assert _seen(tmp_path / "e.png") == "Maps. fine: 4 points of 2 classes, 50% of them next to one of their own class."
+    assert not (tmp_path / "e.svg").exists()
+    plots.cluster_map(tmp_path / "c.png", torch.randn(4, 3), labels, torch.zeros(2, 3), torch.tensor([0, 1]), "ab")
+    assert _seen(tmp_path / "c.png").endswith("and 2 centroids.")
+    nearest = torch.tensor([[1, 2, 3], [0, 1, -1]])
+    plots.neighbour_strips(tmp_path / "n.png", torch.zeros(4, 1, 8, 8), labels, torch.tensor([0, 3]), nearest, "äb")
+    assert _seen(tmp_path / "n.png") == "Of 3 nearest images so many have the query's class, by rows: ä: 2; b: 0."

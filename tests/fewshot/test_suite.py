@@ -61,7 +61,10 @@ def test_a_suite_reports_and_runs_once(tmp_path, monkeypatch):
     assert [trial["group"] for trial in study["trials"]] == ["m = -0.1", "m = 0"]
     assert any(table["title"].startswith("Published claims on this data") for table in study["tables"])
     assert "Margin softmax on digits" in (tmp_path / "report.md").read_text()
-    assert "data:image/png;base64" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/svg+xml;base64" in page
+    assert 'href="margins/m-0-seed0/report.json"' in page
+    assert "1-shot: highest " in page
     monkeypatch.setattr(Trial, "carry_out", lambda *args: pytest.fail("trained again"))
     run_suite([_study()], tmp_path, "Title", workers=1)
 
