@@ -123,6 +123,7 @@ def test_memory_that_is_not_there_is_said_in_one_line(tmp_path, capsys, monkeypa
         ),
         (["parity", "--margin", "-0.9"], "loss: which one are these options for?"),
         (["magnet", "--loss", "triplet"], "loss: it is magnet that is compared with softmax and triplet, got triplet"),
+        (["reproduce", "--parity", "--long"], "parity, long: expected one of them, each is instead of the others"),
     ],
 )
 def test_options_that_a_study_would_ignore_are_refused(tmp_path, capsys, arguments, message):

@@ -182,7 +182,11 @@ def test_reproduce_resumes(tmp_path, monkeypatch):
         update={"epochs": 2, "threads": 1, "backbone": Backbone(blocks=2, channels=4, embedding_size=8)}
     )
     small = [margin_sweep_study(config, (0.0, 0.1), (1,), Judging(episodes=5))]
-    for of_studies, options in (("reproduce_studies", []), ("parity_studies", ["--parity"])):
+    for of_studies, options in (
+        ("reproduce_studies", []),
+        ("parity_studies", ["--parity"]),
+        ("long_studies", ["--long"]),
+    ):
         command = ["reproduce", *options, "--workers", "1", "--output", str(tmp_path / of_studies)]
         with monkeypatch.context() as patch:
             patch.setattr(reproduce, of_studies, lambda: small)
@@ -190,6 +194,6 @@ def test_reproduce_resumes(tmp_path, monkeypatch):
                 assert main(command) == 130
             assert main(command) == 0
     run_suite(small, tmp_path / "whole", "whole", workers=1)
-    folders = [tmp_path / name for name in ("reproduce_studies", "parity_studies", "whole")]
+    folders = [tmp_path / name for name in ("reproduce_studies", "parity_studies", "long_studies", "whole")]
     reports = [(folder / "report.md").read_text().partition("\n")[2] for folder in folders]
-    assert reports[0] == reports[1] == reports[2]
+    assert all(report == reports[-1] for report in reports)

@@ -266,9 +266,11 @@ class Reproduce(_Many):
     """A documented subset of the papers' protocols on Omniglot and CIFAR-FS; 45 minutes on two cores."""
 
     output: Path | None = None
-    """Folder of the runs and the report; by default runs/reproduce, or runs/parity."""
+    """Folder of the runs and the report; by default runs/reproduce, or runs with the name of what is asked instead."""
     parity: bool = False
     """Instead of these, the parity of backends for every loss on the same data: a quarter of an hour more."""
+    long: bool = False
+    """Instead of these, the margins on CIFAR-FS trained until they converge: hours, in several goes if you like."""
     features: Path | None = None
     """Instead of these, the claims on frozen features: a folder with caltech101.safetensors and gtsrb.safetensors."""
     dry_run: bool = False
@@ -277,14 +279,16 @@ class Reproduce(_Many):
     def main(self) -> int:
         from ..studies import features, reproduce
 
+        asked = [name for name in ("parity", "long", "features") if getattr(self, name)]
+        if len(asked) > 1:
+            raise UserError(f"{', '.join(asked)}: expected one of them, each is instead of the others")
         if self.features is not None:
-            studies, name, title = (
-                features.feature_studies(self.features),
-                "features",
-                "The three papers on frozen features",
-            )
+            title, studies = "The three papers on frozen features", features.feature_studies(self.features)
         elif self.parity:
-            studies, name, title = reproduce.parity_studies(), "parity", "Parity of backends on few-shot data"
+            title, studies = "Parity of backends on few-shot data", reproduce.parity_studies()
+        elif self.long:
+            title, studies = "Negative margins, trained until they converge", reproduce.long_studies()
         else:
-            studies, name, title = reproduce.reproduce_studies(), "reproduce", "The three papers on few-shot data"
-        return self.carry_out(studies, self.output or Path("runs") / name, title, self.dry_run)
+            title, studies = "The three papers on few-shot data", reproduce.reproduce_studies()
+        folder = self.output or Path("runs", *asked or ["reproduce"])
+        return self.carry_out(studies, folder, title, self.dry_run)
