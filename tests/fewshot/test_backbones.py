@@ -4,9 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fused_margins.fewshot.backbones import Network
-from fused_margins.fewshot.backbones.convnets import Conv4Block, PoolFirstBlock
-from fused_margins.fewshot.backbones.resnets import Block12, Block18
+from fused_margins.fewshot.backbones import Block12, Block18, Conv4Block, Network, PoolFirstBlock
 from fused_margins.fewshot.config import Backbone
 from fused_margins.fewshot.errors import UserError
 

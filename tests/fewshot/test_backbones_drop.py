@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fused_margins.fewshot.backbones import Network
-from fused_margins.fewshot.backbones.resnets import Drop, DropBlock
+from fused_margins.fewshot.backbones import Drop, DropBlock, Network
 from fused_margins.fewshot.config import Backbone
 from fused_margins.fewshot.errors import UserError
 
