@@ -12,10 +12,10 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fused_margins.fewshot import report
+from fused_margins.fewshot import datasets, report
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Augmentation, Backbone, TrainConfig
-from fused_margins.fewshot.datasets import ImageSet, load, registry
+from fused_margins.fewshot.datasets import ImageSet, load
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,7 +67,7 @@ def few_digits(monkeypatch, _few) -> None:
 
 
 def with_digits(patch: pytest.MonkeyPatch, splits: dict[str, ImageSet]) -> None:
-    patch.setattr(registry, "LOADERS", registry.LOADERS | {"digits": lambda *args: splits})
+    patch.setitem(datasets.LOADERS, "digits", lambda *args: splits)
 
 
 SMALL = ["--blocks", "2", "--channels", "4", "--embedding-size", "8", "--epochs", "2"]

@@ -25,7 +25,6 @@ from ..errors import UserError, printable
 from ..runs import replacing
 from .folders import split_by_name
 from .images import ImageSet
-from .registry import register
 
 SPLITS = ("train", "val", "test")
 HELD_OUT = 1 / 3  # of the images of each class, where a file is to be split by image
@@ -60,7 +59,6 @@ class Features:
         )
 
 
-@register("features")
 def load(path: Path) -> dict[str, ImageSet]:
     """Features in a file, `.safetensors`, `.npz` or `.npy` (and `.labels.npy`): split as it says, or by class."""
     return splits_of(read_features(path))
@@ -91,7 +89,6 @@ def splits_of(features: Features) -> dict[str, ImageSet]:
     return sets
 
 
-@register("gtsrb-tracks")
 def load_tracks(path: Path) -> dict[str, ImageSet]:
     """Features of German traffic signs: the class is the coarse label, the track the fine one, of tracks held out."""
     features = _read_signs(path)
@@ -113,7 +110,6 @@ def load_tracks(path: Path) -> dict[str, ImageSet]:
     return {s: images.subset((features.split == i).nonzero()[:, 0]) for s, i in (("train", 0), ("test", 2))}
 
 
-@register("gtsrb-parents")
 def load_parents(path: Path) -> dict[str, ImageSet]:
     """Features of German traffic signs in 40 of 43 classes, whose five kinds are the coarse labels."""
     features = _read_signs(path)

@@ -24,8 +24,8 @@ from typing import IO, NamedTuple
 
 from ..errors import UserError
 from ..terminal import say
-from .registry import DATA_ROOT_VARIABLE
 
+DATA_ROOT_VARIABLE = "FUSED_MARGINS_DATA"
 FILE_BYTES = 128 << 20  # of a file, unpacked: no image or list of a few-shot data set is larger
 _CHUNK_BYTES = 1 << 16
 
@@ -325,6 +325,11 @@ _OF_SYSTEMS = ("thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system vol
 def _hidden(name: str) -> bool:
     """What systems leave behind, one part of a path: .DS_Store, .thumbnails, __MACOSX, Thumbs.db."""
     return name.startswith((".", "__MACOSX")) or name.lower() in _OF_SYSTEMS
+
+
+def data_root() -> Path:
+    """The folder with the user's data sets: what FUSED_MARGINS_DATA names, else `data` in the working directory."""
+    return Path(os.environ.get(DATA_ROOT_VARIABLE) or "data")
 
 
 def find(root: Path, places: Sequence[str], holding: str = "") -> Tree | None:
