@@ -18,7 +18,7 @@ from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Backbone, TrainConfig
 from fused_margins.fewshot.presets import PRESETS
 from fused_margins.fewshot.runs import Run
-from fused_margins.fewshot.studies import demo
+from fused_margins.fewshot.studies import reproduce
 
 from .conftest import SMALL, train
 
@@ -165,7 +165,7 @@ def test_parity_without_held_out_images_and_with_few_novel_classes(tmp_path):
 @pytest.mark.usefixtures("few_digits", "blank_pictures")
 def test_demo_in_miniature(tmp_path, monkeypatch):
     small = Backbone(blocks=2, channels=4, embedding_size=8)
-    monkeypatch.setattr(demo, "TrainConfig", functools.partial(TrainConfig, backbone=small))
+    monkeypatch.setattr(reproduce, "TrainConfig", functools.partial(TrainConfig, backbone=small))
     options = ["--seeds", "0", "--epochs", "6", "--episodes", "5", "--workers", "1"]
     assert main(["demo", "--output", str(tmp_path), *options]) == 0
     studies = json.loads((tmp_path / "studies.json").read_text())["studies"]

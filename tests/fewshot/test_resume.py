@@ -12,7 +12,7 @@ from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax
 from fused_margins.fewshot.presets import preset
 from fused_margins.fewshot.runs import Run
-from fused_margins.fewshot.studies import demo, omniglot, reproduce
+from fused_margins.fewshot.studies import omniglot, reproduce
 from fused_margins.fewshot.studies.margins import margin_sweep_study
 from fused_margins.fewshot.suite import run_suite
 
@@ -151,7 +151,7 @@ def small_one_shot(monkeypatch):
 def test_the_same_command_resumes_a_study_and_names_a_changed_option(tmp_path, capsys, monkeypatch, contents, name):
     text, epochs = STUDIES[name]
     command = [*text.split(), *(["--episodes", "5"] if name == "demo" else SMALL), "--workers", "1"]
-    monkeypatch.setattr(demo, "MARGINS", (0.0,))
+    monkeypatch.setattr(reproduce, "DEMO_MARGINS", (0.0,))
     with interrupted(1):
         assert main([*command, "--epochs", str(epochs), "--output", str(tmp_path / "out")]) == 130
     assert "the same command goes on" in capsys.readouterr().out

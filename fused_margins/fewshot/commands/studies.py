@@ -249,8 +249,8 @@ class Demo(_Many):
 
     def main(self) -> int:
         from ..backends import of_all
-        from ..studies.demo import demo_studies
         from ..studies.parity import LOSSES
+        from ..studies.reproduce import demo_studies
 
         warm_epochs = Magnet().warm_epochs
         if self.epochs <= warm_epochs:
@@ -277,13 +277,13 @@ class Reproduce(_Many):
     """Say what would be trained, and how long it would take, and do nothing."""
 
     def main(self) -> int:
-        from ..studies import features, reproduce
+        from ..studies import reproduce
 
         asked = [name for name in ("parity", "long", "features") if getattr(self, name)]
         if len(asked) > 1:
             raise UserError(f"{', '.join(asked)}: expected one of them, each is instead of the others")
         if self.features is not None:
-            title, studies = "The three papers on frozen features", features.feature_studies(self.features)
+            title, studies = "The three papers on frozen features", reproduce.feature_studies(self.features)
         elif self.parity:
             title, studies = "Parity of backends on few-shot data", reproduce.parity_studies()
         elif self.long:
