@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fused_margins.fewshot.datasets import cache, decoding, load
+from fused_margins.fewshot.datasets import decoding, load
 from fused_margins.fewshot.errors import UserError
 from tests.forks import Forked
 
@@ -48,7 +48,7 @@ def decoded(monkeypatch) -> list[int]:
 
 
 def arrays() -> list[Path]:
-    return sorted(cache.cache_folder().glob("*.npy"))
+    return sorted(decoding.cache_folder().glob("*.npy"))
 
 
 def pixels(source: Path, size: int = 8) -> torch.Tensor:
@@ -95,7 +95,7 @@ def test_a_changed_source_is_decoded_anew_and_takes_the_place_of_the_former(deco
     assert len(decoded) == 6
     assert len(arrays()) == 1
     assert arrays() != before
-    assert len(list(cache.cache_folder().iterdir())) == 2
+    assert len(list(decoding.cache_folder().iterdir())) == 2
 
 
 def test_a_changed_archive_is_decoded_anew(decoded, folder, archive):
@@ -176,7 +176,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_kept(folder, content, reaso
     path.write_bytes(content(path.read_bytes()))
     with pytest.raises(UserError, match=rf"{path}: {reason}"):
         pixels(folder)
-    assert list(cache.cache_folder().iterdir()) == []
+    assert list(decoding.cache_folder().iterdir()) == []
 
 
 def test_a_damaged_entry_of_an_archive_is_named(archive):
@@ -187,7 +187,7 @@ def test_a_damaged_entry_of_an_archive_is_named(archive):
     archive.write_bytes(data)
     with pytest.raises(UserError, match=rf"{archive}: train/b/1.png: cannot be read \(Bad CRC-32"):
         pixels(archive)
-    assert list(cache.cache_folder().iterdir()) == []
+    assert list(decoding.cache_folder().iterdir()) == []
 
 
 def test_a_cut_archive_is_named(archive):
@@ -203,7 +203,7 @@ def test_an_interrupt_leaves_nothing_behind(folder, monkeypatch):
     monkeypatch.setattr(decoding.Decoder, "__call__", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pixels(folder)
-    assert list(cache.cache_folder().iterdir()) == []
+    assert list(decoding.cache_folder().iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
@@ -217,7 +217,7 @@ def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
 
 def test_the_cache_is_in_the_home_unless_named(monkeypatch):
     monkeypatch.delenv("FUSED_MARGINS_CACHE")
-    assert cache.cache_folder() == Path.home() / ".cache/fused-margins"
+    assert decoding.cache_folder() == Path.home() / ".cache/fused-margins"
 
 
 def test_two_processes_at_once(folder):
@@ -238,12 +238,12 @@ def test_two_processes_at_once(folder):
     assert other.result() == (0, "")
     # All splits share these images.
     assert total == sum(int(np.asarray(Image.open(file)).sum()) for file in folder.rglob("*.png"))
-    assert len(list(cache.cache_folder().iterdir())) == 2
+    assert len(list(decoding.cache_folder().iterdir())) == 2
 
 
 def test_photos_are_made_smaller_without_aliasing():
     checkers = Image.fromarray(np.indices((64, 64)).sum(0).astype(np.uint8) % 2 * 255)
-    path = cache.cache_folder() / "checkers.png"
+    path = decoding.cache_folder() / "checkers.png"
     checkers.save(path)
     small = decoding.PHOTO(path.read_bytes(), 8)
     assert small.shape == (3, 8, 8)
@@ -253,7 +253,7 @@ def test_photos_are_made_smaller_without_aliasing():
 def test_ink_is_its_share_of_a_pixel():
     drawing = np.full((8, 8), 255, np.uint8)
     drawing[0, :3] = 0
-    path = cache.cache_folder() / "drawing.png"
+    path = decoding.cache_folder() / "drawing.png"
     Image.fromarray(drawing).convert("1").save(path)
     small = decoding.INK(path.read_bytes(), 4)
     assert small.shape == (1, 4, 4)

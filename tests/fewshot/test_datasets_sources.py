@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fused_margins.fewshot.datasets import cache, load, sources
+from fused_margins.fewshot.datasets import decoding, load, sources
 from fused_margins.fewshot.datasets.folders import split_by_name
 from fused_margins.fewshot.errors import UserError
 
@@ -372,4 +372,4 @@ def test_names_as_long_as_they_can_be(tmp_path):
     folder = tmp_path / ("n" * 255)
     write(folder, TREE)
     assert found(folder) == {"train": [1, 2], "test": [3]}
-    assert len(list(cache.cache_folder().iterdir())) == 2
+    assert len(list(decoding.cache_folder().iterdir())) == 2

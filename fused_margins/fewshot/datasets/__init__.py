@@ -1,7 +1,8 @@
 """Data sets by name: `load` decodes the user's files once, keeps them memory-mapped, and returns a set of each split.
 
 Splits may share their classes (digits) or have classes of their own (the usual few-shot sets); `make_task` sorts out
-which is which. sources finds files, cache keeps what was decoded, images holds the result; each data set has a module.
+which is which. sources finds files, decoding makes images of them and keeps those, images holds the result; each data
+set has a module.
 """
 
 from collections.abc import Callable

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
-from .cache import decoded
-from .decoding import PHOTO
+from .decoding import PHOTO, decoded
 from .images import ImageSet, from_classes
 from .lists import Finder, Line, Once, lines
 from .sources import Tree, left_out, require

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UserError, printable
-from .cache import decoded
-from .decoding import PHOTO
+from .decoding import PHOTO, decoded
 from .images import ImageSet, from_classes
 from .lists import Finder, Line, Once, lines
 from .sources import Archive, Folder, Tree, find, left_out, require, say_once

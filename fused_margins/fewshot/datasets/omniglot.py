@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .cache import decoded
-from .decoding import INK
+from .decoding import INK, decoded
 from .download import Download
 from .images import ImageSet, from_classes
 from .lists import Finder, Once, lines
