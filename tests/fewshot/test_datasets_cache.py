@@ -113,45 +113,27 @@ def one_bit(array: Path, place: int) -> None:
     array.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda array, note: one_bit(array, -1),
-        lambda array, note: one_bit(array, -3 * 3 * 8 * 8),
-        lambda array, note: array.write_bytes(array.read_bytes().replace(b"False", b"True ")),
-        lambda array, note: array.write_bytes(b"PK\x03\x04" + array.read_bytes()),
-        lambda array, note: note.write_text(note.read_text().replace("array_crc32", "other")),
-        lambda array, note: array.write_bytes(array.read_bytes()[:-1]),
-        lambda array, note: array.write_bytes(b""),
-        lambda array, note: array.write_bytes(b"noise" * 100),
-        lambda array, note: array.unlink(),
-        lambda array, note: np.save(array, np.zeros((3, 3, 8, 9), np.uint8)),
-        lambda array, note: np.save(array, np.zeros((3, 3, 8, 8), np.float32)),
-        lambda array, note: note.write_text("{"),
-        lambda array, note: note.write_bytes(b"\xff"),
-        lambda array, note: note.write_text("[]"),
-        lambda array, note: note.write_text('{"checksum": "0"}'),
-        lambda array, note: note.unlink(),
-    ],
-    ids=[
-        "bit",
-        "first-bit",
-        "order",
-        "zip",
-        "unsummed",
-        "cut",
-        "empty",
-        "noise",
-        "gone",
-        "shape",
-        "dtype",
-        "json",
-        "utf8",
-        "list",
-        "other",
-        "unnoted",
-    ],
-)
+DAMAGE = {
+    "bit": lambda array, note: one_bit(array, -1),
+    "first-bit": lambda array, note: one_bit(array, -3 * 3 * 8 * 8),
+    "order": lambda array, note: array.write_bytes(array.read_bytes().replace(b"False", b"True ")),
+    "zip": lambda array, note: array.write_bytes(b"PK\x03\x04" + array.read_bytes()),
+    "unsummed": lambda array, note: note.write_text(note.read_text().replace("array_crc32", "other")),
+    "cut": lambda array, note: array.write_bytes(array.read_bytes()[:-1]),
+    "empty": lambda array, note: array.write_bytes(b""),
+    "noise": lambda array, note: array.write_bytes(b"noise" * 100),
+    "gone": lambda array, note: array.unlink(),
+    "shape": lambda array, note: np.save(array, np.zeros((3, 3, 8, 9), np.uint8)),
+    "dtype": lambda array, note: np.save(array, np.zeros((3, 3, 8, 8), np.float32)),
+    "json": lambda array, note: note.write_text("{"),
+    "utf8": lambda array, note: note.write_bytes(b"\xff"),
+    "list": lambda array, note: note.write_text("[]"),
+    "other": lambda array, note: note.write_text('{"checksum": "0"}'),
+    "unnoted": lambda array, note: note.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_cache_is_made_anew(damage, decoded, folder):
     first = pixels(folder)
     array = arrays()[0]

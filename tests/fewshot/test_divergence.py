@@ -109,11 +109,6 @@ def test_classes_smaller_than_their_clusters_are_survived(images, config):
     assert all(torch.tensor(row["loss"]).isfinite() for row in trainer.history)
 
 
-def test_an_unusable_device_is_named(images, config):
-    with pytest.raises(UserError, match="device: 'abacus' cannot be used"):
-        Trainer(config.model_copy(update={"device": "abacus"}), images)
-
-
 def test_a_device_that_torch_says_much_of_gets_a_line(monkeypatch):
     def fail(*args, **options):
         raise RuntimeError("Could not run. " * 100)
