@@ -211,16 +211,17 @@ def test_without_a_connection_all_that_is_missing_is_named(tmp_path, monkeypatch
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: it refuses
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        downloads = [Download(f"{url}/{name}", name, 1, "0" * 64) for name in ("a.zip", "b.txt", "c.txt")]
+        downloads = [Download(f"{url}/{name}", f"below/{name}", 1, "0" * 64) for name in ("a.zip", "b.txt", "c.txt")]
         monkeypatch.setenv("no_proxy", "*")
         monkeypatch.setenv("FUSED_MARGINS_DATA", str(tmp_path))
         monkeypatch.setattr(omniglot, "missing", lambda root: downloads)
         assert main(["data", "omniglot"]) == 2
     error = capsys.readouterr().err
     assert f"{url}/a.zip: " in error
-    assert f"refused; without the internet, fetch it elsewhere and put it at {tmp_path}/a.zip" in error
+    by_hand = "refused; without the internet, fetch it elsewhere and put it at"
+    others = [f"likewise {url}/{name} at {tmp_path}/below/{name}" for name in ("b.txt", "c.txt")]
+    assert f"{by_hand} {tmp_path}/below/a.zip; {'; '.join(others)}" in error
     assert list(tmp_path.iterdir()) == []  # not a folder either
-    assert f"put it at {tmp_path}/a.zip; likewise {url}/b.txt at {tmp_path}/b.txt; likewise {url}/c.txt at" in error
 
 
 def test_what_the_server_does_not_have(file, tmp_path):
