@@ -161,13 +161,6 @@ def test_a_corrupt_checkpoint_is_one_line_and_changes_nothing(trained, capsys, c
     assert contents(folder) == before
 
 
-def test_a_configuration_that_is_no_text_is_named(tmp_path, capsys):
-    (tmp_path / "config.json").write_bytes(b"\xff\xfe{")
-    for arguments in (["train", "--resume", "--output", str(tmp_path)], ["evaluate", str(tmp_path)]):
-        assert main(arguments) == 2
-        assert "config.json: not text" in capsys.readouterr().err
-
-
 @pytest.mark.usefixtures("few_digits")
 def test_a_run_that_diverges_can_be_looked_at_and_resumed(tmp_path, capsys):
     folder = tmp_path / "run"

@@ -76,3 +76,4 @@ def test_options_are_read_as_people_write_them():
     command = parse(written.split())
     assert command.margin == (-0.3, -0.001, 0.0)
     assert (command.config.dataset, command.config.held_out, command.config.image_size) == ("cub", 0.1, None)
+    assert all(parse(["train", "--loss", name]).settings().loss.scale == 64 for name in ("cosface", "arcface"))

@@ -15,6 +15,8 @@ from fused_margins.fewshot.datasets import decoding, load
 from fused_margins.fewshot.errors import UserError
 from tests.forks import Forked
 
+from .layouts import pack
+
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
@@ -27,13 +29,14 @@ def folder(tmp_path) -> Path:
     return tmp_path / "data"
 
 
+def packed(folder: Path) -> Path:
+    files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.rglob("*.png"))}
+    return pack(folder.with_suffix(".zip"), files)
+
+
 @pytest.fixture
 def archive(folder) -> Path:
-    path = folder.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w") as opened:
-        for file in sorted(folder.rglob("*.png")):
-            opened.write(file, file.relative_to(folder).as_posix())
-    return path
+    return packed(folder)
 
 
 @pytest.fixture
@@ -101,9 +104,7 @@ def test_a_changed_source_is_decoded_anew_and_takes_the_place_of_the_former(deco
 def test_a_changed_archive_is_decoded_anew(decoded, folder, archive):
     pixels(archive)
     Image.new("RGB", (8, 8), (255, 0, 0)).save(folder / "train/a/1.png")
-    with zipfile.ZipFile(archive, "w") as opened:
-        for file in sorted(folder.rglob("*.png")):
-            opened.write(file, file.relative_to(folder).as_posix())
+    packed(folder)
     assert torch.equal(pixels(archive)[0].mean((1, 2)), torch.tensor([1.0, 0, 0]))
 
 

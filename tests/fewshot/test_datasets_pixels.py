@@ -1,7 +1,6 @@
 """What is decoded looks as viewers show it, whatever its bits, its transparency and its orientation, or is refused."""
 
 import ctypes
-import io
 import platform
 
 import numpy as np
@@ -15,17 +14,11 @@ from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.process import M_MMAP_MAX, PeakMemory
 from tests.forks import Forked
 
-from .layouts import png, write
+from .layouts import encoded, png, write
 
 M_MMAP_THRESHOLD = -3  # of mallopt: glibc's malloc.h
 RAMP = np.tile(np.linspace(0, 255, 16).astype(np.uint8), (16, 1))
 GREY = Image.fromarray(RAMP)
-
-
-def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def paletted() -> Image.Image:

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from fused_margins.backends import registry
-from fused_margins.fewshot.backends import SOFTMAX, available
 from fused_margins.fewshot.config import TOLERANCE, make_loss
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.studies.parity import Parity, relative_difference
 from fused_margins.fewshot.trainer import Trainer
+
+from .conftest import needs_cpu_backend
 
 LOSSES = [
     make_loss("margin-softmax", margin=-0.3),
@@ -21,7 +22,6 @@ LOSSES = [
     make_loss("magnet", warm_epochs=1, clusters_per_class=2, num_clusters=3, samples_per_cluster=4),
 ]
 IDS = [loss.name for loss in LOSSES]
-needs_cpu_backend = pytest.mark.skipif("cpu" not in available("cpu", [SOFTMAX]), reason="the cpu backend is not built")
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=IDS)

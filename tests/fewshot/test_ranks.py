@@ -17,19 +17,8 @@ from ..distributed.ranks import free_port
 from ..forks import Forked
 
 OPTIONS = ["--features", "some.npz.safetensors", "--epochs", "3", "--batch-size", "11", "--episodes", "5"]
-# Not Adam, to which a gradient of half the size would be the same.
-OPTIONS += [
-    "--backbone",
-    "mlp",
-    "--channels",
-    "8",
-    "--embedding-size",
-    "4",
-    "--optimizer",
-    "sgd",
-    "--learning-rate",
-    "0.02",
-]
+OPTIONS += ["--backbone", "mlp", "--channels", "8", "--embedding-size", "4"]
+OPTIONS += ["--optimizer", "sgd", "--learning-rate", "0.02"]  # to Adam a gradient of half the size would be the same
 MAGNET = ["--warm-epochs", "1", "--clusters-per-class", "2", "--num-clusters", "3", "--samples-per-cluster", "4"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fused_margins.fewshot import backends, report, trials
+from fused_margins.fewshot import report, trials
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax
 from fused_margins.fewshot.presets import preset
@@ -16,12 +16,9 @@ from fused_margins.fewshot.studies import omniglot, reproduce
 from fused_margins.fewshot.studies.margins import margin_sweep_study
 from fused_margins.fewshot.suite import run_suite
 
-from .conftest import with_digits
+from .conftest import needs_cpu_backend, with_digits
 
 SMALL = ["--backbone", "convnet", "--blocks", "2", "--channels", "4", "--embedding-size", "8", "--episodes", "5"]
-needs_cpu_backend = pytest.mark.skipif(
-    "cpu" not in backends.available("cpu", [backends.SOFTMAX]), reason="the cpu backend is not built"
-)
 pytestmark = pytest.mark.usefixtures("few_digits", "blank_pictures")
 
 
