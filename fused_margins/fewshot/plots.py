@@ -98,10 +98,8 @@ def sweep(
     al., Negative margin matters, 2020; the kNC error against the number of clusters is drawn the same way.
 
     Args:
-        path: PNG file.
         x: (X,) values of the setting.
         panels: {"accuracy, %": {"novel, 1-shot": values}}, where values[i][s] belongs to x[i] and seed s.
-        x_label: name and unit of the setting.
     """
     figure, grid = panels_of(len(panels), 3.3 if len(panels) > 1 else 5, 3.2, columns=3)
     for axes, (y_label, lines) in zip(grid, panels.items()):
@@ -131,23 +129,18 @@ def parity_curves(
     _lines(top, losses)
     _log_scale(top, losses)
     top.set(ylabel="loss")
-    _differences(bottom, differences, tolerance)
+    # Exact agreement has no place on a log scale: show it at the smallest float32 step.
+    _lines(bottom, {name: np.maximum(values, 1e-8).tolist() for name, values in differences.items()})
+    bottom.axhline(tolerance, color="black", linestyle=":", label=f"tolerance {tolerance:g}")
+    bottom.set(xlabel="step", ylabel="relative difference", yscale="log")
+    bottom.legend(fontsize="small")
     bottom.sharex(top)
     return save(figure, path)
 
 
-def _differences(axes: Axes, curves: Mapping[str, Sequence[float]], tolerance: float) -> None:
-    # Exact agreement has no place on a log scale: show it at the smallest float32 step.
-    _lines(axes, {name: np.maximum(values, 1e-8).tolist() for name, values in curves.items()})
-    axes.axhline(tolerance, color="black", linestyle=":", label=f"tolerance {tolerance:g}")
-    axes.set(xlabel="step", ylabel="relative difference", yscale="log")
-    axes.legend(fontsize="small")
-
-
 def variance_curves(path: Path, variances: Mapping[str, Sequence[float]]) -> Figure:
     """For each named method the within-cluster variances of its classes, in ascending order."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = panels_of(1, 6, 3.6, columns=1)
     for number, (name, values) in enumerate(variances.items()):
         rank = 100 * (np.arange(len(values)) + 0.5) / len(values)
         axes.plot(
@@ -237,8 +230,7 @@ def cluster_map(
 ) -> Figure:
     """Samples (N, D) and centroids (M, D) of a magnet index on one t-SNE plane, coloured by class."""
     points = plane(torch.cat([embeddings.cpu(), centroids.cpu().to(embeddings.dtype)]), seed)
-    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = panels_of(1, 6.4, 5.6, columns=1)
     _scatter(axes, points[: len(embeddings)], labels, class_names, alpha=0.45)
     colours = [COLOURS[c % len(COLOURS)] for c in centroid_labels.tolist()]
     centres = points[len(embeddings) :]
@@ -249,22 +241,14 @@ def cluster_map(
 
 
 def neighbour_strips(
-    path: Path,
-    pixels: Tensor,
-    labels: Tensor,
-    queries: Tensor,
-    neighbours: Tensor,
-    class_names: Sequence[str],
+    path: Path, pixels: Tensor, labels: Tensor, queries: Tensor, neighbours: Tensor, class_names: Sequence[str]
 ) -> Figure:
     """For each query its k nearest images in a row, framed green where their label is the query's, orange elsewhere.
 
     Args:
-        path: PNG file.
         pixels: (N, C, H, W) in [0, 1]; one channel is shown in grey, of several the first three as red, green, blue.
-        labels: (N,), index into `class_names`.
-        queries: (Q,) indices of images.
-        neighbours: (Q, k) indices of images, -1 for none.
-        class_names: for the names beside the rows.
+        labels: (N,), index into `class_names`, which stand beside the rows.
+        queries, neighbours: (Q,) and (Q, k) indices of images, -1 for no neighbour.
     """
     strips = np.concatenate(
         [

@@ -13,13 +13,13 @@ from ..datasets import ImageSet, Task
 from ..episodes import (
     Episodes,
     centroid_accuracy,
+    episodes_of,
     head_accuracy,
     logistic_accuracy,
     neighbours_accuracy,
     simple_shot_accuracy,
 )
 from ..errors import UserError
-from ..evaluation import episodes_of
 from ..metrics import mean_and_student_interval
 from ..process import set_threads
 from ..reports import Table, figure_text

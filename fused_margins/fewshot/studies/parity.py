@@ -169,15 +169,8 @@ def parity_study(
 ) -> Study:
     """Each loss on each backend from the same seed, and on the first one from weights changed in the last bit.
 
-    Args:
-        config: says the rest.
-        losses: name -> settings.
-        backends: the first is what the others are compared with.
-        judging: how the figures at the end are found.
-        num_steps: how many are compared at equal weights.
-        tolerance: what their largest relative difference is held to.
-        name: of the folder.
-        to_the_end: train on every backend to the end as well; else the steps at equal weights are all.
+    The first of the `backends` is what the others are compared with, for `num_steps` at equal weights, whose largest
+    relative difference is held to `tolerance`; that is all unless every backend trains `to_the_end` as well.
     """
     first, *others = backends
     trials, steps = [], []
