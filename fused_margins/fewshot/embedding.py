@@ -249,13 +249,13 @@ def embed(
 def _rows(
     sources: Sources,
     extractor: Extractor,
-    note: dict[str, object],
+    note: dict[str, Any],
     rows_path: Path,
     note_path: Path,
     advance: Callable[[], None],
 ) -> Tensor:
     """Features (N, D), a row of NaN for an image that cannot be read."""
-    image_size, batch_size = int(str(note["image_size"])), int(str(note["batch_size"]))
+    image_size, batch_size = note["image_size"], note["batch_size"]
     stored = read_json(note_path) if rows_path.exists() else {}
     width = stored.pop("width", 0)
     if stored != note or not width:

@@ -3,7 +3,7 @@
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ..config import Judging, TrainConfig, contradictions
 from ..errors import UserError
@@ -13,11 +13,10 @@ from ..runs import Run
 from ..terminal import INTERRUPTED, console, progress, say
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ..datasets import Task
     from ..trainer import Trainer
-
-
-AnyTraining = TypeVar("AnyTraining", bound="Training")
 
 
 class Training(Command):
@@ -38,11 +37,7 @@ class Training(Command):
     often: ClassVar[tuple[str, ...]] = ("dataset", "epochs", "batch_size", "learning_rate", "seed", "backbone")
 
     @classmethod
-    def read(cls, given: Given) -> Command:
-        return cls.begun(given)
-
-    @classmethod
-    def begun(cls: type[AnyTraining], given: Given) -> AnyTraining:
+    def read(cls, given: Given) -> "Self":
         """With the settings of a preset, where one is named, and what is given over them."""
         name = given.get("preset")
         return build(cls, given) if name is None else build(cls, given, config=preset(name))
@@ -83,19 +78,17 @@ class Train(Training):
     judging: Judging = Judging()
 
     @classmethod
-    def read(cls, given: Given) -> Command:
-        return cls._resumed(given) if given.get("resume") else cls.begun(given)
-
-    @classmethod
-    def _resumed(cls, given: Given) -> "Train":
-        """With the settings of the run that is resumed; others would lead to other numbers and are refused."""
+    def read(cls, given: Given) -> "Self":
+        """With the settings of a run that is resumed; others would lead to other numbers and are refused."""
+        if not given.get("resume"):
+            return super().read(given)
         if given.get("dry_run"):
             raise UserError("dry_run: it describes a training that has not begun; leave out --resume")
-        run = Run(Path(given["output"]) if given.get("output") else cls.begun(given).folder())
+        run = Run(Path(given["output"]) if given.get("output") else super().read(given).folder())
         stored = run.config()
-        resumed = build(Train, {**given, "output": run.folder}, config=stored, judging=run.judging())
+        resumed = build(cls, {**given, "output": run.folder}, config=stored, judging=run.judging())
         # Another preset than the run began with says every setting, as options say some.
-        asked = (resumed if resumed.preset in (None, run.preset()) else cls.begun(given)).settings()
+        asked = (resumed if resumed.preset in (None, run.preset()) else super().read(given)).settings()
         if asked.threads is None:  # those that the run found
             asked = asked.model_copy(update={"threads": stored.threads})
         changed = contradictions(stored, asked)
@@ -179,7 +172,7 @@ class Evaluate(Command):
     judging: Judging = Judging()
 
     @classmethod
-    def read(cls, given: Given) -> Command:
+    def read(cls, given: Given) -> "Self":
         return build(cls, given, judging=Run(Path(given["run"])).judging())
 
     def main(self) -> int:

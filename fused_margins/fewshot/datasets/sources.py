@@ -78,36 +78,26 @@ class Tree(ABC):
         """Text that changes when the file does; a `UserError` if it is missing, too large, or no regular file."""
 
     @abstractmethod
-    def _open(self) -> AbstractContextManager[Read]:
+    def open(self) -> AbstractContextManager[Read]:
         """A function that reads a file's bytes, for as long as the context lasts."""
-
-    @contextmanager
-    def open(self) -> Iterator[Read]:
-        """As above; what cannot be read is a `UserError`."""
-        with self._open() as read:
-
-            def checked(name: str) -> bytes:
-                self.stamp(name)
-                try:
-                    return read(name)
-                except UserError:
-                    raise
-                except Exception as error:  # damage shows itself in many ways: a checksum, a cut stream, a method
-                    raise UserError(f"{self.where(name)}: cannot be read ({error or type(error).__name__})") from error
-
-            yield checked
 
 
 @contextmanager
 def reader() -> Iterator[Callable[[Tree, str], bytes]]:
-    """A function that reads a file of a tree; each tree is opened once, for as long as the context lasts."""
+    """A function that reads a file of a tree, or raises a `UserError`; each tree is opened once for the whole block."""
     with ExitStack() as stack:
         opened: dict[Tree, Read] = {}
 
         def read(tree: Tree, name: str) -> bytes:
+            tree.stamp(name)
             if tree not in opened:
                 opened[tree] = stack.enter_context(tree.open())
-            return opened[tree](name)
+            try:
+                return opened[tree](name)
+            except UserError:
+                raise
+            except Exception as error:  # damage shows itself in many ways: a checksum, a cut stream, a method
+                raise UserError(f"{tree.where(name)}: cannot be read ({error or type(error).__name__})") from error
 
         yield read
 
@@ -167,9 +157,9 @@ class Folder(Tree):
         return f"{status.st_size} {status.st_mtime_ns}"
 
     @contextmanager
-    def _open(self) -> Iterator[Read]:
+    def open(self) -> Iterator[Read]:
         def read(name: str) -> bytes:
-            with open(self.path / name, "rb") as file:
+            with (self.path / name).open("rb") as file:
                 return bounded(file, self.where(name))
 
         yield read
@@ -234,7 +224,7 @@ class Archive(Tree):
         return f"{size} {crc:08x}"
 
     @contextmanager
-    def _open(self) -> Iterator[Read]:
+    def open(self) -> Iterator[Read]:
         with zipfile.ZipFile(self.path) as archive:
             members = {_member_name(info): info for info in archive.infolist()}
 
