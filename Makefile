@@ -32,6 +32,7 @@ reproduce: $(VENV)/installed-bench
 reproduce-long: $(VENV)/installed-bench
 	$(BIN)/fused-margins reproduce --long --output runs/long
 	$(call keep,runs/long,long)
+	$(BIN)/python -m benchmarks.tables
 
 # caltech101.zip and gtsrb_tracks.zip where FUSED_MARGINS_DATA says, or in ./data: their features once, and the claims on them.
 FEATURES := runs/of-photographs
