@@ -157,25 +157,25 @@ def variance_curves(path: Path, variances: Mapping[str, Sequence[float]]) -> Fig
     return save(figure, path)
 
 
-def plane(embeddings: Tensor, seed: int = 0) -> np.ndarray:
+def plane(embeddings: Tensor) -> np.ndarray:
     """t-SNE coordinates (N, 2) of embeddings (N, D)."""
     perplexity = min(30.0, max(1.0, (len(embeddings) - 1) / 3))
-    tsne = TSNE(init="random", perplexity=perplexity, max_iter=500, random_state=seed)
+    tsne = TSNE(init="random", perplexity=perplexity, max_iter=500, random_state=0)
     with threadpool_limits(1):  # sums of several threads have other last bits each time, which t-SNE makes large
         return tsne.fit_transform(embeddings.cpu().numpy())
 
 
-def map_sample(labels: Tensor, seed: int = 0, limit: int = MAP_POINTS) -> Tensor:
+def map_sample(labels: Tensor, limit: int = MAP_POINTS) -> Tensor:
     """Sorted indices of at most `limit` of the labels (N,), whole classes as far as twenty of them leave room for.
 
     >>> map_sample(torch.arange(30).repeat(20), limit=100).shape
     torch.Size([100])
     """
-    generator = torch.Generator().manual_seed(seed)
-    classes, counts = torch.unique(labels.cpu(), return_counts=True)
-    share = max(1, limit // min(20, len(classes)))
     if len(labels) <= limit:
         return torch.arange(len(labels))
+    generator = torch.Generator().manual_seed(0)
+    classes, counts = torch.unique(labels.cpu(), return_counts=True)
+    share = max(1, limit // min(20, len(classes)))
     chosen: list[Tensor] = []
     for i in torch.randperm(len(classes), generator=generator).tolist():
         members = (labels.cpu() == classes[i]).nonzero()[:, 0]
@@ -183,11 +183,9 @@ def map_sample(labels: Tensor, seed: int = 0, limit: int = MAP_POINTS) -> Tensor
     return torch.cat(chosen)[:limit].sort().values
 
 
-def embedding_maps(
-    path: Path, maps: Mapping[str, tuple[np.ndarray, Tensor, Sequence[str]]], columns: int = 2
-) -> Figure:
+def embedding_maps(path: Path, maps: Mapping[str, tuple[np.ndarray, Tensor, Sequence[str]]]) -> Figure:
     """A scatter plot for each title of points (N, 2), coloured by labels (N,) that index class names."""
-    figure, grid = panels_of(len(maps), 4.8, 4.4, columns)
+    figure, grid = panels_of(len(maps), 4.8, 4.4, columns=2)
     explained: Sequence[str] = ()
     for axes, (title, (points, labels, class_names)) in zip(grid, maps.items()):
         _scatter(axes, points, labels, class_names)
@@ -226,10 +224,9 @@ def cluster_map(
     centroids: Tensor,
     centroid_labels: Tensor,
     class_names: Sequence[str],
-    seed: int = 0,
 ) -> Figure:
     """Samples (N, D) and centroids (M, D) of a magnet index on one t-SNE plane, coloured by class."""
-    points = plane(torch.cat([embeddings.cpu(), centroids.cpu().to(embeddings.dtype)]), seed)
+    points = plane(torch.cat([embeddings.cpu(), centroids.cpu().to(embeddings.dtype)]))
     figure, (axes,) = panels_of(1, 6.4, 5.6, columns=1)
     _scatter(axes, points[: len(embeddings)], labels, class_names, alpha=0.45)
     colours = [COLOURS[c % len(COLOURS)] for c in centroid_labels.tolist()]

@@ -208,11 +208,7 @@ class Trainer:
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": settings})
         self.generator.set_state(state["generator"])
-        self.epoch, self.losses, self.history = (
-            state["epoch"],
-            list(state["losses"]),
-            list(state["history"]),
-        )
+        self.epoch, self.losses, self.history = epoch, list(losses), list(history)
         set_step(self.scheduler, self.steps_done)
 
     def mirror(self, other: "Trainer") -> None:

@@ -222,23 +222,3 @@ def test_two_processes_at_once(folder):
     # All splits share these images.
     assert total == sum(int(np.asarray(Image.open(file)).sum()) for file in folder.rglob("*.png"))
     assert len(list(decoding.cache_folder().iterdir())) == 2
-
-
-def test_photos_are_made_smaller_without_aliasing():
-    checkers = Image.fromarray(np.indices((64, 64)).sum(0).astype(np.uint8) % 2 * 255)
-    path = decoding.cache_folder() / "checkers.png"
-    checkers.save(path)
-    small = decoding.PHOTO(path.read_bytes(), 8)
-    assert small.shape == (3, 8, 8)
-    assert abs(small.astype(int) - 128).max() <= 1
-
-
-def test_ink_is_its_share_of_a_pixel():
-    drawing = np.full((8, 8), 255, np.uint8)
-    drawing[0, :3] = 0
-    path = decoding.cache_folder() / "drawing.png"
-    Image.fromarray(drawing).convert("1").save(path)
-    small = decoding.INK(path.read_bytes(), 4)
-    assert small.shape == (1, 4, 4)
-    assert (small[0, 0, :3] == [128, 64, 0]).all() or (small[0, 0, :3] == [127, 63, 0]).all()
-    assert small[0, 1:].max() == 0

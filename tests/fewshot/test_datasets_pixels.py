@@ -59,6 +59,22 @@ def test_grey_levels_are_those_that_viewers_show(data):
     assert abs(255.0 - INK(data, 8) - halves).max() <= 1
 
 
+def test_photos_are_made_smaller_without_aliasing():
+    checkers = Image.fromarray(np.indices((64, 64)).sum(0).astype(np.uint8) % 2 * 255)
+    small = PHOTO(encoded(checkers), 8)
+    assert small.shape == (3, 8, 8)
+    assert abs(small.astype(int) - 128).max() <= 1
+
+
+def test_ink_is_its_share_of_a_pixel():
+    drawing = np.full((8, 8), 255, np.uint8)
+    drawing[0, :3] = 0
+    small = INK(encoded(Image.fromarray(drawing).convert("1")), 4)
+    assert small.shape == (1, 4, 4)
+    assert (small[0, 0, :3] == [128, 64, 0]).all() or (small[0, 0, :3] == [127, 63, 0]).all()
+    assert small[0, 1:].max() == 0
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "I;16"])
 def test_a_transparent_value_is_white(mode):
     black = Image.new("L", (4, 4), 0)

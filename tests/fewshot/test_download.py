@@ -1,5 +1,6 @@
 """Downloads from a server on this machine: whole, interrupted, resumed, wrong, and none at all."""
 
+import contextlib
 import hashlib
 import http.server
 import re
@@ -113,23 +114,18 @@ def test_interrupted_then_resumed(server, file, tmp_path, promises_length):
 
 
 def test_ctrl_c_keeps_what_has_come(server, file, tmp_path, monkeypatch):
-    class Impatient:
-        def __init__(self, *_, **__):
-            self.steps = 0
+    @contextlib.contextmanager
+    def impatient(*_, **__):
+        left = iter(range(3))
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def __call__(self):
-            self.steps += 1
-            if self.steps == 4:
+        def advance():
+            if next(left, None) is None:
                 raise KeyboardInterrupt
 
+        yield advance
+
     with monkeypatch.context() as patch:
-        patch.setattr(module, "progress", Impatient)
+        patch.setattr(module, "progress", impatient)
         with pytest.raises(KeyboardInterrupt):
             fetch(file, tmp_path)
     kept = (tmp_path / "below/file.bin.part").read_bytes()
