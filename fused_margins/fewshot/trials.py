@@ -125,11 +125,7 @@ class Trial(Job):
 
 def trials_of(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequence[int], judging: Judging) -> list[Trial]:
     """The same training with every loss, a group each, and with every seed."""
-    return [
-        Trial(name, config.model_copy(update={"loss": loss, "seed": seed}), judging)
-        for seed in seeds
-        for name, loss in losses.items()
-    ]
+    return [Trial(name, config.but(loss=loss, seed=seed), judging) for seed in seeds for name, loss in losses.items()]
 
 
 def train(run: Run, trainer: Trainer, stop: Callable[[], bool], advance: Callable[[], None] = lambda: None) -> bool:

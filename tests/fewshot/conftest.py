@@ -38,6 +38,8 @@ def _dynamo() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
+    """Of decoded images, and of what was said of files once."""
+    datasets.sources.say_once.cache_clear()
     monkeypatch.setenv("FUSED_MARGINS_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 

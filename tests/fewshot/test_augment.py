@@ -13,7 +13,7 @@ OFF = Augmentation(rotation_deg=0, shift=0, zoom=0)
 
 
 def _only(**settings) -> Augmentation:
-    return OFF.model_copy(update=settings)
+    return OFF.but(**settings)
 
 
 def _seeded(seed: int = 0) -> torch.Generator:

@@ -31,7 +31,7 @@ def _stopped(images, config, run, steps):
 def test_a_setting_that_changed_under_a_run_is_named(images, config, tmp_path, change, message):
     run = Run.create(tmp_path / "run", config)
     state = _stopped(images, config, run, 1).state_dict()
-    run.save_config(config.model_copy(update=change))
+    run.save_config(config.but(**change))
     with pytest.raises(UserError, match=rf"checkpoint\.pt: it was trained with {message} as config\.json has it now"):
         resume(run, images)
     run.save_config(config)

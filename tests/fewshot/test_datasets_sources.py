@@ -19,11 +19,6 @@ from .layouts import FORMS, lay, pack, png, values, write
 TREE = {"train/a/1.png": png(1), "train/b/2.png": png(2), "test/c/3.png": png(3)}
 
 
-@pytest.fixture(autouse=True)
-def _say_anew():
-    sources.say_once.cache_clear()
-
-
 @pytest.fixture
 def tree(tmp_path) -> Path:
     write(tmp_path / "tree", TREE)

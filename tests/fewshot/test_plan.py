@@ -13,7 +13,7 @@ from .trainings import MAGNET
 
 @pytest.mark.parametrize("loss", [make_loss("margin-softmax"), MAGNET, make_loss("triplet", memory=16)])
 def test_an_estimate_leaves_no_trace(images, config, tmp_path, loss):
-    config = config.model_copy(update={"loss": loss})
+    config = config.but(loss=loss)
     trainer = Trainer(config, images)
     times = estimate(trainer, warm_up=1, timed=2)
     assert times.epoch_seconds > 0

@@ -135,7 +135,7 @@ def small_one_shot(monkeypatch):
     """The study of `one-shot` on digits: Omniglot is not at hand."""
 
     def study(config, losses, seeds, episodes):
-        config = config.model_copy(update={"dataset": "digits", "loss": MarginSoftmax()})
+        config = config.but(dataset="digits", loss=MarginSoftmax())
         return margin_sweep_study(config, (0.0,), seeds, Judging(episodes=episodes), "one-shot")
 
     monkeypatch.setattr(omniglot, "vinyals_study", study)
@@ -175,9 +175,7 @@ def test_the_same_command_resumes_a_study_and_names_a_changed_option(tmp_path, c
 
 
 def test_reproduce_resumes(tmp_path, monkeypatch):
-    config = preset("cosine-digits").model_copy(
-        update={"epochs": 2, "threads": 1, "backbone": Backbone(blocks=2, channels=4, embedding_size=8)}
-    )
+    config = preset("cosine-digits").but(epochs=2, threads=1, backbone=Backbone(blocks=2, channels=4, embedding_size=8))
     small = [margin_sweep_study(config, (0.0, 0.1), (1,), Judging(episodes=5))]
     for of_studies, options in (
         ("reproduce_studies", []),

@@ -97,7 +97,7 @@ def test_a_mistake_in_the_last_job_shows_before_the_first_is_begun(tmp_path, mon
         "threads: expected at most": {"threads": 10**9},
     }
     for message, settings in change.items():
-        trial = replace(bad.trials[-1], config=bad.trials[-1].config.model_copy(update=settings))
+        trial = replace(bad.trials[-1], config=bad.trials[-1].config.but(**settings))
         study = replace(bad, name="bad", trials=[*bad.trials[:-1], trial])
         with pytest.raises(UserError, match=f"bad/m-0-seed0: {message}"):
             run_suite([good, study], tmp_path / "out", "Title", workers=1)

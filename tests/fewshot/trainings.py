@@ -22,7 +22,3 @@ class StopAfter:
     def __call__(self):
         self.steps -= 1
         return self.steps < 0
-
-
-def no_augmentation(config):
-    return config.augmentation.model_copy(update={"rotation_deg": 0.0, "shift": 0.0, "zoom": 0.0})

@@ -69,7 +69,7 @@ class _OneStudy(Training, _Many):
         """The settings that all trainings share. One thread each: that is fastest for many, and bits depend on it."""
         if self.config.seed != TrainConfig().seed:
             raise UserError(f"seed: a study has several, give --seeds; got {self.config.seed}")
-        return self.settings().model_copy(update={"threads": self.config.threads or 1})
+        return self.settings().but(threads=self.config.threads or 1)
 
     def judging(self) -> Judging:
         return Judging(episodes=self.episodes)
@@ -103,7 +103,7 @@ class Sweep(_OneStudy):
 
         config = self.base()
         if self.scale is not None:
-            config = config.model_copy(update={"loss": changed_loss(config.loss, scale=self.scale)})
+            config = config.but(loss=changed_loss(config.loss, scale=self.scale))
         judging = Judging(episodes=self.episodes, all_ways=self.all_ways)
         study = margin_sweep_study(config, self.margin, self.seeds, judging, base_classes=self.base_classes)
         return self.run("sweep", [study])
@@ -215,7 +215,7 @@ class ParityCommand(_OneStudy):
             raise UserError(f"backend: it is --backends that are compared, got {self.config.backend}")
         if not one_loss and any(option.startswith(OF_LOSS) for option in self._given):
             raise UserError("loss: which one are these options for? Without --loss every loss is compared as it is")
-        config = base.model_copy(update={"seed": self.seeds[0]})
+        config = base.but(seed=self.seeds[0])
         losses: dict[str, Loss] = {config.loss.name: config.loss} if one_loss else parity.LOSSES
         backends = self.backends or ("reference", *of_all(config.device, losses.values()))
         if len(backends) == 1:

@@ -51,9 +51,9 @@ def on_features(config: TrainConfig, file: Path | None) -> TrainConfig:
     from ..datasets import is_of_features
 
     if file is not None:
-        config = config.model_copy(update={"dataset": f"features:{file}"})
+        config = config.but(dataset=f"features:{file}")
     if is_of_features(config.dataset) and config.backbone.name == "convnet":
-        config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": "linear"})})
+        config = config.but(backbone=config.backbone.but(name="linear"))
     return config
 
 
@@ -90,7 +90,7 @@ class Train(Training):
         # Another preset than the run began with says every setting, as options say some.
         asked = (resumed if resumed.preset in (None, run.preset()) else super().read(given)).settings()
         if asked.threads is None:  # those that the run found
-            asked = asked.model_copy(update={"threads": stored.threads})
+            asked = asked.but(threads=stored.threads)
         changed = contradictions(stored, asked)
         if changed:
             raise UserError(f"resume: the run has {', '.join(changed)}; leave out what is to stay as it was")
@@ -119,7 +119,7 @@ class Train(Training):
 
         config, folder = self.settings(), self.folder()
         # Stored with the run, because a resumed run has the same numbers only with as many threads.
-        config = config.model_copy(update={"threads": set_threads(config.threads)})
+        config = config.but(threads=set_threads(config.threads))
         task = task_of(config)
         check_judging(task, self.judging, config.dataset)
         if self.dry_run:

@@ -100,10 +100,7 @@ def heads_study(
     name: str = "heads",
 ) -> Study:
     """The heads on the novel classes that each choice of base `classes` leaves, a choice a seed."""
-    jobs = [
-        FrozenHeads(config.model_copy(update={"classes": chosen, "seed": seed}), judging)
-        for seed, chosen in enumerate(classes)
-    ]
+    jobs = [FrozenHeads(config.but(classes=chosen, seed=seed), judging) for seed, chosen in enumerate(classes)]
 
     def tables(results: Results) -> list[Table]:
         stored = [job.accuracy(results.folder) for job in jobs]

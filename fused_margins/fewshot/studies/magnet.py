@@ -39,7 +39,7 @@ def magnet_study(
         "softmax": Softmax(scale=magnet.scale),
         "triplet": Triplet(positives="random"),
     }
-    judging = judging.model_copy(update={"neighbours": NEIGHBOURS, "knc_clusters": magnet.clusters_per_class})
+    judging = judging.but(neighbours=NEIGHBOURS, knc_clusters=magnet.clusters_per_class)
 
     def knc_table(results: Results) -> list[Table]:
         columns = {f"L = {l}": f"knc_error@{l}" for l in NEIGHBOURS}

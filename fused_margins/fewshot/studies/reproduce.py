@@ -51,14 +51,14 @@ def demo_studies(
         "triplet, easy positives": Triplet(),
         "magnet": Magnet(),
     }
-    coarse = config.model_copy(update={"labels": "coarse"})
+    coarse = config.but(labels="coarse")
     hierarchy = Claim(
         OF_MAGNET, "magnet recovers the hierarchy below its labels (Recall@1)", "magnet", "softmax", "recall@1"
     )
     to_fine = coarse_to_fine_study(coarse, methods, seeds, judging)
     studies = [
         replace(to_fine, claims=[*to_fine.claims, hierarchy]),
-        margin_sweep_study(config.model_copy(update={"loss": MarginSoftmax()}), DEMO_MARGINS, seeds, judging),
+        margin_sweep_study(config.but(loss=MarginSoftmax()), DEMO_MARGINS, seeds, judging),
     ]
     if len(backends) > 1:
         losses: dict[str, Loss] = {
@@ -72,7 +72,7 @@ def demo_studies(
 
 def _settings(name: str, **changes: Any) -> TrainConfig:
     """A preset with changes, on one thread: as many trainings as cores run side by side."""
-    return preset(name).model_copy(update={"threads": 1, **changes})
+    return preset(name).but(threads=1, **changes)
 
 
 def _narrow_photographs(epochs: int) -> TrainConfig:
