@@ -13,14 +13,9 @@ from fused_margins.fewshot.studies.parity import Parity, relative_difference
 from fused_margins.fewshot.trainer import Trainer
 
 from .conftest import needs_cpu_backend
+from .trainings import loss_named
 
-LOSSES = [
-    make_loss("margin-softmax", margin=-0.3),
-    make_loss("triplet"),
-    make_loss("margin"),
-    make_loss("infonce"),
-    make_loss("magnet", warm_epochs=1, clusters_per_class=2, num_clusters=3, samples_per_cluster=4),
-]
+LOSSES = [make_loss("margin-softmax", margin=-0.3), *map(loss_named, ("triplet", "margin", "infonce", "magnet"))]
 IDS = [loss.name for loss in LOSSES]
 
 
