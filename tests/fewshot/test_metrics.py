@@ -49,12 +49,6 @@ def test_separate_blobs_agree_with_their_labels_whatever_the_names():
     assert metrics.cluster_agreement(embeddings, renamed) == {"nmi": pytest.approx(1), "purity": 1.0}
 
 
-def test_labels_without_meaning_have_little_agreement():
-    embeddings, labels = _blobs()
-    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    assert metrics.cluster_agreement(embeddings, shuffled)["nmi"] < 0.15
-
-
 def test_collapsed_embeddings_score_zero_without_a_warning():
     assert metrics.cluster_agreement(torch.ones(20, 3), torch.arange(4).repeat(5))["nmi"] == pytest.approx(0)
 

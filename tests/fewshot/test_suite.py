@@ -79,12 +79,6 @@ def test_a_stricter_judgement_does_not_train_again(tmp_path, contents):
     assert before["report.json"] != after["report.json"]
 
 
-@pytest.mark.usefixtures("carried_out")
-def test_other_settings_in_a_folder_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"m--0\.1-seed0: output: it holds a run of other settings, epochs = 1, not 2"):
-        run_suite([_study(epochs=2)], tmp_path, "Title", workers=1)
-
-
 @pytest.mark.usefixtures("few_digits")
 def test_a_mistake_in_the_last_job_shows_before_the_first_is_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(Trial, "carry_out", lambda *args: pytest.fail("trained"))
