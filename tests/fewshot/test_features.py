@@ -216,6 +216,10 @@ def test_signs_have_tracks_and_parents(tmp_path):
     assert names_of_studies == [f"{s}-gtsrb-{kind}" for kind in ("parents", "tracks") for s in ("positives", "magnet")]
     with pytest.raises(UserError, match=r"features: expected caltech101.safetensors or gtsrb.safetensors in .*none"):
         reproduce.feature_studies(tmp_path / "none")
+    write_features(path, Features(torch.randn(len(labels), 4), labels, names, 0 * split, group), {})
+    for kind in ("parents", "tracks"):
+        with pytest.raises(UserError, match="split: there is nothing in test"):
+            load(f"gtsrb-{kind}:{path}")
     write_features(path, Features(torch.randn(len(labels), 4), labels, names), {})
     with pytest.raises(UserError, match=r"gtsrb.safetensors: expected a split by track"):
         load(f"gtsrb-parents:{path}")

@@ -29,14 +29,8 @@ COLUMNS = {
 VALIDATION = {"1-shot, validation": "validation_5way_1shot"}
 VALIDATION_EPISODES = 600
 HELD_OUT = 0.1  # of each base class, where the data are split by class and the settings hold nothing out
-
-
 PANELS = {
-    "novel classes, %": {
-        "1-shot": "novel_5way_1shot",
-        "5-shot": "novel_5way_5shot",
-        "1-shot, centroid": "novel_5way_1shot_centroid",
-    },
+    "novel classes, %": {title: COLUMNS[title] for title in ("1-shot", "5-shot", "1-shot, centroid")},
     "base classes, %": {"accuracy": "accuracy"},
     "discriminability φ": {"novel": "novel_discriminability", "base": "discriminability"},
 }
