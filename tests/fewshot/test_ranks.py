@@ -15,6 +15,7 @@ from fused_margins.fewshot.runs import Run
 
 from ..distributed.ranks import free_port
 from ..forks import Forked
+from .trainings import StopAfter
 
 OPTIONS = ["--features", "some.npz.safetensors", "--epochs", "3", "--batch-size", "11", "--episodes", "5"]
 OPTIONS += ["--backbone", "mlp", "--channels", "8", "--embedding-size", "4"]
@@ -39,8 +40,7 @@ def _command(folder, arguments, stop_after=None):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_draw", lambda *args: {})
         if stop_after is not None:
-            left = iter(range(stop_after))
-            asked = contextlib.nullcontext(lambda: next(left, None) is None)
+            asked = contextlib.nullcontext(StopAfter(stop_after))
             patch.setattr(trials, "stop_on_interrupt", lambda: asked)
         sys.exit(main(arguments))
 

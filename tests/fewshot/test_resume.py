@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from fused_margins.fewshot.studies.margins import margin_sweep_study
 from fused_margins.fewshot.suite import run_suite
 
 from .conftest import needs_cpu_backend, with_digits
+from .trainings import StopAfter
 
 SMALL = ["--backbone", "convnet", "--blocks", "2", "--channels", "4", "--embedding-size", "8", "--episodes", "5"]
 pytestmark = pytest.mark.usefixtures("few_digits", "blank_pictures")
@@ -25,16 +26,9 @@ pytestmark = pytest.mark.usefixtures("few_digits", "blank_pictures")
 @contextmanager
 def interrupted(stop):
     """Within this block the user asks trainings to stop: after so many steps, or as soon as `stop()` is true."""
-    if isinstance(stop, int):
-        left = iter(range(stop))
-        stop = lambda: next(left, None) is None  # noqa: E731
-
-    @contextmanager
-    def stop_on_interrupt():
-        yield stop
-
+    asked = nullcontext(StopAfter(stop) if isinstance(stop, int) else stop)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "stop_on_interrupt", stop_on_interrupt)
+        patch.setattr(trials, "stop_on_interrupt", lambda: asked)
         yield
 
 

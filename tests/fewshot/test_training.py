@@ -14,21 +14,7 @@ from fused_margins.fewshot.optimization import build_optimizer
 from fused_margins.fewshot.runs import Run
 from fused_margins.fewshot.trainer import Trainer, resume
 
-from .trainings import MAGNET, StopAfter, loss_named
-
-
-def _numbers(trainer):
-    """All that training has determined."""
-    tensors = {**trainer.model.state_dict(), **dict(trainer.objective.named_parameters())}
-    return tensors, trainer.history
-
-
-def _assert_same_bits(first, second):
-    (first_tensors, first_history), (second_tensors, second_history) = _numbers(first), _numbers(second)
-    assert first_history == second_history
-    assert first_tensors.keys() == second_tensors.keys()
-    for name, tensor in first_tensors.items():
-        assert torch.equal(tensor, second_tensors[name]), name
+from .trainings import MAGNET, StopAfter, assert_same_bits, loss_named
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -53,7 +39,7 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_host_alone(images, con
     torch.rand(17)  # what the host draws must not matter either
     second = Trainer(config, images)
     second.train()
-    _assert_same_bits(first, second)
+    assert_same_bits(first, second)
     other = Trainer(config.but(seed=4), images)
     assert not other.train(stop=StopAfter(5))
     assert other.history[0] != first.history[0]
@@ -101,7 +87,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(images, config, tmp_path, n
         assert resumed.steps_done == steps
         assert resumed.train(run)
 
-        _assert_same_bits(whole, resumed)
+        assert_same_bits(whole, resumed)
         assert run.metrics_path.read_bytes() == whole_run.metrics_path.read_bytes()
 
 
@@ -155,7 +141,7 @@ def test_every_backbone_and_optimizer_resumes_to_the_same_bits(
     torch.rand(17)  # what the host draws must not matter
     resumed = resume(run, large_images)
     assert resumed.train(run)
-    _assert_same_bits(whole, resumed)
+    assert_same_bits(whole, resumed)
 
 
 def test_features_are_dropped_by_the_seed(large_images, config):
@@ -255,7 +241,7 @@ def test_a_run_is_saved_as_it_goes(images, config, tmp_path, monkeypatch):
     resumed.train(run)
     whole = Trainer(config, images)
     whole.train()
-    _assert_same_bits(whole, resumed)
+    assert_same_bits(whole, resumed)
 
 
 def test_the_length_of_a_training_is_known_without_counting(images, config):
