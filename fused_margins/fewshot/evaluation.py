@@ -9,7 +9,7 @@ from ..core.similarity import unit_rows
 from . import metrics
 from .config import Judging
 from .datasets import ImageSet, Task, one_shot_runs
-from .episodes import Episodes, centroid_accuracy, head_accuracy, sample_episodes
+from .episodes import centroid_accuracy, episodes_of, head_accuracy
 from .errors import UserError
 from .trainer import Trainer
 
@@ -125,18 +125,6 @@ def _judge_retrieval(embeddings: Tensor, images: ImageSet, seed: int) -> dict[st
         "map@r": metrics.mean_average_precision_at_r(embeddings, labels, groups=images.groups),
         **metrics.cluster_agreement(embeddings, labels, seed=seed),
     }
-
-
-def episodes_of(labels: Tensor, ways: int, shots: int, judging: Judging, generator: torch.Generator) -> Episodes:
-    """As many as are asked for, with as many queries as the smallest class allows."""
-    return sample_episodes(
-        labels,
-        n_way=ways,
-        k_shot=shots,
-        num_queries=max(1, min(judging.queries, int(labels.bincount().min()) - shots)),
-        num_episodes=judging.episodes,
-        generator=generator,
-    )
 
 
 def _judge_unseen(trainer: Trainer, images: ImageSet, judging: Judging) -> dict[str, float]:

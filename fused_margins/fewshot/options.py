@@ -11,10 +11,13 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from .config import LOSSES, LossSettings, Settings, changed_loss
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 POSITIONAL = object()  # in the annotation of a field that is given without a name
 OF_LOSS = "loss."  # begins the names of what is given for the loss
@@ -49,7 +52,7 @@ class Command(Settings):
     _given: Given = {}  # noqa: RUF012  # pydantic copies it
 
     @classmethod
-    def read(cls, given: Given) -> "Command":
+    def read(cls, given: Given) -> "Self":
         """The command with what is given over its defaults."""
         return build(cls, given)
 

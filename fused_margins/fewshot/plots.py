@@ -133,10 +133,8 @@ def sweep(
     al., Negative margin matters, 2020; the kNC error against the number of clusters is drawn the same way.
 
     Args:
-        path: PNG file.
         x: (X,) values of the setting.
         panels: {"accuracy, %": {"novel, 1-shot": values}}, where values[i][s] belongs to x[i] and seed s.
-        x_label: name and unit of the setting.
     """
     figure, grid = panels_of(len(panels), 3.3 if len(panels) > 1 else 5, 3.2, columns=3)
     seen = []
@@ -169,25 +167,20 @@ def parity_curves(
     _lines(top, losses)
     _log_scale(top, losses)
     top.set(ylabel="loss")
-    _differences(bottom, differences, tolerance)
+    # Exact agreement has no place on a log scale: show it at the smallest float32 step.
+    _lines(bottom, {name: np.maximum(values, 1e-8).tolist() for name, values in differences.items()})
+    bottom.axhline(tolerance, color="black", linestyle=":", label=f"tolerance {tolerance:g}")
+    bottom.set(xlabel="step", ylabel="relative difference", yscale="log")
+    bottom.legend(fontsize="small")
     bottom.sharex(top)
     largest = "; ".join(f"{name} {max(values, default=0):.1e}" for name, values in differences.items())
     seen = f"Loss by step: {_courses(losses)}. Largest relative differences: {largest}; tolerance {tolerance:g}."
     return save(figure, path, seen, lines=True)
 
 
-def _differences(axes: Axes, curves: Mapping[str, Sequence[float]], tolerance: float) -> None:
-    # Exact agreement has no place on a log scale: show it at the smallest float32 step.
-    _lines(axes, {name: np.maximum(values, 1e-8).tolist() for name, values in curves.items()})
-    axes.axhline(tolerance, color="black", linestyle=":", label=f"tolerance {tolerance:g}")
-    axes.set(xlabel="step", ylabel="relative difference", yscale="log")
-    axes.legend(fontsize="small")
-
-
 def variance_curves(path: Path, variances: Mapping[str, Sequence[float]]) -> Figure:
     """For each named method the within-cluster variances of its classes, in ascending order."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = panels_of(1, 6, 3.6, columns=1)
     for number, (name, values) in enumerate(variances.items()):
         rank = 100 * (np.arange(len(values)) + 0.5) / len(values)
         axes.plot(
@@ -219,25 +212,25 @@ def _neighbourhood(points: np.ndarray, labels: Tensor) -> str:
     return f"{len(points)} points of {len(labels.unique())} classes, {own:.0%} of them next to one of their own class"
 
 
-def plane(embeddings: Tensor, seed: int = 0) -> np.ndarray:
+def plane(embeddings: Tensor) -> np.ndarray:
     """t-SNE coordinates (N, 2) of embeddings (N, D)."""
     perplexity = min(30.0, max(1.0, (len(embeddings) - 1) / 3))
-    tsne = TSNE(init="random", perplexity=perplexity, max_iter=500, random_state=seed)
+    tsne = TSNE(init="random", perplexity=perplexity, max_iter=500, random_state=0)
     with threadpool_limits(1):  # sums of several threads have other last bits each time, which t-SNE makes large
         return tsne.fit_transform(embeddings.cpu().numpy())
 
 
-def map_sample(labels: Tensor, seed: int = 0, limit: int = MAP_POINTS) -> Tensor:
+def map_sample(labels: Tensor, limit: int = MAP_POINTS) -> Tensor:
     """Sorted indices of at most `limit` of the labels (N,), whole classes as far as twenty of them leave room for.
 
     >>> map_sample(torch.arange(30).repeat(20), limit=100).shape
     torch.Size([100])
     """
-    generator = torch.Generator().manual_seed(seed)
-    classes, counts = torch.unique(labels.cpu(), return_counts=True)
-    share = max(1, limit // min(20, len(classes)))
     if len(labels) <= limit:
         return torch.arange(len(labels))
+    generator = torch.Generator().manual_seed(0)
+    classes, counts = torch.unique(labels.cpu(), return_counts=True)
+    share = max(1, limit // min(20, len(classes)))
     chosen: list[Tensor] = []
     for i in torch.randperm(len(classes), generator=generator).tolist():
         members = (labels.cpu() == classes[i]).nonzero()[:, 0]
@@ -245,11 +238,9 @@ def map_sample(labels: Tensor, seed: int = 0, limit: int = MAP_POINTS) -> Tensor
     return torch.cat(chosen)[:limit].sort().values
 
 
-def embedding_maps(
-    path: Path, maps: Mapping[str, tuple[np.ndarray, Tensor, Sequence[str]]], columns: int = 2
-) -> Figure:
+def embedding_maps(path: Path, maps: Mapping[str, tuple[np.ndarray, Tensor, Sequence[str]]]) -> Figure:
     """A scatter plot for each title of points (N, 2), coloured by labels (N,) that index class names."""
-    figure, grid = panels_of(len(maps), 4.8, 4.4, columns)
+    figure, grid = panels_of(len(maps), 4.8, 4.4, columns=2)
     explained: Sequence[str] = ()
     for axes, (title, (points, labels, class_names)) in zip(grid, maps.items()):
         _scatter(axes, points, labels, class_names)
@@ -289,12 +280,10 @@ def cluster_map(
     centroids: Tensor,
     centroid_labels: Tensor,
     class_names: Sequence[str],
-    seed: int = 0,
 ) -> Figure:
     """Samples (N, D) and centroids (M, D) of a magnet index on one t-SNE plane, coloured by class."""
-    points = plane(torch.cat([embeddings.cpu(), centroids.cpu().to(embeddings.dtype)]), seed)
-    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
-    axes = figure.add_subplot()
+    points = plane(torch.cat([embeddings.cpu(), centroids.cpu().to(embeddings.dtype)]))
+    figure, (axes,) = panels_of(1, 6.4, 5.6, columns=1)
     _scatter(axes, points[: len(embeddings)], labels, class_names, alpha=0.45)
     colours = [COLOURS[c % len(COLOURS)] for c in centroid_labels.tolist()]
     centres = points[len(embeddings) :]
@@ -306,22 +295,14 @@ def cluster_map(
 
 
 def neighbour_strips(
-    path: Path,
-    pixels: Tensor,
-    labels: Tensor,
-    queries: Tensor,
-    neighbours: Tensor,
-    class_names: Sequence[str],
+    path: Path, pixels: Tensor, labels: Tensor, queries: Tensor, neighbours: Tensor, class_names: Sequence[str]
 ) -> Figure:
     """For each query its k nearest images in a row, framed green where their label is the query's, orange elsewhere.
 
     Args:
-        path: PNG file.
         pixels: (N, C, H, W) in [0, 1]; one channel is shown in grey, of several the first three as red, green, blue.
-        labels: (N,), index into `class_names`.
-        queries: (Q,) indices of images.
-        neighbours: (Q, k) indices of images, -1 for none.
-        class_names: for the names beside the rows.
+        labels: (N,), index into `class_names`, which stand beside the rows.
+        queries, neighbours: (Q,) and (Q, k) indices of images, -1 for no neighbour.
     """
     strips = np.concatenate(
         [

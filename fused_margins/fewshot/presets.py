@@ -15,8 +15,8 @@ from .errors import UserError
 
 UPRIGHT = Augmentation(rotation_deg=0.0, shift=0.0, zoom=0.0)
 STROKES = Augmentation(rotation_deg=15.0, shift=0.07, zoom=0.15)
-SMALL_PHOTOGRAPHS = UPRIGHT.model_copy(update={"crop_padding": 4, "flip": True, "color_jitter": 0.4})
-PHOTOGRAPHS = UPRIGHT.model_copy(update={"resized_crop": True, "flip": True, "color_jitter": 0.4})
+SMALL_PHOTOGRAPHS = UPRIGHT.but(crop_padding=4, flip=True, color_jitter=0.4)
+PHOTOGRAPHS = UPRIGHT.but(resized_crop=True, flip=True, color_jitter=0.4)
 
 CONV4 = Backbone(name="conv4")
 # Thousands of characters want a wider space than the 64 features of 28 pixels: after two epochs on the background
@@ -82,20 +82,16 @@ def _margins(
     **settings: Any,
 ) -> dict[str, TrainConfig]:
     """The three heads of Liu et al. on a data set; neg-softmax has a weight decay of its own where that is given."""
+    # Lengths matter to dot products.
+    backbone = DATASETS[dataset].get("backbone", Backbone()).but(normalize=False, drop_rate=0.0)
     of_softmax = settings if softmax_decay is None else {**settings, "weight_decay": softmax_decay}
     return {
         f"neg-cosine-{dataset}": _preset(dataset, MarginSoftmax(scale=scale, margin=neg_cosine), **settings),
         f"cosine-{dataset}": _preset(dataset, MarginSoftmax(scale=scale), **settings),
-        # Lengths matter to dot products.
-        f"neg-softmax-{dataset}": _for_dot_products(
-            _preset(dataset, MarginSoftmax(scale=5.0, margin=neg_softmax, similarity="dot"), **of_softmax)
+        f"neg-softmax-{dataset}": _preset(
+            dataset, MarginSoftmax(scale=5.0, margin=neg_softmax, similarity="dot"), backbone=backbone, **of_softmax
         ),
     }
-
-
-def _for_dot_products(config: TrainConfig) -> TrainConfig:
-    backbone = config.backbone.model_copy(update={"normalize": False, "drop_rate": 0.0})
-    return config.model_copy(update={"backbone": backbone})
 
 
 def _pairs(dataset: str, **settings: Any) -> dict[str, TrainConfig]:

@@ -48,10 +48,9 @@ def joined(device: str) -> Iterator[None]:
 
 def check_alone(command: str) -> None:
     """Refuse what is no training where torchrun starts several processes, each of which would do it."""
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    if ranks > 1:
+    if _started() > 1:
         raise UserError(
-            f"torchrun: {command} runs in one process (a study has --workers), got {ranks}; train has ranks"
+            f"torchrun: {command} runs in one process (a study has --workers), got {_started()}; train has ranks"
         )
 
 

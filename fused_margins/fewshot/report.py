@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,14 +37,7 @@ def figures_table(figures: Mapping[str, float | None]) -> Table:
 
 
 def write_run_report(run: Run, trainer: Trainer, task: Task, figures: Mapping[str, float | None]) -> Table:
-    """Write the report of a run into its folder and return its table.
-
-    Args:
-        run: the folder; it gets report.md, report.html and PNG files.
-        trainer: holds the trained network.
-        task: the novel images are shown, or the held-out ones where there are no novel classes.
-        figures: what the evaluation found, by name; `<name>_interval` is half of its 95% interval.
-    """
+    """Write report.md, report.html and PNG files into the folder of a run; returns the table of `figures`."""
     config = trainer.config.model_dump(mode="json")
     title = f"{config['loss']['name']} on {config['dataset']}"
     lead = (
@@ -66,14 +60,11 @@ def write_run_report(run: Run, trainer: Trainer, task: Task, figures: Mapping[st
 
 
 def _draw(run: Run, trainer: Trainer, task: Task) -> list[Section]:
-    """A section for each picture, which it writes into the folder."""
-    loss, history = trainer.config.loss.name, trainer.history
+    """A section for each picture: of the training, and of novel images, or held-out ones where none are novel."""
+    loss, history = str(trainer.config.loss.name), trainer.history
     curves = Picture(run.folder / "loss.png", "Loss, averaged over each epoch, and the learning rate at its end.")
-    training_curves(
-        curves.path,
-        {loss: [row["loss"] for row in history]},
-        {loss: [row["learning_rate"] for row in history]},
-    )
+    losses, rates = ({loss: [row[column] for row in history]} for column in ("loss", "learning_rate"))
+    training_curves(curves.path, losses, rates)
     sections = [Section("Training", pictures=[curves])]
     for heading, picture in unseen_pictures(run.folder, trainer, task).items():
         sections.append(Section(heading, pictures=[picture]))
@@ -122,10 +113,7 @@ def unseen_pictures(folder: Path, trainer: Trainer, task: Task) -> dict[str, Pic
 
 def _queries(images: ImageSet) -> Tensor:
     """Indices of an image each of up to QUERIES classes, the same for every run on these images."""
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(images), generator=generator)
-    by_class: dict[int, int] = {}
-    for index in order.tolist():
-        by_class.setdefault(int(images.labels[index]), index)
-    classes = sorted(list(by_class)[:QUERIES])
-    return torch.tensor([by_class[c] for c in classes])
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    first = np.unique(images.labels[order].numpy(), return_index=True)[1]  # where in the order each class begins
+    queries = order[np.sort(first)[:QUERIES]]
+    return queries[images.labels[queries].argsort()]

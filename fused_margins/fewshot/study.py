@@ -54,6 +54,12 @@ class Grouped:
         mean, interval = mean_and_student_interval(self.differences(group, other, figure))
         return mean, interval if self.num_seeds(group, other) > 1 else None
 
+    def texts(self, group: str, figures: Iterable[str], minus: str | None = None) -> list[str]:
+        """The means of a group for a table, or what they are above those of another group on the same seeds."""
+        if minus is None:
+            return [figure_text(figure, *self.mean(group, figure)) for figure in figures]
+        return [figure_text(figure, *self.difference(group, minus, figure), signed=True) for figure in figures]
+
     def num_seeds(self, *groups: str) -> int:
         """Seeds that all of these groups have."""
         return len(set.intersection(*(set(self._figures[group]) for group in groups)))
@@ -84,16 +90,10 @@ class Results(Grouped):
 
     def table(self, title: str, columns: Mapping[str, str], baseline: str | None = None) -> Table:
         """A row a group, a column a figure (title -> figure); with a baseline also the paired differences from it."""
-        rows = [
-            [group, *(figure_text(figure, *self.mean(group, figure)) for figure in columns.values())]
-            for group in self.groups
-        ]
-        for group in self.groups if baseline is not None else ():
-            if group != baseline:
-                cells = (
-                    figure_text(f, *self.difference(group, str(baseline), f), signed=True) for f in columns.values()
-                )
-                rows.append([f"{group} minus {baseline}", *cells])
+        rows = [[group, *self.texts(group, columns.values())] for group in self.groups]
+        if baseline is not None:
+            others = [group for group in self.groups if group != baseline]
+            rows += [[f"{g} minus {baseline}", *self.texts(g, columns.values(), minus=baseline)] for g in others]
         return Table(title, ["", *columns], rows)
 
 

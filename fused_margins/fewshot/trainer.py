@@ -23,6 +23,7 @@ from .objectives import Batch, build_objective
 from .optimization import build_optimizer, build_scheduler, check_moments, set_step
 from .runs import Run, plain
 
+EMBEDDED = 128  # images at a time, where nothing is trained
 CHECKPOINT_SECONDS = 10.0  # at most this much work is lost to a power cut; an interrupt loses none
 
 
@@ -76,10 +77,9 @@ class Trainer:
     def steps_done(self) -> int:
         return self.objective.steps_before(self.epoch) + len(self.losses)
 
-    def embed(self, images: ImageSet, batch_size: int = 128) -> Tensor:
+    def embed(self, images: ImageSet) -> Tensor:
         """Embeddings (N, D) of images as they are, with the network in evaluation mode; `UserError` if not finite."""
-        parts = (images.pixels(slice(i, i + batch_size)) for i in range(0, len(images), batch_size))
-        return self._embed(parts)
+        return self._embed(images.pixels(slice(i, i + EMBEDDED)) for i in range(0, len(images), EMBEDDED))
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Embeddings (N, D) of float images (N, channels, height, width) in [0, 1], in evaluation mode."""
@@ -208,11 +208,7 @@ class Trainer:
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": settings})
         self.generator.set_state(state["generator"])
-        self.epoch, self.losses, self.history = (
-            state["epoch"],
-            list(state["losses"]),
-            list(state["history"]),
-        )
+        self.epoch, self.losses, self.history = epoch, list(losses), list(history)
         set_step(self.scheduler, self.steps_done)
 
     def mirror(self, other: "Trainer") -> None:

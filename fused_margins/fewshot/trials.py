@@ -105,31 +105,24 @@ class Trial(Job):
 
     def carry_out(self, folder: Path) -> None:
         with Run(folder).locked() as run:
-            self._carry_out(run)
-
-    def _carry_out(self, run: Run) -> None:
-        set_threads(self.config.threads)
-        task = task_of(self.config)
-        self._check_settings(run, task)
-        if run.checkpoint_path.exists():
-            trainer = resume(run, task.training, task.for_validation)
-        else:
-            trainer = Trainer(self.config, task.training, task.for_validation)
-            run.save_config(self.config)
-        with stop_on_interrupt() as stop:
-            train(run, trainer, stop)
-        if stop():
-            raise KeyboardInterrupt
-        judge(run, trainer, task, self.judging)
+            set_threads(self.config.threads)
+            task = task_of(self.config)
+            self._check_settings(run, task)
+            if run.checkpoint_path.exists():
+                trainer = resume(run, task.training, task.for_validation)
+            else:
+                trainer = Trainer(self.config, task.training, task.for_validation)
+                run.save_config(self.config)
+            with stop_on_interrupt() as stop:
+                train(run, trainer, stop)
+            if stop():
+                raise KeyboardInterrupt
+            judge(run, trainer, task, self.judging)
 
 
 def trials_of(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequence[int], judging: Judging) -> list[Trial]:
     """The same training with every loss, a group each, and with every seed."""
-    return [
-        Trial(name, config.model_copy(update={"loss": loss, "seed": seed}), judging)
-        for seed in seeds
-        for name, loss in losses.items()
-    ]
+    return [Trial(name, config.but(loss=loss, seed=seed), judging) for seed in seeds for name, loss in losses.items()]
 
 
 def train(run: Run, trainer: Trainer, stop: Callable[[], bool], advance: Callable[[], None] = lambda: None) -> bool:

@@ -12,10 +12,13 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fused_margins.fewshot import report
+from fused_margins.fewshot import datasets, report
+from fused_margins.fewshot.backends import SOFTMAX, available
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Augmentation, Backbone, TrainConfig
-from fused_margins.fewshot.datasets import ImageSet, load, registry
+from fused_margins.fewshot.datasets import ImageSet, load
+
+needs_cpu_backend = pytest.mark.skipif("cpu" not in available("cpu", [SOFTMAX]), reason="the cpu backend is not built")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,6 +38,8 @@ def _dynamo() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
+    """Of decoded images, and of what was said of files once."""
+    datasets.sources.say_once.cache_clear()
     monkeypatch.setenv("FUSED_MARGINS_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
@@ -67,7 +72,7 @@ def few_digits(monkeypatch, _few) -> None:
 
 
 def with_digits(patch: pytest.MonkeyPatch, splits: dict[str, ImageSet]) -> None:
-    patch.setattr(registry, "LOADERS", registry.LOADERS | {"digits": lambda *args: splits})
+    patch.setitem(datasets.LOADERS, "digits", lambda *args: splits)
 
 
 SMALL = ["--blocks", "2", "--channels", "4", "--embedding-size", "8", "--epochs", "2"]

@@ -17,11 +17,12 @@ def write(place: Path, files: dict[str, bytes]) -> None:
         (place / name).write_bytes(data)
 
 
-def pack(archive: Path, files: dict[str, bytes]) -> None:
+def pack(archive: Path, files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(archive, "w") as opened:
+    with zipfile.ZipFile(archive, "w", method) as opened:
         for name, data in files.items():
             opened.writestr(name, data)
+    return archive
 
 
 def lay(root: Path, form: str, place: str, files: dict[str, bytes]) -> None:
@@ -37,10 +38,14 @@ def lay(root: Path, form: str, place: str, files: dict[str, bytes]) -> None:
 FORMS = pytest.mark.parametrize("form", ["folder", "zip", "flat zip"])
 
 
-def png(value: int, mode: str = "RGB", size: int = 4) -> bytes:
+def encoded(image: Image.Image, kind: str = "png", **options: object) -> bytes:
     buffer = io.BytesIO()
-    Image.new(mode, (size, size), (value,) * 3 if mode == "RGB" else value).save(buffer, "png")
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def png(value: int, mode: str = "RGB", size: int = 4) -> bytes:
+    return encoded(Image.new(mode, (size, size), (value,) * 3 if mode == "RGB" else value))
 
 
 def values(images) -> list[int]:

@@ -35,9 +35,9 @@ def test_a_training_is_refused_for_its_own_ops_alone():
     config = TrainConfig(backend="triton", device="cuda", loss=MarginSoftmax())
     trainer._check_backend(config, 64, 64)
     with pytest.raises(UserError, match="backend 'triton' cannot run this magnet: has no kernel for magnet"):
-        trainer._check_backend(config.model_copy(update={"loss": Magnet()}), 64, 64)
+        trainer._check_backend(config.but(loss=Magnet()), 64, 64)
     with pytest.raises(UserError, match="backend 'cuda' cannot run this contrast: takes up to 1024 columns"):
-        trainer._check_backend(config.model_copy(update={"backend": "cuda"}), 5000, 64)
+        trainer._check_backend(config.but(backend="cuda"), 5000, 64)
 
 
 def test_a_gpu_on_which_nothing_was_checked_is_a_fault(monkeypatch):

@@ -12,19 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fused_margins.fewshot import backends
 from fused_margins.fewshot import report as report_module
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Backbone, TrainConfig
 from fused_margins.fewshot.presets import PRESETS
 from fused_margins.fewshot.runs import Run
-from fused_margins.fewshot.studies import demo
+from fused_margins.fewshot.studies import reproduce
 
-from .conftest import SMALL, train
+from .conftest import SMALL, needs_cpu_backend, train
 
-needs_cpu_backend = pytest.mark.skipif(
-    "cpu" not in backends.available("cpu", [backends.SOFTMAX]), reason="the cpu backend is not built"
-)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -169,7 +165,7 @@ def test_parity_without_held_out_images_and_with_few_novel_classes(tmp_path):
 @pytest.mark.usefixtures("few_digits", "blank_pictures")
 def test_demo_in_miniature(tmp_path, monkeypatch):
     small = Backbone(blocks=2, channels=4, embedding_size=8)
-    monkeypatch.setattr(demo, "TrainConfig", functools.partial(TrainConfig, backbone=small))
+    monkeypatch.setattr(reproduce, "TrainConfig", functools.partial(TrainConfig, backbone=small))
     options = ["--seeds", "0", "--epochs", "6", "--episodes", "5", "--workers", "1"]
     assert main(["demo", "--output", str(tmp_path), *options]) == 0
     studies = json.loads((tmp_path / "studies.json").read_text())["studies"]
@@ -263,15 +259,6 @@ def test_presets_are_listed_each_with_what_it_is(capsys):
     for name in PRESETS:
         assert name in listed
     assert "margin-softmax (scale 10.0, margin -0.1, similarity cosine) on digits" in listed
-
-
-@pytest.mark.usefixtures("few_digits")
-@pytest.mark.parametrize("loss", ["cosface", "arcface"])
-def test_kin_of_margin_softmax_are_words(loss, tmp_path):
-    options = ["--loss", loss, "--epochs", "1", "--episodes", "5", "--backbone", "convnet", "--blocks", "2"]
-    small = ["--channels", "4", "--embedding-size", "8", "--output", str(tmp_path / "run")]
-    assert main(["train", *options, *small]) == 0
-    assert Run(tmp_path / "run").config().loss.scale == 64
 
 
 def test_a_plan_of_many_ranks_is_a_command(capsys):

@@ -4,8 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from fused_margins.fewshot.cli import parse
-from fused_margins.fewshot.config import LOSSES, Backbone, Magnet, MarginSoftmax, TrainConfig, make_loss
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.config import LOSSES, Backbone, TrainConfig, make_loss
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -44,17 +43,6 @@ def test_settings_are_frozen():
         TrainConfig().epochs = 3
 
 
-def test_make_loss_takes_options_of_that_loss_only():
-    assert make_loss("margin-softmax", margin=-0.3) == MarginSoftmax(margin=-0.3)
-    assert make_loss("magnet", alpha=2.0) == Magnet(alpha=2.0)
-    with pytest.raises(UserError, match=r"magnet has no option 'margin', it takes alpha, variance_floor"):
-        make_loss("magnet", margin=0.1)
-    with pytest.raises(UserError, match=r"expected one of softmax, margin-softmax.*got 'nonsense'"):
-        make_loss("nonsense")
-    with pytest.raises(UserError, match=r"scale: Input should be greater than 0, got -1"):
-        make_loss("softmax", scale=-1)
-
-
 def test_a_backbone_takes_its_own_settings_only():
     assert Backbone(name="resnet12", drop_rate=0.1, channels=8).drop_rate == 0.1
     with pytest.raises(ValidationError, match=r"blocks\n.*only convnet takes a number of blocks, not conv4"):
@@ -88,3 +76,4 @@ def test_options_are_read_as_people_write_them():
     command = parse(written.split())
     assert command.margin == (-0.3, -0.001, 0.0)
     assert (command.config.dataset, command.config.held_out, command.config.image_size) == ("cub", 0.1, None)
+    assert all(parse(["train", "--loss", name]).settings().loss.scale == 64 for name in ("cosface", "arcface"))

@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fused_margins.fewshot.datasets import cache, decoding, load
+from fused_margins.fewshot.datasets import decoding, load
 from fused_margins.fewshot.errors import UserError
 from tests.forks import Forked
+
+from .layouts import pack
 
 
 @pytest.fixture
@@ -27,13 +29,14 @@ def folder(tmp_path) -> Path:
     return tmp_path / "data"
 
 
+def packed(folder: Path) -> Path:
+    files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.rglob("*.png"))}
+    return pack(folder.with_suffix(".zip"), files)
+
+
 @pytest.fixture
 def archive(folder) -> Path:
-    path = folder.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w") as opened:
-        for file in sorted(folder.rglob("*.png")):
-            opened.write(file, file.relative_to(folder).as_posix())
-    return path
+    return packed(folder)
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def decoded(monkeypatch) -> list[int]:
 
 
 def arrays() -> list[Path]:
-    return sorted(cache.cache_folder().glob("*.npy"))
+    return sorted(decoding.cache_folder().glob("*.npy"))
 
 
 def pixels(source: Path, size: int = 8) -> torch.Tensor:
@@ -95,15 +98,13 @@ def test_a_changed_source_is_decoded_anew_and_takes_the_place_of_the_former(deco
     assert len(decoded) == 6
     assert len(arrays()) == 1
     assert arrays() != before
-    assert len(list(cache.cache_folder().iterdir())) == 2
+    assert len(list(decoding.cache_folder().iterdir())) == 2
 
 
 def test_a_changed_archive_is_decoded_anew(decoded, folder, archive):
     pixels(archive)
     Image.new("RGB", (8, 8), (255, 0, 0)).save(folder / "train/a/1.png")
-    with zipfile.ZipFile(archive, "w") as opened:
-        for file in sorted(folder.rglob("*.png")):
-            opened.write(file, file.relative_to(folder).as_posix())
+    packed(folder)
     assert torch.equal(pixels(archive)[0].mean((1, 2)), torch.tensor([1.0, 0, 0]))
 
 
@@ -113,45 +114,27 @@ def one_bit(array: Path, place: int) -> None:
     array.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda array, note: one_bit(array, -1),
-        lambda array, note: one_bit(array, -3 * 3 * 8 * 8),
-        lambda array, note: array.write_bytes(array.read_bytes().replace(b"False", b"True ")),
-        lambda array, note: array.write_bytes(b"PK\x03\x04" + array.read_bytes()),
-        lambda array, note: note.write_text(note.read_text().replace("array_crc32", "other")),
-        lambda array, note: array.write_bytes(array.read_bytes()[:-1]),
-        lambda array, note: array.write_bytes(b""),
-        lambda array, note: array.write_bytes(b"noise" * 100),
-        lambda array, note: array.unlink(),
-        lambda array, note: np.save(array, np.zeros((3, 3, 8, 9), np.uint8)),
-        lambda array, note: np.save(array, np.zeros((3, 3, 8, 8), np.float32)),
-        lambda array, note: note.write_text("{"),
-        lambda array, note: note.write_bytes(b"\xff"),
-        lambda array, note: note.write_text("[]"),
-        lambda array, note: note.write_text('{"checksum": "0"}'),
-        lambda array, note: note.unlink(),
-    ],
-    ids=[
-        "bit",
-        "first-bit",
-        "order",
-        "zip",
-        "unsummed",
-        "cut",
-        "empty",
-        "noise",
-        "gone",
-        "shape",
-        "dtype",
-        "json",
-        "utf8",
-        "list",
-        "other",
-        "unnoted",
-    ],
-)
+DAMAGE = {
+    "bit": lambda array, note: one_bit(array, -1),
+    "first-bit": lambda array, note: one_bit(array, -3 * 3 * 8 * 8),
+    "order": lambda array, note: array.write_bytes(array.read_bytes().replace(b"False", b"True ")),
+    "zip": lambda array, note: array.write_bytes(b"PK\x03\x04" + array.read_bytes()),
+    "unsummed": lambda array, note: note.write_text(note.read_text().replace("array_crc32", "other")),
+    "cut": lambda array, note: array.write_bytes(array.read_bytes()[:-1]),
+    "empty": lambda array, note: array.write_bytes(b""),
+    "noise": lambda array, note: array.write_bytes(b"noise" * 100),
+    "gone": lambda array, note: array.unlink(),
+    "shape": lambda array, note: np.save(array, np.zeros((3, 3, 8, 9), np.uint8)),
+    "dtype": lambda array, note: np.save(array, np.zeros((3, 3, 8, 8), np.float32)),
+    "json": lambda array, note: note.write_text("{"),
+    "utf8": lambda array, note: note.write_bytes(b"\xff"),
+    "list": lambda array, note: note.write_text("[]"),
+    "other": lambda array, note: note.write_text('{"checksum": "0"}'),
+    "unnoted": lambda array, note: note.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_cache_is_made_anew(damage, decoded, folder):
     first = pixels(folder)
     array = arrays()[0]
@@ -176,7 +159,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_kept(folder, content, reaso
     path.write_bytes(content(path.read_bytes()))
     with pytest.raises(UserError, match=rf"{path}: {reason}"):
         pixels(folder)
-    assert list(cache.cache_folder().iterdir()) == []
+    assert list(decoding.cache_folder().iterdir()) == []
 
 
 def test_a_damaged_entry_of_an_archive_is_named(archive):
@@ -187,7 +170,7 @@ def test_a_damaged_entry_of_an_archive_is_named(archive):
     archive.write_bytes(data)
     with pytest.raises(UserError, match=rf"{archive}: train/b/1.png: cannot be read \(Bad CRC-32"):
         pixels(archive)
-    assert list(cache.cache_folder().iterdir()) == []
+    assert list(decoding.cache_folder().iterdir()) == []
 
 
 def test_a_cut_archive_is_named(archive):
@@ -203,7 +186,7 @@ def test_an_interrupt_leaves_nothing_behind(folder, monkeypatch):
     monkeypatch.setattr(decoding.Decoder, "__call__", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pixels(folder)
-    assert list(cache.cache_folder().iterdir()) == []
+    assert list(decoding.cache_folder().iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
@@ -217,7 +200,7 @@ def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
 
 def test_the_cache_is_in_the_home_unless_named(monkeypatch):
     monkeypatch.delenv("FUSED_MARGINS_CACHE")
-    assert cache.cache_folder() == Path.home() / ".cache/fused-margins"
+    assert decoding.cache_folder() == Path.home() / ".cache/fused-margins"
 
 
 def test_two_processes_at_once(folder):
@@ -238,24 +221,4 @@ def test_two_processes_at_once(folder):
     assert other.result() == (0, "")
     # All splits share these images.
     assert total == sum(int(np.asarray(Image.open(file)).sum()) for file in folder.rglob("*.png"))
-    assert len(list(cache.cache_folder().iterdir())) == 2
-
-
-def test_photos_are_made_smaller_without_aliasing():
-    checkers = Image.fromarray(np.indices((64, 64)).sum(0).astype(np.uint8) % 2 * 255)
-    path = cache.cache_folder() / "checkers.png"
-    checkers.save(path)
-    small = decoding.PHOTO(path.read_bytes(), 8)
-    assert small.shape == (3, 8, 8)
-    assert abs(small.astype(int) - 128).max() <= 1
-
-
-def test_ink_is_its_share_of_a_pixel():
-    drawing = np.full((8, 8), 255, np.uint8)
-    drawing[0, :3] = 0
-    path = cache.cache_folder() / "drawing.png"
-    Image.fromarray(drawing).convert("1").save(path)
-    small = decoding.INK(path.read_bytes(), 4)
-    assert small.shape == (1, 4, 4)
-    assert (small[0, 0, :3] == [128, 64, 0]).all() or (small[0, 0, :3] == [127, 63, 0]).all()
-    assert small[0, 1:].max() == 0
+    assert len(list(decoding.cache_folder().iterdir())) == 2

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from fused_margins.fewshot.datasets import cifar, load, sources
+from fused_margins.fewshot.datasets import cifar, load
 from fused_margins.fewshot.errors import UserError
 
 from .layouts import FORMS, lay, pack, png, real, values, write
@@ -41,7 +41,6 @@ def test_a_folder_of_splits(tmp_path, form):
 @FORMS
 @pytest.mark.parametrize("around", ["train/", "images/", "my birds/images/"])
 def test_folders_between_split_and_classes_are_no_classes(tmp_path, form, around, capsys):
-    sources.say_once.cache_clear()
     files = {f"train/{around}{name}/1.png": png(i) for i, name in enumerate("abc")} | {"train/labels.csv": b""}
     lay(tmp_path, form, "birds", files | {"test/d/1.png": png(3), "test/d/more/2.png": png(4)})
     splits = load(f"folder:{tmp_path / ('birds' if form == 'folder' else 'birds.zip')}", 6)

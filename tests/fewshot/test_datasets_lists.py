@@ -11,17 +11,11 @@ import pytest
 import torch
 
 from fused_margins.fewshot import cli, plots
-from fused_margins.fewshot.datasets import load, sources
+from fused_margins.fewshot.datasets import load
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.reports import Report, Section, Table
 
 from .layouts import pack, png, values, write
-
-
-@pytest.fixture(autouse=True)
-def _say_anew():
-    sources.say_once.cache_clear()
-
 
 ROWS = {"train": "a.png,n1\nb.png,n2\n", "val": "c.png,n3\n", "test": "d.png,n4\n"}
 

@@ -1,6 +1,5 @@
 """Omniglot in every layout that users bring: three ways to split it, and the official one-shot runs."""
 
-import io
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from fused_margins.fewshot.datasets import load, one_shot_runs
 from fused_margins.fewshot.datasets.omniglot import DOWNLOADS, missing
 from fused_margins.fewshot.errors import UserError
 
-from .layouts import FORMS, lay, pack, png, real, values, write
+from .layouts import FORMS, encoded, lay, pack, png, real, values, write
 
 
 def drawings(characters: dict[str, int], drawers=(1, 20)) -> dict[str, bytes]:
@@ -22,9 +21,7 @@ def drawings(characters: dict[str, int], drawers=(1, 20)) -> dict[str, bytes]:
         for drawer in drawers:
             image = Image.new("L", (4, 4), 255 - number)
             image.putpixel((0, 0), 0)
-            buffer = io.BytesIO()
-            image.save(buffer, "png")
-            files[f"{name}/{number:04d}_{drawer:02d}.png"] = buffer.getvalue()
+            files[f"{name}/{number:04d}_{drawer:02d}.png"] = encoded(image)
     return files
 
 
@@ -125,12 +122,7 @@ def test_the_real_lists_of_omniglot(root):
     names = sorted({line.rpartition("/")[0] for text in lists.values() for line in text.split()})
     assert len(names) == 1623
     number = {name: i for i, name in enumerate(names)}
-    stand_ins = {v: Image.new("L", (1, 1), 255 - v) for v in range(255)}
-    pngs = {}
-    for v, image in stand_ins.items():
-        buffer = io.BytesIO()
-        image.save(buffer, "png")
-        pngs[v] = buffer.getvalue()
+    pngs = [png(255 - v, "L", size=1) for v in range(255)]
     files = {f"{name}/{i:04d}_01.png": pngs[i % 255] for name, i in number.items()}
     half = len(files) // 2
     for place, part in (("images_background", list(files)[:half]), ("images_evaluation", list(files)[half:])):

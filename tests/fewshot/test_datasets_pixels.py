@@ -1,7 +1,6 @@
 """What is decoded looks as viewers show it, whatever its bits, its transparency and its orientation, or is refused."""
 
 import ctypes
-import io
 import platform
 
 import numpy as np
@@ -15,17 +14,11 @@ from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.process import M_MMAP_MAX, PeakMemory
 from tests.forks import Forked
 
-from .layouts import png, write
+from .layouts import encoded, png, write
 
 M_MMAP_THRESHOLD = -3  # of mallopt: glibc's malloc.h
 RAMP = np.tile(np.linspace(0, 255, 16).astype(np.uint8), (16, 1))
 GREY = Image.fromarray(RAMP)
-
-
-def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def paletted() -> Image.Image:
@@ -64,6 +57,22 @@ def test_grey_levels_are_those_that_viewers_show(data):
     assert (INK(data, 16) == 255 - RAMP).all()
     halves = RAMP.astype(float).reshape(8, 2, 8, 2).mean((1, 3))
     assert abs(255.0 - INK(data, 8) - halves).max() <= 1
+
+
+def test_photos_are_made_smaller_without_aliasing():
+    checkers = Image.fromarray(np.indices((64, 64)).sum(0).astype(np.uint8) % 2 * 255)
+    small = PHOTO(encoded(checkers), 8)
+    assert small.shape == (3, 8, 8)
+    assert abs(small.astype(int) - 128).max() <= 1
+
+
+def test_ink_is_its_share_of_a_pixel():
+    drawing = np.full((8, 8), 255, np.uint8)
+    drawing[0, :3] = 0
+    small = INK(encoded(Image.fromarray(drawing).convert("1")), 4)
+    assert small.shape == (1, 4, 4)
+    assert (small[0, 0, :3] == [128, 64, 0]).all() or (small[0, 0, :3] == [127, 63, 0]).all()
+    assert small[0, 1:].max() == 0
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "I;16"])

@@ -10,18 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fused_margins.fewshot.datasets import cache, load, sources
+from fused_margins.fewshot.datasets import decoding, load, sources
 from fused_margins.fewshot.datasets.folders import split_by_name
 from fused_margins.fewshot.errors import UserError
 
 from .layouts import FORMS, lay, pack, png, values, write
 
 TREE = {"train/a/1.png": png(1), "train/b/2.png": png(2), "test/c/3.png": png(3)}
-
-
-@pytest.fixture(autouse=True)
-def _say_anew():
-    sources.say_once.cache_clear()
 
 
 @pytest.fixture
@@ -130,13 +125,6 @@ def test_only_regular_files_are_read(tree, kind, root):
 # Archives
 
 
-def deflated(archive: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(archive, "w", method) as opened:
-        for name, data in files.items():
-            opened.writestr(name, data)
-    return archive
-
-
 @pytest.fixture
 def small_files(monkeypatch) -> None:
     monkeypatch.setattr(sources, "FILE_BYTES", 1 << 20)
@@ -146,7 +134,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(tree, tmp_path, s
     monkeypatch.setattr(sources, "bounded", lambda *_: pytest.fail("read"))
     large = bytes((1 << 20) + 1)
     write(tree, {"train/a/0.png": large})
-    archive = deflated(tmp_path / "x.zip", TREE | {"train/a/0.png": large})
+    archive = pack(tmp_path / "x.zip", TREE | {"train/a/0.png": large}, zipfile.ZIP_DEFLATED)
     for path, name in ((tree, f"{tree}/train/a/0.png"), (archive, f"{archive}: train/a/0.png")):
         with pytest.raises(UserError, match=f"{name}: larger than 1 MiB"):
             found(path)
@@ -164,7 +152,7 @@ def test_a_file_that_is_larger_than_it_says_is_refused_while_it_is_read(tree, sm
 
 
 def test_an_archive_that_understates_its_sizes_is_named(tmp_path):
-    archive = deflated(tmp_path / "x.zip", TREE | {"train/a/0.png": bytes(1 << 20)})
+    archive = pack(tmp_path / "x.zip", TREE | {"train/a/0.png": bytes(1 << 20)}, zipfile.ZIP_DEFLATED)
     archive.write_bytes(archive.read_bytes().replace((1 << 20).to_bytes(4, "little"), (99).to_bytes(4, "little")))
     with pytest.raises(UserError, match=rf"{archive}: train/a/0.png: cannot be read \(Bad CRC-32"):
         found(archive)
@@ -172,7 +160,7 @@ def test_an_archive_that_understates_its_sizes_is_named(tmp_path):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_methods_that_are_unpacked_without_a_bound_are_refused(tmp_path, method):
-    archive = deflated(tmp_path / "x.zip", TREE, method)
+    archive = pack(tmp_path / "x.zip", TREE, method)
     with pytest.raises(UserError, match=rf"{archive}: train/a/1.png: neither stored nor deflated"):
         found(archive)
 
@@ -186,7 +174,7 @@ def test_names_that_lead_out_of_an_archive_are_left_out_and_said(tmp_path, capsy
 
 
 def test_names_that_come_twice_in_an_archive_are_said_and_the_last_counts(tmp_path, capsys):
-    archive = deflated(tmp_path / "x.zip", TREE)
+    archive = pack(tmp_path / "x.zip", TREE, zipfile.ZIP_DEFLATED)
     with zipfile.ZipFile(archive, "a") as opened, pytest.warns(UserWarning, match="Duplicate name"):
         opened.writestr("train/a/1.png", png(9))
     assert found(archive) == {"train": [9, 2], "test": [3]}
@@ -220,7 +208,7 @@ def outcome(path: Path) -> str:
 
 
 def test_an_archive_of_which_a_byte_changed_is_read_or_named(tmp_path):
-    archive = deflated(tmp_path / "x.zip", TREE)
+    archive = pack(tmp_path / "x.zip", TREE, zipfile.ZIP_DEFLATED)
     whole = archive.read_bytes()
     for place in range(0, len(whole), 2):
         archive.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
@@ -372,4 +360,4 @@ def test_names_as_long_as_they_can_be(tmp_path):
     folder = tmp_path / ("n" * 255)
     write(folder, TREE)
     assert found(folder) == {"train": [1, 2], "test": [3]}
-    assert len(list(cache.cache_folder().iterdir())) == 2
+    assert len(list(decoding.cache_folder().iterdir())) == 2

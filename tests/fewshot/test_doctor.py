@@ -8,9 +8,10 @@ import pytest
 
 from fused_margins import command, doctor
 from fused_margins.backends import registry
-from fused_margins.fewshot.backends import SOFTMAX, available
 from fused_margins.fewshot.cli import main, parse
 from fused_margins.fewshot.errors import UserError
+
+from .conftest import needs_cpu_backend
 
 
 def test_doctor_knows_this_machine_and_finds_nothing_wrong(capsys):
@@ -52,9 +53,8 @@ def test_doctor_refuses_a_device_that_is_not_there(capsys):
     assert "device: 'cuda:77' cannot be used" in capsys.readouterr().err
 
 
+@needs_cpu_backend
 def test_doctor_finds_a_wrong_backend(monkeypatch):
-    if "cpu" not in available("cpu", [SOFTMAX]):
-        pytest.skip("the cpu backend is not built")
     right = doctor.functional.margin_softmax_loss
 
     def wrong(*args, backend, **kwargs):
@@ -64,9 +64,8 @@ def test_doctor_finds_a_wrong_backend(monkeypatch):
     assert main(["doctor"]) == 1
 
 
+@needs_cpu_backend
 def test_doctor_and_parity_find_a_backend_that_returns_nan(tmp_path):
-    if "cpu" not in available("cpu", [SOFTMAX]):
-        pytest.skip("the cpu backend is not built")
     right = registry.kernel("contrast", "cpu")
 
     def forward(a, plan):

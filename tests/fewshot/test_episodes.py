@@ -136,10 +136,3 @@ def test_separable_embeddings_are_solved_and_noise_is_not():
         assert accuracy.mean() > 0.98
     for accuracy in (e.centroid_accuracy(noise, drawn), e.head_accuracy(noise, drawn, generator)):
         assert abs(float(accuracy.mean()) - 1 / 3) < 0.04
-
-
-def test_centroid_accuracy_by_hand():
-    # One episode, two classes at right angles, one query of the second on the wrong side.
-    embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [1.0, 3.0], [4.0, 0.1], [3.0, 1.0]])
-    episode = e.Episodes(torch.tensor([[0, 1]]), torch.tensor([[2, 4, 3, 5]]), n_way=2)
-    assert e.centroid_accuracy(embeddings, episode).tolist() == [0.75]

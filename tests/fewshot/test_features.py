@@ -13,6 +13,7 @@ from fused_margins.fewshot.datasets.features import Features, read_features, wri
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.metrics import mean_average_precision_at_r, nearest_others, recall_at_k
 from fused_margins.fewshot.runs import Run
+from fused_margins.fewshot.studies import reproduce
 from fused_margins.fewshot.trainer import Trainer
 from fused_margins.fewshot.trials import task_of
 
@@ -201,7 +202,7 @@ def test_signs_have_tracks_and_parents(tmp_path):
     labels = torch.arange(43).repeat_interleave(12)
     group, split = torch.arange(len(labels)) // 3, torch.tensor([0, 0, 2, 0]).repeat_interleave(3).repeat(43)
     names = tuple(f"{i:05}" for i in range(43))
-    path = tmp_path / "signs.safetensors"
+    path = tmp_path / reproduce.SIGNS
     write_features(path, Features(torch.randn(len(labels), 4), labels, names, split, group), {})
     parents = make_task(load(f"gtsrb-parents:{path}"))
     assert (len(parents.training.class_names), len(parents.training.coarse_names)) == (40, 5)
@@ -211,6 +212,14 @@ def test_signs_have_tracks_and_parents(tmp_path):
     tracks = make_task(load(f"gtsrb-tracks:{path}"))
     assert not set(tracks.training.labels.tolist()) & set(tracks.held_out.labels.tolist())
     assert tracks.training.coarse_names == names
+    names_of_studies = [study.name for study in reproduce.feature_studies(tmp_path)]
+    assert names_of_studies == [f"{s}-gtsrb-{kind}" for kind in ("parents", "tracks") for s in ("positives", "magnet")]
+    with pytest.raises(UserError, match=r"features: expected caltech101.safetensors or gtsrb.safetensors in .*none"):
+        reproduce.feature_studies(tmp_path / "none")
+    write_features(path, Features(torch.randn(len(labels), 4), labels, names, 0 * split, group), {})
+    for kind in ("parents", "tracks"):
+        with pytest.raises(UserError, match="split: there is nothing in test"):
+            load(f"gtsrb-{kind}:{path}")
     write_features(path, Features(torch.randn(len(labels), 4), labels, names), {})
-    with pytest.raises(UserError, match=r"signs.safetensors: expected a split by track"):
+    with pytest.raises(UserError, match=r"gtsrb.safetensors: expected a split by track"):
         load(f"gtsrb-parents:{path}")

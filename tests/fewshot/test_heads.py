@@ -59,6 +59,11 @@ def test_heads_are_those_of_scikit_learn(shots, embeddings):
     centred = F.normalize(embeddings - mean)
     expected = _by_scikit_learn(NearestCentroid(), centred, episodes)
     torch.testing.assert_close(simple_shot_accuracy(embeddings, episodes, mean), expected)
+    by_cosine = KNeighborsClassifier(1, metric="cosine")
+    centroids = [unit[support].view(4, shots, -1).mean(1) for support in episodes.support]  # of lengths of their own
+    truth, queries = episodes.query_labels(), embeddings[episodes.query]
+    expected_by_cosine = [by_cosine.fit(c, range(4)).score(q, truth) for c, q in zip(centroids, queries)]
+    assert centroid_accuracy(embeddings, episodes).tolist() == pytest.approx(expected_by_cosine)
     if shots == 1:  # then centroids have unit length, too
         torch.testing.assert_close(centroid_accuracy(centred, episodes), expected)
         torch.testing.assert_close(neighbours_accuracy(embeddings, episodes), centroid_accuracy(embeddings, episodes))

@@ -26,6 +26,19 @@ def forked(monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
+def interrupt(when, *numbers):
+    """Once `when()` is true, this process gets these signals, a second apart."""
+
+    def send():
+        while not when():
+            time.sleep(0.01)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+
+    threading.Thread(target=send).start()
+
+
 def square(number):
     return number * number, os.getpid(), torch.get_num_threads()
 
@@ -68,8 +81,7 @@ def wait(number):
 def test_an_interrupt_ends_the_workers_at_once(number):
     start = time.monotonic()
     before = signal.getsignal(signal.SIGTERM)
-    interrupt = threading.Timer(1.0, lambda: os.kill(os.getpid(), number))
-    interrupt.start()
+    interrupt(lambda: time.monotonic() > start + 1, number)
     with pytest.raises(KeyboardInterrupt):
         run_all(wait, [1, 2], "waiting", workers=2)
     assert time.monotonic() - start < 30
@@ -91,12 +103,7 @@ def train(place):
 @pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_after_an_interrupt_no_job_begins_and_those_that_run_are_saved(number, tmp_path):
-    def interrupt():
-        while len(list(tmp_path.glob("*.begun"))) < 2:
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-
-    threading.Thread(target=interrupt).start()
+    interrupt(lambda: len(list(tmp_path.glob("*.begun"))) == 2, number)
     with pytest.raises(KeyboardInterrupt):
         run_all(train, [tmp_path / str(i) for i in range(12)], "training", workers=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.begun", "0.saved", "1.begun", "1.saved"]
@@ -119,14 +126,9 @@ def train_while_another_is_idle(place):
 
 @pytest.mark.usefixtures("forked")
 def test_an_idle_worker_that_ends_holds_up_nobody(tmp_path):
-    def interrupt():
-        while not (tmp_path / "1.begun").exists():
-            time.sleep(0.01)
-        time.sleep(0.2)  # the other is back at its queue
-        os.kill(os.getpid(), signal.SIGINT)
-
-    start = time.monotonic()
-    threading.Thread(target=interrupt).start()
+    start, begun = time.monotonic(), tmp_path / "1.begun"
+    # A moment after it: the other is back at its queue.
+    interrupt(lambda: begun.exists() and time.time() > begun.stat().st_mtime + 0.2, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run_all(train_while_another_is_idle, [tmp_path / "0", tmp_path / "1"], "training", workers=2)
     assert time.monotonic() - start < 30
@@ -146,12 +148,7 @@ def train_through_signals(place):
 
 @pytest.mark.usefixtures("forked")
 def test_a_repeated_sigterm_does_not_keep_a_training_from_saving(tmp_path):
-    def interrupt():
-        while len(list(tmp_path.glob("*.begun"))) < 2:
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=interrupt).start()
+    interrupt(lambda: len(list(tmp_path.glob("*.begun"))) == 2, signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         run_all(train_through_signals, [tmp_path / "0", tmp_path / "1"], "training", workers=2)
     assert len(list(tmp_path.glob("*.saved"))) == 2
@@ -188,15 +185,8 @@ def refuse_to_end(place):
 
 @pytest.mark.usefixtures("forked")
 def test_a_second_interrupt_does_not_wait(tmp_path):
-    def interrupt():
-        while len(list(tmp_path.iterdir())) < 2:
-            time.sleep(0.01)
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-
     start = time.monotonic()
-    threading.Thread(target=interrupt).start()
+    interrupt(lambda: len(list(tmp_path.iterdir())) == 2, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run_all(refuse_to_end, [tmp_path / str(i) for i in range(4)], "refusing", workers=2)
     assert time.monotonic() - start < 30

@@ -21,13 +21,9 @@ LABELS = torch.tensor([0, 1, 0, 2, 2])
 
 def test_recall_at_k_by_hand():
     # Sample 0 finds its class mate second, sample 2 second, sample 1 never: 2/5 at 1, 4/5 from 2 on.
-    recalls = metrics.recall_at_k(CIRCLE, LABELS, ks=(1, 2, 4))
+    stretched = CIRCLE * torch.tensor([[1.0], [9.0], [0.1], [3.0], [5.0]])  # directions alone count
+    recalls = metrics.recall_at_k(stretched, LABELS, ks=(1, 2, 4))
     assert recalls == {"recall@1": 0.4, "recall@2": 0.8, "recall@4": 0.8}
-
-
-def test_recall_looks_at_directions_only():
-    stretched = CIRCLE * torch.tensor([[1.0], [9.0], [0.1], [3.0], [5.0]])
-    assert metrics.recall_at_k(stretched, LABELS, ks=(1,)) == {"recall@1": 0.4}
 
 
 def test_recall_with_more_neighbours_asked_than_there_are():
@@ -53,12 +49,6 @@ def test_separate_blobs_agree_with_their_labels_whatever_the_names():
     assert metrics.cluster_agreement(embeddings, renamed) == {"nmi": pytest.approx(1), "purity": 1.0}
 
 
-def test_labels_without_meaning_have_little_agreement():
-    embeddings, labels = _blobs()
-    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    assert metrics.cluster_agreement(embeddings, shuffled)["nmi"] < 0.15
-
-
 def test_collapsed_embeddings_score_zero_without_a_warning():
     assert metrics.cluster_agreement(torch.ones(20, 3), torch.arange(4).repeat(5))["nmi"] == pytest.approx(0)
 
@@ -78,31 +68,11 @@ def _random(size=60, num_classes=7, seed=0):
     return torch.randn(size, 5, generator=generator) + torch.nn.functional.one_hot(labels % 5, 5), labels
 
 
-def _map_at_r(embeddings, labels):
-    """The definition in loops."""
-    values = []
-    for i in range(len(labels)):
-        others = [j for j in range(len(labels)) if j != i]
-        mates = sum(bool(labels[j] == labels[i]) for j in others)
-        if not mates:
-            continue
-        cosine = torch.nn.functional.cosine_similarity(embeddings[i], embeddings, dim=1)
-        ranked = sorted(others, key=lambda j: -float(cosine[j]))[:mates]
-        correct = [bool(labels[j] == labels[i]) for j in ranked]
-        values.append(sum(sum(correct[: k + 1]) / (k + 1) for k in range(mates) if correct[k]) / mates)
-    return sum(values) / len(values)
-
-
 @pytest.mark.parametrize("few", [200, 3])
 @pytest.mark.parametrize("numbers_at_once", [1 << 22, 100])
-def test_map_at_r_is_its_definition(few, numbers_at_once, monkeypatch):
+def test_map_at_r_is_that_of_a_peer(few, numbers_at_once, monkeypatch):
     monkeypatch.setattr(metrics, "FEW_NEIGHBOURS", few)  # both ways of a search, at once and in blocks
     monkeypatch.setattr(metrics, "NUMBERS_AT_ONCE", numbers_at_once)
-    embeddings, labels = _random()
-    assert metrics.mean_average_precision_at_r(embeddings, labels) == pytest.approx(_map_at_r(embeddings, labels))
-
-
-def test_map_at_r_agrees_with_a_peer():
     embeddings, labels = _random(200, 9, seed=1)
     peer = AccuracyCalculator(
         ("mean_average_precision_at_r",), k="max_bin_count", knn_func=CustomKNN(CosineSimilarity())
@@ -197,17 +167,6 @@ def test_discriminability_is_its_definition():
     pairs = [(a, b) for i, a in enumerate(centres) for j, b in enumerate(centres) if i != j]
     between = sum((a - b).square().sum() for a, b in pairs) / len(pairs)
     assert metrics.discriminability(embeddings, labels) == pytest.approx(float(between / within))
-
-
-def test_discriminability_by_hand():
-    # Centres at 5 and 85 degrees, each class spread by 5 degrees either way: exact values from trigonometry.
-    angles = torch.deg2rad(torch.tensor([0.0, 10.0, 80.0, 90.0]))
-    embeddings = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([[2.0], [1.0], [3.0], [1.0]])
-    radius = math.cos(math.radians(5))  # of both centres
-    between = (2 * radius * math.sin(math.radians(40))) ** 2
-    within = 1 - radius**2
-    measured = metrics.discriminability(embeddings, torch.tensor([0, 0, 1, 1]))
-    assert measured == pytest.approx(between / within, rel=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

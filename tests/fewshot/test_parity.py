@@ -7,26 +7,21 @@ import pytest
 import torch
 
 from fused_margins.backends import registry
-from fused_margins.fewshot.backends import SOFTMAX, available
 from fused_margins.fewshot.config import TOLERANCE, make_loss
 from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.studies.parity import Parity, relative_difference
 from fused_margins.fewshot.trainer import Trainer
 
-LOSSES = [
-    make_loss("margin-softmax", margin=-0.3),
-    make_loss("triplet"),
-    make_loss("margin"),
-    make_loss("infonce"),
-    make_loss("magnet", warm_epochs=1, clusters_per_class=2, num_clusters=3, samples_per_cluster=4),
-]
+from .conftest import needs_cpu_backend
+from .trainings import loss_named
+
+LOSSES = [make_loss("margin-softmax", margin=-0.3), *map(loss_named, ("triplet", "margin", "infonce", "magnet"))]
 IDS = [loss.name for loss in LOSSES]
-needs_cpu_backend = pytest.mark.skipif("cpu" not in available("cpu", [SOFTMAX]), reason="the cpu backend is not built")
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=IDS)
 def test_a_backend_equals_itself_to_the_bit_and_the_first_model_trains_as_if_it_were_alone(images, config, loss):
-    config = config.model_copy(update={"loss": loss, "backend": "reference"})
+    config = config.but(loss=loss, backend="reference")
     parity = Parity(config, images, ("reference", "reference"))
     steps = list(parity.steps())
     assert len(steps) == parity.first.total_steps
@@ -41,7 +36,7 @@ def test_a_backend_equals_itself_to_the_bit_and_the_first_model_trains_as_if_it_
 @needs_cpu_backend
 @pytest.mark.parametrize("loss", LOSSES, ids=IDS)
 def test_the_cpu_backend_agrees_with_the_reference(images, config, loss):
-    steps = list(Parity(config.model_copy(update={"loss": loss}), images, ("reference", "cpu")).steps())
+    steps = list(Parity(config.but(loss=loss), images, ("reference", "cpu")).steps())
     assert max(s.loss_difference for s in steps) <= TOLERANCE
     assert max(s.gradient_difference for s in steps) <= TOLERANCE
 
@@ -81,7 +76,7 @@ def test_a_wrong_backend_is_caught(images, config, wrong, field):
 
 
 def test_a_training_that_diverges_is_not_within_the_tolerance(images, config):
-    config = config.model_copy(update={"learning_rate": 1e30, "optimizer": "sgd"})
+    config = config.but(learning_rate=1e30, optimizer="sgd")
     with pytest.raises(UserError, match="training diverged"):
         list(Parity(config, images, ("reference", "reference")).steps())
 

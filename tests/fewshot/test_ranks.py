@@ -15,21 +15,11 @@ from fused_margins.fewshot.runs import Run
 
 from ..distributed.ranks import free_port
 from ..forks import Forked
+from .trainings import StopAfter
 
 OPTIONS = ["--features", "some.npz.safetensors", "--epochs", "3", "--batch-size", "11", "--episodes", "5"]
-# Not Adam, to which a gradient of half the size would be the same.
-OPTIONS += [
-    "--backbone",
-    "mlp",
-    "--channels",
-    "8",
-    "--embedding-size",
-    "4",
-    "--optimizer",
-    "sgd",
-    "--learning-rate",
-    "0.02",
-]
+OPTIONS += ["--backbone", "mlp", "--channels", "8", "--embedding-size", "4"]
+OPTIONS += ["--optimizer", "sgd", "--learning-rate", "0.02"]  # to Adam a gradient of half the size would be the same
 MAGNET = ["--warm-epochs", "1", "--clusters-per-class", "2", "--num-clusters", "3", "--samples-per-cluster", "4"]
 
 
@@ -50,8 +40,7 @@ def _command(folder, arguments, stop_after=None):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_draw", lambda *args: {})
         if stop_after is not None:
-            left = iter(range(stop_after))
-            asked = contextlib.nullcontext(lambda: next(left, None) is None)
+            asked = contextlib.nullcontext(StopAfter(stop_after))
             patch.setattr(trials, "stop_on_interrupt", lambda: asked)
         sys.exit(main(arguments))
 

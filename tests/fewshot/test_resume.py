@@ -2,42 +2,33 @@
 
 import json
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
-from fused_margins.fewshot import backends, report, trials
+from fused_margins.fewshot import report, trials
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax
 from fused_margins.fewshot.presets import preset
 from fused_margins.fewshot.runs import Run
-from fused_margins.fewshot.studies import demo, omniglot, reproduce
+from fused_margins.fewshot.studies import omniglot, reproduce
 from fused_margins.fewshot.studies.margins import margin_sweep_study
 from fused_margins.fewshot.suite import run_suite
 
-from .conftest import with_digits
+from .conftest import needs_cpu_backend, with_digits
+from .trainings import StopAfter
 
 SMALL = ["--backbone", "convnet", "--blocks", "2", "--channels", "4", "--embedding-size", "8", "--episodes", "5"]
-needs_cpu_backend = pytest.mark.skipif(
-    "cpu" not in backends.available("cpu", [backends.SOFTMAX]), reason="the cpu backend is not built"
-)
 pytestmark = pytest.mark.usefixtures("few_digits", "blank_pictures")
 
 
 @contextmanager
 def interrupted(stop):
     """Within this block the user asks trainings to stop: after so many steps, or as soon as `stop()` is true."""
-    if isinstance(stop, int):
-        left = iter(range(stop))
-        stop = lambda: next(left, None) is None  # noqa: E731
-
-    @contextmanager
-    def stop_on_interrupt():
-        yield stop
-
+    asked = nullcontext(StopAfter(stop) if isinstance(stop, int) else stop)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "stop_on_interrupt", stop_on_interrupt)
+        patch.setattr(trials, "stop_on_interrupt", lambda: asked)
         yield
 
 
@@ -138,7 +129,7 @@ def small_one_shot(monkeypatch):
     """The study of `one-shot` on digits: Omniglot is not at hand."""
 
     def study(config, losses, seeds, episodes):
-        config = config.model_copy(update={"dataset": "digits", "loss": MarginSoftmax()})
+        config = config.but(dataset="digits", loss=MarginSoftmax())
         return margin_sweep_study(config, (0.0,), seeds, Judging(episodes=episodes), "one-shot")
 
     monkeypatch.setattr(omniglot, "vinyals_study", study)
@@ -151,7 +142,7 @@ def small_one_shot(monkeypatch):
 def test_the_same_command_resumes_a_study_and_names_a_changed_option(tmp_path, capsys, monkeypatch, contents, name):
     text, epochs = STUDIES[name]
     command = [*text.split(), *(["--episodes", "5"] if name == "demo" else SMALL), "--workers", "1"]
-    monkeypatch.setattr(demo, "MARGINS", (0.0,))
+    monkeypatch.setattr(reproduce, "DEMO_MARGINS", (0.0,))
     with interrupted(1):
         assert main([*command, "--epochs", str(epochs), "--output", str(tmp_path / "out")]) == 130
     assert "the same command goes on" in capsys.readouterr().out
@@ -178,11 +169,13 @@ def test_the_same_command_resumes_a_study_and_names_a_changed_option(tmp_path, c
 
 
 def test_reproduce_resumes(tmp_path, monkeypatch):
-    config = preset("cosine-digits").model_copy(
-        update={"epochs": 2, "threads": 1, "backbone": Backbone(blocks=2, channels=4, embedding_size=8)}
-    )
+    config = preset("cosine-digits").but(epochs=2, threads=1, backbone=Backbone(blocks=2, channels=4, embedding_size=8))
     small = [margin_sweep_study(config, (0.0, 0.1), (1,), Judging(episodes=5))]
-    for of_studies, options in (("reproduce_studies", []), ("parity_studies", ["--parity"])):
+    for of_studies, options in (
+        ("reproduce_studies", []),
+        ("parity_studies", ["--parity"]),
+        ("long_studies", ["--long"]),
+    ):
         command = ["reproduce", *options, "--workers", "1", "--output", str(tmp_path / of_studies)]
         with monkeypatch.context() as patch:
             patch.setattr(reproduce, of_studies, lambda: small)
@@ -190,6 +183,6 @@ def test_reproduce_resumes(tmp_path, monkeypatch):
                 assert main(command) == 130
             assert main(command) == 0
     run_suite(small, tmp_path / "whole", "whole", workers=1)
-    folders = [tmp_path / name for name in ("reproduce_studies", "parity_studies", "whole")]
+    folders = [tmp_path / name for name in ("reproduce_studies", "parity_studies", "long_studies", "whole")]
     reports = [(folder / "report.md").read_text().partition("\n")[2] for folder in folders]
-    assert reports[0] == reports[1] == reports[2]
+    assert all(report == reports[-1] for report in reports)

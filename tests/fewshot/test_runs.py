@@ -75,10 +75,11 @@ def test_one_process_at_a_time_works_in_a_run(tmp_path):
         ('{"epochs": 0}', "epochs: Input should be"),
         ("[]", r"settings: Input should be an object, got \[\]"),
         ('{"backbone": 3}', "backbone: Input should be an object, got 3"),
+        ("\udcff{", "not text"),
     ],
 )
 def test_a_damaged_configuration_names_file_and_reason(tmp_path, text, reason):
-    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "config.json").write_text(text, errors="surrogateescape")
     with pytest.raises(UserError, match=rf"config\.json: .*{reason}"):
         Run(tmp_path).config()
 

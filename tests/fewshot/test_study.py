@@ -95,7 +95,7 @@ def test_a_trial_is_finished_with_its_own_settings_only(tmp_path):
     assert not trial.finished(folder)
     _store(tmp_path, trial, nmi=1.0)
     assert trial.finished(folder)
-    assert not Trial("a", trial.config.model_copy(update={"epochs": 3})).finished(folder)
+    assert not Trial("a", trial.config.but(epochs=3)).finished(folder)
     assert not Trial("a", trial.config, Judging(episodes=5)).finished(folder)
     Run(folder).save_result(Run(folder).result() | {"epochs": trial.config.epochs - 1})
     assert not trial.finished(folder)  # half-trained

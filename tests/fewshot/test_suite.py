@@ -16,9 +16,12 @@ import torch
 from fused_margins.fewshot import trials
 from fused_margins.fewshot.cli import main, script
 from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax, TrainConfig, make_loss
+from fused_margins.fewshot.convergence import stopped_early
 from fused_margins.fewshot.datasets import ImageSet
 from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.optimization import build_optimizer, build_scheduler
 from fused_margins.fewshot.studies import margins, reproduce
+from fused_margins.fewshot.studies.coarse_to_fine import EPHN
 from fused_margins.fewshot.studies.margins import margin_sweep_study
 from fused_margins.fewshot.studies.parity import parity_study
 from fused_margins.fewshot.suite import placed_jobs, run_suite
@@ -79,12 +82,6 @@ def test_a_stricter_judgement_does_not_train_again(tmp_path, contents):
     assert before["report.json"] != after["report.json"]
 
 
-@pytest.mark.usefixtures("carried_out")
-def test_other_settings_in_a_folder_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"m--0\.1-seed0: output: it holds a run of other settings, epochs = 1, not 2"):
-        run_suite([_study(epochs=2)], tmp_path, "Title", workers=1)
-
-
 @pytest.mark.usefixtures("few_digits")
 def test_a_mistake_in_the_last_job_shows_before_the_first_is_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(Trial, "carry_out", lambda *args: pytest.fail("trained"))
@@ -97,7 +94,7 @@ def test_a_mistake_in_the_last_job_shows_before_the_first_is_begun(tmp_path, mon
         "threads: expected at most": {"threads": 10**9},
     }
     for message, settings in change.items():
-        trial = replace(bad.trials[-1], config=bad.trials[-1].config.model_copy(update=settings))
+        trial = replace(bad.trials[-1], config=bad.trials[-1].config.but(**settings))
         study = replace(bad, name="bad", trials=[*bad.trials[:-1], trial])
         with pytest.raises(UserError, match=f"bad/m-0-seed0: {message}"):
             run_suite([good, study], tmp_path / "out", "Title", workers=1)
@@ -193,11 +190,31 @@ def test_a_sweep_asks_few_validation_classes_nothing(monkeypatch):
 def test_the_reproduced_studies_have_folders_of_their_own_and_one_thread_each(monkeypatch, tmp_path):
     for module in (trials, margins):
         monkeypatch.setattr(module, "load", _some_images)
-    for studies in (reproduce.reproduce_studies(), reproduce.parity_studies()):
+    for studies in (reproduce.reproduce_studies(), reproduce.parity_studies(), reproduce.long_studies()):
         jobs = placed_jobs(studies, tmp_path)
         assert len({placed.folder for placed in jobs}) == len(jobs)
         assert {placed.job.config.threads for placed in jobs} == {1}
-    assert {study.name for study in reproduce.reproduce_studies()} >= {"omniglot-vinyals", "omniglot-official"}
+    groups = {study.name: {trial.group for trial in study.trials} for study in reproduce.reproduce_studies()}
+    assert groups.keys() >= {"omniglot-vinyals", "omniglot-official"}
+    assert EPHN in groups["coarse-to-fine-alphabets"] & groups["coarse-to-fine-digits"]
     monkeypatch.setattr(reproduce, "of_all", lambda device, losses: [])
     with pytest.raises(UserError, match="backends: only the reference is available"):
         reproduce.parity_studies()
+
+
+def test_the_long_study_can_converge_and_has_every_margin_once_before_one_twice(monkeypatch):
+    for module in (trials, margins):
+        monkeypatch.setattr(module, "load", _some_images)
+    (study,) = reproduce.long_studies()
+    assert [trial.config.seed for trial in study.trials] == sorted(trial.config.seed for trial in study.trials)
+    assert {trial.config.backbone.title for trial in study.trials} == {"conv4"}  # of 64 channels
+    config = study.trials[0].config
+    optimizer = build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+    scheduler = build_scheduler(config, optimizer, lambda epoch: epoch)
+    history = []
+    for _ in range(config.epochs):
+        history.append({"learning_rate": optimizer.param_groups[0]["lr"], "validation": 0.5})
+        optimizer.step()
+        scheduler.step()
+    assert stopped_early(history) is None
+    assert max(row["learning_rate"] for row in history[-20:]) < config.learning_rate / 7

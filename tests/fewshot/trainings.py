@@ -1,5 +1,7 @@
 """What tests of trainings share: losses by name, and ways to stop one."""
 
+import torch
+
 from fused_margins.fewshot.config import make_loss
 
 MAGNET = make_loss("magnet", warm_epochs=1, clusters_per_class=2, num_clusters=3, samples_per_cluster=4)
@@ -24,5 +26,10 @@ class StopAfter:
         return self.steps < 0
 
 
-def no_augmentation(config):
-    return config.augmentation.model_copy(update={"rotation_deg": 0.0, "shift": 0.0, "zoom": 0.0})
+def assert_same_bits(first, second):
+    """Of all that two trainings have determined."""
+    assert first.history == second.history
+    tensors, others = ({**t.model.state_dict(), **dict(t.objective.named_parameters())} for t in (first, second))
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name

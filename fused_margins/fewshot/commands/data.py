@@ -55,7 +55,7 @@ class Data(Command):
 
 def _known() -> Table:
     """Name and description of each data set."""
-    from ..datasets.registry import LOADERS, OF_PATHS
+    from ..datasets import LOADERS, OF_PATHS
 
     rows = [
         [f"{name}:PATH" if name in OF_PATHS else name, (loader.__doc__ or "").partition("\n")[0]]

@@ -69,7 +69,7 @@ class _OneStudy(Training, _Many):
         """The settings that all trainings share. One thread each: that is fastest for many, and bits depend on it."""
         if self.config.seed != TrainConfig().seed:
             raise UserError(f"seed: a study has several, give --seeds; got {self.config.seed}")
-        return self.settings().model_copy(update={"threads": self.config.threads or 1})
+        return self.settings().but(threads=self.config.threads or 1)
 
     def judging(self) -> Judging:
         return Judging(episodes=self.episodes)
@@ -103,7 +103,7 @@ class Sweep(_OneStudy):
 
         config = self.base()
         if self.scale is not None:
-            config = config.model_copy(update={"loss": changed_loss(config.loss, scale=self.scale)})
+            config = config.but(loss=changed_loss(config.loss, scale=self.scale))
         judging = Judging(episodes=self.episodes, all_ways=self.all_ways)
         study = margin_sweep_study(config, self.margin, self.seeds, judging, base_classes=self.base_classes)
         return self.run("sweep", [study])
@@ -215,7 +215,7 @@ class ParityCommand(_OneStudy):
             raise UserError(f"backend: it is --backends that are compared, got {self.config.backend}")
         if not one_loss and any(option.startswith(OF_LOSS) for option in self._given):
             raise UserError("loss: which one are these options for? Without --loss every loss is compared as it is")
-        config = base.model_copy(update={"seed": self.seeds[0]})
+        config = base.but(seed=self.seeds[0])
         losses: dict[str, Loss] = {config.loss.name: config.loss} if one_loss else parity.LOSSES
         backends = self.backends or ("reference", *of_all(config.device, losses.values()))
         if len(backends) == 1:
@@ -249,8 +249,8 @@ class Demo(_Many):
 
     def main(self) -> int:
         from ..backends import of_all
-        from ..studies.demo import demo_studies
         from ..studies.parity import LOSSES
+        from ..studies.reproduce import demo_studies
 
         warm_epochs = Magnet().warm_epochs
         if self.epochs <= warm_epochs:
@@ -266,25 +266,29 @@ class Reproduce(_Many):
     """A documented subset of the papers' protocols on Omniglot and CIFAR-FS; 45 minutes on two cores."""
 
     output: Path | None = None
-    """Folder of the runs and the report; by default runs/reproduce, or runs/parity."""
+    """Folder of the runs and the report; by default runs/reproduce, or runs with the name of what is asked instead."""
     parity: bool = False
     """Instead of these, the parity of backends for every loss on the same data: a quarter of an hour more."""
+    long: bool = False
+    """Instead of these, the margins on CIFAR-FS trained until they converge: hours, in several goes if you like."""
     features: Path | None = None
     """Instead of these, the claims on frozen features: a folder with caltech101.safetensors and gtsrb.safetensors."""
     dry_run: bool = False
     """Say what would be trained, and how long it would take, and do nothing."""
 
     def main(self) -> int:
-        from ..studies import features, reproduce
+        from ..studies import reproduce
 
+        asked = [name for name in ("parity", "long", "features") if getattr(self, name)]
+        if len(asked) > 1:
+            raise UserError(f"{', '.join(asked)}: expected one of them, each is instead of the others")
         if self.features is not None:
-            studies, name, title = (
-                features.feature_studies(self.features),
-                "features",
-                "The three papers on frozen features",
-            )
+            title, studies = "The three papers on frozen features", reproduce.feature_studies(self.features)
         elif self.parity:
-            studies, name, title = reproduce.parity_studies(), "parity", "Parity of backends on few-shot data"
+            title, studies = "Parity of backends on few-shot data", reproduce.parity_studies()
+        elif self.long:
+            title, studies = "Negative margins, trained until they converge", reproduce.long_studies()
         else:
-            studies, name, title = reproduce.reproduce_studies(), "reproduce", "The three papers on few-shot data"
-        return self.carry_out(studies, self.output or Path("runs") / name, title, self.dry_run)
+            title, studies = "The three papers on few-shot data", reproduce.reproduce_studies()
+        folder = self.output or Path("runs", *asked or ["reproduce"])
+        return self.carry_out(studies, folder, title, self.dry_run)

@@ -3,7 +3,7 @@
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ..config import Judging, TrainConfig, contradictions
 from ..errors import UserError
@@ -13,11 +13,10 @@ from ..runs import Run
 from ..terminal import INTERRUPTED, console, progress, say
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ..datasets import Task
     from ..trainer import Trainer
-
-
-AnyTraining = TypeVar("AnyTraining", bound="Training")
 
 
 class Training(Command):
@@ -38,11 +37,7 @@ class Training(Command):
     often: ClassVar[tuple[str, ...]] = ("dataset", "epochs", "batch_size", "learning_rate", "seed", "backbone")
 
     @classmethod
-    def read(cls, given: Given) -> Command:
-        return cls.begun(given)
-
-    @classmethod
-    def begun(cls: type[AnyTraining], given: Given) -> AnyTraining:
+    def read(cls, given: Given) -> "Self":
         """With the settings of a preset, where one is named, and what is given over them."""
         name = given.get("preset")
         return build(cls, given) if name is None else build(cls, given, config=preset(name))
@@ -56,9 +51,9 @@ def on_features(config: TrainConfig, file: Path | None) -> TrainConfig:
     from ..datasets import is_of_features
 
     if file is not None:
-        config = config.model_copy(update={"dataset": f"features:{file}"})
+        config = config.but(dataset=f"features:{file}")
     if is_of_features(config.dataset) and config.backbone.name == "convnet":
-        config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": "linear"})})
+        config = config.but(backbone=config.backbone.but(name="linear"))
     return config
 
 
@@ -83,21 +78,19 @@ class Train(Training):
     judging: Judging = Judging()
 
     @classmethod
-    def read(cls, given: Given) -> Command:
-        return cls._resumed(given) if given.get("resume") else cls.begun(given)
-
-    @classmethod
-    def _resumed(cls, given: Given) -> "Train":
-        """With the settings of the run that is resumed; others would lead to other numbers and are refused."""
+    def read(cls, given: Given) -> "Self":
+        """With the settings of a run that is resumed; others would lead to other numbers and are refused."""
+        if not given.get("resume"):
+            return super().read(given)
         if given.get("dry_run"):
             raise UserError("dry_run: it describes a training that has not begun; leave out --resume")
-        run = Run(Path(given["output"]) if given.get("output") else cls.begun(given).folder())
+        run = Run(Path(given["output"]) if given.get("output") else super().read(given).folder())
         stored = run.config()
-        resumed = build(Train, {**given, "output": run.folder}, config=stored, judging=run.judging())
+        resumed = build(cls, {**given, "output": run.folder}, config=stored, judging=run.judging())
         # Another preset than the run began with says every setting, as options say some.
-        asked = (resumed if resumed.preset in (None, run.preset()) else cls.begun(given)).settings()
+        asked = (resumed if resumed.preset in (None, run.preset()) else super().read(given)).settings()
         if asked.threads is None:  # those that the run found
-            asked = asked.model_copy(update={"threads": stored.threads})
+            asked = asked.but(threads=stored.threads)
         changed = contradictions(stored, asked)
         if changed:
             raise UserError(f"resume: the run has {', '.join(changed)}; leave out what is to stay as it was")
@@ -126,7 +119,7 @@ class Train(Training):
 
         config, folder = self.settings(), self.folder()
         # Stored with the run, because a resumed run has the same numbers only with as many threads.
-        config = config.model_copy(update={"threads": set_threads(config.threads)})
+        config = config.but(threads=set_threads(config.threads))
         task = task_of(config)
         check_judging(task, self.judging, config.dataset)
         if self.dry_run:
@@ -179,7 +172,7 @@ class Evaluate(Command):
     judging: Judging = Judging()
 
     @classmethod
-    def read(cls, given: Given) -> Command:
+    def read(cls, given: Given) -> "Self":
         return build(cls, given, judging=Run(Path(given["run"])).judging())
 
     def main(self) -> int:

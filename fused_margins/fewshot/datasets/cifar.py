@@ -6,7 +6,6 @@ from ..errors import UserError
 from .folders import SPLITS, Files, class_folders, classes_in, image_sets
 from .images import ImageSet
 from .lists import Once, lines
-from .registry import register
 from .sources import Tree, find, left_out, require
 
 # Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009: five classes each.
@@ -36,7 +35,6 @@ COARSE = {fine: coarse for coarse, members in SUPERCLASSES.items() for fine in m
 _GUIDE = "CIFAR-FS is linked from https://github.com/bertinetto/r2d2: put cifar-fs.zip or the unpacked folder there."
 
 
-@register("cifar-fs")
 def load(root: Path, image_size: int = 32) -> dict[str, ImageSet]:
     """CIFAR-FS: 64, 16 and 20 classes, each with 600 images; coarse classes are the superclasses of CIFAR-100.
 

@@ -4,11 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
-from .cache import decoded
-from .decoding import PHOTO
+from .decoding import PHOTO, decoded
 from .images import ImageSet, from_classes
 from .lists import Finder, Line, Once, lines
-from .registry import register
 from .sources import Tree, left_out, require
 
 PLACE = "CUB_200_2011"
@@ -18,13 +16,11 @@ _GUIDE = (
 )
 
 
-@register("cub")
 def load(root: Path, image_size: int = 84) -> dict[str, ImageSet]:
     """CUB-200-2011 by the few-shot split of Chen et al. 2019: sorted classes 0, 2 (mod 4) train, 1 val, 3 test."""
     return _load(root, image_size, lambda i, count: ("train", "val", "train", "test")[i % 4])
 
 
-@register("cub-retrieval")
 def load_retrieval(root: Path, image_size: int = 84) -> dict[str, ImageSet]:
     """CUB-200-2011 by the split of metric learning: the first 100 classes train, the last 100 test."""
     return _load(root, image_size, lambda i, count: "train" if i < count // 2 else "test")

@@ -9,12 +9,10 @@ from sklearn.model_selection import train_test_split
 
 from ..errors import UserError
 from .images import ImageSet
-from .registry import register
 
 SIZE = 8
 
 
-@register("digits")
 def load(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
     """1797 handwritten digits of 8 x 8 pixels from scikit-learn; coarse labels: even, odd; a third is held out."""
     if image_size != SIZE:

@@ -25,7 +25,6 @@ from ..errors import UserError, printable
 from ..runs import replacing
 from .folders import split_by_name
 from .images import ImageSet
-from .registry import register
 
 SPLITS = ("train", "val", "test")
 HELD_OUT = 1 / 3  # of the images of each class, where a file is to be split by image
@@ -60,7 +59,6 @@ class Features:
         )
 
 
-@register("features")
 def load(path: Path) -> dict[str, ImageSet]:
     """Features in a file, `.safetensors`, `.npz` or `.npy` (and `.labels.npy`): split as it says, or by class."""
     return splits_of(read_features(path))
@@ -80,18 +78,22 @@ def splits_of(features: Features) -> dict[str, ImageSet]:
             split: images.with_classes([number[name] for name in chosen])
             for split, chosen in split_by_name(names).items()
         }
-    sets = {s: images.subset((features.split == i).nonzero()[:, 0]) for i, s in enumerate(SPLITS)}
-    sets = {split: chosen for split, chosen in sets.items() if len(chosen)}
-    for split in ("train", "test"):
-        if split not in sets:
-            raise UserError(f"split: there is nothing in {split}")
+    sets = _parts(images, features.split)
     of_training = sets["train"].labels.unique()
     if not torch.isin(sets["test"].labels, of_training).any():  # split by class: each has its own
         sets = {split: chosen.with_classes(chosen.labels.unique().tolist()) for split, chosen in sets.items()}
     return sets
 
 
-@register("gtsrb-tracks")
+def _parts(images: ImageSet, split: Tensor) -> dict[str, ImageSet]:
+    """What there is of each split; all keep the names of all classes."""
+    sets = {name: images.subset((split == number).nonzero()[:, 0]) for number, name in enumerate(SPLITS)}
+    for name in ("train", "test"):
+        if not len(sets[name]):
+            raise UserError(f"split: there is nothing in {name}")
+    return {name: part for name, part in sets.items() if len(part)}
+
+
 def load_tracks(path: Path) -> dict[str, ImageSet]:
     """Features of German traffic signs: the class is the coarse label, the track the fine one, of tracks held out."""
     features = _read_signs(path)
@@ -108,12 +110,10 @@ def load_tracks(path: Path) -> dict[str, ImageSet]:
         coarse_names=features.class_names,
         group=None,
     )
-    images = of_tracks.images()
     assert features.split is not None
-    return {s: images.subset((features.split == i).nonzero()[:, 0]) for s, i in (("train", 0), ("test", 2))}
+    return {name: part for name, part in _parts(of_tracks.images(), features.split).items() if name != "val"}
 
 
-@register("gtsrb-parents")
 def load_parents(path: Path) -> dict[str, ImageSet]:
     """Features of German traffic signs in 40 of 43 classes, whose five kinds are the coarse labels."""
     features = _read_signs(path)

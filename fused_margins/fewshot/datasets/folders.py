@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UserError, printable
-from .cache import decoded
-from .decoding import PHOTO
+from .decoding import PHOTO, decoded
 from .images import ImageSet, from_classes
 from .lists import Finder, Line, Once, lines
-from .registry import register
 from .sources import Archive, Folder, Tree, find, left_out, require, say_once
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -23,7 +21,6 @@ NESTED = 3  # folders that may lie around those of splits or classes
 Files = dict[str, list[tuple[Tree, str]]]  # of each class
 
 
-@register("folder")
 def load(root: Path, image_size: int = 84) -> dict[str, ImageSet]:
     """Any folder or zip archive with `{train,val,test}/<class>/<image>` (val may be missing), or `<class>/<image>`.
 
@@ -52,7 +49,6 @@ def files_by_split(root: Path) -> dict[str, Files]:
     return class_folders(tree, base) if _split_folders(tree, base) else {"": classes_in(tree, base)}
 
 
-@register("mini-imagenet")
 def load_mini_imagenet(root: Path, image_size: int = 84) -> dict[str, ImageSet]:
     """mini-ImageNet by the split of Ravi and Larochelle 2017: 64, 16 and 20 classes, each with 600 images.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..errors import UserError
-from .sources import Tree, left_out
+from .sources import Tree, left_out, reader
 
 LINE_CHARACTERS = 4096  # as long as a path can be
 LIST_BYTES = 16 << 20  # of a list: a hundred bytes for each of 160,000 images
@@ -40,8 +40,8 @@ class Line:
 
 def lines(tree: Tree, file: str) -> Iterator[Line]:
     """The lines of a list; bytes that are not UTF-8 become what Python makes of them in the names of files."""
-    with tree.open() as read:
-        data = read(file)
+    with reader() as read:
+        data = read(tree, file)
     if len(data) > LIST_BYTES:
         raise UserError(f"{tree.where(file)}: larger than {LIST_BYTES >> 20} MiB, expected a list")
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what Windows calls Unicode

@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .cache import decoded
-from .decoding import INK
+from .decoding import INK, decoded
 from .download import Download
 from .images import ImageSet, from_classes
 from .lists import Finder, Once, lines
-from .registry import data_root, register
-from .sources import Tree, find, left_out, require
+from .sources import Tree, data_root, find, left_out, require
 
 SIZE = 28
 TURNS = {"rot000": 0, "rot090": 1, "rot180": 2, "rot270": 3}
@@ -51,7 +49,6 @@ _GUIDE = "`fused-margins data omniglot` downloads what is missing; by hand it co
 Characters = dict[str, dict[int, int]]  # Alphabet/characterNN: the row of each drawer's image, drawers in order
 
 
-@register("omniglot")
 def load(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
     """Omniglot by the split of Vinyals et al. 2016: 4112, 688 and 1692 classes of characters and rotations."""
     lists = require(root, _places(LISTS), f"{_GUIDE}{_PROTONETS}", holding="train.txt")
@@ -64,7 +61,6 @@ def load(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
     return splits
 
 
-@register("omniglot-background")
 def load_background(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
     """Omniglot by alphabet: the 30 background ones with rotations train, the 20 evaluation ones without test."""
     images, background, evaluation = _drawings(root, image_size)
@@ -73,7 +69,6 @@ def load_background(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
     return {"train": _image_set(images, background, turned), "test": _image_set(images, evaluation, test)}
 
 
-@register("omniglot-alphabets")
 def load_alphabets(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
     """Omniglot's background alphabets by drawers: 1 to 14 train, 15 to 20 test, all characters in both, not rotated."""
     images, background, _ = _drawings(root, image_size)

@@ -24,8 +24,8 @@ from typing import IO, NamedTuple
 
 from ..errors import UserError
 from ..terminal import say
-from .registry import DATA_ROOT_VARIABLE
 
+DATA_ROOT_VARIABLE = "FUSED_MARGINS_DATA"
 FILE_BYTES = 128 << 20  # of a file, unpacked: no image or list of a few-shot data set is larger
 _CHUNK_BYTES = 1 << 16
 
@@ -78,36 +78,26 @@ class Tree(ABC):
         """Text that changes when the file does; a `UserError` if it is missing, too large, or no regular file."""
 
     @abstractmethod
-    def _open(self) -> AbstractContextManager[Read]:
+    def open(self) -> AbstractContextManager[Read]:
         """A function that reads a file's bytes, for as long as the context lasts."""
-
-    @contextmanager
-    def open(self) -> Iterator[Read]:
-        """As above; what cannot be read is a `UserError`."""
-        with self._open() as read:
-
-            def checked(name: str) -> bytes:
-                self.stamp(name)
-                try:
-                    return read(name)
-                except UserError:
-                    raise
-                except Exception as error:  # damage shows itself in many ways: a checksum, a cut stream, a method
-                    raise UserError(f"{self.where(name)}: cannot be read ({error or type(error).__name__})") from error
-
-            yield checked
 
 
 @contextmanager
 def reader() -> Iterator[Callable[[Tree, str], bytes]]:
-    """A function that reads a file of a tree; each tree is opened once, for as long as the context lasts."""
+    """A function that reads a file of a tree, or raises a `UserError`; each tree is opened once for the whole block."""
     with ExitStack() as stack:
         opened: dict[Tree, Read] = {}
 
         def read(tree: Tree, name: str) -> bytes:
+            tree.stamp(name)
             if tree not in opened:
                 opened[tree] = stack.enter_context(tree.open())
-            return opened[tree](name)
+            try:
+                return opened[tree](name)
+            except UserError:
+                raise
+            except Exception as error:  # damage shows itself in many ways: a checksum, a cut stream, a method
+                raise UserError(f"{tree.where(name)}: cannot be read ({error or type(error).__name__})") from error
 
         yield read
 
@@ -167,9 +157,9 @@ class Folder(Tree):
         return f"{status.st_size} {status.st_mtime_ns}"
 
     @contextmanager
-    def _open(self) -> Iterator[Read]:
+    def open(self) -> Iterator[Read]:
         def read(name: str) -> bytes:
-            with open(self.path / name, "rb") as file:
+            with (self.path / name).open("rb") as file:
                 return bounded(file, self.where(name))
 
         yield read
@@ -234,7 +224,7 @@ class Archive(Tree):
         return f"{size} {crc:08x}"
 
     @contextmanager
-    def _open(self) -> Iterator[Read]:
+    def open(self) -> Iterator[Read]:
         with zipfile.ZipFile(self.path) as archive:
             members = {_member_name(info): info for info in archive.infolist()}
 
@@ -325,6 +315,11 @@ _OF_SYSTEMS = ("thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system vol
 def _hidden(name: str) -> bool:
     """What systems leave behind, one part of a path: .DS_Store, .thumbnails, __MACOSX, Thumbs.db."""
     return name.startswith((".", "__MACOSX")) or name.lower() in _OF_SYSTEMS
+
+
+def data_root() -> Path:
+    """The folder with the user's data sets: what FUSED_MARGINS_DATA names, else `data` in the working directory."""
+    return Path(os.environ.get(DATA_ROOT_VARIABLE) or "data")
 
 
 def find(root: Path, places: Sequence[str], holding: str = "") -> Tree | None:

@@ -13,6 +13,7 @@ from ..trials import task_of, trials_of
 
 SOURCE = "Levi et al. 2020"
 EPHN = "EPHN, temperature 0.1"  # Xuan et al., Improved embeddings with easy positive triplet mining, 2020
+OF_PAIRS = {"triplet": Triplet, "margin": MarginLoss, "InfoNCE": InfoNCE}
 COLUMNS = {
     "Recall@1": "recall@1",
     "Recall@2": "recall@2",
@@ -24,36 +25,28 @@ COLUMNS = {
 }
 
 
-def few_methods() -> dict[str, Loss]:
-    """Easy against random positives for each loss, with softmax beside them."""
+def positive_methods(kinds: Sequence[Positives] = get_args(Positives)) -> dict[str, Loss]:
+    """These positives for each loss of pairs; beside them softmax, and EPHN: the easiest one, the hardest negative."""
     return {
         "softmax": Softmax(scale=10.0),
-        **{f"triplet, {p} positives": Triplet(positives=p) for p in ("random", "easy")},
-        **{f"margin, {p} positives": MarginLoss(positives=p) for p in ("random", "easy")},
-        **{f"InfoNCE, {p} positives": InfoNCE(positives=p) for p in ("random", "easy")},
+        **{f"{name}, {p} positives": pairs(positives=p) for name, pairs in OF_PAIRS.items() for p in kinds},
+        EPHN: InfoNCE(negatives="hard", temperature=0.1),
     }
 
 
-def positive_methods() -> dict[str, Loss]:
-    """All kinds of positives for each loss, and EPHN as published: the easiest positive and the hardest negative."""
-    methods: dict[str, Loss] = {"softmax": Softmax(scale=10.0)}
-    for p in get_args(Positives):
-        methods[f"triplet, {p} positives"] = Triplet(positives=p)
-        methods[f"margin, {p} positives"] = MarginLoss(positives=p)
-        methods[f"InfoNCE, {p} positives"] = InfoNCE(positives=p)
-    return {**methods, EPHN: InfoNCE(negatives="hard", temperature=0.1)}
+def few_methods() -> dict[str, Loss]:
+    """Easy against random positives."""
+    return positive_methods(("random", "easy"))
 
 
 def all_methods() -> dict[str, Loss]:
     """Every positive with every negative, for every loss of pairs."""
     methods: dict[str, Loss] = {}
-    for positives in get_args(Positives):
-        for negatives in get_args(Negatives):
-            pair = f"{positives} positives, {negatives} negatives"
-            methods[f"triplet, {pair}"] = Triplet(positives=positives, negatives=negatives)
-            methods[f"margin, {pair}"] = MarginLoss(positives=positives, negatives=negatives)
-            methods[f"InfoNCE, {pair}"] = InfoNCE(positives=positives, negatives=negatives)
-        methods[f"InfoNCE, {positives} positives, all negatives"] = InfoNCE(positives=positives)
+    for p in get_args(Positives):
+        for n in get_args(Negatives):
+            for name, pairs in OF_PAIRS.items():
+                methods[f"{name}, {p} positives, {n} negatives"] = pairs(positives=p, negatives=n)
+        methods[f"InfoNCE, {p} positives, all negatives"] = InfoNCE(positives=p)
     return methods
 
 

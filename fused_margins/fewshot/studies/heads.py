@@ -13,18 +13,17 @@ from ..datasets import ImageSet, Task
 from ..episodes import (
     Episodes,
     centroid_accuracy,
+    episodes_of,
     head_accuracy,
     logistic_accuracy,
     neighbours_accuracy,
     simple_shot_accuracy,
 )
 from ..errors import UserError
-from ..evaluation import episodes_of
-from ..metrics import mean_and_student_interval
 from ..process import set_threads
-from ..reports import Table, figure_text
+from ..reports import Table
 from ..runs import plain, read_json, write_json
-from ..study import Results, Study
+from ..study import Grouped, Results, Study
 from ..trials import Job, task_of
 
 SOURCE = "Wang et al. 2019"
@@ -100,19 +99,13 @@ def heads_study(
     name: str = "heads",
 ) -> Study:
     """The heads on the novel classes that each choice of base `classes` leaves, a choice a seed."""
-    jobs = [
-        FrozenHeads(config.model_copy(update={"classes": chosen, "seed": seed}), judging)
-        for seed, chosen in enumerate(classes)
-    ]
+    jobs = [FrozenHeads(config.but(classes=chosen, seed=seed), judging) for seed, chosen in enumerate(classes)]
 
     def tables(results: Results) -> list[Table]:
         stored = [job.accuracy(results.folder) for job in jobs]
         kinds = list(next(iter(stored[0].values())))
-        rows = []
-        for head in HEADS:
-            values = [[one[head].get(kind) for one in stored] for kind in kinds]
-            cells = ["-" if None in of_kind else figure_text("", *_summary(of_kind)) for of_kind in values]
-            rows.append([head, *cells])
+        by_choice = Grouped((head, seed, one[head]) for seed, one in enumerate(stored) for head in HEADS)
+        rows = [[head, *by_choice.texts(head, kinds)] for head in HEADS]
         title = f"Accuracy on novel classes, percent; mean of {len(jobs)} choices of classes ± 95% (Student's t)"
         return [Table(title, ["", *kinds], rows)]
 
@@ -128,8 +121,3 @@ def heads_study(
         more_jobs=jobs,
         more_tables=tables,
     )
-
-
-def _summary(values: Sequence[float | None]) -> tuple[float, float | None]:
-    mean, interval = mean_and_student_interval([value for value in values if value is not None])
-    return mean, interval if len(values) > 1 else None

@@ -39,7 +39,7 @@ def magnet_study(
         "softmax": Softmax(scale=magnet.scale),
         "triplet": Triplet(positives="random"),
     }
-    judging = judging.model_copy(update={"neighbours": NEIGHBOURS, "knc_clusters": magnet.clusters_per_class})
+    judging = judging.but(neighbours=NEIGHBOURS, knc_clusters=magnet.clusters_per_class)
 
     def knc_table(results: Results) -> list[Table]:
         columns = {f"L = {l}": f"knc_error@{l}" for l in NEIGHBOURS}
@@ -101,14 +101,7 @@ def _cluster_pictures(results: Results) -> list[Picture]:
         variances[group] = [float(squared[labels == c].mean()) for c in labels.unique()]
         shown = map_sample(labels, limit=SHOWN)
         path = results.folder / f"clusters-{group}.png"
-        cluster_map(
-            path,
-            embeddings[shown],
-            labels[shown],
-            index.centroids,
-            index.centroid_labels,
-            names,
-        )
+        cluster_map(path, embeddings[shown], labels[shown], index.centroids, index.centroid_labels, names)
         pictures.append(Picture(path, f"{group}: training samples and the centroids of their clusters, in the plane."))
     path = results.folder / "variances.png"
     variance_curves(path, variances)

@@ -29,14 +29,8 @@ COLUMNS = {
 VALIDATION = {"1-shot, validation": "validation_5way_1shot"}
 VALIDATION_EPISODES = 600
 HELD_OUT = 0.1  # of each base class, where the data are split by class and the settings hold nothing out
-
-
 PANELS = {
-    "novel classes, %": {
-        "1-shot": "novel_5way_1shot",
-        "5-shot": "novel_5way_5shot",
-        "1-shot, centroid": "novel_5way_1shot_centroid",
-    },
+    "novel classes, %": {title: COLUMNS[title] for title in ("1-shot", "5-shot", "1-shot, centroid")},
     "base classes, %": {"accuracy": "accuracy"},
     "discriminability φ": {"novel": "novel_discriminability", "base": "discriminability"},
 }
@@ -89,18 +83,17 @@ def margin_sweep_study(
     if by_image:
         num_novel -= base_classes or num_classes // 2 if config.classes is None else len(config.classes)
     elif config.held_out == 0:
-        config = config.model_copy(update={"held_out": HELD_OUT})
+        config = config.but(held_out=HELD_OUT)
     if num_novel < 5:
         raise UserError(f"dataset: a sweep asks for 5-way episodes, {config.dataset} has {num_novel} novel classes")
 
     if not config.validation_episodes:
-        config = config.model_copy(update={"validation_episodes": VALIDATION_EPISODES})
+        config = config.but(validation_episodes=VALIDATION_EPISODES)
 
     def trial(margin: float, seed: int) -> Trial:
-        changes = {"loss": loss.model_copy(update={"margin": margin}), "seed": seed}
-        if by_image and config.classes is None:
-            changes["classes"] = draw_base_classes(num_classes, seed, base_classes)
-        return Trial(group(margin), config.model_copy(update=changes), judging)
+        drawn = by_image and config.classes is None
+        classes = draw_base_classes(num_classes, seed, base_classes) if drawn else config.classes
+        return Trial(group(margin), config.but(loss=loss.but(margin=margin), seed=seed, classes=classes), judging)
 
     trials = [trial(margin, seed) for seed in seeds for margin in margins]
     columns = COLUMNS | (VALIDATION if num_validation >= 5 else {})

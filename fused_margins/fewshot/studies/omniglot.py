@@ -21,8 +21,8 @@ OFFICIAL_COLUMNS = {"official runs": "official_runs", "20-way 1-shot, all alphab
 
 def vinyals_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequence[int], episodes: int = 600) -> Study:
     """Trained on 1,028 characters in four rotations, each a class; episodes of 423 others, turned as well."""
-    config = config.model_copy(update={"dataset": "omniglot"})
-    judging = VINYALS_JUDGING.model_copy(update={"episodes": episodes})
+    config = config.but(dataset="omniglot")
+    judging = VINYALS_JUDGING.but(episodes=episodes)
     return Study(
         "omniglot-vinyals",
         f"Omniglot, split of Vinyals et al., {config.backbone.title}",
@@ -36,7 +36,7 @@ def vinyals_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequen
 
 def official_study(config: TrainConfig, losses: Mapping[str, Loss], seeds: Sequence[int], episodes: int = 600) -> Study:
     """Trained on the 30 background alphabets, judged by the 20 official runs of 20-way one-shot within an alphabet."""
-    config = config.model_copy(update={"dataset": "omniglot-background"})
+    config = config.but(dataset="omniglot-background")
     judging = Judging(episodes=episodes, ways=WAYS, shots=(1,), official_runs=True)
 
     def raw_pixels(results: Results) -> list[Table]:

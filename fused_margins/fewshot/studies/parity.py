@@ -70,7 +70,7 @@ class Parity:
     def __init__(self, config: TrainConfig, images: ImageSet, backends: Sequence[str] = ("reference", "cpu")) -> None:
         if len(backends) != 2:
             raise UserError(f"backends: expected two names, got {list(backends)}")
-        configs = [config.model_copy(update={"backend": backend}) for backend in backends]
+        configs = [config.but(backend=backend) for backend in backends]
         self.first, self.second = (Trainer(c, images) for c in configs)
         self._probe = Trainer(configs[1], images)
 
@@ -137,7 +137,7 @@ class StepParity(Job):
 
     def check(self, folder: Path, task: Task) -> None:
         for backend in self.backends:
-            Trainer(self.config.model_copy(update={"backend": backend}), task.training)
+            Trainer(self.config.but(backend=backend), task.training)
 
     def carry_out(self, folder: Path) -> None:
         parity = Parity(self.config, task_of(self.config).training, self.backends)
@@ -169,23 +169,16 @@ def parity_study(
 ) -> Study:
     """Each loss on each backend from the same seed, and on the first one from weights changed in the last bit.
 
-    Args:
-        config: says the rest.
-        losses: name -> settings.
-        backends: the first is what the others are compared with.
-        judging: how the figures at the end are found.
-        num_steps: how many are compared at equal weights.
-        tolerance: what their largest relative difference is held to.
-        name: of the folder.
-        to_the_end: train on every backend to the end as well; else the steps at equal weights are all.
+    The first of the `backends` is what the others are compared with, for `num_steps` at equal weights, whose largest
+    relative difference is held to `tolerance`; that is all unless every backend trains `to_the_end` as well.
     """
     first, *others = backends
     trials, steps = [], []
     for loss_name, loss in losses.items():
-        settings = config.model_copy(update={"loss": loss})
+        settings = config.but(loss=loss)
         for backend in backends:
-            trials.append(Trial(f"{loss_name}, {backend}", settings.model_copy(update={"backend": backend}), judging))
-        control = settings.model_copy(update={"backend": first, "perturbation": PERTURBATION})
+            trials.append(Trial(f"{loss_name}, {backend}", settings.but(backend=backend), judging))
+        control = settings.but(backend=first, perturbation=PERTURBATION)
         trials.append(Trial(f"{loss_name}, {first}, one bit changed", control, judging))
         steps += [StepParity(loss_name, settings, (first, other), num_steps) for other in others]
     beside = (

@@ -1,20 +1,97 @@
-"""ResNet-12 and ResNet-18 as the few-shot papers have them, with dropped features, averaged over all places.
+"""The networks of the few-shot papers: `Backbone` names one and its settings.
+
+From images to embeddings: pixels made comparable, features, a linear head if asked for, unit length if asked for. There
+are plain stacks of convolutions, a small one arranged for speed on a CPU and the papers' Conv4; ResNet-12 and ResNet-18
+as the few-shot papers have them, with dropped features, averaged over all places; and for features of another network a
+linear map alone, or one after a hidden layer.
 
 What is dropped is set to zero at random in training; what is kept grows, so that the sum keeps its expectation. The
 generator that draws is on the features' device; torch's own where there is none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Backbone
-from ..errors import UserError
+from .config import Backbone
+from .errors import UserError
 
+OF_FEATURES = ("linear", "mlp")
 SMALL_IMAGE = 64  # pixels; ResNet-18 has the stem for small images below
+
+
+class ConvNet(nn.Module):
+    """Blocks that halve the image, and their features side by side: (B, C, H, W) -> (B, num_features)."""
+
+    num_features: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        image_size: tuple[int, int],
+        num_blocks: int,
+        channels: int,
+        make_block: Callable[[int, int], nn.Module],
+    ) -> None:
+        super().__init__()
+        height, width = (size >> num_blocks for size in image_size)
+        if min(height, width) < 1:
+            raise UserError(
+                f"blocks: {num_blocks} blocks halve {image_size[0]} x {image_size[1]} images to nothing, "
+                f"at most {min(image_size).bit_length() - 1} fit"
+            )
+        self.blocks = nn.Sequential(*(make_block(a, b) for a, b in pairwise([in_channels] + [channels] * num_blocks)))
+        self.num_features = channels * height * width
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.blocks(images).flatten(1)
+
+
+class PoolFirstBlock(nn.Module):
+    """conv 3 x 3 -> max-pool 2 -> batch norm -> ReLU: pooled first, so that the rest sees a quarter of the pixels."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        # No bias: the mean that the batch norm subtracts would take it away again.
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu(self.norm(F.max_pool2d(self.conv(images), kernel_size=2)))
+
+
+class Conv4Block(nn.Module):
+    """conv 3 x 3 -> batch norm -> max-pool 2 -> ReLU: the official batch norm -> ReLU -> max-pool 2, with less work.
+
+    The official convolution has a bias, which the batch norm's mean takes away again: left out, the network computes
+    the same, and no parameter is left whose gradient is rounding alone.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu(F.max_pool2d(self.norm(self.conv(images)), kernel_size=2))
+
+
+def convnet(in_channels: int, image_size: tuple[int, int], settings: Backbone) -> ConvNet:
+    """`blocks` (3) pool-first blocks of `channels` (32)."""
+    return ConvNet(in_channels, image_size, settings.blocks or 3, settings.channels or 32, PoolFirstBlock)
+
+
+def conv4(in_channels: int, image_size: tuple[int, int], settings: Backbone) -> ConvNet:
+    """Four blocks of `channels` (64): 1600 features of 84 x 84 images, 256 of 32 x 32, 64 of 28 x 28.
+
+    Source: Vinyals et al., Matching Networks for One Shot Learning, 2016; as in the code of Chen et al., A Closer Look
+    at Few-shot Classification, 2019, and of Liu et al., Negative Margin Matters, 2020.
+    """
+    return ConvNet(in_channels, image_size, 4, settings.channels or 64, Conv4Block)
 
 
 class Drop(nn.Module):
@@ -178,3 +255,96 @@ def _drops(settings: Backbone, blocks: int, image_size: tuple[int, int], smalles
         )
     squares = [DropBlock(rate, size, settings.dropblock_steps) for _ in range(2 * blocks)]
     return [*(Drop(rate) for _ in range(2 * blocks)), *squares]
+
+
+class Flat(nn.Module):
+    """All numbers of a sample side by side, after a hidden layer if asked for: (B, C, H, W) -> (B, num_features)."""
+
+    num_features: int
+
+    def __init__(self, width: int, hidden: int | None) -> None:
+        super().__init__()
+        self.hidden = None if hidden is None else nn.Linear(width, hidden)
+        self.num_features = hidden or width
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        flat = images.flatten(1)
+        return flat if self.hidden is None else F.relu(self.hidden(flat))
+
+
+def linear(in_channels: int, image_size: tuple[int, int], settings: Backbone) -> Flat:
+    """The numbers as they are: only the linear head of the network learns."""
+    return Flat(in_channels * image_size[0] * image_size[1], None)
+
+
+def mlp(in_channels: int, image_size: tuple[int, int], settings: Backbone) -> Flat:
+    """One hidden layer of `channels` (512) with ReLU."""
+    return Flat(in_channels * image_size[0] * image_size[1], settings.channels or 512)
+
+
+_FEATURES: dict[str, Callable[[int, tuple[int, int], Backbone], ConvNet | ResNet | Flat]] = {
+    "convnet": convnet,
+    "conv4": conv4,
+    "resnet12": resnet12,
+    "resnet18": resnet18,
+    "linear": linear,
+    "mlp": mlp,
+}
+EMBEDDING_SIZES = {"convnet": 32, "linear": 128, "mlp": 128}
+
+
+class Network(nn.Module):
+    """The network that `settings` name, for images of one size, or for features, which are images of 1 x 1 pixels.
+
+    Args:
+        in_channels: channels of the images.
+        image_size: (height, width) in pixels.
+        settings: see `Backbone`.
+
+    Attributes:
+        embedding_size: width of the embeddings, for whoever puts a loss on top.
+
+    Raises:
+        UserError: the images are too small for the network, or for its blocks of dropped features.
+
+    Example:
+        >>> network = Network(3, (84, 84), Backbone(name="conv4"))
+        >>> network.embedding_size, network(torch.zeros(2, 3, 84, 84)).shape
+        (1600, torch.Size([2, 1600]))
+    """
+
+    embedding_size: int
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, in_channels: int, image_size: tuple[int, int], settings: Backbone) -> None:
+        super().__init__()
+        if image_size == (1, 1) and settings.name not in OF_FEATURES:
+            raise UserError(f"backbone: {settings.name} takes images; features take {' or '.join(OF_FEATURES)}")
+        if settings.name in ("conv4", "resnet12") and min(image_size) < 16:
+            height, width = image_size
+            raise UserError(f"backbone: {settings.name} halves images four times, {height} x {width} are too small")
+        self.features = _FEATURES[settings.name](in_channels, image_size, settings)
+        head_size = settings.embedding_size or EMBEDDING_SIZES.get(settings.name)
+        self.head = nn.Identity() if head_size is None else nn.Linear(self.features.num_features, head_size)
+        self.embedding_size = head_size or self.features.num_features
+        self.standardize, self.normalize = settings.standardize, settings.normalize
+        self.register_buffer("pixel_mean", torch.zeros(in_channels, 1, 1))
+        self.register_buffer("pixel_std", torch.ones(in_channels, 1, 1))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def set_pixel_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Mean and standard deviation (channels,) of the pixels that `standardize` makes 0 and 1."""
+        self.pixel_mean.copy_(mean[:, None, None])
+        self.pixel_std.copy_(std[:, None, None])
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(B, channels, height, width) in [0, 1] -> (B, embedding_size).
+
+        `generator`, on the device of the images, draws which features a ResNet drops in training (`drop_rate`).
+        """
+        if self.standardize:
+            images = (images - self.pixel_mean) / self.pixel_std
+        features = self.features(images.contiguous(memory_format=torch.channels_last), generator)
+        embeddings = self.head(features)
+        return F.normalize(embeddings) if self.normalize else embeddings
