@@ -17,7 +17,11 @@ from ..config import Backbone, Judging, Loss, Magnet, MarginSoftmax, Softmax, Tr
 from ..datasets import load
 from ..errors import UserError
 from ..presets import preset
-from ..study import Claim, Study
+from ..reports import Picture
+from ..runs import Run
+from ..study import Claim, Results, Study
+from ..trainer import Trainer
+from ..trials import task_of
 from .coarse_to_fine import all_methods, coarse_to_fine_study, few_methods, positive_methods
 from .heads import heads_study
 from .magnet import SOURCE as OF_MAGNET
@@ -57,7 +61,7 @@ def demo_studies(
     )
     to_fine = coarse_to_fine_study(coarse, methods, seeds, judging)
     studies = [
-        replace(to_fine, claims=[*to_fine.claims, hierarchy]),
+        replace(to_fine, claims=[*to_fine.claims, hierarchy], pictures=_of_easy_positives),
         margin_sweep_study(config.but(loss=MarginSoftmax()), DEMO_MARGINS, seeds, judging),
     ]
     if len(backends) > 1:
@@ -68,6 +72,18 @@ def demo_studies(
         }
         studies.append(parity_study(coarse, losses, backends, judging, to_the_end=False))
     return studies
+
+
+def _of_easy_positives(results: Results) -> list[Picture]:
+    """Maps and neighbours of the held-out images, by the first seed of easy positives."""
+    from ..report import unseen_pictures
+
+    (trial, _), *_ = results.of("triplet, easy positives")
+    task = task_of(trial.config)
+    trainer = Trainer(trial.config, task.training)
+    Run(results.folder / trial.name).load_checkpoint(trainer.load_state_dict)
+    found = unseen_pictures(results.folder, trainer, task).values()
+    return [replace(picture, caption=f"{trial.group}: {picture.caption}") for picture in found]
 
 
 def _settings(name: str, **changes: Any) -> TrainConfig:
