@@ -68,8 +68,9 @@ def plan(a: Contrast, needs: Sequence[bool]) -> int:
         return 0
     (rows, width), itemsize = a.x.shape, a.x.dtype.itemsize
     if itemsize == 2:
-        most = budget.exponential_budget(a.x.device) if keeps_exponentials(a, needs) else 0
-        block_bytes = (rows + width) * BN * itemsize
+        most, block_bytes = budget.exponential_budget(a.x.device), (rows + width) * BN * itemsize
+        if not most or not keeps_exponentials(a, needs):  # without a budget no graph depends on the sizes
+            return 0
     else:
         most, block_bytes = budget.memory_budget(), rows * BN * accumulation_dtype(a.x.dtype).itemsize
     return min(cdiv(a.y.shape[0], BN), most // max(1, block_bytes))
