@@ -69,10 +69,10 @@ def within_exponential_budget(num_bytes: int | None) -> Iterator[None]:
 def set_exponential_budget(num_bytes: int | None) -> None:
     """Let a forward on a GPU keep up to `num_bytes` of the exponentials of bfloat16 cosines: three products, not four.
 
-    Off (0) as long as nobody has measured it on a GPU; None is an eighth of the device's memory. A forward keeps
-    exp(scale u_ij) where none can overflow: the similarity is the cosine, the scale a number, there is no bias, and
-    scale + ln(columns) < 80. They take 2 (rows + width) bytes a column. Columns beyond the budget are computed again.
-    What a call does says `fused_margins.explain`.
+    Off (0) as long as nobody has measured it on a GPU; None is an eighth of the device's memory a call. A forward
+    keeps exp(scale u_ij) where none can overflow: the similarity is the cosine, the scale a number of at most 70, there
+    is no bias, and scale + ln(columns) < 80. They take 2 (rows + width) bytes a column. Columns beyond the budget are
+    computed again. What a call does says `fused_margins.explain`.
 
     >>> import fused_margins
     >>> fused_margins.set_exponential_budget(2**30)

@@ -106,14 +106,15 @@ def margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
 
 
 def kept_margin_softmax(dtype: torch.dtype, similarity: Similarity, **options: Any) -> None:
-    """Exponentials of most columns are kept, those of the others made again."""
+    """Exponentials of most columns are kept, those of the others made again; for either gradient, and for both."""
     angle = 0.5 if options.get("epilogue", Epilogue.MARGIN_SOFTMAX) == Epilogue.MARGIN_SOFTMAX else 0.0
     options = {"epilogue": Epilogue.MARGIN_SOFTMAX, "angle_rad": angle} | options
     kernel = registry.kernel("contrast", "triton")
     x, y = torch.zeros(ROWS, WIDTH, dtype=dtype), torch.zeros(COLUMNS, WIDTH, dtype=dtype)
     a = Contrast(x, y, labels(ROWS), scale=30.0, similarity=similarity, **options)
     *outputs, saved = kernel.forward(a, 12)
-    kernel.backward(outputs, a, saved, 12, [True, True, False, False, False])
+    for of_x, of_y in ((True, True), (True, False), (False, True)):
+        kernel.backward(outputs, a, saved, 12, [of_x, of_y, False, False, False])
 
 
 def kept_contrast(dtype: torch.dtype, similarity: Similarity) -> None:

@@ -259,13 +259,16 @@ def store_column_factors(
 
 
 @triton.jit
-def store_scaled(
-    a, by, to, at, i, count, width, row, column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr
+def store_units(
+    a, factor, times, to, at, i, count, width, row, column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr
 ):
-    """The vectors i (BLOCK,) of a times `by` (BLOCK,), zeros where that is 0, as rows `at` of a matrix."""
+    """The vectors i (BLOCK,) of a as unit vectors, by their inverse lengths, as rows `at` of a matrix; times (BLOCK,):
+    what they are multiplied by then, zeros where that is 0, or None."""
     for start in range(0, width, BK):
         k = start + tl.arange(0, BK)[None, :]
-        v = tl.where(by[:, None] != 0, vectors(a, i, start, width, row, column, BK, DTYPE) * by[:, None], 0.0)
+        v = vectors(a, i, start, width, row, column, BK, DTYPE) * factor[:, None]
+        if times is not None:
+            v = tl.where(times[:, None] != 0, v * times[:, None], 0.0)
         inside = (at < count)[:, None] & (k < width)
         tl.store(to + i[:, None] * width + k, v.to(to.dtype.element_ty), mask=inside)
 

@@ -62,9 +62,10 @@ softmax weights that did not fit the memory budget (`fused_margins.set_memory_bu
 those of 16-bit inputs are never saved, since to write and to read them takes as long: 4, unless exponentials are
 kept.
 
-Exponentials of bfloat16 cosines (`fused_margins.set_exponential_budget`; Triton): with a number as scale, no bias and
-scale + ln N < 80 the forward writes E_ij = exp(scale u_ij) in bfloat16, unshifted, 0 where the row does not admit the
-column, and sums S_i of it in float32 before the rounding. Unit vectors a_i, b_j; c_i = g_i scale / S_i; then
+Exponentials of bfloat16 cosines (`fused_margins.set_exponential_budget`; Triton): with a number of at most 70 as
+scale, no bias and scale + ln N < 80 the forward writes E_ij = exp(scale u_ij) in bfloat16, unshifted, 0 where the row
+does not admit the column, and sums S_i of it in float32 before the rounding. Unit vectors a_i, b_j; c_i = g_i scale /
+S_i; then
 
     dL/da_i = c_i (E b)_i        dL/db_j = (E^T (c a))_j        dL/dx_i = (dL/da_i - a_i <a_i, dL/da_i>) / |x_i|
 

@@ -12,14 +12,17 @@ and, summed by target in a fixed order, h_i a_i are added. Then the part along e
 
     dL/dx_i = (dL/da_i - a_i <a_i, dL/da_i>) / |x_i|      and likewise for y_j
 
-Where a column's gradient is all along the column, what is left is the rounding of that part.
+What is left of a gradient that is nearly all along its vector, as that of rows in a narrow cone, is the rounding of
+that part. Where only some columns are kept, grad_x is rounded twice: as the sum over the others, and in the end.
 
-c_i spans e^(2 s), 2^185 at s = 64. c a is an operand of 16 bits with float32's exponents: a power of two brings the
-largest c_i to at most 2^80, so that the smallest keep all their digits, and is taken back from the finished gradients.
+c_i spans e^(2 s), 2^202 at s = 70, the largest scale that is taken. c a is an operand of 16 bits with float32's
+exponents: a power of two brings the largest c_i to 2^110, so that the smallest keep all their digits (and rows that
+are certain down to p = 2^-30 theirs), and no product beyond 2^122; it is taken back from the finished gradients.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +34,7 @@ from ...backends.registry import MaybeTensors
 from ...backends.triton import launch
 from ...backends.triton.constants import IGNORED, INVALID
 from ...backends.triton.launch import cdiv
-from ...backends.triton.tiles import block_offsets, numbers, store_scaled, vector_block, vectors
+from ...backends.triton.tiles import block_offsets, numbers, store_units, vector_block, vectors
 from . import triton_epilogue
 from .epilogues import Epilogue
 from .op import Contrast
@@ -40,7 +43,16 @@ from .triton_kernels import LOG2E
 from .triton_saved import Saved, columns_at_once
 
 NO_EPILOGUE = tl.constexpr(int(Epilogue.NONE))
-FAR = tl.constexpr(80)  # c is lifted to at most two to this power, and by at most two to this power
+FAR = tl.constexpr(110)  # two to this power is the most that c, and s g, are lifted to
+
+
+@triton.jit
+def _of_lse(grad_loss, counted, grad_negative_lse, i, EPILOGUE: tl.constexpr, REDUCTION: tl.constexpr):
+    """The gradient of each row's log-sum-exp, that of its loss where there is an epilogue: (BLOCK,) or one for all."""
+    if EPILOGUE == NO_EPILOGUE:
+        return tl.load(grad_negative_lse + i)
+    else:
+        return of_losses(grad_loss, counted, i, REDUCTION)
 
 
 @triton.jit
@@ -55,23 +67,23 @@ def _scale_rows(
     most = tl.full((SCAN,), float("-inf"), DTYPE)
     for block in range(tl.cdiv(rows, SCAN)):
         _, i = block_offsets(block, SCAN, rows)
-        exponent = s - tl.load(negative_lse + i) * LOG2E
-        most = tl.maximum(most, tl.where((exponent == exponent) & (exponent < float("inf")), exponent, float("-inf")))
-    down = tl.maximum(tl.ceil(tl.max(most, 0)) - FAR, -FAR)
+        # Of s |g|, and of s |g| / S: rows without a gradient, and what is not finite, lift nothing.
+        of_loss = s + tl.log2(tl.abs(_of_lse(grad_loss, counted, grad_negative_lse, i, EPILOGUE, REDUCTION)))
+        exponent = tl.maximum(of_loss, of_loss - tl.load(negative_lse + i) * LOG2E)
+        most = tl.maximum(most, tl.where(tl.abs(exponent) < float("inf"), exponent, float("-inf")))
+    down = tl.max(most, 0)
+    down = tl.maximum(tl.ceil(down) - FAR, -100.0)  # whose power of two float32 still holds
     at, i = block_offsets(tl.program_id(0), BLOCK, rows)
     lse, own = tl.load(negative_lse + i), tl.load(row_target + i)
-    if EPILOGUE == NO_EPILOGUE:
-        g = tl.load(grad_negative_lse + i)
-    else:
+    g = _of_lse(grad_loss, counted, grad_negative_lse, i, EPILOGUE, REDUCTION)
+    if EPILOGUE != NO_EPILOGUE:
         reduced, _ = reduced_similarity(positive, margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
-        g = of_losses(grad_loss, counted, i, REDUCTION)
         g *= of_negatives(negative_lse, scale, reduced, row_target, i, 0)
     nothing = (lse == float("-inf")) | (own == IGNORED) | (own == INVALID)
     c = tl.where(nothing, 0.0, g * tl.exp2(s - lse * LOG2E - down))
     tl.store(factors + at, c, mask=at < rows)
     tl.store(lift, tl.exp2(down))
-    by = tl.where(c != 0, c * tl.load(x_factor + i), 0.0)
-    store_scaled(x, by, scaled, at, i, rows, width, x_row, x_column, BLOCK, BK, DTYPE)
+    store_units(x, tl.load(x_factor + i), c, scaled, at, i, rows, width, x_row, x_column, BLOCK, BK, DTYPE)
 
 
 @triton.jit
@@ -147,30 +159,40 @@ def _finish(
     """Gradients of the rows by the first programs, of columns first ... first + count - 1 by the others."""
     block, again = tl.program_id(0), tl.load(lift)
     if block < row_blocks:
-        at, i = block_offsets(block, BLOCK, rows)
-        own = tl.load(row_target + i)
-        own = tl.where(own < kept, own, -1).to(tl.int64)
-        h = None
-        if grad_positive is not None:
-            h = tl.where(own >= 0, tl.load(grad_positive + i), 0.0)
-        _store_gradients(
-            of_rows, i, tl.load(factors + i), again, units, h, own, x, i, tl.load(x_factor + i), grad_x, at < rows,
-            width, x_row, x_column, BLOCK, BK, ADD, DTYPE,
-        )  # fmt: skip
+        if of_rows is not None:
+            at, i = block_offsets(block, BLOCK, rows)
+            own = tl.load(row_target + i)
+            own = tl.where(own < kept, own, -1).to(tl.int64)
+            h = None
+            if grad_positive is not None:
+                h = tl.where(own >= 0, tl.load(grad_positive + i), 0.0)
+            _store_gradients(
+                of_rows, i, tl.load(factors + i), again, units, h, own, x, i, tl.load(x_factor + i), grad_x, at < rows,
+                width, x_row, x_column, BLOCK, BK, ADD, DTYPE,
+            )  # fmt: skip
     else:
-        at, here = block_offsets(block - row_blocks, BLOCK, count)
-        j = first + here
-        by = tl.full((BLOCK,), 1.0, DTYPE)
-        _store_gradients(
-            of_columns, here, by, again, None, None, here, y, j, tl.load(y_factor + j), grad_y, at < count,
-            width, y_row, y_column, BLOCK, BK, False, DTYPE,
-        )  # fmt: skip
+        if of_columns is not None:
+            at, here = block_offsets(block - row_blocks, BLOCK, count)
+            j = first + here
+            by = tl.full((BLOCK,), 1.0, DTYPE)
+            _store_gradients(
+                of_columns, here, by, again, None, None, here, y, j, tl.load(y_factor + j), grad_y, at < count,
+                width, y_row, y_column, BLOCK, BK, False, DTYPE,
+            )  # fmt: skip
+
+
+_one_at_a_time = threading.Lock()  # the settings are those of the process, and each device has a thread of its own
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a b of bfloat16 matrices, added up and returned in float32, whatever torch's own may round on the way."""
     if a.device.type == "cpu":
         return a.float() @ b.float()
+    with _one_at_a_time:
+        return _product(a, b)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
     settings = torch.backends.cuda.matmul
     # A flag alone would set the one beside it, too, which torch has from 2.9 on.
     splits = getattr(settings, "allow_bf16_reduced_precision_reduction_split_k", None)

@@ -13,7 +13,7 @@ from ...backends.triton.tiles import (
     inverse_lengths,
     pair_similarities,
     row_factor,
-    store_scaled,
+    store_units,
     target_status,
 )
 
@@ -42,7 +42,7 @@ def prepare(
         of_y = inverse_lengths(y, j, width, y_row, y_column, COLUMN_BLOCK, BK, DTYPE)
         tl.store(y_factor + at, of_y, mask=at < columns)
         if units is not None:
-            store_scaled(y, of_y, units, at, j, kept, width, y_row, y_column, COLUMN_BLOCK, BK, DTYPE)
+            store_units(y, of_y, None, units, at, j, kept, width, y_row, y_column, COLUMN_BLOCK, BK, DTYPE)
 
 
 @triton.jit

@@ -23,6 +23,7 @@ from .op import Contrast
 
 # exp(logit) stays below e^80 = 2^115.5 in a row's sum, and a positive's below 2^127: psi' is at most 2^11.5 in float32.
 _LARGEST_LOG_SUM = 80.0
+_LARGEST_SCALE = 70.0  # sums of exponentials from e^-s to e^s have room in one product: see triton_exponentials.py
 _ADDS_UP_IN_FLOAT32 = "dtype" in torch.ops.aten.mm.overloads()  # torch 2.8 and later
 
 
@@ -59,7 +60,9 @@ def keeps_exponentials(a: Contrast, needs: Sequence[bool]) -> bool:
         return False
     if a.x.dtype != torch.bfloat16 or not simple or isinstance(a.scale, Tensor) or not any(needs[:2]):
         return False
-    return min(a.x.shape) > 0 and a.y.shape[0] > 0 and a.scale + math.log(a.y.shape[0]) < _LARGEST_LOG_SUM
+    if min(a.x.shape) == 0 or a.y.shape[0] == 0 or a.scale > _LARGEST_SCALE:
+        return False
+    return a.scale + math.log(a.y.shape[0]) < _LARGEST_LOG_SUM
 
 
 def plan(a: Contrast, needs: Sequence[bool]) -> int:
@@ -113,7 +116,8 @@ def describe(a: Contrast, blocks: int) -> str:
     share = min(1.0, blocks * BN / columns) if columns else 1.0
     if not blocks or a.x.dtype.itemsize > 2:
         return budget.describe(num_bytes, share)
-    for_a_while = columns_at_once(width, blocks * BN) * width * 4
+    rows = a.x.shape[0]
+    for_a_while = columns_at_once(width, blocks * BN) * width * 4 + rows * width * 6  # float32 of both, c a
     return (
         f"it keeps exponentials of {share:.0%} of the columns, {num_bytes / 2**20:.1f} MiB, which with gradients take "
         f"another {for_a_while / 2**20:.1f} MiB while the backward runs: {4 - share:.2f} products"
