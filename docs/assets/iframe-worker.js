@@ -1,7 +1,10 @@
 // A page that is opened from a folder may start no worker: the script of the search runs in a hidden frame instead.
 if (location.protocol === "file:") {
   const load = (page, url) =>
-    new Promise((done) => page.body.append(Object.assign(page.createElement("script"), { src: url, onload: done })));
+    new Promise((onload, fail) => {
+      const onerror = () => fail(new Error(`no script at ${url}`));
+      page.body.append(Object.assign(page.createElement("script"), { src: url, onload, onerror }));
+    });
 
   window.Worker = class extends EventTarget {
     constructor(url) {

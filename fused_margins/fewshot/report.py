@@ -36,6 +36,12 @@ def figures_table(figures: Mapping[str, float | None]) -> Table:
     )
 
 
+def answer_of(table: Table) -> str:
+    """What a run found, in a sentence; of its table of figures."""
+    told = [f"{name} {value}" for name, value, _ in table.rows if name.endswith(TOLD)]
+    return f"In percent: {'; '.join(told)}." if told else ""
+
+
 def write_run_report(run: Run, trainer: Trainer, task: Task, figures: Mapping[str, float | None]) -> Table:
     """Write report.md, report.html and PNG files into the folder of a run; returns the table of `figures`."""
     config = trainer.config.model_dump(mode="json")
@@ -45,11 +51,10 @@ def write_run_report(run: Run, trainer: Trainer, task: Task, figures: Mapping[st
         f"{len(task.training)} training images."
     )
     table = figures_table(figures)
+    answer = answer_of(table)
     rows = [[name, "-" if value is None else str(value)] for name, value in flat_settings(config).items()]
     settings = Table("All settings of the run; they suffice to repeat it", ["setting", "value"], rows, numeric=False)
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items()) + "."
-    told = [f"{name} {value}" for name, value, _ in table.rows if name.endswith(TOLD)]
-    answer = f"In percent: {'; '.join(told)}." if told else ""
     sections = [
         Section("Evaluation", tables=[table], answer=answer),
         *_draw(run, trainer, task),

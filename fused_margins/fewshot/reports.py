@@ -76,7 +76,8 @@ class Table:
             order = sorted(values, key=lambda row: values[row], reverse=not self._lower_is_better(1))
             best, worst = (self.rows[row] for row in (order[0], order[-1]))
             words = ("lowest", "highest") if self._lower_is_better(1) else ("highest", "lowest")
-            yield f"{self.columns[1]}: {words[0]} {best[1]} ({best[0]}), {words[1]} {worst[1]} ({worst[0]})."
+            text = f"{self.columns[1]}: {words[0]} {best[1]} ({best[0]}), {words[1]} {worst[1]} ({worst[0]})"
+            yield text + (", whose intervals overlap." if self._overlap(order[0], order[-1]) else ".")
         for column, title in enumerate(self.columns):
             cells = [row[column] for row in self.rows]
             if title == "outcome":
@@ -87,6 +88,12 @@ class Table:
                 )
             elif cells and {"yes", "NO"}.issuperset(cells):
                 yield f"{title[0].upper()}{title[1:]}: {cells.count('yes')} of {len(cells)}."
+
+    def _overlap(self, row: int, other: int) -> bool:
+        """Whether the intervals of two rows in the first column of figures have values in common."""
+        both = [VALUE.fullmatch(self.rows[number][1]) for number in (row, other)]
+        (a, of_a), (b, of_b) = ((float(match[1]), float(match[2] or 0)) for match in both if match)
+        return abs(a - b) < of_a + of_b
 
     def records(self) -> Iterator[dict[str, str]]:
         """A cell each, under the names of its row and column; a figure and its interval apart."""

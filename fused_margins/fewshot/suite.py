@@ -72,7 +72,9 @@ def run_suite(studies: Sequence[Study], folder: Path, title: str, workers: int |
         sum(placed.job.work for placed in waiting),
         "epochs",
     )
-    if waiting:
+    if not waiting:
+        say(f"nothing to train: all of it is in {folder}")
+    else:
         run_all(_Placed.carry_out, waiting, title, workers, work, lambda placed, _: say(f"done: {placed.folder}"))
     report_suite(studies, folder, title)
 

@@ -51,7 +51,7 @@ def pictures() -> None:
 @pytest.fixture(autouse=True)
 def _no_pictures(request, monkeypatch):
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(report, "_draw", lambda run, trainer, task: {})
+        monkeypatch.setattr(report, "_draw", lambda run, trainer, task: [])
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def trained_once(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     options = [*SMALL, "--loss", "margin-softmax", "--margin", "-0.3", "--neighbours", "1", "--episodes", "5"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_draw", lambda run, trainer, task: {})
+        patch.setattr(report, "_draw", lambda run, trainer, task: [])
         assert main(["train", "--output", str(folder), *options]) == 0
     return folder
 

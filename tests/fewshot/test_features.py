@@ -117,6 +117,11 @@ def test_a_file_that_is_cut_or_of_another_kind_is_named(file, tmp_path):
     ):
         with pytest.raises(UserError, match=f"{name}: {reason}"):
             read_features(tmp_path / name)
+    whole = (tmp_path / "pickled.npz").read_bytes()
+    for damaged in (whole[:300], whole[:100] + bytes(40) + whole[140:]):
+        (tmp_path / "damaged.npz").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"damaged.npz: not a readable file of features"):
+            read_features(tmp_path / "damaged.npz")
     with pytest.raises(UserError, match=r"none.npz: No such file"):
         read_features(tmp_path / "none.npz")
 

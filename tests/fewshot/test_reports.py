@@ -115,6 +115,10 @@ def test_the_head_says_what_was_asked_and_found():
     head = page[: page.index("</header>")]
     assert '<li><a href="#section-1">Margins</a>' in head
     assert "1-shot: highest 7.0 ± 1.0 (b), lowest 5.0 ± 1.0 (a). Claims: 2 reproduced, 1 no difference seen." in head
+    close = Table("", ["", "1-shot"], [["a", "95.1 ± 37.3"], ["b", "95.0 ± 38.1"]])
+    assert list(close.findings()) == [
+        "1-shot: highest 95.1 ± 37.3 (a), lowest 95.0 ± 38.1 (b), whose intervals overlap."
+    ]
     assert '<li><a href="#section-2">Parity</a><span>Within 0.1: 1 of 2.</span>' in head
     assert '<h2 id="section-2">Parity</h2>' in page
     assert "<span>as it is</span>" in Report("", "", [Section("", tables=tables, answer="as it is")]).html()

@@ -25,8 +25,8 @@ def test_every_page_is_in_the_navigation():
 
 def test_scripts_and_styles_of_the_site_are_here():
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    found = {key: re.search(rf"{key}: \[(.+?)\]", config) for key in ("extra_css", "extra_javascript", "polyfills")}
-    files = {key: match[1] for key, match in found.items() if match}
+    keys = ("extra_css", "extra_javascript", "polyfills")
+    files = {key: re.search(rf"{key}: \[(.+?)\]", config)[1] for key in keys}
     assert all((DOCS / file).is_file() for file in files.values())
     # The search without a server: a script of another name would be fetched from a content network beside ours.
     assert "iframe-worker" in files["polyfills"]

@@ -99,7 +99,7 @@ def _inventory(name: str) -> Table:
 class Embed(Command):
     """Make features of images by a pretrained network, once: every study then trains on them in seconds (--features).
 
-    Called again after an interrupt it goes on where it stopped.
+    Called again after an interrupt it goes on where it stopped; a finished file is made anew.
     """
 
     images: Annotated[Path, POSITIONAL]

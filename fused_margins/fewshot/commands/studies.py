@@ -48,10 +48,11 @@ class _Many(Command):
             say(f"stopped; the same command goes on from what is in {folder}")
             raise
         results = [(study, study.results(folder)) for study in studies]
-        for study, found in results:
-            for table in study.tables(found)[:1]:
-                console.print(table.rich())
-        for sentence in claims_sentences([verdict for study, found in results for verdict in study.verdicts(found)]):
+        first = [table for study, found in results for table in study.tables(found)[:1]]
+        for table in first:
+            console.print(table.rich())
+        sentences = claims_sentences([verdict for study, found in results for verdict in study.verdicts(found)])
+        for sentence in sentences or [finding for table in first for finding in table.findings()]:
             say(sentence)
         say(f"report: {folder / 'report.html'}")
         return 0
@@ -243,7 +244,7 @@ class Demo(_Many):
     seeds: Seeds = (0, 1, 2, 3, 4, 5)
     """Seeds; all methods are compared on the same ones."""
     epochs: Epochs = 40
-    """Epochs of each training."""
+    """Epochs of each training; more than 5, since magnet begins with 5 of softmax."""
     episodes: Count = 600
     """Few-shot episodes of each evaluation."""
 

@@ -196,9 +196,11 @@ class Evaluate(Command):
 
 
 def _judge_and_report(run: Run, trainer: "Trainer", task: "Task", judging: Judging) -> None:
-    from ..report import write_run_report
+    from ..report import answer_of, write_run_report
     from ..trials import judge
 
     figures = judge(run, trainer, task, judging)
-    console.print(write_run_report(run, trainer, task, figures).rich())
+    table = write_run_report(run, trainer, task, figures)
+    console.print(table.rich())
+    say(answer_of(table))
     say(f"report: {run.folder / 'report.html'}")

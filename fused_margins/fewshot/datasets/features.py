@@ -10,10 +10,12 @@ classes by their official numbers).
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -176,7 +178,16 @@ def read_features(path: Path) -> Features:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (SafetensorError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (
+        SafetensorError,
+        BadZipFile,
+        zlib.error,
+        LookupError,
+        NotImplementedError,
+        ValueError,
+        TypeError,
+        EOFError,
+    ) as error:
         raise UserError(f"{path}: not a readable file of features ({error})") from None
 
 
@@ -196,7 +207,7 @@ def _read_npy(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # which numpy leaves open if it fails
         return {name: file[name] for name in ARRAYS if name in file}, {}
 
 
