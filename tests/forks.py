@@ -12,6 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+runs_backward = pytest.mark.skipif(
+    torch.backends.cuda.is_built(),
+    reason="a CUDA build of torch runs no backward in a forked child, once its parent ran one",
+)
+
 
 class Forked:
     """A process that runs `function(*args)` on one thread."""

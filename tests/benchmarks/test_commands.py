@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.__main__ import _options, main
 from benchmarks.machine import ROOT
-from tests.forks import Forked
+from tests.forks import Forked, runs_backward
 from tests.gpu import determinism, sanitize
 
 
@@ -46,6 +46,7 @@ def run_pytest(*arguments: str) -> None:
     sys.exit(pytest.main([*arguments]))
 
 
+@runs_backward
 def test_a_single_row_is_timed_by_pytest_benchmark(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark", reason="needs the bench extra")
     options = ["-k", "magnet and 12x4x128 and (eager or reference)", "--benchmark-max-time=0.01"]

@@ -14,9 +14,10 @@ from fused_margins.fewshot.datasets.features import Features, write_features
 from fused_margins.fewshot.runs import Run
 
 from ..distributed.ranks import free_port
-from ..forks import Forked
+from ..forks import Forked, runs_backward
 from .trainings import StopAfter
 
+pytestmark = runs_backward
 OPTIONS = ["--features", "some.npz.safetensors", "--epochs", "3", "--batch-size", "11", "--episodes", "5"]
 OPTIONS += ["--backbone", "mlp", "--channels", "8", "--embedding-size", "4"]
 OPTIONS += ["--optimizer", "sgd", "--learning-rate", "0.02"]  # to Adam a gradient of half the size would be the same

@@ -26,7 +26,7 @@ from fused_margins.fewshot.studies.margins import margin_sweep_study
 from fused_margins.fewshot.studies.parity import parity_study
 from fused_margins.fewshot.suite import placed_jobs, run_suite
 from fused_margins.fewshot.trials import Trial
-from tests.forks import Forked
+from tests.forks import Forked, runs_backward
 
 from .conftest import with_digits
 
@@ -123,6 +123,7 @@ def run_command(*arguments):
     script()
 
 
+@runs_backward
 @pytest.mark.usefixtures("blank_pictures")
 def test_control_c_stops_all_and_the_same_command_goes_on(tmp_path):
     options = ["--blocks", "2", "--channels", "4", "--epochs", "10", "--episodes", "5"]

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fused_margins import CrossBatchMemory, EasyPositiveMarginLoss, EasyPositiveTripletLoss
 from fused_margins.core.indices import UNADMITTED
-from tests.forks import Forked
+from tests.forks import Forked, runs_backward
 
 
 class Spy(EasyPositiveTripletLoss):
@@ -283,6 +283,7 @@ def train_with_another(rank, rendezvous):
     dist.destroy_process_group()
 
 
+@runs_backward
 def test_a_broadcast_of_buffers_gives_all_processes_the_memory_of_the_first(tmp_path):
     processes = [Forked(train_with_another, rank, tmp_path / "rendezvous") for rank in range(2)]
     for code, printed in [process.result() for process in processes]:

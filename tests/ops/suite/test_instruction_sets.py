@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fused_margins.backends import cpu
-from tests.forks import Forked
+from tests.forks import Forked, runs_backward
 from tests.ops.suite import guard_pages
 from tests.ops.suite.levels import LEVELS
 
@@ -36,6 +36,7 @@ def test_parity_on_every_instruction_set():
         assert line in (f"{level}: done", f"{level}: {refused} {level}"), run.stdout
 
 
+@runs_backward
 @pytest.mark.skipif(sys.platform != "linux", reason="forbids pages with mprotect")
 @pytest.mark.parametrize("side", ["after", "before"])
 def test_nothing_is_read_beyond_a_tensor(side):

@@ -48,7 +48,7 @@ class Worked(Dataset[Tensor]):
         return work(index)[0]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", [pytest.param("fork", marks=runs_backward), "spawn"])
 def test_a_child_computes_what_its_parent_does(method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
@@ -82,6 +82,7 @@ def test_a_kernel_in_a_forked_child_does_not_wait_for_its_parents_threads():
         child.kill()
 
 
+@runs_backward
 @pytest.mark.skipif(sys.platform != "linux", reason="workers fork by default on Linux alone")
 def test_data_loader_workers():
     expected = [work(i)[0] for i in range(4)]
