@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fused_margins.functional import margin_softmax_loss, mine_positives
 from fused_margins.ops.nearest import nearest
+from tests.forks import runs_backward
 
 
 @pytest.fixture(autouse=True)
