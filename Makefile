@@ -17,7 +17,7 @@ test: $(VENV)/installed-test
 # interpreted on the CPU. The two cannot share a process.
 test-kernels: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/kernels $(TEST_ARGS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --dist worksteal --require-backends=triton -W ignore::RuntimeWarning -m interpreted -k "triton or test_interpreted" tests/kernels tests/ops $(TEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --dist worksteal --require-backends=triton -W ignore::RuntimeWarning -m interpreted -k "triton or test_interpreted or test_exponentials" tests/kernels tests/ops $(TEST_ARGS)
 
 # Omniglot and CIFAR-FS where FUSED_MARGINS_DATA says, or in ./data; three quarters of an hour on two cores. Called again, it goes
 # on where it stopped.
