@@ -247,9 +247,8 @@ def embedding_maps(path: Path, maps: Mapping[str, tuple[np.ndarray, Tensor, Sequ
         axes.set_title(title, fontsize="medium")
         present = len(torch.unique(labels))
         if present <= LEGEND_ENTRIES and tuple(class_names) != tuple(explained):
-            axes.legend(
-                fontsize="x-small", markerscale=2, loc="upper left", bbox_to_anchor=(1.0, 1.0)
-            )  # hides no point
+            beside = (1.0, 1.0)  # where it hides no point
+            axes.legend(fontsize="x-small", markerscale=2, loc="upper left", bbox_to_anchor=beside)
             explained = class_names
         elif present > len(COLOURS) * len(MARKERS):
             axes.set_xlabel(f"{present} classes: colours repeat", fontsize="small")

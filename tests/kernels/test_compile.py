@@ -14,8 +14,9 @@ import torch
 
 triton = pytest.importorskip("triton")
 
+from benchmarks import kernels  # noqa: E402
 from benchmarks.kernels import SHARED, TYPES, Launch, compiled, resources  # noqa: E402
-from fused_margins.backends import registry  # noqa: E402
+from fused_margins.backends import budget, registry  # noqa: E402
 from fused_margins.backends.triton import gradients, launch  # noqa: E402
 from fused_margins.core.enums import Relation, Similarity  # noqa: E402
 from fused_margins.core.similarity import accumulation_dtype  # noqa: E402
@@ -265,6 +266,14 @@ def test_compiles_for_amd(op, dtype, similarity, launches, tmp_path, monkeypatch
 def test_compiles_for_several_neighbours(k, largest, launches, tmp_path):
     nearest(torch.bfloat16, COSINE, k, largest=largest)
     assert_compiles(launches, 90, tmp_path)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_the_table_of_kernels_has_all_that_a_call_launches(keeps, monkeypatch):
+    monkeypatch.setattr(launch, "capability", lambda device: 9)
+    with budget.within_exponential_budget(None if keeps else 0):
+        launched = {kernel.fn.__name__ for kernel, _, _ in kernels.launches(64, 32, 300)}
+    assert launched == {name for name in kernels.work(64, 32, 300, keeps) if not name.startswith("cuBLAS")}
 
 
 @pytest.mark.parametrize(("arch", "warps"), [(90, 4), ("gfx942", 1)])

@@ -11,6 +11,7 @@ from torch import Tensor
 import fused_margins
 from fused_margins.backends import budget
 from fused_margins.backends.triton import launch
+from fused_margins.backends.triton.constants import BN
 from fused_margins.core import indices
 from fused_margins.core.margins import apply_margin
 from fused_margins.ops import cases
@@ -45,7 +46,7 @@ def kept() -> Iterator[Any]:
 
 def of_blocks(inputs: cases.Inputs, fewer: int) -> int:
     rows, width = inputs["x"].shape
-    return 2 * 128 * (rows + width) * (blocks(inputs) - fewer)
+    return 2 * BN * (rows + width) * (blocks(inputs) - fewer)
 
 
 @pytest.mark.parametrize(("case", "fewer"), list(kept()))

@@ -253,9 +253,11 @@ def _store_inverse_lengths(
 def store_column_factors(
     y, y_factor, block, columns, width, y_row, y_column, BLOCK: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr
 ):  # fmt: skip
-    """Inverse lengths of a block of y."""
+    """Inverse lengths of a block of y, which come back as well, (BLOCK,)."""
     at, j = block_offsets(block, BLOCK, columns)
-    tl.store(y_factor + at, inverse_lengths(y, j, width, y_row, y_column, BLOCK, BK, DTYPE), mask=at < columns)
+    of_y = inverse_lengths(y, j, width, y_row, y_column, BLOCK, BK, DTYPE)
+    tl.store(y_factor + at, of_y, mask=at < columns)
+    return of_y
 
 
 @triton.jit

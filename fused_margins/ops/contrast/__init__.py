@@ -70,8 +70,8 @@ S_i; then
     dL/da_i = c_i (E b)_i        dL/db_j = (E^T (c a))_j        dL/dx_i = (dL/da_i - a_i <a_i, dL/da_i>) / |x_i|
 
 two plain products, 3 together. An epilogue adds -S_i psi'(u) to the positive's entry; without one the positives'
-derivatives are added apart. Errors: roundings of E, of c a and of b to 2^-9 each; where a column's gradient is all
-along the column, which the last formula takes out, what is left is the rounding of that part.
+derivatives are added apart. Errors: roundings of E, of c a and of b to 2^-9 each; where a gradient is nearly all along
+its vector, which the last formula takes out, what is left is the rounding of that part.
 
 Source: Liu et al., Negative Margin Matters: Understanding Margin in Few-shot Classification, 2020, the softmax loss
 with a margin; Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019, eq. 3; van den Oord

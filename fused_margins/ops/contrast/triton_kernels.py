@@ -13,6 +13,7 @@ from ...backends.triton.tiles import (
     inverse_lengths,
     pair_similarities,
     row_factor,
+    store_column_factors,
     store_units,
     target_status,
 )
@@ -38,10 +39,10 @@ def prepare(
             x_row, x_column, y_row, y_column, ignore_index, BLOCK, BK, SIMILARITY, NORMALIZE, DTYPE,
         )  # fmt: skip
     else:
-        at, j = block_offsets(block - blocks, COLUMN_BLOCK, columns)
-        of_y = inverse_lengths(y, j, width, y_row, y_column, COLUMN_BLOCK, BK, DTYPE)
-        tl.store(y_factor + at, of_y, mask=at < columns)
+        block -= blocks
+        of_y = store_column_factors(y, y_factor, block, columns, width, y_row, y_column, COLUMN_BLOCK, BK, DTYPE)
         if units is not None:
+            at, j = block_offsets(block, COLUMN_BLOCK, columns)
             store_units(y, of_y, None, units, at, j, kept, width, y_row, y_column, COLUMN_BLOCK, BK, DTYPE)
 
 
