@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pydantic import ValidationError
 from rich.markup import escape
 
-from ..distributed import plan
 from .commands.data import Compare, Data, Doctor, Embed, Presets
 from .commands.studies import CoarseToFine, Demo, Heads, MagnetStudy, OneShot, ParityCommand, Reproduce, Sweep
 from .commands.train import Evaluate, Train
@@ -81,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments[:1] == ["plan"]:
+            from ..distributed import plan  # torch's tensors over ranks take a second to import
+
             return plan.main(arguments[1:])
         return parse(arguments).main()
     except ValidationError as error:
