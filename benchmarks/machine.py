@@ -1,6 +1,7 @@
 """Where and with what a run was made: the machine, the versions, the commit."""
 
 import contextlib
+import json
 import os
 import platform
 import re
@@ -8,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from fused_margins.backends import cpu
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "numpy", "pytorch-metric-learning", "fused-margins")
+ON_GPU = ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels", "nvidia-cutlass-dsl", "flash-kmeans")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class RunsWith:
         versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
         versions |= {package: _version(package) for package in PACKAGES}
         if device == "cuda":
-            versions |= {"cuda": torch.version.cuda or "none", "triton": _version("triton")}
+            versions["cuda"] = torch.version.cuda or "none"
+            versions |= {package: _version(package) for package in ON_GPU}
             versions["processor"] = f"{_processor()}, {os.cpu_count()} CPUs"
         date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
         return cls(date, _commit(), round(os.getloadavg()[0], 2), versions, peak_gflops)
@@ -58,10 +61,13 @@ def this_machine(device: str = "cpu") -> Machine:
 
 
 def _version(package: str) -> str:
+    """With its commit, where it was installed from a repository."""
     try:
-        return version(package)
+        found = distribution(package)
     except PackageNotFoundError:
         return "not installed"
+    commit = json.loads(found.read_text("direct_url.json") or "{}").get("vcs_info", {}).get("commit_id")
+    return f"{found.version} ({commit[:10]})" if commit else found.version
 
 
 def _slug(name: str) -> str:

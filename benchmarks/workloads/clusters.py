@@ -107,6 +107,13 @@ def faiss_nearest(embeddings: Tensor, centroids: Tensor) -> Tensor:
     return torch.from_numpy(faiss.knn(embeddings.float().numpy(), centroids.float().numpy(), 1)[1][:, 0])
 
 
+def flash_nearest(embeddings: Tensor, centroids: Tensor) -> Tensor:
+    from flash_kmeans.assign_euclid_triton import euclid_assign_triton
+
+    squared = embeddings.float().square().sum(1)
+    return euclid_assign_triton(embeddings[None], centroids[None], squared[None])[0].long()
+
+
 def our_nearest(backend: str, **inputs: Tensor) -> Tensor:
     return nearest(**_search(inputs), backend=backend)[1][:, 0]
 
@@ -128,6 +135,7 @@ distances, choice = differentiated("distances", "embeddings", "centroids"), retu
 
 exact_distances = partial(distances, partial(cluster_distances, backend="reference"))
 NOT_CENTRED = "not centred: it cancels far from the origin"
+OF_FLASH = "the assignment of its k-means, with the settings that it chooses, and the squared lengths that it is given"
 WORKLOADS = (
     Workload(
         "cluster_distances",
@@ -162,6 +170,7 @@ WORKLOADS = (
             *usual(choice, eager_nearest_of_all, "torch.cdist, argmin"),
             peer("products in blocks", choice, product_nearest, f"rows that fill 64 MiB; {NOT_CENTRED}"),
             peer("faiss", choice, faiss_nearest, "faiss.knn", needs="faiss", devices=("cpu",)),
+            peer("flash-kmeans", choice, flash_nearest, OF_FLASH, needs="flash_kmeans", devices=("cuda",)),
             *ours(choice, our_nearest, most_products=2**30),
         ),
         partial(check_choice, search=_search),

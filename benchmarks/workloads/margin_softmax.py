@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -14,9 +13,9 @@ from fused_margins.backends import budget
 from fused_margins.functional import margin_softmax_loss
 
 from ..correctness import check_values
-from ..implementations import differentiated, graphs, metric_learning, on_device, ours, unless_installed, usual
-from ..timing import fastest, waiting_for
+from ..implementations import differentiated, graphs, metric_learning, on_device, ours, usual
 from ..workload import DEVICES, Implementation, Inputs, Outputs, Series, Size, Step, Workload
+from . import cross_entropy
 
 SHAPES = (
     ("few_shot", (32, 32, 16), ("cpu",)),
@@ -92,33 +91,13 @@ def _without_memory(inputs: Inputs) -> Step:
     return within_nothing
 
 
-def _linear_cross_entropy(inputs: Inputs) -> Step:
-    rows = inputs["embeddings"].shape[0]
-    options = torch.nn.LinearCrossEntropyOptions  # of recent versions of torch
-    candidates = [None, options(), options(batch_chunk_size=rows), options(batch_chunk_size=max(1, rows // 4))]
-    steps = [_normalised(partial(F.linear_cross_entropy, options=chosen), inputs) for chosen in candidates]
-    return fastest(steps, wait=waiting_for(inputs["embeddings"].device.type))
-
-
-def _normalised(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Inputs) -> Step:
+def _normalised(loss_of: cross_entropy.LossOf, inputs: Inputs) -> Step:
     """`loss_of` embeddings, weight and labels has no margin; both sides are normalised for it, within its time."""
 
     def loss(embeddings: Tensor, weight: Tensor, labels: Tensor, scale: float, **_: float | str) -> Tensor:
         return loss_of(scale * F.normalize(embeddings), F.normalize(weight), labels)
 
     return prepare(loss, inputs)
-
-
-def _cut_cross_entropy(inputs: Inputs, **options: str | None) -> Step:
-    from cut_cross_entropy import linear_cross_entropy
-
-    return _normalised(partial(linear_cross_entropy, impl="cce", **options), inputs)
-
-
-def _liger(inputs: Inputs) -> Step:
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-    return _normalised(liger_fused_linear_cross_entropy, inputs)
 
 
 def _three_products(inputs: Inputs) -> Step:
@@ -153,24 +132,13 @@ def _metric_learning(loss_name: str, margin: Callable[[float], float], inputs: I
     return step
 
 
-def _without_margin(name: str, step: Callable[[Inputs], Step], note: str, **options: Any) -> Implementation:
-    text = f"margin 0, it has none; both sides are normalised for it within its time; {note}"
-    return Implementation(name, step, text, {"margin": 0.0}, **options)
-
-
 USUAL = usual(prepare, eager_additive)
 PRODUCTS = "not a loss: logits and both gradients as matrix products, by cuBLAS in chunks that fit L2; a lower bound"
 AGAIN = "ours with a memory budget of 0: softmax weights are computed twice"
-CCE = {"refuses": unless_installed("cut_cross_entropy"), "devices": ("cuda",)}
-ALL = partial(_cut_cross_entropy, filter_eps=None)
-LIGER = {"refuses": unless_installed("liger_kernel"), "devices": ("cuda",)}
-OLD = {"refuses": lambda inputs: None if hasattr(F, "linear_cross_entropy") else "this torch does not have it"}
+NO_MARGIN = "margin 0, it has none; both sides are normalised for it within its time; "
 ADDITIVE = (
     *USUAL,
-    _without_margin("F.linear_cross_entropy", _linear_cross_entropy, "its fastest chunk setting", **OLD),
-    _without_margin("cut-cross-entropy", _cut_cross_entropy, "small gradients left out", **CCE),
-    _without_margin("cut-cross-entropy, all gradients", ALL, "filter_eps=None", **CCE),
-    _without_margin("Liger", _liger, "its fused linear cross entropy as it comes", **LIGER),
+    *cross_entropy.peers(_normalised, NO_MARGIN, changes={"margin": 0.0}),
     metric_learning("CosFaceLoss", partial(_metric_learning, "CosFaceLoss", float), " as it comes"),
     *ours(prepare, margin_softmax_loss),
     *graphs(USUAL, prepare, margin_softmax_loss, CAPTURED),
