@@ -31,6 +31,7 @@ FIGURES = ("figures.csv", "figures.json")  # of all tables
 NOT_FRACTIONS = ("discriminability", "modes", "variance")  # words in the names of figures that no percent suits
 LOWER_IS_BETTER = ("error", "seconds")  # words in the titles of columns, or of their table
 VALUE = re.compile(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")  # as `figure_text` writes one; a difference has a sign
+TAG = re.compile("<(?=[A-Za-z/!?])")  # what begins one in Markdown; "a < 0" does not
 DOTS_PER_CSS_PIXEL = 1.5  # pictures are drawn that much finer than they are shown, for sharp screens and print
 
 
@@ -198,8 +199,9 @@ class Report:
         return _template(PAGE, escape=True).render(report=self, style=STYLE, facts=facts(), files=files, runs=runs)
 
     def markdown(self, folder: Path) -> str:
-        """For a file in `folder`, where pictures are linked."""
-        return _template(MARKDOWN, escape=False).render(report=self, folder=folder, row=_row)
+        """For a file in `folder`, where pictures are linked. No text, such as the name of a class, becomes a tag."""
+        text = _template(MARKDOWN, escape=False).render(report=self, folder=folder, row=_row)
+        return TAG.sub("&lt;", text)
 
     def write(self, folder: Path) -> None:
         """report.html, report.md, figures.csv and figures.json, each whole or not at all."""
