@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .datasets.decoding import PHOTO, decode
-from .datasets.features import SPLITS, Features, split_images, write_features
+from .datasets.features import SPLITS, Features, read_features, read_notes, split_images, write_features
 from .datasets.folders import files_by_split
 from .datasets.sources import Tree, reader
 from .errors import UserError, printable
@@ -59,6 +59,14 @@ class Extractor:
                 f"model: {self.name} should return (B, D) or (B, D, h, w) of {len(pixels)} images, got {got}"
             )
         return (features.mean((2, 3)) if features.ndim == 4 else features).float()
+
+    def checksum(self) -> str:
+        """SHA-256 of all parameters and buffers, with their names."""
+        digest = hashlib.sha256()
+        for name, t in self.network.state_dict().items():
+            digest.update(f"{name!r} {t.dtype} {tuple(t.shape)}\n".encode())
+            digest.update(t.contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 def load_extractor(name: str, mean: Channels | None = None, std: Channels | None = None) -> Extractor:
@@ -144,6 +152,7 @@ class Sources:
     class_names: tuple[str, ...]
     group: Tensor | None  # (N,), int64
     split: Tensor | None  # (N,), int64: index into SPLITS
+    group_pattern: str | None = None  # what made the groups
 
     def checksum(self) -> str:
         """SHA-256 of all names and bytes."""
@@ -184,6 +193,7 @@ def find_images(root: Path, without: Sequence[str] = (), group: str | None = Non
         tuple(map(printable, names)),
         None if group is None else _groups(files, labels, group),
         None if "" in by_split else torch.tensor(splits),
+        group,
     )
 
 
@@ -212,7 +222,8 @@ def embed(
     by_image: bool = False,
     advance: Callable[[], None] = lambda: None,
 ) -> Features:
-    """Write the features of all images to `output`, from where an interrupted call had come to.
+    """Write the features of all images to `output`, from where an interrupted call had come to; a file that is there
+    already, of the same images, weights and settings, is read.
 
     Whole images are resized to `image_size` pixels; those that cannot be read are left out, each with its name and the
     reason. Where the source has no splits, `by_image` holds out a third of each class instead of a fifth of the
@@ -224,12 +235,19 @@ def embed(
         raise UserError("images: none of any class")
     note = {
         "model": extractor.name,
+        "weights_sha256": extractor.checksum(),
         "mean": list(extractor.mean),
         "std": list(extractor.std),
         "image_size": image_size,
         "batch_size": batch_size,  # the last bits depend on it
         "source_sha256": sources.checksum(),
+        "group": sources.group_pattern,
+        "by_image": by_image,
     }
+    notes = {name: json.dumps(value) for name, value in note.items()}
+    if output.exists() and notes.items() <= read_notes(output).items():
+        say(f"there already: {output}, of the same images, weights and settings; to make it again, remove it")
+        return read_features(output)
     rows_path, note_path = (output.with_name(f".{output.name}.{kind}") for kind in ("rows", "json"))
     rows = _rows(sources, extractor, note, rows_path, note_path, advance)
     usable = rows.isfinite().all(1)
@@ -240,7 +258,7 @@ def embed(
     if split is None and by_image:
         split = split_images(labels, group)
     features = Features(rows[usable], labels, sources.class_names, split=split, group=group)
-    write_features(output, features, {name: json.dumps(value) for name, value in note.items()})
+    write_features(output, features, notes)
     rows_path.unlink()
     note_path.unlink()
     return features

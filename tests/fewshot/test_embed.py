@@ -131,10 +131,39 @@ def test_an_interrupted_call_goes_on(folder, tmp_path):
     assert calls.calls == 99  # the last batch alone
     assert torch.equal(read_features(cut).features, read_features(whole).features)
     # What is of other settings is not gone on from.
+    cut.unlink()
     with pytest.raises(KeyboardInterrupt):
         embed(find_images(folder), Extractor("means", _Stops(4), (0.0,) * 3, (1.0,) * 3), cut, **options)
     embed(find_images(folder), Extractor("others", calls, (0.0,) * 3, (1.0,) * 3), cut, **options)
     assert calls.calls == 99 - 4
+
+
+def test_a_file_of_the_same_images_weights_and_settings_stays(folder, tmp_path, capsys):
+    output, first, second = tmp_path / "f.safetensors", nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1)
+
+    def made(**changes):
+        """The features, and whether they were made now."""
+        settings = {"sources": find_images(folder, group=r"^\d+"), "extractor": Extractor("convolution", first)}
+        features = embed(**({"output": output, "image_size": 4, "batch_size": 5} | settings | changes))
+        return features.features, "there already" not in capsys.readouterr().out
+
+    features, new = made()
+    assert new
+    again, new = made()
+    assert not new
+    assert torch.equal(again, features)
+    for changes in (
+        {"extractor": Extractor("convolution", second)},
+        {"sources": find_images(folder)},
+        {"sources": find_images(folder, ["class1"], r"^\d+")},
+        {"by_image": True},
+        {"image_size": 3},
+    ):
+        made()
+        assert made(**changes)[1], changes
+    output.write_bytes(b"not features")
+    assert made()[1]
+    assert torch.equal(read_features(output).features, features)
 
 
 class _Slow(nn.Module):

@@ -69,7 +69,8 @@ def test_markdown_has_the_same_and_links_pictures(page, tmp_path):
     page.write(tmp_path)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert text == (
-        "# a < b & c\n\nlead &lt;script>\n\n## x > y\n\n1 < 2\n\n**t<**\n\n| name | v&w |\n|---|---:|\n| &lt;b> | 1\\|2 |\n"
+        "# a < b & c\n\nlead &lt;script>\n\n## x > y\n\n1 < 2\n\n**t<**\n\n"
+        "| name | v&w |\n|---|---:|\n| &lt;b> | 1\\|2 |\n"
         '\n![a "caption"](p.png)\n'
     )
 

@@ -99,7 +99,7 @@ def _inventory(name: str) -> Table:
 class Embed(Command):
     """Make features of images by a pretrained network, once: every study then trains on them in seconds (--features).
 
-    Called again after an interrupt it goes on where it stopped; a finished file is made anew.
+    Called again after an interrupt it goes on where it stopped; a file of the same images, weights and settings stays.
     """
 
     images: Annotated[Path, POSITIONAL]
@@ -139,7 +139,7 @@ class Embed(Command):
                 advance=advance,
             )
         count, width = features.features.shape
-        say(f"written: {self.output}, {count} x {width} features of {len(features.class_names)} classes")
+        say(f"features: {self.output}, {count} x {width} of {len(features.class_names)} classes")
         return 0
 
 

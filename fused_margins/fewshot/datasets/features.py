@@ -162,6 +162,15 @@ def write_features(path: Path, features: Features, notes: Mapping[str, str]) -> 
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {**notes, **names})
 
 
+def read_notes(path: Path) -> dict[str, str]:
+    """What `write_features` was given as `notes`, and the names of classes; nothing of a file that is none of it."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
+
+
 def read_features(path: Path) -> Features:
     """The features in a file, memory-mapped but for `.npz`; an error names the file and what is wrong with it."""
     readers: dict[str, Callable[[Path], tuple[dict[str, Any], dict[str, str]]]] = {
