@@ -101,12 +101,10 @@ struct Rows {
   }
 };
 
-// Mean of the rows, in double and in row order: the common centre of both sides. Any centre will do: 0 where
-// a row that is not finite would pass its NaN on to all others.
+// Mean of the rows, in double and in row order, to centre (width,): the common centre of both sides. Any centre will
+// do: 0 where a row that is not finite would pass its NaN on to all others.
 template <class T>
-Buffer<T> centre_of(const Matrix& m, Similarity similarity) {
-  Buffer<T> centre(m.width);
-  if (similarity != Similarity::negative_squared_euclidean) return centre;
+void find_centre(const Matrix& m, T* centre) {
   Buffer<double> sum(m.width);
   Buffer<T> row(m.width);
   std::fill(sum.get(), sum.get() + m.width, 0.0);
@@ -115,6 +113,12 @@ Buffer<T> centre_of(const Matrix& m, Similarity similarity) {
     for (int64_t d = 0; d < m.width; ++d) sum[d] += double(row[d]);
   }
   for (int64_t d = 0; d < m.width; ++d) centre[d] = m.rows && std::isfinite(sum[d]) ? T(sum[d] / double(m.rows)) : T(0);
+}
+
+template <class T>
+Buffer<T> centre_of(const Matrix& m, Similarity similarity) {
+  Buffer<T> centre(m.width);
+  if (similarity == Similarity::negative_squared_euclidean) find_centre(m, centre.get());
   return centre;
 }
 

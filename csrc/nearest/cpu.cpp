@@ -34,7 +34,7 @@ class Search {
       : a_(args),
         answers_{args},
         groups_(args),
-        centre_(centre_of<T>(args.y, args.similarity)),
+        centre_(args.y.width),
         x_(args.x, args.similarity, centre_.get()),
         y_(args.y, args.similarity, centre_.get()),
         euclidean_(args.similarity == Similarity::negative_squared_euclidean),
@@ -111,6 +111,7 @@ class Search {
     for (const Group* g : groups) most = std::max(most, g->columns);
     const LabelIds ids(a_.row_labels, a_.x.rows, a_.column_labels, a_.y.rows);
     static_assert(ROWS % wide == 0, "a strip of rows is whole panels of columns");
+    if (euclidean_) find_centre(a_.y, centre_.get());
     const bool halves = itself_ && threads * HALF_CHUNK * a_.k <= MIRRORED;
     const int64_t chunk = round_up(std::min(halves ? HALF_CHUNK : CHUNK, most), ROWS);
     Tiles tiles(x_, y_, chunk);
