@@ -7,12 +7,13 @@ from .backends import budget, registry
 from .core import checks
 from .core.centers import center_vectors, class_similarities
 from .core.class_counts import bias_from_counts, margin_from_counts
+from .core.cosine_sums import cosine_sums
 from .core.enums import MarginType, Reduction, Relation, Similarity
 from .core.indices import ABSENT, IGNORED, INVALID, check_index
 from .core.margins import check_margin
 from .core.reductions import reduce_loss
-from .core.similarity import pair_similarity, take_rows
-from .core.softmax_terms import losses, terms
+from .core.similarity import accumulation_dtype, pair_similarity, similarity_sum, take_rows
+from .core.softmax_terms import Terms, cross_entropy, losses, spread, terms
 from .mining.negatives import mine_negatives
 from .mining.positives import mine_positives
 from .ops.contrast.epilogues import Epilogue
@@ -204,34 +205,72 @@ def margin_softmax_loss(
     own = check_margin(labels, weight, similarity, *options)
     scale = _row_scale(scale, embeddings)
     logit_bias = checks.vector("logit_bias", logit_bias, weight.shape[0], weight) if logit_bias is not None else None
-    # An angle that is a number goes with the op; what else there is, is row code on its two vectors.
-    if own.is_a_number and label_smoothing == 0 and class_weight is None and center_temperature == 0:
-        of_loss = (own.angle_rad, own.beyond_pi, own.straight_through, checks.choice("reduction", reduction, Reduction))
+    reduced = checks.choice("reduction", reduction, Reduction)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+    # An angle that is a number goes with the op, and so does smoothing where a kernel does it; what else there is, is
+    # row code on what the op makes of a row.
+    by_op = own.is_a_number and center_temperature == 0
+    cosines = own.similarity == Similarity.COSINE
+    smooth = label_smoothing > 0
+    if smooth and by_op and cosines and class_weight is None and logit_bias is None and _smooths(backend, embeddings):
+        of_op, smooth = label_smoothing, False
+    else:
+        of_op = 0.0
+    by_rows = smooth or class_weight is not None
+    if by_rows:
+        embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
+        class_weight, asked = checks.vector("class_weight", class_weight, weight.shape[0], weight), None
+    of_row: Terms | None = None
+    of_all: Tensor | None = None
+    if by_op and (cosines or not smooth):
+        of_loss = (own.angle_rad, own.beyond_pi, own.straight_through, Reduction.NONE if by_rows else reduced)
         of_own = own.margin  # the op's bias is one of the other classes alone: that of the own class is a margin
         if logit_bias is not None:
             of_own = of_own - take_rows(logit_bias, labels) / scale
         call = Contrast(
             embeddings, weight, labels, None, None, None, scale, logit_bias, of_own, own.similarity, Relation.DIFFERENT,
-            ignore_index, Epilogue.MARGIN_SOFTMAX, *of_loss,  # type: ignore[arg-type]
+            ignore_index, Epilogue.MARGIN_SOFTMAX, *of_loss, smoothing=of_op,  # type: ignore[arg-type]
         )  # fmt: skip
         if centers is not None:
             call, asked = _nearest_centers(contrast.checked(call, _OF_CLASSES), centers, backend), None
-        return contrast.run(call, backend, _OF_CLASSES, valid=False, asked=asked)
-
-    reduced = checks.choice("reduction", reduction, Reduction)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-    call, u, negative_lse = class_vectors(
-        Contrast(embeddings, weight, labels, None, None, None, scale, logit_bias, 0.0, own.similarity),
-        centers, center_temperature, ignore_index, backend,
-    )  # fmt: skip
-    embeddings, weight, labels, scale = call.x, call.y, call.target, call.scale
-    class_weight = checks.vector("class_weight", class_weight, weight.shape[0], weight)
-    of_rows = (own, scale, logit_bias, class_weight, label_smoothing > 0)
-    of_all = terms(embeddings, weight, labels, u, negative_lse, *of_rows)
-    counted = (labels != ignore_index) & (labels != ABSENT)
-    loss, row_weight = losses(of_all, counted, label_smoothing, weight.shape[0])
+        plain = contrast.run(call, backend, _OF_CLASSES, valid=False, asked=asked)
+        if not by_rows:
+            return plain  # type: ignore[no-any-return]
+        labels = labels.long()  # ignore_index need not fit a narrower dtype
+        counted = (labels != ignore_index) & (labels != ABSENT)
+        if smooth:
+            sums = cosine_sums(embeddings, weight, _each(class_weight, weight), labels)
+            u, of_all = (torch.where(counted, t, 0.0) for t in sums)
+            of_row = terms(labels, None, u, of_all, own, scale, logit_bias, class_weight, weight.shape[0])
+    else:
+        call, u, negative_lse = class_vectors(
+            Contrast(embeddings, weight, labels, None, None, None, scale, logit_bias, 0.0, own.similarity),
+            centers, center_temperature, ignore_index, backend,
+        )  # fmt: skip
+        labels, each = call.target, _each(class_weight, weight)
+        counted, elsewhere = (labels != ignore_index) & (labels != ABSENT), labels == ABSENT
+        if smooth:
+            of_all = similarity_sum(call.x, call.y, each, own.similarity)
+        of_row = terms(labels, elsewhere, u, of_all, own, call.scale, logit_bias, class_weight, weight.shape[0])
+        plain = cross_entropy(negative_lse, of_row.z)
+    row_weight = None if class_weight is None else take_rows(class_weight, labels)
+    of_others = None if of_row is None else spread(plain, of_row)
+    loss, row_weight = losses(plain, row_weight, of_others, counted, label_smoothing, weight.shape[0])
     return reduce_loss(loss, row_weight, reduced)
+
+
+def _smooths(backend: str, embeddings: Tensor) -> bool:
+    """Whether the op's kernel smooths labels: the one in C++ does."""
+    on_cpu = isinstance(embeddings, Tensor) and embeddings.device.type == "cpu"
+    return on_cpu and registry.known(backend) in ("auto", "cpu", "reference")
+
+
+def _each(class_weight: Tensor | None, weight: Tensor) -> Tensor:
+    """(C,) the weight of each class in a sum over them."""
+    if class_weight is not None:
+        return class_weight
+    return weight.new_ones(weight.shape[0], dtype=accumulation_dtype(weight.dtype))
 
 
 def margin_logits(

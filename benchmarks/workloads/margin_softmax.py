@@ -31,10 +31,13 @@ SHAPES = (
 )
 CAPTURED = ("few_shot", "many_classes")  # sizes that a GPU computes about as fast as Python launches them, or faster
 BFLOAT16_ONLY = 1_000_000  # classes: the logits alone have 4 GB in float32
+SMOOTHING = 0.1
 CHUNK_BYTES = 16 * 2**20  # of logits: they stay in the L2 cache of a large GPU, 40 to 50 MB
 
 
-def _size(name: str, shape: tuple[int, int, int], devices: tuple[str, ...], margin: float, margin_type: str) -> Size:
+def _size(
+    name: str, shape: tuple[int, int, int], devices: tuple[str, ...], margin: float, margin_type: str, **options: float
+) -> Size:
     rows, width, classes = shape
 
     def make(dtype: torch.dtype, g: Generator) -> Inputs:
@@ -45,6 +48,7 @@ def _size(name: str, shape: tuple[int, int, int], devices: tuple[str, ...], marg
             "scale": 30.0,
             "margin": margin,
             "margin_type": margin_type,
+            **options,
         }
 
     dtypes = (torch.bfloat16,) if classes >= BFLOAT16_ONLY else None
@@ -57,6 +61,14 @@ def eager_additive(embeddings: Tensor, weight: Tensor, labels: Tensor, scale: fl
     z = F.linear(scale * F.normalize(embeddings), F.normalize(weight))
     z = z.scatter_add(1, labels[:, None], z.new_full((1, 1), -scale * margin).expand(len(labels), 1))
     return F.cross_entropy(z, labels)
+
+
+def eager_smoothed(
+    embeddings: Tensor, weight: Tensor, labels: Tensor, scale: float, margin: float, label_smoothing: float, **_: str
+) -> Tensor:
+    z = F.linear(scale * F.normalize(embeddings), F.normalize(weight))
+    z = z.scatter_add(1, labels[:, None], z.new_full((1, 1), -scale * margin).expand(len(labels), 1))
+    return F.cross_entropy(z, labels, label_smoothing=label_smoothing)
 
 
 def eager_angular(embeddings: Tensor, weight: Tensor, labels: Tensor, scale: float, margin: float, **_: str) -> Tensor:
@@ -169,6 +181,14 @@ WORKLOADS = (
         tuple(_size(*shape, 0.5, "angular") for shape in SHAPES[1:5:2]),
         ANGULAR,
         partial(check_values, truth=truth, call=_call),
+    ),
+    Workload(
+        "smoothed_margin_softmax",
+        f"Margin softmax, additive margin 0.35 at scale 30, label smoothing {SMOOTHING:g}: loss and gradients of both",
+        "B x D x C",
+        tuple(_size(*shape, 0.35, "additive", label_smoothing=SMOOTHING) for shape in SHAPES[1:5]),
+        (*usual(prepare, eager_smoothed), *ours(prepare, margin_softmax_loss)),
+        partial(check_values, truth=truth),
     ),
 )
 

@@ -40,6 +40,7 @@ class Backward {
       : args_(args),
         p_(args.in),
         epilogue_(args.in.epilogue != Epilogue::none),
+        smooth_(args.in.smoothing != 0),
         maximum_(args.in.force_running_maximum || p_.needs_maximum()),
         relative_(maximum_),
         recompute_(args.in.saved_blocks < contrast_num_blocks(p_.columns, args.in.group_size)),
@@ -48,16 +49,19 @@ class Backward {
         group_(whole_groups(Products::group(p_.columns, threads_), args.in.group_size)),
         side_(p_, const_cast<void*>(args.saved)),
         loss_(p_, side_.saved),
-        of_loss_(epilogue_ ? 2 * p_.rows : 0),
+        of_loss_(epilogue_ ? 3 * p_.rows : 0),
         g_(epilogue_ ? of_loss_.get() : static_cast<const T*>(args.grad_negative_lse)),
         h_(epilogue_ ? of_loss_.get() + p_.rows : static_cast<const T*>(args.grad_positive)),
+        all_columns_(side_.y, smooth_ && (args.grad_x || args.grad_scale) ? threads_ : 0),
+        all_rows_(side_.x, smooth_ && args.grad_y ? threads_ : 0),
+        of_all_(smooth_ && args.grad_scale ? p_.rows : 0),
         anchors_(args.in.target, args.grad_y ? p_.rows : 0, args.in.ignore_index),
         row_factor_(side_.stride),
         bias_factor_(side_.stride),
         scratch_(threads_, scratch_size()) {
     if (columns_wanted_ && recompute_) side_.products.allocate_logits();
     if (args.grad_y) side_.products.allocate_gradient();
-    if (epilogue_) loss_.backward(static_cast<const T*>(args.grad_loss), of_loss_.get(), of_loss_.get() + p_.rows);
+    if (epilogue_) loss_.backward(grad_loss(), of_loss_.get(), of_loss_.get() + p_.rows, of_loss_.get() + 2 * p_.rows);
   }
 
   void run() {
@@ -87,6 +91,7 @@ class Backward {
     const int64_t row_tasks = args_.grad_x ? ceil_div(p_.rows, ROW_TASK) : 0;
     Team::run(threads_, [&](Team team) {
       [[maybe_unused]] typename Products::Session session;
+      if (smooth_) sum_units(team);
       // x as the products take it, for logits that are made again and for the gradient of y.
       team.each(panels + right_operands, 1, [&](int64_t i) {
         if (i < panels)
@@ -101,14 +106,14 @@ class Backward {
       });
     });
     if (args_.grad_scale) grad_scale();
-    if (epilogue_) loss_.backward_of_logit(g_, args_.grad_scale, args_.grad_margin);
+    if (epilogue_) loss_.backward_of_logit(grad_loss(), g_, of_all_.get(), args_.grad_scale, args_.grad_margin);
   }
 
  private:
   static constexpr int64_t ROW_TASK = 16;  // rows of x whose gradient is a task
   const ContrastBackward& args_;
   Problem<T> p_;
-  bool epilogue_;
+  bool epilogue_, smooth_;
   bool maximum_;   // weights come shifted
   bool relative_;  // and are made relative to negative_lse
   bool recompute_, columns_wanted_;
@@ -116,8 +121,10 @@ class Backward {
   int64_t group_;  // columns of a task
   Side side_;
   RowLoss<T> loss_;
-  Buffer<T> of_loss_;  // with an epilogue: g and h
-  const T *g_, *h_;    // gradients of negative_lse and of positive
+  Buffer<T> of_loss_;                  // with an epilogue: g, h, and the gradient of every similarity of a row alike
+  const T *g_, *h_;                    // gradients of negative_lse and of positive
+  UnitSum<T> all_columns_, all_rows_;  // the latter under those gradients
+  Buffer<T> of_all_;                   // similarities with all columns, summed
   Anchors anchors_;
   Buffer<T> row_factor_, bias_factor_;
   double lift_ = 1;     // a power of two
@@ -135,10 +142,20 @@ class Backward {
   T* rows_scratch() const {
     return scratch_.mine() + scratch_size() - std::max(side_.products.scratch_size(), 3 * p_.width);
   }
+  const T* grad_loss() const { return static_cast<const T*>(args_.grad_loss); }
+  const T* all() const { return of_loss_.get() + 2 * p_.rows; }
   T lse(int64_t i) const { return side_.saved.negative_lse[i]; }
   bool counts(int64_t i) const { return (epilogue_ ? p_.has_positive(i) : !p_.ignored(i)) && lse(i) != none<T>; }
   // Columns summed under the weights of a row.
   const T* sum_of_columns(int64_t i) const { return side_.saved.mean + i * round_up(p_.width, 16); }
+
+  void sum_units(Team& team) {
+    if (args_.grad_x || args_.grad_scale) all_columns_.run(team, side_.saved.y_factor, [](int64_t) { return 1.0; });
+    if (args_.grad_y) all_rows_.run(team, side_.saved.x_factor, [&](int64_t i) { return double(all()[i]); });
+    if (args_.grad_scale)
+      team.each(p_.rows, ROW_TASK,
+                [&](int64_t i) { of_all_[i] = all_columns_.along(side_.x, i, side_.saved.x_factor[i]); });
+  }
 
   // The weights of a group of columns, as saved or made again, or relative to negative_lse.
   const T* weights(int64_t first, int64_t count, T* columns, T* own) const {
@@ -195,6 +212,7 @@ class Backward {
           for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h_[i] * (row[d] - other[d]);
         });
       } else {
+        if (smooth_) add_scaled(sum, T(1), all_rows_.get(), p_.width);
         anchors_.for_each(first + j, [&](int64_t i) {
           add_scaled(sum, h_[i] * side_.saved.x_factor[i], side_.x.row_of(i, row), p_.width);
         });
@@ -226,6 +244,7 @@ class Backward {
       }
     } else {
       const int64_t j = args_.in.target[i];
+      if (smooth_) add_scaled(sum, all()[i], all_columns_.get(), p_.width);
       if (positive) add_scaled(sum, h_[i] * side_.saved.y_factor[j], side_.y.row_of(j, y), p_.width);
       chain(side_.saved.x_factor[i], side_.x.row_of(i, x), sum);
     }

@@ -26,6 +26,7 @@ struct ContrastInputs {
   int64_t group_size;  // of each so many columns in turn a row sees the most similar one that it admits
   Epilogue epilogue;   // what makes the loss of the two vectors; none: they are the outputs
   Psi psi;
+  double smoothing;  // share of the mean loss over all classes in the loss, with an epilogue, of cosines
   Reduction reduction;
   bool force_running_maximum;
   bool with_mean;        // whether the columns' means are saved, which the gradients of x and scale need

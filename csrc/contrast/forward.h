@@ -59,6 +59,9 @@ void forward(const ContrastForward& args) {
   Buffer<typename Side::Sums> sums(ahead * panels);
   Buffer<std::pair<T, T>> factors(ahead * p.rows);
   Buffer<LogSum<T>> total(p.rows);
+  const bool smooth = args.in.smoothing != 0;
+  UnitSum<T> all_columns(side.y, smooth ? threads : 0);
+  Buffer<T> of_all(smooth ? p.rows : 0);
   Scratch<T> scratch(threads, std::max({products.scratch_size(), ROW_TASK * Side::WIDE, 2 * p.width}));
   std::fill(total.get(), total.get() + p.rows, LogSum<T>{0, 0});
   if (!p.rows)
@@ -131,13 +134,16 @@ void forward(const ContrastForward& args) {
                     if (stage == 3 && average) add_average(block, slot, i);
                   });
     team.each(p.rows, ROW_TASK, finish);
+    if (!smooth) return;
+    all_columns.run(team, saved.y_factor, [](int64_t) { return 1.0; });
+    team.each(p.rows, ROW_TASK, [&](int64_t i) { of_all[i] = all_columns.along(side.x, i, saved.x_factor[i]); });
   });
   if (mean) std::fill(mean + p.rows * padded, saved.inverse_sum, T(0));  // likewise
   if (args.in.epilogue == Epilogue::none) {
     std::copy(positive, positive + p.rows, static_cast<T*>(args.positive));
     std::copy(lse, lse + p.rows, static_cast<T*>(args.negative_lse));
   } else {
-    RowLoss<T>(p, saved).forward(static_cast<T*>(args.loss));
+    RowLoss<T>(p, saved).forward(of_all.get(), static_cast<T*>(args.loss));
   }
 }
 

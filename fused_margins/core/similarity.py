@@ -68,7 +68,8 @@ def similarity_sum(x: Tensor, y: Tensor, weight: Tensor, similarity: Similarity)
         x, y = unit_rows(x), unit_rows(y)
     elif similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN:
         x, y = _centred(x, y)
-    together = (x * (weight @ y)).sum(1)
+    with torch.autocast(x.device.type, enabled=False):
+        together = (x * (weight @ y)).sum(1)
     if similarity != Similarity.NEGATIVE_SQUARED_EUCLIDEAN:
         return together
     return 2 * together - x.square().sum(1) * weight.sum() - (weight @ y.square()).sum()

@@ -11,11 +11,12 @@ from torch.distributed.tensor import DTensor, Shard
 
 from ..core import checks
 from ..core.enums import Reduction
-from ..core.indices import IGNORED, check_index
+from ..core.indices import ABSENT, IGNORED, check_index
 from ..core.margins import check_margin
 from ..core.ranks import settings, together
 from ..core.reductions import reduce_loss
-from ..core.softmax_terms import Terms, losses, terms
+from ..core.similarity import similarity_sum
+from ..core.softmax_terms import Terms, cross_entropy, losses, spread, terms
 from ..functional import class_vectors, margin_logits
 from ..losses.heads import LinearHead, check_device
 from ..losses.margin_softmax import MarginSoftmaxLoss
@@ -210,9 +211,10 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
         weight, index = rows.weight, None
         if self._exchange is not None and self._samples:
             weight, index = self._sample(self._exchange, rows.labels)
-        of_all = self._combined(self._terms(rows, weight, index))
-        counted = rows.labels != IGNORED
-        loss, row_weight = losses(of_all, counted, self.label_smoothing, self.num_classes)
+        negative_lse, of_row = self._combined(*self._terms(rows, weight, index))
+        counted, plain = rows.labels != IGNORED, cross_entropy(negative_lse, of_row.z)
+        of_others = spread(plain, of_row)
+        loss, row_weight = losses(plain, of_row.row_weight, of_others, counted, self.label_smoothing, self.num_classes)
         loss = reduce_loss(loss, row_weight, checks.choice("reduction", self.reduction, Reduction))
         return own_rows(loss, rows.counts, self._shards.group) if self.reduction == "none" else loss
 
@@ -274,8 +276,8 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
             alike |= {"gradients": learns, "sample_step": int(self.sample_step)}
         return alike
 
-    def _terms(self, rows: _Rows, weight: Tensor, index: Tensor | None) -> Terms:
-        """Of the classes of this rank, or of those at `index` alone."""
+    def _terms(self, rows: _Rows, weight: Tensor, index: Tensor | None) -> tuple[Tensor, Terms]:
+        """negative_lse (B,) and the rest, of the classes of this rank, or of those at `index` alone."""
         centers = None if weight.dim() == 2 else weight
         vectors = weight if centers is None else weight[:, 0]
         target = self._shards.here(rows.labels)
@@ -294,11 +296,16 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
         class_weight = checks.vector("class_weight", class_weight, vectors.shape[0], vectors)
         call = Contrast(embeddings, vectors, target, None, None, None, scale, bias, 0.0, own.similarity)
         call, u, negative_lse = class_vectors(call, centers, self.center_temperature, -1, self.backend)
-        of_rows = (own, call.scale, bias, class_weight, self.label_smoothing > 0)
-        own_terms = terms(call.x, call.y, call.target, u, negative_lse, *of_rows)
+        of_all = None
+        if self.label_smoothing > 0:
+            each = u.new_ones(vectors.shape[0]) if class_weight is None else class_weight
+            of_all = similarity_sum(call.x, call.y, each, own.similarity)
+        own_terms = terms(
+            call.target, call.target == ABSENT, u, of_all, own, call.scale, bias, class_weight, vectors.shape[0]
+        )
         # A rank without classes has gradients of its weight and margins like all others, empty ones.
         empty = [t.sum() for t in (weight, margin) if isinstance(t, Tensor) and not t.numel()]
-        return own_terms._replace(z=sum(empty, own_terms.z))
+        return negative_lse, own_terms._replace(z=sum(empty, own_terms.z))
 
     def _in_own_way(self, value: Any, index: Tensor | None) -> Any:
         """A setting as this rank uses it: of one a class its part, of one for all the whole."""
@@ -306,14 +313,14 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
             return value.to_local() if index is None else value.to_local()[index]
         return share(value, self._shards.group) if isinstance(value, nn.Parameter) else value
 
-    def _combined(self, own: Terms) -> Terms:
+    def _combined(self, negative_lse: Tensor, own: Terms) -> tuple[Tensor, Terms]:
         """Of all classes, the same on all ranks."""
         group = self._shards.group
         vectors = [t for t in (own.z, own.row_weight, own.everyone) if t is not None]
-        negative_lse, z, *others = combine(own.negative_lse, *vectors, group=group)
+        negative_lse, z, *others = combine(negative_lse, *vectors, group=group)
         row_weight = None if own.row_weight is None else others.pop(0)
         each = None if own.each is None else sum_over_ranks(own.each, group)
-        return Terms(negative_lse, z, row_weight, others.pop(0) if others else None, each)
+        return negative_lse, Terms(z, row_weight, others.pop(0) if others else None, each)
 
     def predictions(self, embeddings: Tensor) -> Tensor:
         """Logits (B, C) without the margin, of the rows of all ranks in their order: a DTensor Shard(1), no graph."""

@@ -20,7 +20,7 @@ from fused_margins.ops.contrast import contrast
 from fused_margins.ops.contrast import reference as definition
 from fused_margins.ops.nearest import nearest
 from tests.conftest import backends
-from tests.ops.by_hand import admits, in_numbers, of_row, similarities
+from tests.ops.by_hand import admits, in_numbers, of_row, similarities, similarity_of
 from tests.ops.drawn import labels_of, matrices, self_index_of
 
 OP = cases.load("contrast")
@@ -76,8 +76,15 @@ def loss_by_hand(inputs: Inputs) -> Tensor:
         counted += has_target and (inputs["epilogue"] != "info_nce" or negative_lse > -math.inf)
         if "angle_rad" in inputs:
             u = turned(u, inputs["angle_rad"], inputs.get("beyond_pi", "standard"))
-        gap = negative_lse - of_row(inputs["scale"], i) * (u - of_row(inputs.get("margin", 0.0), i))
-        losses.append(max(gap, 0.0) + math.log1p(math.exp(-abs(gap))) if has_target else 0.0)
+        own = of_row(inputs["scale"], i) * (u - of_row(inputs.get("margin", 0.0), i))
+        gap = negative_lse - own
+        loss = max(gap, 0.0) + math.log1p(math.exp(-abs(gap)))
+        if has_target and "smoothing" in inputs:
+            z = [of_row(inputs["scale"], i) * similarity_of(inputs["x"][i], y, "cosine") for y in inputs["y"]]
+            z[inputs["target"][i]] = own
+            of_classes = math.fsum(loss + own - z_j for z_j in z) / len(z)  # loss + own: the log-sum-exp of all
+            loss += inputs["smoothing"] * (of_classes - loss)
+        losses.append(loss if has_target else 0.0)
     values, reduction = torch.tensor(losses, dtype=torch.float64), inputs.get("reduction", "mean")
     return values if reduction == "none" else values.sum() / (counted or 1 if reduction == "mean" else 1)
 

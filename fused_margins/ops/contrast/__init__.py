@@ -13,8 +13,13 @@ lines are epilogues, which the kernels of the same call do (`fused_margins.ops.c
     info_nce          loss_i = softplus(negative_lse_i - scale_i u_{i, target_i})
 
 The first is the cross entropy of logits scale_i u_ij, with the own one's u_ij replaced by psi(u_ij) - margin_i. psi(u)
-is u, or, of cosines, cos(theta + angle) with u = cos(theta) and a continuation beyond [0, pi]. Angles that are tensors,
-multiples of angles, label smoothing and class weights are row code on the two vectors, in `fused_margins.functional`.
+is u, or, of cosines, cos(theta + angle) with u = cos(theta) and a continuation beyond [0, pi]. A smoothing of e makes
+it 1 - e of that and e of its mean over all classes in place of the own one, for cosines of one label a column:
+
+    loss_i + e (z_{i, target_i} - mean_j z_ij),    sum_j u_ij = <x_i / |x_i|, sum_j y_j / |y_j|>
+
+Angles that are tensors, multiples of angles, other smoothing and class weights are row code on what the op returns, in
+`fused_margins.functional`.
 
 Args
     x, y: (B, D) and (N, D), float64, float32, bfloat16 or float16, equal; any strides; one device.
@@ -31,6 +36,7 @@ Args
     margin: of "margin_softmax": a number, 0-d tensor or (B,) tensor. angle_rad: a number within [-pi, pi], for cosines;
     beyond_pi: its continuation, "standard", "continuous" or "easy"; straight_through: psi'(u) is taken as 1. See
     `fused_margins.functional.margin_softmax_loss`.
+    smoothing: of "margin_softmax", a number e in [0, 1]; C++ and the reference have it.
     reduction: of an epilogue: "mean" over the rows that count (0 if there are none), "sum" or "none". All count that
     are not ignored, in "info_nce" those that have a negative.
     backend: "auto", or the name of one in `fused_margins.backends.registry`.

@@ -174,6 +174,28 @@ OF_MARGIN_SOFTMAX = (
         smooth=False,
     ),
     Case("angle-poles", partial(_at_poles, scale=8.0, angle_rad=0.5), "no gradient is infinite", smooth=False),
+    Case("smoothing", partial(_classifier, smoothing=0.1), "a share of the loss over all classes"),
+    Case(
+        "smoothing-angle",
+        lambda g: _along_classes(g, smoothing=0.4, angle_rad=0.5, scale=1 + 20 * _numbers(g), margin=_numbers(g) - 0.5),
+        "likewise, of every margin, and a scale of each row",
+    ),
+    Case(
+        "smoothing-learnt",
+        lambda g: _classifier(g, smoothing=0.2, scale=8 + _numbers(g)[0], margin=_numbers(g)[1], reduction="sum"),
+        "a scale and a margin that learn",
+    ),
+    Case("smoothing-none", partial(_some_ignored, smoothing=0.3, reduction="none"), "ignored rows stay without a loss"),
+    Case("smoothing-absent", lambda g: _absent(g, smoothing=0.3, **_MARGIN), "and so do those of classes elsewhere"),
+    Case("smoothing-one-class", partial(_classifier, columns=1, smoothing=0.5), "the mean is the own logit"),
+    Case("smoothing-no-rows", partial(_classifier, rows=0, smoothing=0.1), "an empty batch"),
+    Case(
+        "smoothing-blocks",
+        partial(_classifier, rows=141, columns=521, width=67, smoothing=1.0),
+        "more rows and columns than a piece of their sum; nothing but the mean over classes",
+    ),
+    Case("smoothing-scale", partial(_classifier, scale=512.0, smoothing=0.1), "with a running maximum"),
+    Case("smoothing-zero-rows", lambda g: zero_rows(_classifier(g, smoothing=0.1)), "no part in any sum", smooth=False),
     Case("some-ignored", _some_ignored, "ignored rows count for nothing"),
     Case("none-mean-ignored", partial(_some_ignored, reduction="none"), "ignored rows have loss 0"),
     Case("all-ignored", lambda g: _classifier(g, target=torch.full((37,), -1)), "the mean over no row is 0"),
@@ -311,9 +333,12 @@ def small_term(name: str, inputs: Inputs, dtype: torch.dtype, of_weights: float 
     z = torch.where(summed, scale * (turned - margin * own) + bias * mask, -torch.inf)
     q = z.softmax(1).nan_to_num(0.0) * counted if y.shape[0] else u  # (B, N), sums to 1 or 0
     of_own = (1 - q) * (slope + bend * u_largest)
+    smoothing = inputs.get("smoothing", 0.0)
+    of_own = of_own + smoothing * (own * slope + counted / max(1, y.shape[0]))
     weights = share * scale * (q + of_own) if has_loss else scale * q + own  # |dL/du| at most
     logit = 1 + largest(scale) * (u_largest * max(1.0, largest(slope)) + largest(margin)) + largest(bias)
     of_scale = share * (q * (u.abs() + margin.abs()) + has_loss * own * (turned.abs() + margin.abs())).sum(1)
+    of_scale = of_scale + share * smoothing * u_largest
     of_margin = share * (scale * own).sum(1)
     per_row = {n: torch.as_tensor(inputs.get(n, 0.0)).dim() == 1 for n in ("scale", "margin")}
     eps = torch.finfo(accumulation_dtype(dtype)).eps

@@ -49,7 +49,7 @@ def plan(a: Contrast, needs: Sequence[bool]) -> Plan:
 
 def _plan(a: Contrast, with_mean: bool, blocks: int) -> Plan:
     psi = module.Psi(*pieces(a.angle_rad, a.beyond_pi), a.straight_through)
-    epilogue = (a.epilogue, psi, a.reduction)
+    epilogue = (a.epilogue, psi, a.smoothing, a.reduction)
     of_columns = (a.similarity, a.relation, a.ignore_index, a.group_size)
     options = (*of_columns, *epilogue, force_running_maximum, with_mean, blocks)
     size = module.contrast_saved_size(*a.x.shape[:1], *a.y.shape, a.group_size, with_mean, blocks)

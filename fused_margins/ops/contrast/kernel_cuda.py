@@ -29,6 +29,8 @@ def can_run(problem: Problem) -> str | None:
         return f"takes the columns of other labels only, got relation {a.relation.name.lower()!r}"
     if a.group_size != 1:
         return f"takes no groups of columns, got group_size {a.group_size}"
+    if a.smoothing:
+        return f"smooths no labels, got smoothing {a.smoothing}"
     for name in ("row_labels", "column_labels", "self_index", "bias"):
         if getattr(a, name) is not None:
             return f"takes no {name}"

@@ -47,6 +47,8 @@ def can_run(problem: Problem) -> str | None:
     a = problem.arguments
     if a.group_size != 1:
         return f"takes no groups of columns, got group_size {a.group_size}"
+    if a.smoothing:
+        return f"smooths no labels, got smoothing {a.smoothing}"
     return None if a.epilogue in _EPILOGUES else f"has no epilogue {a.epilogue.name.lower()!r}"
 
 

@@ -14,6 +14,9 @@ from .reference import reference
 _RADIANS = Number(valid=lambda angle: abs(angle) <= math.pi, expected="radians within [-pi, pi]")
 
 
+_SHARE = Number(valid=lambda share: 0 <= share <= 1, expected="a number in [0, 1]")
+
+
 class Contrast(NamedTuple):
     """Similarity of each row with its positive column, and log-sum-exp over the columns that its label admits.
 
@@ -38,6 +41,7 @@ class Contrast(NamedTuple):
     straight_through: Annotated[bool, Flag()] = False
     reduction: Annotated[Reduction, Choice(options=Reduction)] = Reduction.MEAN
     group_size: Annotated[int, Integer(low=1)] = 1
+    smoothing: Annotated[float, _SHARE] = 0.0
 
 
 _VECTOR = Output(("rows",), given=lambda a: a.epilogue == Epilogue.NONE)
@@ -57,12 +61,25 @@ def _check(a: Contrast) -> None:
         raise ValueError(f"group_size: expected a divisor of the {a.y.shape[0]} columns, got {a.group_size}")
     if a.angle_rad != 0 and a.similarity != Similarity.COSINE:
         raise ValueError(f"similarity: expected 'cosine' with an angle_rad, got {a.similarity.name.lower()!r}")
+    if a.smoothing:
+        _check_smoothing(a)
     if a.epilogue != Epilogue.NONE and EPILOGUES[a.epilogue].margins:
         return
     for name, value in (("margin", a.margin), ("angle_rad", a.angle_rad)):
         if isinstance(value, Tensor) or value != 0:
             got = a.epilogue.name.lower()
             raise ValueError(f"{name}: expected with an epilogue that takes margins, got epilogue {got!r}")
+
+
+def _check_smoothing(a: Contrast) -> None:
+    """Columns are classes, each row sees all of them, as cosines without a bias."""
+    plain = a.similarity == Similarity.COSINE and a.relation == Relation.DIFFERENT and a.group_size == 1
+    others = (a.row_labels, a.column_labels, a.self_index, a.bias)
+    if a.epilogue != Epilogue.MARGIN_SOFTMAX or not plain or any(t is not None for t in others):
+        raise ValueError(
+            "smoothing: expected 0 but with epilogue 'margin_softmax', cosines, targets alone as labels, no groups and "
+            f"no bias, got {a.smoothing}"
+        )
 
 
 _ALIASES = {"margin_softmax": {"epilogue": Epilogue.MARGIN_SOFTMAX}}

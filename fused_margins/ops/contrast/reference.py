@@ -12,7 +12,7 @@ from ...core.enums import MarginType
 from ...core.indices import ABSENT, IGNORED, INVALID, check_index
 from ...core.margins import Margin
 from ...core.reductions import masked_logsumexp, reduce_loss
-from ...core.similarity import admitted, best_of_groups, pair_similarity, similarity_matrix, take_rows
+from ...core.similarity import admitted, best_of_groups, pair_similarity, similarity_matrix, similarity_sum, take_rows
 from .epilogues import EPILOGUES, Epilogue
 
 if TYPE_CHECKING:
@@ -28,8 +28,13 @@ def reference(a: Contrast) -> tuple[Tensor | None, Tensor | None, Tensor | None]
     angle = Margin(MarginType.ANGULAR, 0.0, a.angle_rad, 1.0, a.beyond_pi, a.straight_through)
     loss = row.loss(positive, negative_lse, a.scale, a.margin, angle.psi)
     target = a.target.long()
-    loss = torch.where(target == ABSENT, 0.0, loss)
     counted = row.counts(target, negative_lse, a.ignore_index)
+    if a.smoothing:
+        z = a.scale * (angle.psi(positive) - a.margin)
+        of_all = similarity_sum(a.x, a.y, positive.new_ones(a.y.shape[0]), a.similarity)
+        mean = (a.scale * (of_all - positive) + z) / max(1, a.y.shape[0])
+        loss = loss + a.smoothing * torch.where(counted, z - mean, 0.0)
+    loss = torch.where(target == ABSENT, 0.0, loss)
     return None, None, reduce_loss(loss, counted.to(loss.dtype), a.reduction)
 
 
