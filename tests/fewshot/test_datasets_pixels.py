@@ -1,6 +1,7 @@
 """What is decoded looks as viewers show it, whatever its bits, its transparency and its orientation, or is refused."""
 
 import ctypes
+import gc
 import platform
 
 import numpy as np
@@ -179,6 +180,7 @@ def held_mib(data: bytes) -> None:
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(M_MMAP_MAX, 1 << 16)  # a training in this process may have set it to 0
     mallopt(M_MMAP_THRESHOLD, 1 << 17)
+    gc.disable()  # a collection writes to what the parent's pages hold, which then are this process's
     memory = PeakMemory(torch.device("cpu"))
     PHOTO(data, 84)
     print(memory.mib())
