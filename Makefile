@@ -158,15 +158,25 @@ gpu-bench:
 	$(GPU_PYTHON) -m benchmarks --device cuda $(BENCH_ARGS)
 	$(GPU_PYTHON) -m benchmarks.tables
 
-# What is built says so, a line a file; a torch that is there already stays.
+# What is built says so, a line a file. A torch that is there already stays as it is: where it is another than the pinned
+# one it takes its place, and Triton, which belongs to it, has none.
+PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint $(VENV)/constraints.txt
 $(VENV)/installed-%: $(BUILT_FROM)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	if $(BIN)/python -c 'import torch' 2> /dev/null; then sed '/^torch==/d' constraints.txt; else cat constraints.txt; fi > $(VENV)/constraints.txt
+	$(MAKE) --no-print-directory $(VENV)/constraints.txt
 	$(PIP) torch numpy 'setuptools>=77' 'pybind11>=2.13' 'ninja>=1.11'
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	$(PIP) --no-build-isolation --editable '.[$*]'
 	touch $@
+
+.PHONY: $(VENV)/constraints.txt
+$(VENV)/constraints.txt:
+	torch=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))' 2> /dev/null); \
+	case "$$torch" in \
+	  '' | $(PINNED) | $(PINNED)+*) cat constraints.txt ;; \
+	  *) sed '/^torch==/d; /^triton==/d' constraints.txt; echo "torch==$$torch" ;; \
+	esac > $@
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info fused_margins/*.so fused_margins/native_build_failure.txt
