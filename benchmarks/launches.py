@@ -44,7 +44,7 @@ class _Nothing:
         self.launches = 0
 
     def get(self, key: Any) -> Any:
-        return self.run, None, None, ()
+        return None, self.run, None, None, ()
 
     def run(self, *values: Any) -> None:
         self.launches += 1

@@ -139,9 +139,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     if found is None:
         compiled = kernel[grid](*args, **options)
         rest = tuple(options[name] for name in kernel.arg_names[len(args) :])
-        _compiled[tuple(key)] = compiled.run, compiled.function, compiled.packed_metadata, rest
+        # With the kernel itself: where Triton lets go of one, Triton 3.8 takes its code off the GPU.
+        _compiled[tuple(key)] = compiled, compiled.run, compiled.function, compiled.packed_metadata, rest
         return
-    run, function, metadata, rest = found
+    _, run, function, metadata, rest = found
     x, y, z = (*grid, 1, 1)[:3]
     # No hooks: what they watch is in the kernel's own launch, the first one.
     run(x, y, z, torch._C._cuda_getCurrentRawStream(device), function, metadata, None, None, None, *values, *rest)
