@@ -20,8 +20,7 @@ _USUAL = 1e-15  # squares of lengths between it and its inverse are far within t
 def cosine_sums(x: Tensor, y: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """u_{i, target_i} and sum_j weight_j u_ij, both (B,), as `pair_similarity` and `similarity_sum` define them.
 
-    target: (B,) int64; where it is no column, the first value is of some column, and nobody counts it. A row that is
-    handed no gradient takes no part in those of others, whatever it holds.
+    target: (B,) int64; where it is no column, the first value is of some column, and nobody counts it.
     """
     x, y = (t.to(accumulation_dtype(t.dtype)) for t in (x, y))
     if not torch.is_autocast_enabled(x.device.type):
@@ -31,7 +30,7 @@ def cosine_sums(x: Tensor, y: Tensor, weight: Tensor, target: Tensor) -> tuple[T
 
 
 def _cosine_sums(x: Tensor, y: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    if y.shape[0] and can_bypass_dispatcher((x, y, weight, target)):
+    if y.numel() and can_bypass_dispatcher((x, y, weight, target)):
         return _apply(x, y, weight, target.clamp(0, y.shape[0] - 1))  # type: ignore[no-any-return]
     return _defined(x, y, weight, target)
 
@@ -70,17 +69,15 @@ class _CosineSums(torch.autograd.Function):
         needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or not can_bypass_dispatcher((of_own, of_total)):
             # For second derivatives, and for many gradients at once.
-            wanted = [t for t, needed in zip((x, y, weight), needs) if needed]
             with torch.enable_grad():
+                # As views: one side may be made of the other, and its gradient is that of itself alone.
+                x, y, weight = (t.view_as(t) for t in (x, y, weight))
                 outputs = zip(_defined(x, y, weight, target), (of_own, of_total))
+            wanted = [t for t, needed in zip((x, y, weight), needs) if needed]
             given = [(output, grad) for output, grad in outputs if output.requires_grad]
             options = {"create_graph": torch.is_grad_enabled(), "materialize_grads": True}
             found = iter(torch.autograd.grad([o for o, _ in given], wanted, [g for _, g in given], **options))
             return *(next(found) if needed else None for needed in needs), None
-        nothing = (of_own == 0) & (of_total == 0)
-        if x.device.type != "cpu" or nothing.any():
-            of_x, own, total = (t.masked_fill(nothing, 0) for t in (of_x, own, total))
-            x = x.masked_fill(nothing[:, None], 0)
         unit = x * of_x[:, None]
         grad_x = grad_y = grad_weight = None
         if needs[0]:

@@ -62,17 +62,17 @@ def pair_similarity(x: Tensor, y: Tensor, similarity: Similarity) -> Tensor:
 
 
 def similarity_sum(x: Tensor, y: Tensor, weight: Tensor, similarity: Similarity) -> Tensor:
-    """sum_j weight_j u_ij (B,), from one vector of width D instead of the matrix."""
+    """sum_j weight_j u_ij (B,), from one vector of width D instead of the matrix; under autocast in full, too."""
     x, y = (t.to(accumulation_dtype(t.dtype)) for t in (x, y))
-    if similarity == Similarity.COSINE:
-        x, y = unit_rows(x), unit_rows(y)
-    elif similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN:
-        x, y = _centred(x, y)
     with torch.autocast(x.device.type, enabled=False):
+        if similarity == Similarity.COSINE:
+            x, y = unit_rows(x), unit_rows(y)
+        elif similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN:
+            x, y = _centred(x, y)
         together = (x * (weight @ y)).sum(1)
-    if similarity != Similarity.NEGATIVE_SQUARED_EUCLIDEAN:
-        return together
-    return 2 * together - x.square().sum(1) * weight.sum() - (weight @ y.square()).sum()
+        if similarity != Similarity.NEGATIVE_SQUARED_EUCLIDEAN:
+            return together
+        return 2 * together - x.square().sum(1) * weight.sum() - (weight @ y.square()).sum()
 
 
 def take_rows(t: Tensor, index: Tensor) -> Tensor:

@@ -60,13 +60,11 @@ class Extractor:
             )
         return (features.mean((2, 3)) if features.ndim == 4 else features).float()
 
-    def checksum(self) -> str:
-        """SHA-256 of all parameters and buffers, with their names."""
-        digest = hashlib.sha256()
-        for name, t in self.network.state_dict().items():
-            digest.update(f"{name!r} {t.dtype} {tuple(t.shape)}\n".encode())
-            digest.update(t.contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+    def fingerprint(self, image_size: int) -> tuple[str, int]:
+        """SHA-256 of what it makes of a test pattern, which other weights or other code make otherwise; its width."""
+        pattern = torch.linspace(0, 1, 3 * image_size**2).view(1, 3, image_size, image_size)
+        features = self(pattern)
+        return hashlib.sha256(features.numpy().tobytes()).hexdigest(), features.shape[1]
 
 
 def load_extractor(name: str, mean: Channels | None = None, std: Channels | None = None) -> Extractor:
@@ -223,7 +221,7 @@ def embed(
     advance: Callable[[], None] = lambda: None,
 ) -> Features:
     """Write the features of all images to `output`, from where an interrupted call had come to; a file that is there
-    already, of the same images, weights and settings, is read.
+    already, of the same images, network and settings, is read.
 
     Whole images are resized to `image_size` pixels; those that cannot be read are left out, each with its name and the
     reason. Where the source has no splits, `by_image` holds out a third of each class instead of a fifth of the
@@ -233,9 +231,10 @@ def embed(
         raise UserError(f"output: expected a name that ends in .safetensors, got {output}")
     if not sources.files:
         raise UserError("images: none of any class")
+    fingerprint, width = extractor.fingerprint(image_size)
     note = {
         "model": extractor.name,
-        "weights_sha256": extractor.checksum(),
+        "pattern_sha256": fingerprint,
         "mean": list(extractor.mean),
         "std": list(extractor.std),
         "image_size": image_size,
@@ -245,11 +244,15 @@ def embed(
         "by_image": by_image,
     }
     notes = {name: json.dumps(value) for name, value in note.items()}
-    if output.exists() and notes.items() <= read_notes(output).items():
-        say(f"there already: {output}, of the same images, weights and settings; to make it again, remove it")
-        return read_features(output)
     rows_path, note_path = (output.with_name(f".{output.name}.{kind}") for kind in ("rows", "json"))
-    rows = _rows(sources, extractor, note, rows_path, note_path, advance)
+    if output.exists() and notes.items() <= read_notes(output).items():
+        say(f"there already: {output}, of the same images, network and settings; to make it again, remove it")
+        for path in (rows_path, note_path):
+            path.unlink(missing_ok=True)
+        for _ in sources.files:
+            advance()
+        return read_features(output)
+    rows = _rows(sources, extractor, note, width, rows_path, note_path, advance)
     usable = rows.isfinite().all(1)
     if not usable.any():
         raise UserError(f"images: none of the {len(usable)} could be read")
@@ -268,19 +271,17 @@ def _rows(
     sources: Sources,
     extractor: Extractor,
     note: dict[str, Any],
+    width: int,
     rows_path: Path,
     note_path: Path,
     advance: Callable[[], None],
 ) -> Tensor:
     """Features (N, D), a row of NaN for an image that cannot be read."""
     image_size, batch_size = note["image_size"], note["batch_size"]
-    stored = read_json(note_path) if rows_path.exists() else {}
-    width = stored.pop("width", 0)
-    if stored != note or not width:
-        width = extractor(torch.zeros(1, 3, image_size, image_size)).shape[1]
+    if not rows_path.exists() or read_json(note_path) != note:
         rows_path.parent.mkdir(parents=True, exist_ok=True)
         rows_path.write_bytes(b"")
-        write_json(note_path, {**note, "width": width})
+        write_json(note_path, note)
     count = len(sources.files)
     # Whole batches: the last bits of a row depend on those beside it.
     done = rows_path.stat().st_size // (4 * width * batch_size) * batch_size

@@ -74,24 +74,34 @@ def test_lengths_far_from_one(sides, factor):
     torch.testing.assert_close(gradients(found, inputs, grads), gradients(expected, inputs, grads))
 
 
-def test_a_row_without_a_gradient_takes_no_part(sides):
-    x, y, weight, target = sides
-    grads = torch.randn(2, B, dtype=torch.float64)
-    grads[:, 2] = 0
-    inputs = [t.clone().requires_grad_() for t in (x, y, weight)]
-    expected = gradients(cosine_sums(*inputs, target), inputs, grads.unbind())
-    with torch.no_grad():
-        inputs[0][2] = torch.nan
-    found = gradients(cosine_sums(*inputs, target), inputs, grads.unbind())
-    torch.testing.assert_close(found, expected)
+def test_columns_made_of_the_rows(sides):
+    """Prototypes: each side's gradient is its own, whichever way it is taken."""
+    x, _, weight, target = sides
+    x.requires_grad_()
+
+    def value(*, of=cosine_sums):
+        own, total = of(x, x[:N].square(), weight, target)
+        return own.square().sum() + (own * total).sum()
+
+    (once,) = torch.autograd.grad(value(), x)
+    (again,) = torch.autograd.grad(value(), x, create_graph=True)
+    (expected,) = torch.autograd.grad(value(of=module._defined), x, create_graph=True)
+    torch.testing.assert_close((once, again), (expected, expected))
+    second = [torch.autograd.grad(t.square().sum(), x)[0] for t in (again, expected)]
+    torch.testing.assert_close(*second)
+    graph = cosine_sums(x, x[:N].square(), weight, target)[1]
+    (together,) = torch.autograd.grad(graph, x, torch.eye(B, dtype=torch.float64), is_grads_batched=True)
+    alone = torch.autograd.functional.jacobian(lambda t: module._defined(t, t[:N].square(), weight, target)[1], x)
+    torch.testing.assert_close(together, alone)
 
 
-def test_under_vmap_and_without_columns(sides):
+def test_under_vmap_and_without_columns_or_width(sides):
     x, y, weight, target = sides
     together = torch.stack([x, 2 * x]), torch.stack([y, -y])
     found = torch.func.vmap(lambda a, b: cosine_sums(a, b, weight, target))(*together)
     own, total = cosine_sums(x, y, weight, target)
     torch.testing.assert_close(found, (torch.stack([own, -own]), torch.stack([total, -total])))
-    own, total = cosine_sums(x, y[:0], weight[:0], target)
-    assert own.shape == total.shape == (B,)
-    assert not total.any()
+    for nothing in ((x, y[:0], weight[:0]), (x[:, :0], y[:, :0], weight)):
+        own, total = cosine_sums(*nothing, target)
+        assert own.shape == total.shape == (B,)
+        assert not total.any()

@@ -348,9 +348,13 @@ def test_a_wider_margin_does_not_widen_the_loss(batch, backend):
         margin_softmax_loss(x, w, labels, margin=torch.ones(C, dtype=torch.int64), backend=backend)
 
 
-def test_label_smoothing_is_accumulated_in_float32_under_autocast():
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "negative_squared_euclidean"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_label_smoothing_is_accumulated_in_float32_under_autocast(similarity, weighted):
     x, w, labels = torch.randn(16, 256), torch.randn(1000, 256), torch.arange(16)
-    options = {"scale": 1.0, "similarity": "dot", "label_smoothing": 0.5}
+    class_weight = torch.linspace(0.5, 2, 1000) if weighted else None
+    scale = 0.1 if similarity == "negative_squared_euclidean" else 1.0
+    options = {"scale": scale, "similarity": similarity, "label_smoothing": 0.5, "class_weight": class_weight}
     truth = margin_softmax_loss(x.bfloat16().double(), w.bfloat16().double(), labels, **options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = margin_softmax_loss(x, w, labels, **options)

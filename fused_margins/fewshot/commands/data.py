@@ -99,7 +99,7 @@ def _inventory(name: str) -> Table:
 class Embed(Command):
     """Make features of images by a pretrained network, once: every study then trains on them in seconds (--features).
 
-    Called again after an interrupt it goes on where it stopped; a file of the same images, weights and settings stays.
+    Called again after an interrupt it goes on where it stopped; a file of the same images, network and settings stays.
     """
 
     images: Annotated[Path, POSITIONAL]
