@@ -231,7 +231,7 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
                 f"weight: expected the DTensor Shard(0) over {mesh} that this module made, got {got}; the loss stays "
                 "outside of DDP, and fully_shard takes ignored_params=set(loss.parameters())"
             )
-        return weight.to_local()  # type: ignore[attr-defined]
+        return _local(weight)
 
     def _gathered(self, embeddings: Tensor, labels: Tensor | None, of_samples: dict[str, Tensor]) -> _Rows:
         """The rows of all ranks, checked, without labels for predictions; an error of one rank is raised on all."""
@@ -310,7 +310,7 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
     def _in_own_way(self, value: Any, index: Tensor | None) -> Any:
         """A setting as this rank uses it: of one a class its part, of one for all the whole."""
         if isinstance(value, DTensor):
-            return value.to_local() if index is None else value.to_local()[index]
+            return _local(value) if index is None else _local(value)[index]
         return share(value, self._shards.group) if isinstance(value, nn.Parameter) else value
 
     def _combined(self, negative_lse: Tensor, own: Terms) -> tuple[Tensor, Terms]:
@@ -343,6 +343,16 @@ class ShardedMarginSoftmaxLoss(MarginSoftmaxLoss):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, classes={self._shards.first}..{self._shards.stop}"
+
+
+def _local(t: Tensor) -> Tensor:
+    """The part that is here, in which autograd goes back to the whole."""
+    own: Tensor = t.to_local()  # type: ignore[attr-defined]
+    if own.requires_grad:
+        # A gradient that lies otherwise than the whole is copied, for which DTensors of torch 2.11 gather it from all
+        # ranks, though it be one rank's alone. One without elements passes for contiguous however it lies.
+        own.register_hook(lambda grad: grad.contiguous() if grad.numel() else grad.new_zeros(grad.shape))
+    return own
 
 
 def _of_samples(name: str, value: Tensor, embeddings: Tensor) -> Tensor:
