@@ -15,7 +15,7 @@ from fused_margins.backends.triton.constants import BN
 from fused_margins.core import indices
 from fused_margins.core.margins import apply_margin
 from fused_margins.ops import cases
-from fused_margins.ops.contrast import contrast, triton_exponentials, triton_saved
+from fused_margins.ops.contrast import contrast, kernel_triton, triton_exponentials, triton_saved
 from fused_margins.ops.contrast.op import Contrast
 from tests.ops.suite.problems import make
 
@@ -32,6 +32,8 @@ def with_a_number_as_scale(inputs: cases.Inputs) -> cases.Inputs:
 def blocks(inputs: cases.Inputs) -> int:
     """Of columns whose exponentials a call keeps."""
     a = contrast.checked(contrast.arguments(**cases.convert(inputs, BF16)))
+    if kernel_triton.can_run(contrast.problem(a)) is not None:
+        return 0
     return triton_saved.plan(a, BOTH) if triton_saved.keeps_exponentials(a, BOTH) else 0
 
 
