@@ -82,7 +82,7 @@ def test_gradients_are_finite_at_the_poles_and_at_zero():
             continue
         assert not got[1][2].any()  # a row of zeros has no direction
         if name.endswith("ArcFaceLoss"):
-            assert not want[1].abs().max() < 1e9  # infinite or not a number, or, from torch 2.14 on, far off
+            assert not want[1].abs().max() < 1e9  # at the poles before torch 2.14, and for zeros
         else:
             assert want[1][2].abs().max() > 1e9
 
