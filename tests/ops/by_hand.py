@@ -49,3 +49,13 @@ def admits(inputs: Inputs, i: int, j: int, row_label: int, relation: str) -> boo
     if column_label == UNADMITTED:
         return False
     return {"different": column_label != row_label, "same": column_label == row_label, "any": True}[relation]
+
+
+def turned(u: float, angle: float, beyond_pi: str) -> float:
+    """A cosine after a margin on its angle."""
+    theta = math.acos(max(-1.0, min(1.0, u)))
+    if angle > 0 and beyond_pi == "easy":
+        return math.cos(theta + angle) if u > 0 else u
+    if theta + angle > math.pi:
+        return u - angle * math.sin(angle) if beyond_pi == "standard" else -2 - math.cos(theta + angle)
+    return math.cos(theta + angle) if theta + angle >= 0 else u + 1 - math.cos(angle)

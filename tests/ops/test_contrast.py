@@ -20,7 +20,7 @@ from fused_margins.ops.contrast import contrast
 from fused_margins.ops.contrast import reference as definition
 from fused_margins.ops.nearest import nearest
 from tests.conftest import backends
-from tests.ops.by_hand import admits, in_numbers, of_row, similarities, similarity_of
+from tests.ops.by_hand import admits, in_numbers, of_row, similarities, similarity_of, turned
 from tests.ops.drawn import labels_of, matrices, self_index_of
 
 OP = cases.load("contrast")
@@ -56,16 +56,6 @@ def vectors_by_hand(inputs: Inputs) -> tuple[list[float], list[float]]:
         top = max(logits, default=0.0)
         negative_lse.append(top + math.log(math.fsum(math.exp(z - top) for z in logits)) if logits else -math.inf)
     return positive, negative_lse
-
-
-def turned(u: float, angle: float, beyond_pi: str) -> float:
-    """A cosine after a margin on its angle."""
-    theta = math.acos(max(-1.0, min(1.0, u)))
-    if angle > 0 and beyond_pi == "easy":
-        return math.cos(theta + angle) if u > 0 else u
-    if theta + angle > math.pi:
-        return u - angle * math.sin(angle) if beyond_pi == "standard" else -2 - math.cos(theta + angle)
-    return math.cos(theta + angle) if theta + angle >= 0 else u + 1 - math.cos(angle)
 
 
 def loss_by_hand(inputs: Inputs) -> Tensor:

@@ -12,8 +12,6 @@ from .epilogues import EPILOGUES, Epilogue
 from .reference import reference
 
 _RADIANS = Number(valid=lambda angle: abs(angle) <= math.pi, expected="radians within [-pi, pi]")
-
-
 _SHARE = Number(valid=lambda share: 0 <= share <= 1, expected="a number in [0, 1]")
 
 

@@ -24,7 +24,6 @@ from .op import Contrast
 # exp(logit) stays below e^80 = 2^115.5 in a row's sum, and a positive's below 2^127: psi' is at most 2^11.5 in float32.
 _LARGEST_LOG_SUM = 80.0
 _LARGEST_SCALE = 70.0  # sums of exponentials from e^-s to e^s have room in one product: see triton_exponentials.py
-_ADDS_UP_IN_FLOAT32 = "dtype" in torch.ops.aten.mm.overloads()  # torch 2.8 and later
 
 
 class Saved(NamedTuple):
@@ -56,8 +55,6 @@ def keeps_exponentials(a: Contrast, needs: Sequence[bool]) -> bool:
     if a.epilogue == Epilogue.NONE and not is_plain(a):
         return False
     simple = a.similarity == Similarity.COSINE and a.bias is None and a.group_size == 1
-    if a.x.device.type == "cuda" and not _ADDS_UP_IN_FLOAT32:
-        return False
     if a.x.dtype != torch.bfloat16 or not simple or isinstance(a.scale, Tensor) or not any(needs[:2]):
         return False
     if min(a.x.shape) == 0 or a.y.shape[0] == 0 or a.scale > _LARGEST_SCALE:
