@@ -264,7 +264,7 @@ class Demo(_Many):
 
 
 class Reproduce(_Many):
-    """A documented subset of the papers' protocols on Omniglot and CIFAR-FS; 45 minutes on two cores."""
+    """A documented subset of the papers' protocols on Omniglot and digits; half an hour on two cores."""
 
     output: Path | None = None
     """Folder of the runs and the report; by default runs/reproduce, or runs with the name of what is asked instead."""
@@ -290,6 +290,6 @@ class Reproduce(_Many):
         elif self.long:
             title, studies = "Negative margins, trained until they converge", reproduce.long_studies()
         else:
-            title, studies = "The three papers on few-shot data", reproduce.reproduce_studies()
+            title, studies = "Few-shot data: cosine softmax, easy positives, magnet", reproduce.reproduce_studies()
         folder = self.output or Path("runs", *asked or ["reproduce"])
         return self.carry_out(studies, folder, title, self.dry_run)
