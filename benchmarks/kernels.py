@@ -109,7 +109,7 @@ def work(rows: int, width: int, columns: int, keeps: bool) -> dict[str, Work]:
         return {
             "prepare": Work(0, x + y), "reduce": Work(product, x + y), "finish": Work(0, small),
             "_losses": Work(0, small), "_derivatives": Work(0, small), "weights": Work(product, x + y),
-            "_columns": Work(product, x + 2 * y), "_rows": Work(product, y), "_finish_rows": Work(0, 2 * x),
+            "columns_gradient": Work(product, x + 2 * y), "_rows": Work(product, y), "_finish_rows": Work(0, 2 * x),
         }  # fmt: skip
     return {
         "prepare": Work(0, x + 2 * y), "reduce": Work(product, x + y + 2 * every), "finish": Work(0, small),

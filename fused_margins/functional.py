@@ -213,7 +213,7 @@ def margin_softmax_loss(
     by_op = own.is_a_number and center_temperature == 0
     cosines = own.similarity == Similarity.COSINE
     smooth = label_smoothing > 0
-    if smooth and by_op and cosines and class_weight is None and logit_bias is None and _smooths(backend, embeddings):
+    if smooth and by_op and cosines and class_weight is None and logit_bias is None and _smooths(backend, *tensors):
         of_op, smooth = label_smoothing, False
     else:
         of_op = 0.0
@@ -260,10 +260,13 @@ def margin_softmax_loss(
     return reduce_loss(loss, row_weight, reduced)
 
 
-def _smooths(backend: str, embeddings: Tensor) -> bool:
-    """Whether the op's kernel smooths labels: the one in C++ does."""
-    on_cpu = isinstance(embeddings, Tensor) and embeddings.device.type == "cpu"
-    return on_cpu and registry.known(backend) in ("auto", "cpu", "reference")
+def _smooths(backend: str, embeddings: Tensor, weight: Tensor, labels: Tensor) -> bool:
+    """Whether the op smooths labels by a kernel: C++ does, Triton where all classes fit one tile."""
+    x, y = checks.matrices(embeddings, weight, ("embeddings", "weight"))
+    call = Contrast(x, y, labels, epilogue=Epilogue.MARGIN_SOFTMAX, smoothing=1.0)
+    if registry.known(backend) != "auto":
+        return backend == "reference" or registry.can_run(backend, contrast.problem(call))
+    return x.device.type == "cpu" or registry.resolve(backend, contrast.problem(call)) != "reference"
 
 
 def _each(class_weight: Tensor | None, weight: Tensor) -> Tensor:

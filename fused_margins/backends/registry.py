@@ -153,6 +153,11 @@ def known(backend: str) -> str:
     return backend
 
 
+def can_run(backend: str, problem: Problem) -> bool:
+    """Whether the backend of this name can run `problem`."""
+    return all(refusal(candidate, problem) is None for candidate in BACKENDS if candidate.name == backend)
+
+
 def resolve(backend: str, problem: Problem) -> str:
     """The backend that runs `problem`: for "auto" the first that can, else the one asked for, or an error."""
     for candidate in BACKENDS:

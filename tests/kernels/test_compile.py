@@ -18,6 +18,7 @@ from benchmarks import kernels  # noqa: E402
 from benchmarks.kernels import SHARED, TYPES, Launch, compiled, resources  # noqa: E402
 from fused_margins.backends import budget, registry  # noqa: E402
 from fused_margins.backends.triton import gradients, launch  # noqa: E402
+from fused_margins.backends.triton.constants import BN  # noqa: E402
 from fused_margins.core.enums import Relation, Similarity  # noqa: E402
 from fused_margins.core.similarity import accumulation_dtype  # noqa: E402
 from fused_margins.ops.contrast.epilogues import Epilogue  # noqa: E402
@@ -104,6 +105,18 @@ def margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
     """Of a scale without gradient."""
     angle = 0.5 if similarity == COSINE else 0.0
     contrast(dtype, similarity, of_scale=False, epilogue=Epilogue.MARGIN_SOFTMAX, angle_rad=angle)
+
+
+def few_margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
+    """All classes in one tile, few of them and as many as there may be; smoothed, and not."""
+    kernel, angle = registry.kernel("contrast", "triton"), 0.5 if similarity == COSINE else 0.0
+    for columns, smoothing in ((64, 0.0), (BN, 0.1 if similarity == COSINE else 0.0)):
+        x, y = torch.zeros(ROWS, WIDTH, dtype=dtype), torch.zeros(columns, WIDTH, dtype=dtype)
+        options = {"epilogue": Epilogue.MARGIN_SOFTMAX, "angle_rad": angle, "smoothing": smoothing}
+        a = Contrast(x, y, labels(ROWS), scale=torch.tensor(30.0), similarity=similarity, **options)
+        plan = kernel.plan(a, (True,) * 5)
+        *outputs, saved = kernel.forward(a, plan)
+        kernel.backward(outputs, a, saved, plan, [True, True, True, False, True])
 
 
 def kept_margin_softmax(dtype: torch.dtype, similarity: Similarity, **options: Any) -> None:
@@ -201,7 +214,7 @@ LARGEST = [
     *((op, dtype, s) for op in (contrast, scores, nearest) for dtype in COMMON for s in (COSINE, EUCLIDEAN)),
     *(
         (op, dtype, COSINE)
-        for op in (contrast_in_chunks, margin_softmax, labelled_contrast, semihard, sample)
+        for op in (contrast_in_chunks, margin_softmax, few_margin_softmax, labelled_contrast, semihard, sample)
         for dtype in COMMON
     ),
     *((assignment, dtype, EUCLIDEAN) for dtype in COMMON),
@@ -216,6 +229,8 @@ SMALLER = [
     *((op, torch.float64, s) for op in (scores, nearest) for s in (COSINE, EUCLIDEAN)),
     (contrast, torch.float64, EUCLIDEAN),
     *((margin_softmax, dtype, DOT) for dtype in COMMON),
+    *((few_margin_softmax, dtype, EUCLIDEAN) for dtype in COMMON),
+    (few_margin_softmax, torch.float64, COSINE),
     *((op, dtype, COSINE) for op in (info_nce, any_contrast, least_similar) for dtype in COMMON),
     *((op, dtype, EUCLIDEAN) for op in (semihard, least_similar, distances) for dtype in COMMON),
 ]

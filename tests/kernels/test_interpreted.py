@@ -11,9 +11,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fused_margins import functional
 from fused_margins.backends import budget, registry
 from fused_margins.backends.triton import launch
+from fused_margins.backends.triton.constants import BN
+from fused_margins.functional import margin_softmax_loss
 from fused_margins.ops import cases
+from fused_margins.ops.contrast import contrast, kernel_triton, triton_few
 from tests.ops.suite.problems import make, refusal
 
 pytestmark = pytest.mark.interpreted
@@ -64,6 +68,45 @@ def test_agrees_with_the_definition(op, case, dtype):
         return
     options = {"exact": case.exact, "gradients": bool(OPS[op].DIFFERENTIABLE), "device": launch.device}
     assert not cases.disagreements(OPS[op], inputs, "triton", dtype, **options), case.reason
+
+
+def takes_one_tile(case: cases.Case) -> bool:
+    """Whether all columns of a loss fit one tile, and a call of more columns goes another way."""
+    a = contrast.checked(contrast.arguments(**make(case)))
+    return triton_few.takes(a) and not a.smoothing
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        pytest.param(case, DTYPES[n % 2], id=f"{case.name}-{str(DTYPES[n % 2]).removeprefix('torch.')}")
+        for n, case in enumerate(filter(takes_one_tile, OPS["contrast"].CASES))
+    ],
+)
+def test_losses_agree_as_if_their_columns_were_many(case, dtype, monkeypatch):
+    monkeypatch.setattr(triton_few, "most_columns", 0)
+    options = {"exact": case.exact, "gradients": True, "device": launch.device}
+    assert not cases.disagreements(OPS["contrast"], make(case), "triton", dtype, **options), case.reason
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1, BN, BN + 1])
+def test_smoothing_is_refused_beyond_a_tile(columns, dtype):
+    call = registry.problem("margin_softmax", rows=4, columns=columns, width=8, dtype=dtype, smoothing=0.1)
+    reason = kernel_triton.can_run(call)
+    assert (reason is None) == (columns <= BN)
+    assert reason is None or f"of {BN} columns at most" in reason
+
+
+def test_smoothed_labels_of_few_classes_need_no_row_code(monkeypatch):
+    x, weight, picked = torch.randn(9, 6), torch.randn(5, 6), torch.arange(9) % 5
+    expected = margin_softmax_loss(x, weight, picked, margin=0.2, label_smoothing=0.3, backend="reference")
+    monkeypatch.setattr(functional, "cosine_sums", None)
+    smoothed = margin_softmax_loss(x, weight, picked, margin=0.2, label_smoothing=0.3, backend="triton")
+    torch.testing.assert_close(smoothed, expected)
+    monkeypatch.setattr(triton_few, "most_columns", 4)
+    with pytest.raises(TypeError, match="NoneType"):
+        margin_softmax_loss(x, weight, picked, margin=0.3, label_smoothing=0.3, backend="triton")
 
 
 PLANNED = [name for name in OPS if hasattr(registry.kernel(name, "triton"), "plan")]

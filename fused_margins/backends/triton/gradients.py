@@ -6,8 +6,9 @@ W (rows x chunk) holds dL/du, times what makes W^T x and W y the gradients but f
     dot         W_ij = G_ij                    grad y_j = (W^T x)_j
     Euclidean   W_ij = 2 G_ij                  grad y_j = (W^T x)_j - y_j sum_i W_ij
 
-and likewise for x. An op's own kernel writes a chunk of W, in the dtype of x, which stays in the L2 cache; `_columns`
-makes the gradient of the chunk's y of it, `_rows` adds to that of x. Sums run in a fixed order, without atomics.
+and likewise for x. An op's own kernel writes a chunk of W, in the dtype of x, which stays in the L2 cache;
+`columns_gradient` makes the gradient of the chunk's y of it, `_rows` adds to that of x. Sums run in a fixed order,
+without atomics.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +45,8 @@ def store_weights(
     OF_Y: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """A tile of W from G times `weight_factor`, which is 0 beyond the matrix, and the sums that the multiples of y are
-    made of; t: `half_similarities`. For Euclidean distances the sums that the multiples of x are made of, (BM,)."""
+    made of; t: `half_similarities`. Back come W as it is stored and, for Euclidean distances, the sums that the
+    multiples of x are made of, (BM,)."""
     here = tile * BN + tl.arange(0, BN)
     if SIMILARITY == COSINE:
         if OF_Y:
@@ -54,7 +56,8 @@ def store_weights(
         w = w * of_y[None, :]
     sums = of_x
     if LOADS == TMA:
-        weights.store([block * BM, tile * BN], w.to(weights.dtype))
+        w = w.to(weights.dtype)
+        weights.store([block * BM, tile * BN], w)
     else:
         w = w.to(weights.dtype.element_ty)
         tl.store(weights + at_rows.to(tl.int64)[:, None] * chunk + here[None, :], w, mask=(at_rows < rows)[:, None])
@@ -62,11 +65,11 @@ def store_weights(
             sums = tl.sum(w.to(DTYPE), 1)
             if OF_Y:
                 tl.store(column_sums + block * chunk + here, tl.sum(w.to(DTYPE), 0))
-    return sums
+    return w, sums
 
 
 @triton.jit
-def _columns(
+def columns_gradient(
     weights, x, y, y_factor, column_sums, gradient_scale, grad_y,
     rows, columns, width, x_row, x_column, y_row, y_column, first_column, chunk, blocks,
     BN: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
@@ -275,7 +278,7 @@ class Gradients:
         step, block = self.product.BK, self.product.BM
         if self.of_y and width:
             launch.launch(
-                _columns, (self.d_blocks, count),
+                columns_gradient, (self.d_blocks, count),
                 *self.of_columns,
                 self.y, self.y_factor, self.column_sums, self.gradient_scale, self.grad_y,
                 *self.sizes, *self.x.stride(), *self.y.stride(), first * BN, self.chunk, self.row_blocks,

@@ -36,7 +36,8 @@ Args
     margin: of "margin_softmax": a number, 0-d tensor or (B,) tensor. angle_rad: a number within [-pi, pi], for cosines;
     beyond_pi: its continuation, "standard", "continuous" or "easy"; straight_through: psi'(u) is taken as 1. See
     `fused_margins.functional.margin_softmax_loss`.
-    smoothing: of "margin_softmax", a number e in [0, 1]; C++ and the reference have it.
+    smoothing: of "margin_softmax", a number e in [0, 1]; C++ and the reference have it, Triton where one tile
+    holds all columns (128 at most, not of float16).
     reduction: of an epilogue: "mean" over the rows that count (0 if there are none), "sum" or "none". All count that
     are not ignored, in "info_nce" those that have a negative.
     backend: "auto", or the name of one in `fused_margins.backends.registry`.

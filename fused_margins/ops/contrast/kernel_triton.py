@@ -4,7 +4,8 @@ Forward: tiles of similarities, each row's running maximum and sum over a share 
 shares in their order (`finish`), and the losses where there is an epilogue (``triton_epilogue.py``). Backward: chunk by
 chunk of columns the derivatives of the similarities (`weights`), and of them both gradients
 (`fused_margins.backends.triton.gradients`); or both gradients of exponentials that the forward kept
-(``triton_exponentials.py``). What a forward saves: ``triton_saved.py``.
+(``triton_exponentials.py``). What a forward saves: ``triton_saved.py``. Where all columns fit one
+tile: ``triton_few.py``.
 """
 
 import functools
@@ -25,7 +26,7 @@ from ...backends.triton.tiles import TILES, TMA_TILES, Tiles, factor_block, side
 from ...core import indices
 from ...core.enums import Relation, Similarity
 from ...core.similarity import accumulation_dtype
-from . import triton_epilogue, triton_exponentials
+from . import triton_epilogue, triton_exponentials, triton_few
 from . import triton_kernels as kernels
 from . import triton_saved as saved_parts
 from .epilogues import Epilogue
@@ -47,13 +48,15 @@ def can_run(problem: Problem) -> str | None:
     a = problem.arguments
     if a.group_size != 1:
         return f"takes no groups of columns, got group_size {a.group_size}"
-    if a.smoothing:
-        return f"smooths no labels, got smoothing {a.smoothing}"
+    if a.smoothing and not triton_few.takes(a):
+        return f"smooths labels of {BN} columns at most, not of float16, got smoothing {a.smoothing}"
     return None if a.epilogue in _EPILOGUES else f"has no epilogue {a.epilogue.name.lower()!r}"
 
 
 def plan(a: Contrast, needs: Sequence[bool]) -> int:
     """Blocks of columns of which a forward saves similarities or exponentials."""
+    if triton_few.takes(a) and a.x.dtype.itemsize == 2:
+        return 0
     return 0 if force_running_maximum and a.x.dtype.itemsize == 2 else saved_parts.plan(a, needs)
 
 
@@ -109,19 +112,26 @@ def forward(a: Contrast, plan: int) -> tuple[Tensor | None, Tensor | None, Tenso
         positive, negative_lse = (a.x.new_empty(rows, dtype=dtype) for _ in range(2))
         _reduce(a, plan, parts, positive, negative_lse)
         return positive, negative_lse, None, saved
+    if triton_few.takes(a):
+        return None, None, triton_few.forward(a, *_checked_target(a), parts, plan > 0), saved
     _reduce(a, plan, parts, parts.positive, None)
     return None, None, triton_epilogue.losses(a, parts, parts.exponentials), saved
+
+
+def _checked_target(a: Contrast) -> tuple[Tensor, int]:
+    """The targets, and which is ignored; checked where that raises on every device."""
+    if not indices.raises_everywhere():
+        return a.target, a.ignore_index
+    return indices.check_index(a.target, a.y.shape[0], a.ignore_index, "target", absent=True), indices.IGNORED
 
 
 def _reduce(a: Contrast, saved_blocks: int, parts: Saved, positive: Tensor, negative_lse: Tensor | None) -> None:
     """Write both vectors; negative_lse into `parts` and, where it is an output, a second time."""
     x, y, (rows, width), columns = a.x, a.y, a.x.shape, a.y.shape[0]
-    target, self_index, ignore_index = a.target, a.self_index, a.ignore_index
-    if indices.raises_everywhere():
-        target = indices.check_index(target, columns, ignore_index, "target", absent=True)
-        ignore_index = indices.IGNORED
-        if self_index is not None:
-            self_index = indices.check_index(self_index, columns, indices.IGNORED, "self_index")
+    target, ignore_index = _checked_target(a)
+    self_index = a.self_index
+    if indices.raises_everywhere() and self_index is not None:
+        self_index = indices.check_index(self_index, columns, indices.IGNORED, "self_index")
     if not rows:
         return
     target, self_index = int64(target), int64(self_index)
@@ -179,6 +189,11 @@ def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: int, needs: 
     needs = [need and isinstance(t, Tensor) for need, t in zip(needs, variables)]
     parts = saved_parts.parts(a, saved, plan)
     grad_positive, grad_negative_lse, grad_loss = grads
+    if triton_few.takes(a) and grad_loss is not None:
+        of_few = needs[0], needs[1], needs[2], needs[4]
+        grad_x, grad_y, of_scale, of_margin = triton_few.backward(grad_loss, a, parts, plan > 0, of_few)
+        by_scale = None if of_scale is None else _of_factor(of_scale, a.scale)
+        return [grad_x, grad_y, by_scale, None, None if of_margin is None else _of_factor(of_margin, a.margin)]
     kept = parts.exponentials is not None
     whole = kept and plan * BN >= a.y.shape[0]
     of_scale = of_margin = None

@@ -24,12 +24,11 @@ INFO_NCE = tl.constexpr(int(Epilogue.INFO_NCE))
 
 
 @triton.jit
-def reduced_similarity(positive, margin, angle, i, margin_stride, ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr):
-    """psi(u) - margin of the own class, and its derivative; that of a sine is 0, not infinite, at the poles.
+def reduced_similarity(u, margin, angle, i, margin_stride, ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr):
+    """psi(u) - margin of an own class's u, and its derivative; that of a sine is 0, not infinite, at the poles.
 
-    angle (7,): `fused_margins.core.margins.Pieces`.
+    u: (BLOCK,). angle (7,): `fused_margins.core.margins.Pieces`.
     """
-    u = tl.load(positive + i)
     derivative = u * 0.0 + 1.0
     psi = u
     if ANGULAR:
@@ -54,7 +53,7 @@ def _log_odds(negative_lse, scale, reduced, i, scale_stride):
 
 @triton.jit
 def _losses(
-    positive, negative_lse, scale, margin, angle, row_target, loss, counted, exponentials, rows, scale_stride,
+    positive, negative_lse, scale, margin, angle, row_target, smoothed, loss, counted, exponentials, rows, scale_stride,
     margin_stride, kept, exponentials_row, BLOCK: tl.constexpr, EPILOGUE: tl.constexpr, REDUCTION: tl.constexpr,
     ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
@@ -68,10 +67,14 @@ def _losses(
     for block in range(tl.cdiv(rows, BLOCK)):
         at, i = block_offsets(block, BLOCK, rows)
         inside = at < rows
-        reduced, derivative = reduced_similarity(positive, margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
+        reduced, derivative = reduced_similarity(
+            tl.load(positive + i), margin, angle, i, margin_stride, ANGULAR, STRAIGHT
+        )
         value, _ = softplus(_log_odds(negative_lse, scale, reduced, i, scale_stride))
         own = tl.load(row_target + i)
         has_loss = (own != IGNORED) & (own != ABSENT)
+        if smoothed is not None:
+            value += tl.load(smoothed + i)
         value = tl.where(has_loss, value, 0.0)
         if REDUCTION == NONE:
             tl.store(loss + at, value, mask=inside)
@@ -124,7 +127,7 @@ def _derivatives(
     """Of the loss, with respect to what each row contributes to it."""
     at, i = block_offsets(tl.program_id(0), BLOCK, rows)
     inside = at < rows
-    reduced, derivative = reduced_similarity(positive, margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
+    reduced, derivative = reduced_similarity(tl.load(positive + i), margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
     p = of_negatives(negative_lse, scale, reduced, row_target, i, scale_stride)
     g = of_losses(grad_loss, counted, i, REDUCTION)
     s = tl.load(scale + i * scale_stride)
@@ -153,8 +156,11 @@ def inputs(a: Contrast, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     )  # which is not read
 
 
-def losses(a: Contrast, parts: Saved, exponentials: Tensor | None = None) -> Tensor:
-    """The loss, a scalar or (B,), of a call's two vectors; `parts.counted` gets the number of rows that count."""
+def losses(a: Contrast, parts: Saved, exponentials: Tensor | None = None, smoothed: Tensor | None = None) -> Tensor:
+    """The loss, a scalar or (B,), of a call's two vectors; `parts.counted` gets the number of rows that count.
+
+    smoothed: (B,) what smoothing adds to the losses.
+    """
     rows, dtype = a.x.shape[0], parts.positive.dtype
     loss = parts.positive.new_empty((rows,) if a.reduction == Reduction.NONE else ())
     scale, margin, angle = inputs(a, dtype)
@@ -164,10 +170,10 @@ def losses(a: Contrast, parts: Saved, exponentials: Tensor | None = None) -> Ten
     with launch.on(a.x):
         launch.launch(
             _losses, (1,),
-            parts.positive, parts.negative_lse, scale, margin, angle, parts.target, loss, parts.counted, exponentials,
-            rows, int(scale.dim() > 0), int(margin.dim() > 0), kept, stride, BLOCK=1024, EPILOGUE=int(a.epilogue),
-            REDUCTION=int(a.reduction), ANGULAR=a.angle_rad != 0, STRAIGHT=a.straight_through,
-            DTYPE=numbers(a.x.dtype), num_warps=8,
+            parts.positive, parts.negative_lse, scale, margin, angle, parts.target, smoothed, loss, parts.counted,
+            exponentials, rows, int(scale.dim() > 0), int(margin.dim() > 0), kept, stride, BLOCK=1024,
+            EPILOGUE=int(a.epilogue), REDUCTION=int(a.reduction), ANGULAR=a.angle_rad != 0,
+            STRAIGHT=a.straight_through, DTYPE=numbers(a.x.dtype), num_warps=8,
         )  # fmt: skip
     return loss
 

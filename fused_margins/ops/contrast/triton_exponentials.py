@@ -77,7 +77,7 @@ def _scale_rows(
     lse, own = tl.load(negative_lse + i), tl.load(row_target + i)
     g = _of_lse(grad_loss, counted, grad_negative_lse, i, EPILOGUE, REDUCTION)
     if EPILOGUE != NO_EPILOGUE:
-        reduced, _ = reduced_similarity(positive, margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
+        reduced, _ = reduced_similarity(tl.load(positive + i), margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
         g *= of_negatives(negative_lse, scale, reduced, row_target, i, 0)
     nothing = (lse == float("-inf")) | (own == IGNORED) | (own == INVALID)
     c = tl.where(nothing, 0.0, g * tl.exp2(s - lse * LOG2E - down))

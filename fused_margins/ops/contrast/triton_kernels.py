@@ -247,7 +247,7 @@ def _weights_of_part(
         along = tl.sum(q * t, 1)
     if OF_BIAS:
         tl.store(bias_sums + block * chunk + part * BN + tl.arange(0, BN), tl.sum(q * outer[:, None], 0))
-    sums = store_weights(
+    _, sums = store_weights(
         w, t, of_x, of_y, weights, column_sums, at_rows, rows, block, part, chunk,
         BM, BN, LOADS, SIMILARITY, NORMALIZE, OF_Y, DTYPE,
     )  # fmt: skip

@@ -86,7 +86,7 @@ def weights(
         tl.store(margin_sums + tile * rows + at_rows, -tl.sum(tl.where(chosen, g, 0.0), 1), mask=at_rows < rows)
     if OF_BIAS:
         tl.store(bias_sums + block * chunk + here, tl.sum(grad, 0))
-    sums = store_weights(
+    _, sums = store_weights(
         g * weight_factor(of_x, gradient_scale, SIMILARITY)[:, None], t, of_x, of_y, weights, column_sums, at_rows,
         rows, block, tile, chunk, BM, BN, LOADS, SIMILARITY, NORMALIZE, OF_Y, DTYPE,
     )  # fmt: skip
