@@ -205,7 +205,7 @@ class Backward {
       if (p_.euclidean()) {
         const T weight = dot(w + j * side_.stride, row_factor_.get(), p_.rows);
         side_.y.prepare(first + j, row);
-        combine(sum, T(2), -weight, row, p_.width);
+        combine(sum, T(2), sum, -weight, row, p_.width);
         anchors_.for_each(first + j, [&](int64_t i) {  // of the rows as they are: exact where they are near
           load_row(args_.in.x, i, row);
           load_row(args_.in.y, first + j, other);
@@ -216,7 +216,9 @@ class Backward {
         anchors_.for_each(first + j, [&](int64_t i) {
           add_scaled(sum, h_[i] * side_.saved.x_factor[i], side_.x.row_of(i, row), p_.width);
         });
-        chain(side_.saved.y_factor[first + j], side_.y.row_of(first + j, row), sum);
+        const T* y = side_.y.row_of(first + j, row);
+        chain(args_.grad_y, side_.y, first + j, side_.saved.y_factor[first + j], y, dot(sum, y, p_.width), sum);
+        continue;
       }
       store(args_.grad_y, args_.in.y.dtype, (first + j) * p_.width, sum, p_.width);
     }
@@ -225,36 +227,53 @@ class Backward {
   // Gradient of one row, from the average that the forward saved.
   void row(int64_t i) {
     T *sum = rows_scratch(), *x = sum + p_.width, *y = x + p_.width;
-    const bool positive = p_.has_positive(i);
-    const T weight = counts(i) ? g_[i] * p_.scale(i) : T(0);
-    if (counts(i)) {
-      scale(sum, side_.saved.inverse_sum[i], sum_of_columns(i),
-            p_.width);  // first: a small weight times a small inverse is 0
-      scale(sum, weight, sum, p_.width);
-    } else {
-      std::fill(sum, sum + p_.width, T(0));
-    }
-    if (p_.euclidean()) {
-      side_.x.prepare(i, x);
-      combine(sum, T(2), -weight, x, p_.width);
-      if (positive) {
-        load_row(args_.in.x, i, x);
-        load_row(args_.in.y, args_.in.target[i], y);
-        for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h_[i] * (y[d] - x[d]);
+    const T weight = counts(i) ? g_[i] * p_.scale(i) : T(0), inverse = counts(i) ? side_.saved.inverse_sum[i] : T(0);
+    const T* average = sum_of_columns(i);
+    const int64_t j = args_.in.target[i];
+    if (!p_.euclidean()) {
+      const T* values = side_.x.row_of(i, x);
+      const bool positive = p_.has_positive(i);
+      const T* own = positive ? side_.y.row_of(j, y) : average;
+      const T of_own = positive ? h_[i] * side_.saved.y_factor[j] : T(0);
+      // The inverse first: a small weight times a small inverse is 0.
+      T along = sum_terms<T>(
+          p_.width,
+          [=](int64_t d) {
+            const Vector<T> v = weight * (inverse * load(average + d)) + of_own * load(own + d);
+            save(sum + d, v);
+            return v * load(values + d);
+          },
+          [=](int64_t d) {
+            sum[d] = weight * (inverse * average[d]) + of_own * own[d];
+            return sum[d] * values[d];
+          });
+      if (smooth_) {
+        add_scaled(sum, all()[i], all_columns_.get(), p_.width);
+        along = dot(sum, values, p_.width);
       }
-    } else {
-      const int64_t j = args_.in.target[i];
-      if (smooth_) add_scaled(sum, all()[i], all_columns_.get(), p_.width);
-      if (positive) add_scaled(sum, h_[i] * side_.saved.y_factor[j], side_.y.row_of(j, y), p_.width);
-      chain(side_.saved.x_factor[i], side_.x.row_of(i, x), sum);
+      return chain(args_.grad_x, side_.x, i, side_.saved.x_factor[i], values, along, sum);
+    }
+    scale(sum, inverse, average, p_.width);
+    scale(sum, weight, sum, p_.width);
+    side_.x.prepare(i, x);
+    combine(sum, T(2), sum, -weight, x, p_.width);
+    if (p_.has_positive(i)) {
+      load_row(args_.in.x, i, x);
+      load_row(args_.in.y, j, y);
+      for (int64_t d = 0; d < p_.width; ++d) sum[d] += 2 * h_[i] * (y[d] - x[d]);
     }
     store(args_.grad_x, args_.in.x.dtype, i * p_.width, sum, p_.width);
   }
 
-  // From the gradient of a row as the products take it, `factor` times `values`, to that of the row itself.
-  void chain(T factor, const T* values, T* sum) const {
-    if (p_.in.similarity != Similarity::cosine) return;
-    combine(sum, factor, -dot(sum, values, p_.width) * factor * factor, values, p_.width);
+  // From the gradient `sum` of a row as the products take it, `factor` times `values`, to that of the row itself, which
+  // is stored; along: <sum, values>.
+  void chain(void* grad, const Rows<T>& side, int64_t i, T factor, const T* values, T along, T* sum) const {
+    T* out = side.is_of_values() ? static_cast<T*>(grad) + i * p_.width : sum;
+    if (p_.in.similarity == Similarity::cosine)
+      combine(out, factor, sum, -along * factor * factor, values, p_.width);
+    else if (out != sum)
+      std::copy(sum, sum + p_.width, out);
+    if (out == sum) store(grad, side.matrix.dtype, i * p_.width, sum, p_.width);
   }
 
   // g_i sum_j q_ij u_ij.

@@ -84,20 +84,21 @@ class VectorProducts {
   // x as right operand, each row times its factor of dL/du; a piece of its rows.
   int64_t gradient_pieces() const { return ceil_div(rows_, WIDE); }
   void prepare_gradient(int64_t piece, const T* factors, T* values) {
+    using V = Vector<T>;
+    constexpr int64_t lanes = VectorOf<T>::lanes;
     const bool plain = x_.similarity != Similarity::negative_squared_euclidean;
+    const int64_t size = part_size(), whole = width_ / WIDE, rest = width_ % WIDE;
     for (int64_t i = piece * WIDE; i < std::min(rows_, (piece + 1) * WIDE); ++i) {
       if (!plain) x_.prepare(i, values);
       const T* x = plain ? x_.row_of(i, values) : values;
-      for (int64_t part = 0; part < parts(); ++part) {
-        T* panel = gradient_panels_.get() + part * part_size() + i * WIDE;
-        const int64_t width = std::min(WIDE, width_ - part * WIDE);
-        // One after the other: their product may leave the range of T where x is far from unit length.
-        const T to_unit = plain ? saved_.x_factor[i] : T(1), factor = factors[i];
-        const T* values_of_part = x + part * WIDE;
-#pragma omp simd
-        for (int64_t d = 0; d < width; ++d) panel[d] = factor * (to_unit * values_of_part[d]);
-        std::fill(panel + width, panel + WIDE, T(0));
-      }
+      // One after the other: their product may leave the range of T where x is far from unit length.
+      const V to_unit = V{} + (plain ? saved_.x_factor[i] : T(1)), factor = V{} + factors[i];
+      T* panel = gradient_panels_.get() + i * WIDE;
+      for (int64_t part = 0; part < whole; ++part, panel += size, x += WIDE)
+#pragma GCC unroll 2
+        for (int64_t d = 0; d < WIDE; d += lanes) save(panel + d, factor * (to_unit * load(x + d)));
+      if (!rest) continue;
+      for (int64_t d = 0; d < WIDE; ++d) panel[d] = d < rest ? factor[0] * (to_unit[0] * x[d]) : T(0);
     }
   }
 

@@ -67,9 +67,8 @@ struct Rows {
     return largest * std::sqrt(sum);
   }
 
-  bool readable() const {
-    return matrix.dtype == (sizeof(T) == 8 ? DType::float64 : DType::float32) && matrix.column_stride == 1;
-  }
+  bool is_of_values() const { return matrix.dtype == (sizeof(T) == 8 ? DType::float64 : DType::float32); }
+  bool readable() const { return is_of_values() && matrix.column_stride == 1; }
 
   // The row where it lies, if it can be read there; else converted to T, in `scratch`.
   const T* row_of(int64_t row, T* scratch) const {

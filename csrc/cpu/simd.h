@@ -286,11 +286,11 @@ inline void multiply(T* out, const T* a, const T* b, int64_t count) {
   for (int64_t d = 0; d < count; ++d) out[d] = a[d] * b[d];
 }
 
-// out = factor * (out + weight * values)
+// out = factor * (sum + weight * values); out may be sum.
 template <class T>
-inline void combine(T* out, T factor, T weight, const T* values, int64_t count) {
+inline void combine(T* out, T factor, const T* sum, T weight, const T* values, int64_t count) {
 #pragma omp simd
-  for (int64_t d = 0; d < count; ++d) out[d] = factor * (out[d] + weight * values[d]);
+  for (int64_t d = 0; d < count; ++d) out[d] = factor * (sum[d] + weight * values[d]);
 }
 
 }  // namespace FM_ISA
