@@ -213,7 +213,16 @@ def margin_softmax_loss(
     by_op = own.is_a_number and center_temperature == 0
     cosines = own.similarity == Similarity.COSINE
     smooth = label_smoothing > 0
-    if smooth and by_op and cosines and class_weight is None and logit_bias is None and _smooths(backend, *tensors):
+    if smooth:
+        embeddings, weight = checks.matrices(embeddings, weight, ("embeddings", "weight"))
+    if (
+        smooth
+        and by_op
+        and cosines
+        and class_weight is None
+        and logit_bias is None
+        and _smooths(backend, embeddings, weight, labels)
+    ):
         of_op, smooth = label_smoothing, False
     else:
         of_op = 0.0
@@ -261,12 +270,12 @@ def margin_softmax_loss(
 
 
 def _smooths(backend: str, embeddings: Tensor, weight: Tensor, labels: Tensor) -> bool:
-    """Whether the op smooths labels by a kernel: C++ does, Triton where all classes fit one tile."""
-    x, y = checks.matrices(embeddings, weight, ("embeddings", "weight"))
-    call = Contrast(x, y, labels, epilogue=Epilogue.MARGIN_SOFTMAX, smoothing=1.0)
+    """Whether smoothing goes with the op, of checked matrices: C++ has it, Triton where all classes fit one tile, and
+    the reference where it is asked for, or runs in the place of C++."""
+    call = Contrast(embeddings, weight, labels, epilogue=Epilogue.MARGIN_SOFTMAX, smoothing=1.0)
     if registry.known(backend) != "auto":
         return backend == "reference" or registry.can_run(backend, contrast.problem(call))
-    return x.device.type == "cpu" or registry.resolve(backend, contrast.problem(call)) != "reference"
+    return embeddings.device.type == "cpu" or registry.resolve(backend, contrast.problem(call)) != "reference"
 
 
 def _each(class_weight: Tensor | None, weight: Tensor) -> Tensor:

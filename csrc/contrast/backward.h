@@ -235,7 +235,7 @@ class Backward {
       const bool positive = p_.has_positive(i);
       const T* own = positive ? side_.y.row_of(j, y) : average;
       const T of_own = positive ? h_[i] * side_.saved.y_factor[j] : T(0);
-      // The inverse first: a small weight times a small inverse is 0.
+      // The inverse first: a small weight times a small inverse is 0. A row without a positive adds 0 times its average.
       T along = sum_terms<T>(
           p_.width,
           [=](int64_t d) {

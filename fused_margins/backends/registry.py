@@ -155,7 +155,7 @@ def known(backend: str) -> str:
 
 def can_run(backend: str, problem: Problem) -> bool:
     """Whether the backend of this name can run `problem`."""
-    return all(refusal(candidate, problem) is None for candidate in BACKENDS if candidate.name == backend)
+    return any(candidate.name == backend and refusal(candidate, problem) is None for candidate in BACKENDS)
 
 
 def resolve(backend: str, problem: Problem) -> str:

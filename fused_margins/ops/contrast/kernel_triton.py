@@ -4,8 +4,8 @@ Forward: tiles of similarities, each row's running maximum and sum over a share 
 shares in their order (`finish`), and the losses where there is an epilogue (``triton_epilogue.py``). Backward: chunk by
 chunk of columns the derivatives of the similarities (`weights`), and of them both gradients
 (`fused_margins.backends.triton.gradients`); or both gradients of exponentials that the forward kept
-(``triton_exponentials.py``). What a forward saves: ``triton_saved.py``. Where all columns fit one
-tile: ``triton_few.py``.
+(``triton_exponentials.py``). What a forward saves: ``triton_saved.py``. Losses of targets alone
+whose columns fit one tile: ``triton_few.py``.
 """
 
 import functools
@@ -48,8 +48,8 @@ def can_run(problem: Problem) -> str | None:
     a = problem.arguments
     if a.group_size != 1:
         return f"takes no groups of columns, got group_size {a.group_size}"
-    if a.smoothing and not triton_few.takes(a):
-        return f"smooths labels of {BN} columns at most, not of float16, got smoothing {a.smoothing}"
+    if a.smoothing and a.x.shape[0] and not triton_few.takes(a):
+        return f"smooths labels of 1 to {BN} columns, not of float16 nor of no width, got smoothing {a.smoothing}"
     return None if a.epilogue in _EPILOGUES else f"has no epilogue {a.epilogue.name.lower()!r}"
 
 

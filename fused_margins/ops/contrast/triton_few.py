@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...backends.cpu import int64
+from ...backends.cpu import row_factor as row_factor_of
 from ...backends.triton import launch
 from ...backends.triton.constants import BN, COSINE, DOT, IGNORED, INVALID, MASKED, WHOLE
 from ...backends.triton.gradients import (
@@ -47,23 +48,23 @@ from .triton_kernels import LN2, LOG2E
 from .triton_saved import Saved, is_plain
 
 most_columns = BN  # a test may ask for the path of more columns
-# A row's W stays in registers while it is multiplied, in float32 as three parts.
+# W stays in registers while it is multiplied, in float32 by three products of its parts.
 FEW_TILES = TILES | {torch.float32: Tiles(32, 16, 8, 3)}
 
 
 def takes(a: Contrast) -> bool:
-    """Whether a call goes this way: the loss of targets alone. float16 would ask how large W is before it is made."""
+    """Whether a call goes this way: a loss of targets alone. float16 would ask how large W is before it is made."""
     of_loss = a.epilogue != Epilogue.NONE and is_plain(a) and a.group_size == 1 and a.x.dtype != torch.float16
     return of_loss and min(a.x.shape) > 0 and 0 < a.y.shape[0] <= most_columns
 
 
 @triton.jit
 def few_forward(
-    x, y, target, scale, margin, angle, x_factor, y_factor, row_target, positive, negative_lse, similarities, smoothed,
-    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, margin_stride, ignore_index,
+    x, y, target, scale, margin, angle, smoothing, x_factor, y_factor, row_target, positive, negative_lse, similarities,
+    smoothed, rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, margin_stride, ignore_index,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr,
-    SMOOTHING: tl.constexpr, DTYPE: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Both vectors of a block of rows, what the backward needs, and of smoothing what it adds to their losses."""
     block = tl.program_id(0)
@@ -96,28 +97,28 @@ def few_forward(
     tl.store(row_target + at_rows, own, mask=inside)
     tl.store(positive + at_rows, of_own, mask=inside)
     tl.store(negative_lse + at_rows, lse, mask=inside)
-    if SMOOTHING > 0:
+    if smoothing is not None:
         of_all = tl.sum(tl.where(there[None, :], u, 0.0), 1)
         reduced, _ = reduced_similarity(of_own, margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
         mean = (of_all - of_own + reduced) / columns
-        tl.store(smoothed + at_rows, SMOOTHING * s * (reduced - mean), mask=inside)
+        tl.store(smoothed + at_rows, tl.load(smoothing) * s * (reduced - mean), mask=inside)
 
 
 @triton.jit
 def few_backward(
-    x, y, x_factor, y_factor, scale, margin, angle, row_target, positive, negative_lse, similarities, counted,
-    grad_loss, one, weights, column_sums, grad_x, grad_scale, grad_margin,
+    x, y, x_factor, y_factor, scale, margin, angle, smoothing, row_target, positive, negative_lse, similarities,
+    counted, grad_loss, one, weights, column_sums, grad_x, grad_scale, grad_margin,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, margin_stride,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOADS: tl.constexpr,
     SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr, EUCLIDEAN_SHIFT: tl.constexpr, REDUCTION: tl.constexpr,
-    ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr, SMOOTHING: tl.constexpr, PRECISION: tl.constexpr,
-    DTYPE: tl.constexpr,
+    ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """W of a block of rows, and of their gradient some entries, (BM, BD): W y minus a multiple of x.
+    """W of a block of rows, and their gradient: W y minus a multiple of x, BD entries at a time.
 
-    Programs that share rows write the same W and sums.
+    Programs that share rows take such parts in turn and write the same W and sums. Where similarities are made again
+    there is one program, so that they are made once.
     """
-    block, d_block = tl.program_id(0), tl.program_id(1)
+    block = tl.program_id(0)
     at_rows, i = block_offsets(block, BM, rows)
     at_columns, j = block_offsets(0, BN, columns)
     inside, there = at_rows < rows, at_columns < columns
@@ -131,9 +132,9 @@ def few_backward(
     has_target = (own >= 0) & inside
     outer = tl.where(nothing, 0.0, p)
     along_z = tl.where(has_target, p, 0.0)  # minus the derivative by the own logit
-    of_each = tl.zeros((BM,), DTYPE)  # minus that by any logit, of the mean over all
-    if SMOOTHING > 0:
-        even = tl.where(has_target, g * SMOOTHING, tl.zeros((BM,), DTYPE))
+    of_each = tl.zeros((BM,), DTYPE)  # smoothing's: g e / C
+    if smoothing is not None:
+        even = tl.where(has_target, g * tl.load(smoothing), tl.zeros((BM,), DTYPE))
         of_each = even / columns
         along_z = along_z - even + of_each
     of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
@@ -163,33 +164,35 @@ def few_backward(
         BM, BN, MASKED, SIMILARITY, NORMALIZE, True, DTYPE,
     )  # fmt: skip
     if grad_x is not None:
-        at_d = d_block * BD + tl.arange(0, BD)
-        d = at_d.to(tl.int64)
-        origin = tl.zeros((BD,), DTYPE)
-        if EUCLIDEAN_SHIFT:
-            origin = tl.load(y + d * y_column, mask=at_d < width, other=0.0)
-        b = tl.load(y + j[:, None] * y_row + d[None, :] * y_column, mask=(at_d < width)[None, :], other=0.0)
-        if EUCLIDEAN_SHIFT:
-            b -= origin[None, :]
-        acc = dot(rounded, b, tl.zeros((BM, BD), DTYPE), PRECISION, DTYPE)
-        if SIMILARITY != DOT:
-            multiple = sums
-            if SIMILARITY == COSINE:  # <x, W y> / |x|^2, of the weights as they are rounded
-                if NORMALIZE:
-                    multiple = tl.sum(w * t, 1) * of_x
-                else:
-                    length = tl.where(of_y > 0, 1 / tl.where(of_y > 0, of_y, 1.0), 0.0)
-                    multiple = tl.sum(rounded.to(DTYPE) * t * length[None, :], 1) * of_x * of_x
-            a = tl.load(x + i[:, None] * x_row + d[None, :] * x_column, mask=(at_d < width)[None, :], other=0.0)
-            acc -= multiple[:, None] * (a.to(DTYPE) - origin[None, :])
-        to = grad_x + i[:, None] * width + at_d[None, :]
-        tl.store(to, acc.to(grad_x.dtype.element_ty), mask=inside[:, None] & (at_d < width)[None, :])
+        multiple = sums
+        if SIMILARITY == COSINE:  # <x, W y> / |x|^2, of the weights as they are rounded
+            if NORMALIZE:
+                multiple = tl.sum(w * t, 1) * of_x
+            else:
+                length = tl.where(of_y > 0, 1 / tl.where(of_y > 0, of_y, 1.0), 0.0)
+                multiple = tl.sum(rounded.to(DTYPE) * t * length[None, :], 1) * of_x * of_x
+        # One step at a time: several take more shared memory than an AMD GPU has.
+        for first in tl.range(tl.program_id(1) * BD, width, tl.num_programs(1) * BD, num_stages=1):
+            at_d = first + tl.arange(0, BD)
+            d = at_d.to(tl.int64)
+            origin = tl.zeros((BD,), DTYPE)
+            if EUCLIDEAN_SHIFT:
+                origin = tl.load(y + d * y_column, mask=at_d < width, other=0.0)
+            b = tl.load(y + j[:, None] * y_row + d[None, :] * y_column, mask=(at_d < width)[None, :], other=0.0)
+            if EUCLIDEAN_SHIFT:
+                b -= origin[None, :]
+            acc = dot(rounded, b, tl.zeros((BM, BD), DTYPE), PRECISION, DTYPE)
+            if SIMILARITY != DOT:
+                a = tl.load(x + i[:, None] * x_row + d[None, :] * x_column, mask=(at_d < width)[None, :], other=0.0)
+                acc -= multiple[:, None] * (a.to(DTYPE) - origin[None, :])
+            to = grad_x + i[:, None] * width + at_d[None, :]
+            tl.store(to, acc.to(grad_x.dtype.element_ty), mask=inside[:, None] & (at_d < width)[None, :])
 
 
 def _options(a: Contrast) -> dict[str, Any]:
     """What both kernels are compiled for: tiles as wide as there are columns."""
     wide = max(16, 1 << (a.y.shape[0] - 1).bit_length())
-    of_angle = {"ANGULAR": a.angle_rad != 0, "STRAIGHT": a.straight_through, "SMOOTHING": a.smoothing}
+    of_angle = {"ANGULAR": a.angle_rad != 0, "STRAIGHT": a.straight_through}
     return tile_options(FEW_TILES, a.x, a.y, a.similarity) | {"BN": wide} | of_angle
 
 
@@ -198,13 +201,14 @@ def forward(a: Contrast, target: Tensor, ignore_index: int, parts: Saved, saves:
     (rows, width), columns = a.x.shape, a.y.shape[0]
     scale, margin, angle = triton_epilogue.inputs(a, parts.positive.dtype)
     options = _options(a)
+    smoothing = row_factor_of(a.smoothing, parts.positive.dtype, a.x.device) if a.smoothing else None
     smoothed = parts.positive.new_empty(rows) if a.smoothing else None
     with launch.on(a.x):
         launch.launch(
             few_forward, (cdiv(rows, options["BM"]),),
-            a.x, a.y, int64(target), scale, margin, angle, parts.x_factor, parts.y_factor, parts.target, parts.positive,
-            parts.negative_lse, parts.similarities if saves else None, smoothed, rows, columns, width, *a.x.stride(),
-            *a.y.stride(), int(scale.dim() > 0), int(margin.dim() > 0), ignore_index, **options,
+            a.x, a.y, int64(target), scale, margin, angle, smoothing, parts.x_factor, parts.y_factor, parts.target,
+            parts.positive, parts.negative_lse, parts.similarities if saves else None, smoothed, rows, columns, width,
+            *a.x.stride(), *a.y.stride(), int(scale.dim() > 0), int(margin.dim() > 0), ignore_index, **options,
         )  # fmt: skip
     return triton_epilogue.losses(a, parts, smoothed=smoothed)
 
@@ -216,6 +220,7 @@ def backward(
     (rows, width), columns, dtype = a.x.shape, a.y.shape[0], parts.positive.dtype
     of_x, of_y, of_scale, of_margin = needs
     scale, margin, angle = triton_epilogue.inputs(a, dtype)
+    smoothing = row_factor_of(a.smoothing, dtype, a.x.device) if a.smoothing else None
     options = _options(a)
     blocks, depth = cdiv(rows, options["BM"]), BD[a.x.dtype]
     euclidean = a.similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN
@@ -228,8 +233,8 @@ def backward(
     sizes = rows, columns, width, *a.x.stride(), *a.y.stride()
     with launch.on(a.x):
         launch.launch(
-            few_backward, (blocks, cdiv(width, depth) if of_x else 1),
-            a.x, a.y, parts.x_factor, parts.y_factor, scale, margin, angle, parts.target, parts.positive,
+            few_backward, (blocks, cdiv(width, depth) if of_x and is_saved else 1),
+            a.x, a.y, parts.x_factor, parts.y_factor, scale, margin, angle, smoothing, parts.target, parts.positive,
             parts.negative_lse, parts.similarities if is_saved else None, parts.counted, grad_loss, one, weights,
             column_sums, grad_x if of_x else None, rows_of_scale, rows_of_margin, *sizes, int(scale.dim() > 0),
             int(margin.dim() > 0), BD=depth, EUCLIDEAN_SHIFT=shifts, REDUCTION=int(a.reduction), **options,
