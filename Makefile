@@ -163,12 +163,21 @@ gpu-bench:
 # one it takes its place, and Triton, which belongs to it, has none.
 PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint $(VENV)/constraints.txt
+define environment
+test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+$(MAKE) --no-print-directory $(VENV)/constraints.txt
+endef
 $(VENV)/installed-%: $(BUILT_FROM)
-	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	$(MAKE) --no-print-directory $(VENV)/constraints.txt
+	$(environment)
 	$(PIP) torch numpy 'setuptools>=77' 'pybind11>=2.13' 'ninja>=1.11'
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	$(PIP) --no-build-isolation --editable '.[$*]'
+	touch $@
+
+# Lint runs no kernel: nothing is built for it.
+$(VENV)/installed-lint: pyproject.toml constraints.txt
+	$(environment)
+	$(PIP) torch numpy $$(sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',"')
 	touch $@
 
 .PHONY: $(VENV)/constraints.txt

@@ -235,16 +235,17 @@ class Backward {
       const bool positive = p_.has_positive(i);
       const T* own = positive ? side_.y.row_of(j, y) : average;
       const T of_own = positive ? h_[i] * side_.saved.y_factor[j] : T(0);
-      // The inverse first: a small weight times a small inverse is 0. A row without a positive adds 0 times its average.
+      // The inverse first: a small weight times a small inverse is 0. Without a positive the row adds 0 times its own
+      // average.
       T along = sum_terms<T>(
           p_.width,
           [=](int64_t d) {
-            const Vector<T> v = weight * (inverse * load(average + d)) + of_own * load(own + d);
+            const Vector<T> v = of_own * load(own + d) + weight * (inverse * load(average + d));
             save(sum + d, v);
             return v * load(values + d);
           },
           [=](int64_t d) {
-            sum[d] = weight * (inverse * average[d]) + of_own * own[d];
+            sum[d] = of_own * own[d] + weight * (inverse * average[d]);
             return sum[d] * values[d];
           });
       if (smooth_) {
