@@ -17,7 +17,7 @@ from ..core.ranks import settings, together
 from ..core.reductions import reduce_loss
 from ..core.similarity import similarity_sum
 from ..core.softmax_terms import Terms, cross_entropy, losses, spread, terms
-from ..functional import class_vectors, margin_logits
+from ..functional.margin_softmax import class_vectors, margin_logits
 from ..losses.heads import LinearHead, check_device
 from ..losses.margin_softmax import MarginSoftmaxLoss
 from ..ops.contrast.op import Contrast

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fused_margins import functional
 from fused_margins.backends import budget, registry
 from fused_margins.backends.triton import launch
 from fused_margins.backends.triton.constants import BN
-from fused_margins.functional import margin_softmax_loss
+from fused_margins.functional import margin_softmax, margin_softmax_loss
 from fused_margins.ops import cases
 from fused_margins.ops.contrast import contrast, kernel_triton, triton_few
 from tests.ops.suite.problems import make, refusal
@@ -101,7 +100,7 @@ def test_smoothing_is_refused_beyond_a_tile(columns, dtype):
 def test_smoothed_labels_of_few_classes_need_no_row_code(monkeypatch):
     x, weight, picked = torch.randn(9, 6), torch.randn(5, 6), torch.arange(9) % 5
     expected = margin_softmax_loss(x, weight, picked, margin=0.2, label_smoothing=0.3, backend="reference")
-    monkeypatch.setattr(functional, "cosine_sums", None)
+    monkeypatch.setattr(margin_softmax, "cosine_sums", None)
     smoothed = margin_softmax_loss(x, weight, picked, margin=0.2, label_smoothing=0.3, backend="triton")
     torch.testing.assert_close(smoothed, expected)
     monkeypatch.setattr(triton_few, "most_columns", 4)
