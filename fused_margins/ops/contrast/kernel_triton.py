@@ -4,8 +4,8 @@ Forward: tiles of similarities, each row's running maximum and sum over a share 
 shares in their order (`finish`), and the losses where there is an epilogue (``triton_epilogue.py``). Backward: chunk by
 chunk of columns the derivatives of the similarities (`weights`), and of them both gradients
 (`fused_margins.backends.triton.gradients`); or both gradients of exponentials that the forward kept
-(``triton_exponentials.py``). What a forward saves: ``triton_saved.py``. Losses of targets alone
-whose columns fit one tile: ``triton_few.py``.
+(``triton_exponentials.py``). What a forward saves: ``triton_saved.py``. Losses of targets alone whose columns fit one
+tile: ``triton_few.py``.
 """
 
 import functools
@@ -55,9 +55,8 @@ def can_run(problem: Problem) -> str | None:
 
 def plan(a: Contrast, needs: Sequence[bool]) -> int:
     """Blocks of columns of which a forward saves similarities or exponentials."""
-    if triton_few.takes(a) and a.x.dtype.itemsize == 2:
-        return 0
-    return 0 if force_running_maximum and a.x.dtype.itemsize == 2 else saved_parts.plan(a, needs)
+    without_exponentials = force_running_maximum or triton_few.takes(a)
+    return 0 if without_exponentials and a.x.dtype.itemsize == 2 else saved_parts.plan(a, needs)
 
 
 def saved_size(a: Contrast, plan: int) -> int:
