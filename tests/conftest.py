@@ -37,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if triton.interpreted:
         interpreter.patch_the_language_once()
         interpreter.round_to_nearest()
+        interpreter.add_up_products_alike()
 
 
 def poison_memory() -> None:

@@ -20,6 +20,7 @@ def main() -> None:
         raise SystemExit("expected TRITON_INTERPRET=1 in the environment")
     interpreter.patch_the_language_once()
     interpreter.round_to_nearest()
+    interpreter.add_up_products_alike()
     print("| rows | scale | angle | x, kept | x | y, kept | y |\n|---|---:|---:|---:|---:|---:|---:|")
     for kind in KINDS:
         for scale, angle in ((30.0, 0.0), (64.0, 0.0), (30.0, 0.5)):
