@@ -1,6 +1,6 @@
 """What `demo` and `reproduce` train: the demonstration, a subset of the papers' protocols, and frozen features.
 
-On real data, with short trainings, half an hour on two cores: Omniglot by both protocols with the papers' Conv4, coarse
+On real data, with short trainings, an hour on two slow cores: Omniglot by both protocols with the papers' Conv4, coarse
 to fine and magnet on digits and on Omniglot's alphabets; and apart from these the parity of backends, also on CIFAR-FS.
 Where 64 channels would take too long there are 32 (as in Finn et al., Model-agnostic meta-learning, 2017). What takes
 evenings is a study of its own: margins on CIFAR-FS with all 64, trained until they converge, since of others no claim
