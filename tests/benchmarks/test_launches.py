@@ -27,8 +27,8 @@ def test_no_call_launches_more_than_it_did() -> None:
     assert found == {  # of Triton, of torch: the gradient that comes in, and cuBLAS's products
         "margin softmax, 1024 x 512 x 10,000": (9, 1),
         "margin softmax, 1024 x 512 x 10,000, exponentials kept": (6, 3),
-        "margin softmax, 256 x 512 x 64": (4, 1),
-        "with smoothing, 256 x 512 x 64": (4, 1),
+        "margin softmax, 256 x 512 x 64": (3, 1),
+        "with smoothing, 256 x 512 x 64": (3, 1),
         "easy positives, 2048 x 128": (3, 0),
         "hardest negatives, 2048 x 128": (3, 0),
     }

@@ -114,9 +114,9 @@ def few_margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
         x, y = torch.zeros(ROWS, WIDTH, dtype=dtype), torch.zeros(columns, WIDTH, dtype=dtype)
         options = {"epilogue": Epilogue.MARGIN_SOFTMAX, "angle_rad": angle, "smoothing": smoothing}
         a = Contrast(x, y, labels(ROWS), scale=torch.tensor(30.0), similarity=similarity, **options)
-        plan = kernel.plan(a, (True,) * 5)
-        *outputs, saved = kernel.forward(a, plan)
-        kernel.backward(outputs, a, saved, plan, [True, True, True, False, True])
+        for plan in (1, 0):  # similarities are saved, or made again
+            *outputs, saved = kernel.forward(a, plan)
+            kernel.backward(outputs, a, saved, plan, [True, True, True, False, True])
 
 
 def kept_margin_softmax(dtype: torch.dtype, similarity: Similarity, **options: Any) -> None:

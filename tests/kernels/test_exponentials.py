@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import fused_margins
-from fused_margins.backends import budget
+from fused_margins.backends import budget, epoch
 from fused_margins.backends.triton import launch
 from fused_margins.backends.triton.constants import BN
 from fused_margins.core import indices
 from fused_margins.core.margins import apply_margin
 from fused_margins.ops import cases
-from fused_margins.ops.contrast import contrast, kernel_triton, triton_exponentials, triton_few, triton_saved
+from fused_margins.ops.contrast import contrast, kernel_triton, triton_exponentials, triton_saved
 from fused_margins.ops.contrast.op import Contrast
 from tests.ops.suite.problems import make
 
@@ -26,9 +26,12 @@ BF16, BOTH = torch.bfloat16, (True, True, False, False, False)
 
 
 @pytest.fixture(autouse=True)
-def of_many_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls whose columns fit one tile keep no exponentials: here they go as larger ones do."""
-    monkeypatch.setattr(triton_few, "most_columns", 0)
+def of_many_columns(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Calls whose columns fit one tile keep no exponentials: here they go as larger ones do, none as one before."""
+    monkeypatch.setattr(triton_saved, "most_columns", 0)
+    epoch.begin()
+    yield
+    epoch.begin()
 
 
 def with_a_number_as_scale(inputs: cases.Inputs) -> cases.Inputs:
@@ -46,7 +49,7 @@ def blocks(inputs: cases.Inputs) -> int:
 
 def kept() -> Iterator[Any]:
     """Cases that keep all of their columns, and all but the last block of them."""
-    with budget.within_exponential_budget(None), mock.patch.object(triton_few, "most_columns", 0):
+    with budget.within_exponential_budget(None), mock.patch.object(triton_saved, "most_columns", 0):
         for case in CONTRAST.CASES:
             inputs = with_a_number_as_scale(make(case))
             for fewer in range(min(2, blocks(inputs))):

@@ -6,17 +6,18 @@ weights come once more without room for any.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from fused_margins.backends import budget, registry
+from fused_margins.backends import budget, epoch, registry
 from fused_margins.backends.triton import launch
 from fused_margins.backends.triton.constants import BN
 from fused_margins.functional import margin_softmax, margin_softmax_loss
 from fused_margins.ops import cases
-from fused_margins.ops.contrast import contrast, kernel_triton, triton_few
+from fused_margins.ops.contrast import contrast, kernel_triton, triton_saved
+from fused_margins.ops.contrast.epilogues import Epilogue
 from tests.ops.suite.problems import make, refusal
 
 pytestmark = pytest.mark.interpreted
@@ -69,10 +70,22 @@ def test_agrees_with_the_definition(op, case, dtype):
     assert not cases.disagreements(OPS[op], inputs, "triton", dtype, **options), case.reason
 
 
+@pytest.fixture
+def most_columns(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Says how many columns are few; what is remembered of calls goes by another number."""
+
+    def say(number: int) -> None:
+        monkeypatch.setattr(triton_saved, "most_columns", number)
+        epoch.begin()
+
+    yield say
+    epoch.begin()
+
+
 def takes_one_tile(case: cases.Case) -> bool:
     """Whether a case is a loss whose columns fit one tile, and which the way of more columns takes, too."""
     a = contrast.checked(contrast.arguments(**make(case)))
-    return triton_few.takes(a) and not a.smoothing
+    return triton_saved.fits_one_tile(a) and not a.smoothing
 
 
 @pytest.mark.parametrize(
@@ -82,8 +95,8 @@ def takes_one_tile(case: cases.Case) -> bool:
         for n, case in enumerate(filter(takes_one_tile, OPS["contrast"].CASES))
     ],
 )
-def test_losses_agree_as_if_their_columns_were_many(case, dtype, monkeypatch):
-    monkeypatch.setattr(triton_few, "most_columns", 0)
+def test_losses_agree_as_if_their_columns_were_many(case, dtype, most_columns):
+    most_columns(0)
     options = {"exact": case.exact, "gradients": True, "device": launch.device}
     assert not cases.disagreements(OPS["contrast"], make(case), "triton", dtype, **options), case.reason
 
@@ -97,17 +110,24 @@ def test_smoothing_is_refused_beyond_a_tile(columns, dtype):
     assert reason is None or f"of 1 to {BN} columns" in reason
 
 
-def test_smoothed_labels_of_few_classes_need_no_row_code(monkeypatch):
+def test_smoothed_labels_of_few_classes_need_no_row_code(monkeypatch, most_columns):
     x, weight, picked = torch.randn(9, 6), torch.randn(5, 6), torch.arange(9) % 5
     expected = margin_softmax_loss(x, weight, picked, margin=0.2, label_smoothing=0.3, backend="reference")
     monkeypatch.setattr(margin_softmax, "cosine_sums", None)
     smoothed = margin_softmax_loss(x, weight, picked, margin=0.2, label_smoothing=0.3, backend="triton")
     torch.testing.assert_close(smoothed, expected)
-    monkeypatch.setattr(triton_few, "most_columns", 4)
-    with pytest.raises(
-        TypeError, match="NoneType"
-    ):  # of another margin: a call like the one before is not routed again
-        margin_softmax_loss(x, weight, picked, margin=0.3, label_smoothing=0.3, backend="triton")
+    most_columns(4)
+    with pytest.raises(TypeError, match="NoneType"):
+        margin_softmax_loss(x, weight, picked, margin=0.2, label_smoothing=0.3, backend="triton")
+
+
+def test_of_many_rows_those_with_smoothed_labels_alone_go_by_one_tile():
+    """A program has all rows for some entries of the gradient of y: too many, unless there is no other way."""
+    for rows, smoothing, expected in ((8192, 0.0, True), (8193, 0.0, False), (8193, 0.1, True)):
+        x, weight = torch.zeros(rows, 2), torch.zeros(3, 2)
+        target = torch.zeros(rows, dtype=torch.int64)
+        a = contrast.arguments(x, weight, target, epilogue=Epilogue.MARGIN_SOFTMAX, smoothing=smoothing)
+        assert triton_saved.fits_one_tile(a) == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,10 +1,11 @@
 """What `demo` and `reproduce` train: the demonstration, a subset of the papers' protocols, and frozen features.
 
-On real data, with short trainings, an hour on two slow cores: Omniglot by both protocols with the papers' Conv4, coarse
-to fine and magnet on digits and on Omniglot's alphabets; and apart from these the parity of backends, also on CIFAR-FS.
-Where 64 channels would take too long there are 32 (as in Finn et al., Model-agnostic meta-learning, 2017). What takes
-evenings is a study of its own: margins on CIFAR-FS with all 64, trained until they converge, since of others no claim
-is judged. On frozen features of photographs, Caltech-101 and German traffic signs, ten seeds each.
+On real data, with trainings so short that two slow cores take less than 45 minutes: Omniglot by both protocols with the
+papers' Conv4, coarse to fine and magnet on digits and on Omniglot's alphabets; and apart from these the parity of
+backends, also on CIFAR-FS. Where 64 channels would take too long there are 32 (as in Finn et al., Model-agnostic
+meta-learning, 2017). What takes evenings is a study of its own: margins on CIFAR-FS with all 64, trained until they
+converge, since of others no claim is judged. On frozen features of photographs, Caltech-101 and German traffic signs,
+ten seeds each.
 """
 
 from collections.abc import Sequence
@@ -92,8 +93,8 @@ def _settings(name: str, **changes: Any) -> TrainConfig:
 
 def reproduce_studies() -> list[Study]:
     """The studies, the longest trainings first."""
-    strokes = _settings("cosine-omniglot", epochs=6)
-    alphabets = _settings("easy-positive-omniglot-alphabets", backbone=NARROW, epochs=8)
+    strokes = _settings("cosine-omniglot", epochs=4)
+    alphabets = _settings("easy-positive-omniglot-alphabets", backbone=NARROW, epochs=5)
     digits = _settings("easy-positive-digits")
     judging = Judging()
     return [

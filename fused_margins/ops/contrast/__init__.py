@@ -66,8 +66,8 @@ dL/dmargin_i = scale_i p_i.
 
 Costs in multiplications of B x N x D: forward 1, with a gradient of x or scale 2; backward 1, and a second for those
 softmax weights that did not fit the memory budget (`fused_margins.set_memory_budget`): 3 to 4 together. On a GPU
-those of 16-bit inputs are never saved, since to write and to read them takes as long: 4, unless exponentials are
-kept. Where Triton has all columns in one tile (a loss of targets alone, at most 128 columns, not of float16) none are.
+those of 16-bit inputs are not saved, since to write and to read them takes as long: 4, unless exponentials are kept, or
+Triton has all columns in one tile (a loss of targets alone, at most 128 columns, not of float16), which saves cosines.
 
 Exponentials of bfloat16 cosines (`fused_margins.set_exponential_budget`; Triton): with a number of at most 70 as
 scale, no bias and scale + ln N < 80 the forward writes E_ij = exp(scale u_ij) in bfloat16, unshifted, 0 where the row

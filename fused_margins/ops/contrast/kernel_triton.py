@@ -48,15 +48,14 @@ def can_run(problem: Problem) -> str | None:
     a = problem.arguments
     if a.group_size != 1:
         return f"takes no groups of columns, got group_size {a.group_size}"
-    if a.smoothing and a.x.shape[0] and not triton_few.takes(a):
+    if a.smoothing and a.x.shape[0] and not saved_parts.fits_one_tile(a):
         return f"smooths labels of 1 to {BN} columns, not of float16 nor of no width, got smoothing {a.smoothing}"
     return None if a.epilogue in _EPILOGUES else f"has no epilogue {a.epilogue.name.lower()!r}"
 
 
 def plan(a: Contrast, needs: Sequence[bool]) -> int:
     """Blocks of columns of which a forward saves similarities or exponentials."""
-    without_exponentials = force_running_maximum or triton_few.takes(a)
-    return 0 if without_exponentials and a.x.dtype.itemsize == 2 else saved_parts.plan(a, needs)
+    return 0 if force_running_maximum and not saved_parts.saves_similarities(a) else saved_parts.plan(a, needs)
 
 
 def saved_size(a: Contrast, plan: int) -> int:
@@ -111,7 +110,7 @@ def forward(a: Contrast, plan: int) -> tuple[Tensor | None, Tensor | None, Tenso
         positive, negative_lse = (a.x.new_empty(rows, dtype=dtype) for _ in range(2))
         _reduce(a, plan, parts, positive, negative_lse)
         return positive, negative_lse, None, saved
-    if triton_few.takes(a):
+    if saved_parts.fits_one_tile(a):
         return None, None, triton_few.forward(a, *_checked_target(a), parts, plan > 0), saved
     _reduce(a, plan, parts, parts.positive, None)
     return None, None, triton_epilogue.losses(a, parts, parts.exponentials), saved
@@ -188,7 +187,7 @@ def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: int, needs: 
     needs = [need and isinstance(t, Tensor) for need, t in zip(needs, variables)]
     parts = saved_parts.parts(a, saved, plan)
     grad_positive, grad_negative_lse, grad_loss = grads
-    if triton_few.takes(a) and grad_loss is not None:
+    if saved_parts.fits_one_tile(a) and grad_loss is not None:
         of_few = needs[0], needs[1], needs[2], needs[4]
         grad_x, grad_y, of_scale, of_margin = triton_few.backward(grad_loss, a, parts, plan > 0, of_few)
         by_scale = None if of_scale is None else _of_factor(of_scale, a.scale)

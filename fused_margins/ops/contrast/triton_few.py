@@ -1,8 +1,10 @@
-"""`contrast` in Triton where all columns fit one tile, as the classes of few-shot data do: four launches both ways.
+"""`contrast` in Triton where all columns fit one tile, as the classes of few-shot data do: three launches both ways.
 
 A program has its rows whole: the forward makes their similarities and what becomes of them, factors included, and
-`triton_epilogue` sums the losses; the backward makes W (see `fused_margins.backends.triton.gradients`) and the gradient
-of x, and `columns_gradient` that of y. Labels are smoothed here, since the mean over all columns is at hand.
+`triton_epilogue` sums the losses. Of W (see `fused_margins.backends.triton.gradients`) nothing is written: a tile of
+it is a few instructions an entry from saved similarities, and each program of the backward makes what it multiplies,
+for some entries of the gradients, of a block of rows or of all columns. Labels are smoothed here, since the mean over
+all columns is at hand.
 """
 
 from collections.abc import Sequence
@@ -16,15 +18,7 @@ from torch import Tensor
 from ...backends.cpu import int64
 from ...backends.cpu import row_factor as row_factor_of
 from ...backends.triton import launch
-from ...backends.triton.constants import BN, COSINE, DOT, IGNORED, INVALID, MASKED, WHOLE
-from ...backends.triton.gradients import (
-    BD,
-    PRODUCT_TILES,
-    columns_gradient,
-    gradient_scale,
-    store_weights,
-    weight_factor,
-)
+from ...backends.triton.constants import COSINE, DOT, EUCLIDEAN, IGNORED, INVALID
 from ...backends.triton.launch import cdiv
 from ...backends.triton.tiles import (
     TILES,
@@ -32,7 +26,6 @@ from ...backends.triton.tiles import (
     block_offsets,
     dot,
     factors,
-    fit,
     half_similarities,
     inverse_lengths,
     row_factor,
@@ -41,21 +34,15 @@ from ...backends.triton.tiles import (
 )
 from ...core.enums import Similarity
 from . import triton_epilogue
-from .epilogues import Epilogue
 from .op import Contrast
 from .triton_epilogue import of_losses, of_negatives, reduced_similarity
 from .triton_kernels import LN2, LOG2E
-from .triton_saved import Saved, is_plain
+from .triton_saved import Saved
 
-most_columns = BN  # a test may ask for the path of more columns
 # W stays in registers while it is multiplied, in float32 by three products of its parts.
-FEW_TILES = TILES | {torch.float32: Tiles(32, 16, 8, 3)}
-
-
-def takes(a: Contrast) -> bool:
-    """Whether a call goes this way: a loss of targets alone. float16 would ask how large W is before it is made."""
-    of_loss = a.epilogue != Epilogue.NONE and is_plain(a) and a.group_size == 1 and a.x.dtype != torch.float16
-    return of_loss and min(a.x.shape) > 0 and 0 < a.y.shape[0] <= most_columns
+FEW_TILES = TILES | {torch.float32: Tiles(16, 16, 4, 3)}
+# Entries of gradients a program: few, since there are few rows and every program of a GPU may have some.
+FEW_BD = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 16}
 
 
 @triton.jit
@@ -105,23 +92,19 @@ def few_forward(
 
 
 @triton.jit
-def few_backward(
-    x, y, x_factor, y_factor, scale, margin, angle, smoothing, row_target, positive, negative_lse, similarities,
-    counted, grad_loss, one, weights, column_sums, grad_x, grad_scale, grad_margin,
-    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, margin_stride,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOADS: tl.constexpr,
-    SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr, EUCLIDEAN_SHIFT: tl.constexpr, REDUCTION: tl.constexpr,
-    ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+def _weights(
+    x, y, scale, margin, angle, smoothing, x_factor, row_target, positive, negative_lse, similarities, counted,
+    grad_loss, block, j, there, of_y, rows, columns, width, x_row, x_column, y_row, y_column, scale_stride,
+    margin_stride,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
+    NORMALIZE: tl.constexpr, REDUCTION: tl.constexpr, ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """W of a block of rows, and their gradient: W y minus a multiple of x, BD entries at a time.
-
-    Programs that share rows take such parts in turn and write the same W and sums. Where similarities are made again
-    there is one program, so that they are made once.
+    """Of a block of rows W (BM, BN), as it is multiplied; what it is of before its columns have their factors; the
+    similarities but for `row_factor`; the rows' factors, and what they contribute to the gradients of scale and margin.
     """
-    block = tl.program_id(0)
     at_rows, i = block_offsets(block, BM, rows)
-    at_columns, j = block_offsets(0, BN, columns)
-    inside, there = at_rows < rows, at_columns < columns
+    inside = at_rows < rows
     own, lse = tl.load(row_target + i), tl.load(negative_lse + i)
     s = tl.load(scale + i * scale_stride)
     reduced, derivative = reduced_similarity(tl.load(positive + i), margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
@@ -138,7 +121,6 @@ def few_backward(
         of_each = even / columns
         along_z = along_z - even + of_each
     of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
-    of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
     of_row = row_factor(of_x, SIMILARITY, NORMALIZE)
     if similarities is not None:
         t = tl.load(similarities + i[:, None] * BN + tl.arange(0, BN)[None, :])
@@ -148,45 +130,112 @@ def few_backward(
             BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip
     t = tl.where(there[None, :], t, 0.0)
-    chosen = own[:, None] == at_columns[None, :]
-    others = there[None, :] & ~chosen
+    chosen = own[:, None] == tl.arange(0, BN)[None, :]
     shift = tl.where(nothing, float("inf"), lse * LOG2E)  # exp of minus infinity: such a row has no weights
     q = tl.exp2(t * (s * LOG2E * of_row)[:, None] - shift[:, None])
-    of_z = tl.where(others, q * outer[:, None] - of_each[:, None], 0.0)  # of the other logits
-    if grad_scale is not None:
-        tl.store(grad_scale + at_rows, tl.sum(of_z * t, 1) * of_row - along_z * reduced, mask=inside)
-    if grad_margin is not None:
-        tl.store(grad_margin + at_rows, along_z * s, mask=inside)
+    of_z = tl.where(there[None, :] & ~chosen, q * outer[:, None] - of_each[:, None], 0.0)  # of the other logits
+    by_scale, by_margin = tl.sum(of_z * t, 1) * of_row - along_z * reduced, along_z * s
     w = tl.where(chosen, -(along_z * derivative)[:, None], of_z)
-    w = w * (s * weight_factor(of_x, one, SIMILARITY))[:, None]
-    rounded, sums = store_weights(
-        w, t, of_x, of_y, weights, column_sums, at_rows, rows, block, 0, BN,
-        BM, BN, MASKED, SIMILARITY, NORMALIZE, True, DTYPE,
-    )  # fmt: skip
-    if grad_x is not None:
-        multiple = sums
-        if SIMILARITY == COSINE:  # <x, W y> / |x|^2, of the weights as they are rounded
-            if NORMALIZE:
-                multiple = tl.sum(w * t, 1) * of_x
-            else:
-                length = tl.where(of_y > 0, 1 / tl.where(of_y > 0, of_y, 1.0), 0.0)
-                multiple = tl.sum(rounded.to(DTYPE) * t * length[None, :], 1) * of_x * of_x
-        # One step at a time: several take more shared memory than an AMD GPU has.
-        for first in tl.range(tl.program_id(1) * BD, width, tl.num_programs(1) * BD, num_stages=1):
-            at_d = first + tl.arange(0, BD)
-            d = at_d.to(tl.int64)
-            origin = tl.zeros((BD,), DTYPE)
-            if EUCLIDEAN_SHIFT:
-                origin = tl.load(y + d * y_column, mask=at_d < width, other=0.0)
-            b = tl.load(y + j[:, None] * y_row + d[None, :] * y_column, mask=(at_d < width)[None, :], other=0.0)
+    if SIMILARITY == EUCLIDEAN:
+        s *= 2
+    w = w * (s * of_x)[:, None]
+    if SIMILARITY == COSINE:
+        rounded = (w * of_y[None, :]).to(x.dtype.element_ty)
+    else:
+        rounded = w.to(x.dtype.element_ty)
+    return rounded, w, t, of_x, by_scale, by_margin
+
+
+@triton.jit
+def few_backward(
+    x, y, scale, margin, angle, smoothing, x_factor, y_factor, row_target, positive, negative_lse, similarities,
+    counted, grad_loss, grad_x, grad_y, grad_scale, grad_margin,
+    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, margin_stride,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOADS: tl.constexpr,
+    SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr, EUCLIDEAN_SHIFT: tl.constexpr, REDUCTION: tl.constexpr,
+    ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """BD entries of a gradient: the first programs' W^T x, of all columns, minus a multiple of y; the others', of a
+    block of rows, W y minus a multiple of x."""
+    slices = tl.cdiv(width, BD)
+    program = tl.program_id(0) - slices
+    at_columns, j = block_offsets(0, BN, columns)
+    there = at_columns < columns
+    of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
+    at_d = (tl.program_id(0) % slices) * BD + tl.arange(0, BD)
+    d, here = at_d.to(tl.int64), at_d < width
+    origin = tl.zeros((BD,), DTYPE)
+    if EUCLIDEAN_SHIFT:
+        origin = tl.load(y + d * y_column, mask=here, other=0.0)
+    y_tile = y + j[:, None] * y_row + d[None, :] * y_column
+    if program < 0:
+        if grad_y is not None:
+            of_columns = tl.zeros((BN, BD), DTYPE)
+            along_y = tl.zeros((BN,), DTYPE)
+            # One step at a time: several take more shared memory than an AMD GPU has.
+            for block in tl.range(tl.cdiv(rows, BM), num_stages=1):
+                rounded, w, t, of_x, _, _ = _weights(
+                    x, y, scale, margin, angle, smoothing, x_factor, row_target, positive, negative_lse, similarities,
+                    counted, grad_loss, block, j, there, of_y, rows, columns, width, x_row, x_column, y_row, y_column,
+                    scale_stride, margin_stride, BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, REDUCTION, ANGULAR,
+                    STRAIGHT, PRECISION, DTYPE,
+                )  # fmt: skip
+                if SIMILARITY == EUCLIDEAN:
+                    along_y += tl.sum(rounded.to(DTYPE), 0)
+                elif SIMILARITY == COSINE:  # sum of G u
+                    if NORMALIZE:
+                        t = t * tl.where(of_x > 0, 1 / tl.where(of_x > 0, of_x, 1.0), 0.0)[:, None]
+                    along_y += tl.sum(w * t, 0)
+                _, i = block_offsets(block, BM, rows)
+                a = tl.load(x + i[:, None] * x_row + d[None, :] * x_column, mask=here[None, :], other=0.0)
+                if EUCLIDEAN_SHIFT:
+                    a -= origin[None, :]
+                of_columns = dot(tl.trans(rounded), a, of_columns, PRECISION, DTYPE)
+            if SIMILARITY == COSINE:
+                along_y *= of_y * of_y
+            if SIMILARITY != DOT:
+                own = tl.load(y_tile, mask=here[None, :], other=0.0).to(DTYPE)
+                of_columns -= along_y[:, None] * (own - origin[None, :])
+            tl.store(
+                grad_y + j[:, None] * width + at_d[None, :],
+                of_columns.to(grad_y.dtype.element_ty),
+                mask=there[:, None] & here[None, :],
+            )
+    else:
+        block = program // slices
+        at_rows, i = block_offsets(block, BM, rows)
+        inside = at_rows < rows
+        rounded, w, t, of_x, by_scale, by_margin = _weights(
+            x, y, scale, margin, angle, smoothing, x_factor, row_target, positive, negative_lse, similarities,
+            counted, grad_loss, block, j, there, of_y, rows, columns, width, x_row, x_column, y_row, y_column,
+            scale_stride, margin_stride, BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, REDUCTION, ANGULAR, STRAIGHT,
+            PRECISION, DTYPE,
+        )  # fmt: skip
+        first = inside & (program % slices == 0)
+        if grad_scale is not None:
+            tl.store(grad_scale + at_rows, by_scale, mask=first)
+        if grad_margin is not None:
+            tl.store(grad_margin + at_rows, by_margin, mask=first)
+        if grad_x is not None:
+            b = tl.load(y_tile, mask=here[None, :], other=0.0)
             if EUCLIDEAN_SHIFT:
                 b -= origin[None, :]
-            acc = dot(rounded, b, tl.zeros((BM, BD), DTYPE), PRECISION, DTYPE)
+            of_rows = dot(rounded, b, tl.zeros((BM, BD), DTYPE), PRECISION, DTYPE)
             if SIMILARITY != DOT:
-                a = tl.load(x + i[:, None] * x_row + d[None, :] * x_column, mask=(at_d < width)[None, :], other=0.0)
-                acc -= multiple[:, None] * (a.to(DTYPE) - origin[None, :])
-            to = grad_x + i[:, None] * width + at_d[None, :]
-            tl.store(to, acc.to(grad_x.dtype.element_ty), mask=inside[:, None] & (at_d < width)[None, :])
+                if SIMILARITY == EUCLIDEAN:
+                    along_x = tl.sum(rounded.to(DTYPE), 1)
+                elif NORMALIZE:  # <x, W y> / |x|^2
+                    along_x = tl.sum(w * t, 1) * of_x
+                else:
+                    length = tl.where(of_y > 0, 1 / tl.where(of_y > 0, of_y, 1.0), 0.0)
+                    along_x = tl.sum(rounded.to(DTYPE) * t * length[None, :], 1) * of_x * of_x
+                a = tl.load(x + i[:, None] * x_row + d[None, :] * x_column, mask=here[None, :], other=0.0)
+                of_rows -= along_x[:, None] * (a.to(DTYPE) - origin[None, :])
+            tl.store(
+                grad_x + i[:, None] * width + at_d[None, :],
+                of_rows.to(grad_x.dtype.element_ty),
+                mask=inside[:, None] & here[None, :],
+            )
 
 
 def _options(a: Contrast) -> dict[str, Any]:
@@ -218,35 +267,19 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x and y, and of what each row has as scale and margin, those that are needed."""
     (rows, width), columns, dtype = a.x.shape, a.y.shape[0], parts.positive.dtype
-    of_x, of_y, of_scale, of_margin = needs
     scale, margin, angle = triton_epilogue.inputs(a, dtype)
     smoothing = row_factor_of(a.smoothing, dtype, a.x.device) if a.smoothing else None
-    options = _options(a)
-    blocks, depth = cdiv(rows, options["BM"]), BD[a.x.dtype]
+    options, depth = _options(a), FEW_BD[a.x.dtype]
     euclidean = a.similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN
     shifts = euclidean and a.x.dtype.itemsize >= 4
-    one = gradient_scale(a.x, lambda: scale)
-    weights = a.x.new_empty(rows, options["BN"])
-    column_sums = parts.positive.new_empty(blocks, options["BN"])
-    grad_x, grad_y = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (a.x, a.y))
-    rows_of_scale, rows_of_margin = (parts.positive.new_empty(rows) if need else None for need in (of_scale, of_margin))
-    sizes = rows, columns, width, *a.x.stride(), *a.y.stride()
+    of_matrices = [a.x.new_empty(t.shape) if need else None for t, need in zip((a.x, a.y), needs)]
+    of_rows = [parts.positive.new_empty(rows) if need else None for need in needs[2:]]
     with launch.on(a.x):
         launch.launch(
-            few_backward, (blocks, cdiv(width, depth) if of_x and is_saved else 1),
-            a.x, a.y, parts.x_factor, parts.y_factor, scale, margin, angle, smoothing, parts.target, parts.positive,
-            parts.negative_lse, parts.similarities if is_saved else None, parts.counted, grad_loss, one, weights,
-            column_sums, grad_x if of_x else None, rows_of_scale, rows_of_margin, *sizes, int(scale.dim() > 0),
-            int(margin.dim() > 0), BD=depth, EUCLIDEAN_SHIFT=shifts, REDUCTION=int(a.reduction), **options,
+            few_backward, ((cdiv(rows, options["BM"]) + 1) * cdiv(width, depth),),
+            a.x, a.y, scale, margin, angle, smoothing, parts.x_factor, parts.y_factor, parts.target, parts.positive,
+            parts.negative_lse, parts.similarities if is_saved else None, parts.counted, grad_loss, *of_matrices,
+            *of_rows, rows, columns, width, *a.x.stride(), *a.y.stride(), int(scale.dim() > 0), int(margin.dim() > 0),
+            BD=depth, EUCLIDEAN_SHIFT=shifts, REDUCTION=int(a.reduction), **options,
         )  # fmt: skip
-        if of_y:
-            tiles = fit(PRODUCT_TILES[a.x.dtype], rows)
-            whole = rows % tiles.BK == 0 and width % depth == 0
-            launch.launch(
-                columns_gradient, (cdiv(width, depth), 1),
-                weights, a.x, a.y, parts.y_factor, column_sums, one, grad_y, *sizes, 0, options["BN"], blocks,
-                BN=options["BN"], BD=depth, BK=tiles.BK, LOADS=(WHOLE if whole else MASKED).value,
-                SIMILARITY=options["SIMILARITY"], EUCLIDEAN_SHIFT=shifts, PRECISION=options["PRECISION"],
-                DTYPE=options["DTYPE"], num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-            )  # fmt: skip
-    return grad_x if of_x else None, grad_y if of_y else None, rows_of_scale, rows_of_margin
+    return *of_matrices, *of_rows

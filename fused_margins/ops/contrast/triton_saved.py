@@ -1,8 +1,9 @@
 """What a forward of `contrast` in Triton saves for its backward: parts of one buffer, and how many blocks of columns.
 
-Of float32 and float64 the similarities, within the memory budget. Of bfloat16 cosines, where that is asked for, their
-exponentials, within the budget for those (see ``triton_exponentials.py``); to write similarities of 16 bits and to read
-them again takes about as long as the matrix unit takes to make them.
+Of float32 and float64 the similarities, within the memory budget, and of losses whose columns fit one tile, which every
+program of the backward would make again. Of other bfloat16 cosines, where that is asked for, their exponentials, within
+the budget for those (see ``triton_exponentials.py``); to write similarities of 16 bits and to read them again takes
+about as long as the matrix unit takes to make them.
 """
 
 import math
@@ -24,6 +25,8 @@ from .op import Contrast
 # exp(logit) stays below e^80 = 2^115.5 in a row's sum, and a positive's below 2^127: psi' is at most 2^11.5 in float32.
 _LARGEST_LOG_SUM = 80.0
 _LARGEST_SCALE = 70.0  # sums of exponentials from e^-s to e^s have room in one product: see triton_exponentials.py
+most_columns = BN  # of ``triton_few.py``; a test may ask for the path of more columns
+_MOST_ROWS = 8192  # there, whose programs for the gradient of y have all rows each; smoothing has no other path
 
 
 class Saved(NamedTuple):
@@ -47,6 +50,19 @@ def is_plain(a: Contrast) -> bool:
     return a.relation == Relation.DIFFERENT and all(t is None for t in others)
 
 
+def fits_one_tile(a: Contrast) -> bool:
+    """Whether a call goes by ``triton_few.py``: a loss of targets alone. float16 would ask how large W is before it is
+    made."""
+    of_loss = a.epilogue != Epilogue.NONE and is_plain(a) and a.group_size == 1 and a.x.dtype != torch.float16
+    few = of_loss and 0 < a.y.shape[0] <= most_columns and min(a.x.shape) > 0
+    return few and (a.smoothing > 0 or a.x.shape[0] <= _MOST_ROWS)
+
+
+def saves_similarities(a: Contrast) -> bool:
+    """Whether what is saved is similarities, if anything is; else exponentials."""
+    return a.x.dtype.itemsize > 2 or fits_one_tile(a)
+
+
 def keeps_exponentials(a: Contrast, needs: Sequence[bool]) -> bool:
     """Whether exponentials of a call can be kept, none of which overflows whatever the rows are.
 
@@ -67,20 +83,22 @@ def plan(a: Contrast, needs: Sequence[bool]) -> int:
     if not any(needs[:4]):  # the gradient of a margin needs none
         return 0
     (rows, width), itemsize = a.x.shape, a.x.dtype.itemsize
-    if itemsize == 2:
-        most, block_bytes = budget.exponential_budget(a.x.device), (rows + width) * BN * itemsize
-        if not most or not keeps_exponentials(a, needs):  # without a budget no graph depends on the sizes
-            return 0
-    else:
+    if saves_similarities(a):
         most, block_bytes = budget.memory_budget(), rows * BN * accumulation_dtype(a.x.dtype).itemsize
+    else:
+        most, block_bytes = budget.exponential_budget(a.x.device), (rows + width) * BN * itemsize
+        if not most or not keeps_exponentials(a, needs):
+            return 0
     return min(cdiv(a.y.shape[0], BN), most // max(1, block_bytes))
 
 
 def _sizes(a: Contrast, blocks: int) -> tuple[int, ...]:
     """Of the parts, in numbers of the accumulation dtype."""
-    (rows, width), narrow = a.x.shape, a.x.dtype.itemsize == 2
+    rows, width = a.x.shape
     of_rows, of_columns = (cdiv(t.shape[0], 4) * 4 for t in (a.x, a.y))
-    of_blocks = (0, rows * BN * blocks // 2, width * BN * blocks // 2) if narrow else (rows * BN * blocks, 0, 0)
+    of_blocks = (0, rows * BN * blocks // 2, width * BN * blocks // 2)
+    if saves_similarities(a):
+        of_blocks = rows * BN * blocks, 0, 0
     of_epilogue = (0, 0) if a.epilogue == Epilogue.NONE else (of_rows, 4)
     return *of_blocks, of_rows, of_rows, of_rows, of_columns, of_rows, *of_epilogue
 
@@ -111,7 +129,7 @@ def describe(a: Contrast, blocks: int) -> str:
     """What the budgets make of a call."""
     (columns, width), num_bytes = a.y.shape, size(a, blocks) * accumulation_dtype(a.x.dtype).itemsize
     share = min(1.0, blocks * BN / columns) if columns else 1.0
-    if not blocks or a.x.dtype.itemsize > 2:
+    if not blocks or saves_similarities(a):
         return budget.describe(num_bytes, share)
     rows = a.x.shape[0]
     for_a_while = columns_at_once(width, blocks * BN) * width * 4 + rows * width * 6  # float32 of both, c a
