@@ -31,6 +31,7 @@ def test_no_call_launches_more_than_it_did() -> None:
         "with smoothing, 256 x 512 x 64": (3, 1),
         "easy positives, 2048 x 128": (3, 0),
         "hardest negatives, 2048 x 128": (3, 0),
+        "easy positives, 256 x 128": (1, 0),
     }
 
 

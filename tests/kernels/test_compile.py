@@ -180,12 +180,18 @@ def nearest(
     relation: Relation = Relation.DIFFERENT,
     width: int = WIDTH,
     itself: bool = True,
+    rows: int = ROWS,
     **options: Any,
 ) -> None:
-    x, of_rows = torch.zeros(ROWS, width, dtype=dtype), labels(ROWS)
+    x, of_rows = torch.zeros(rows, width, dtype=dtype), labels(rows)
     own = of_rows if itself else None
     options |= {"self_index": own, "similarity": similarity, "relation": relation, "k": k}
     registry.kernel("nearest", "triton").forward(Nearest(x, x, of_rows, of_rows, **options), None)
+
+
+def nearest_of_few(dtype: torch.dtype, similarity: Similarity) -> None:
+    """In one launch; least similar, so that distances go this way, too."""
+    nearest(dtype, similarity, rows=512, largest=similarity != EUCLIDEAN)
 
 
 def semihard(dtype: torch.dtype, similarity: Similarity) -> None:
@@ -214,7 +220,15 @@ LARGEST = [
     *((op, dtype, s) for op in (contrast, scores, nearest) for dtype in COMMON for s in (COSINE, EUCLIDEAN)),
     *(
         (op, dtype, COSINE)
-        for op in (contrast_in_chunks, margin_softmax, few_margin_softmax, labelled_contrast, semihard, sample)
+        for op in (
+            contrast_in_chunks,
+            margin_softmax,
+            few_margin_softmax,
+            labelled_contrast,
+            nearest_of_few,
+            semihard,
+            sample,
+        )
         for dtype in COMMON
     ),
     *((assignment, dtype, EUCLIDEAN) for dtype in COMMON),
@@ -229,7 +243,7 @@ SMALLER = [
     *((op, torch.float64, s) for op in (scores, nearest) for s in (COSINE, EUCLIDEAN)),
     (contrast, torch.float64, EUCLIDEAN),
     *((margin_softmax, dtype, DOT) for dtype in COMMON),
-    *((few_margin_softmax, dtype, EUCLIDEAN) for dtype in COMMON),
+    *((op, dtype, EUCLIDEAN) for op in (few_margin_softmax, nearest_of_few) for dtype in COMMON),
     (few_margin_softmax, torch.float64, COSINE),
     *((op, dtype, COSINE) for op in (info_nce, any_contrast, least_similar) for dtype in COMMON),
     *((op, dtype, EUCLIDEAN) for op in (semihard, least_similar, distances) for dtype in COMMON),

@@ -18,6 +18,7 @@ from fused_margins.functional import margin_softmax, margin_softmax_loss
 from fused_margins.ops import cases
 from fused_margins.ops.contrast import contrast, kernel_triton, triton_saved
 from fused_margins.ops.contrast.epilogues import Epilogue
+from fused_margins.ops.nearest import kernel_triton as nearest_in_triton
 from tests.ops.suite.problems import make, refusal
 
 pytestmark = pytest.mark.interpreted
@@ -99,6 +100,26 @@ def test_losses_agree_as_if_their_columns_were_many(case, dtype, most_columns):
     most_columns(0)
     options = {"exact": case.exact, "gradients": True, "device": launch.device}
     assert not cases.disagreements(OPS["contrast"], make(case), "triton", dtype, **options), case.reason
+
+
+def takes_one_launch(case: cases.Case) -> bool:
+    """Whether a search is for one column, and not by distances, which are ranked first."""
+    inputs = make(case)
+    ranked = inputs.get("similarity") == "negative_squared_euclidean" and inputs.get("largest", True)
+    return inputs.get("k", 1) == 1 and ("below" in inputs or not ranked)
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        pytest.param(case, DTYPES[n % 2], id=f"{case.name}-{str(DTYPES[n % 2]).removeprefix('torch.')}")
+        for n, case in enumerate(filter(takes_one_launch, OPS["nearest"].CASES))
+    ],
+)
+def test_neighbours_agree_as_if_the_batch_were_large(case, dtype, monkeypatch):
+    monkeypatch.setattr(nearest_in_triton, "most_alone", 0)
+    options = {"exact": case.exact, "gradients": False, "device": launch.device}
+    assert not cases.disagreements(OPS["nearest"], make(case), "triton", dtype, **options), case.reason
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

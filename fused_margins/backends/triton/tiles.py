@@ -208,6 +208,17 @@ def inverse_lengths(a, i, width, row, column, BLOCK: tl.constexpr, BK: tl.conste
 
 
 @triton.jit
+def factors_of(
+    a, i, width, row, column, BLOCK: tl.constexpr, BK: tl.constexpr, SIMILARITY: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """`factors` of the vectors themselves, where nobody has stored them."""
+    if SIMILARITY == COSINE:
+        return inverse_lengths(a, i, width, row, column, BLOCK, BK, DTYPE)
+    else:
+        return tl.full((BLOCK,), 1.0, DTYPE)
+
+
+@triton.jit
 def softplus(x):
     """log(1 + e^x) and its derivative, to the last digits of either, however small."""
     t = tl.exp(-tl.abs(x))

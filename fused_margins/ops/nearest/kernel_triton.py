@@ -1,7 +1,8 @@
 """`nearest` in Triton: each row's best columns stay in registers while tiles of similarities pass by.
 
 The columns are split among programs (`search`), each keeps its K best in order; `merge` picks the best of all shares,
-of equals the lowest column, and computes the chosen pairs once more, exactly. One nearest column by Euclidean distance
+of equals the lowest column, and computes the chosen pairs once more, exactly. Where a batch is small a program has all
+columns, and one launch does it all. One nearest column by Euclidean distance
 is found on the matrix units: `rank` orders columns by <x, y> - |y|^2 / 2, and where a row's best two are nearer to
 each other than the roundings of products of that length can move them, `compare` compares the distances themselves:
 of all rows where one column is very long or not a number.
@@ -26,6 +27,7 @@ from .op import Nearest
 
 MOST_COLUMNS = 128  # of a row, that the registers hold
 SHALLOW_DEPTH = 128  # up to which `rank` keeps rows in shared memory while all columns pass by
+most_alone = 512  # rows and columns of one launch, which takes them through fewer programs; a test may ask for others
 COMPARE_ROWS = 64  # that a program of `compare` looks through
 
 
@@ -54,7 +56,9 @@ def forward(a: Nearest, plan: Any) -> tuple[Tensor, Tensor]:
     row_labels, column_labels, own = (int64(t) for t in (a.row_labels, a.column_labels, self_index))
     below = vector(a.below)
     ranked = euclidean and k == 1 and a.largest and below is None and x.dtype != torch.float64 and width > 0
-    options = tile_options(TILES, x, y, Similarity.DOT if ranked else similarity, TMA_TILES if k == 1 else None)
+    alone = k == 1 and not ranked and max(rows, columns) <= most_alone
+    with_tma = TMA_TILES if k == 1 and not alone else None
+    options = tile_options(TILES, x, y, Similarity.DOT if ranked else similarity, with_tma)
     options["SIMILARITY"] = int(similarity)
     slots = 1 << (k - 1).bit_length()
     if slots > 1:  # the bests take registers, too
@@ -62,6 +66,15 @@ def forward(a: Nearest, plan: Any) -> tuple[Tensor, Tensor]:
     if ranked:
         options = _rank_options(x, options, masked=a.relation != Relation.ANY or own is not None)
     row_blocks, column_tiles = cdiv(rows, options["BM"]), cdiv(columns, options["BN"])
+    search = (rows, columns, width, *x.stride(), *y.stride())
+    if alone:
+        with launch.on(x):
+            launch.launch(
+                kernels.search, (row_blocks, 1),
+                x, y, None, None, row_labels, column_labels, own, below, None, None, best, index, *search, column_tiles,
+                RELATION=int(a.relation), K=1, LARGEST=a.largest, **options,
+            )  # fmt: skip
+        return best, index
     each = cdiv(column_tiles * row_blocks, launch.num_persistent_programs(device))
     shares = cdiv(column_tiles, each)
     values = torch.empty(shares, rows, slots, dtype=dtype, device=device)
@@ -74,7 +87,6 @@ def forward(a: Nearest, plan: Any) -> tuple[Tensor, Tensor]:
     with launch.on(x):
         if cosine:
             store_factors(x, y, of_x, of_y)
-        search = (rows, columns, width, *x.stride(), *y.stride())
         if ranked:
             half_squares, open_half_squares = (torch.empty(columns, dtype=dtype, device=device) for _ in range(2))
             seconds = torch.empty_like(values)
@@ -93,7 +105,7 @@ def forward(a: Nearest, plan: Any) -> tuple[Tensor, Tensor]:
         else:
             launch.launch(
                 kernels.search, (row_blocks, shares),
-                *sides(x, y, options), of_x, of_y, row_labels, column_labels, own, below, values, found,
+                *sides(x, y, options), of_x, of_y, row_labels, column_labels, own, below, values, found, None, None,
                 *search, each, RELATION=int(a.relation), K=slots, LARGEST=a.largest, **options,
             )  # fmt: skip
         launch.launch(

@@ -8,6 +8,7 @@ from ...backends.triton.tiles import (
     block_offsets,
     dot,
     factors,
+    factors_of,
     half_similarities,
     index_status,
     load,
@@ -20,7 +21,7 @@ from ...backends.triton.tiles import (
 
 @triton.jit
 def search(
-    x, y, x_factor, y_factor, row_labels, column_labels, self_index, below, values, indices,
+    x, y, x_factor, y_factor, row_labels, column_labels, self_index, below, values, indices, similarity, index,
     rows, columns, width, x_row, x_column, y_row, y_column, tiles_each,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, K: tl.constexpr, LARGEST: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
@@ -28,11 +29,15 @@ def search(
 ):  # fmt: skip
     """The K best columns of each row among this program's tiles, -inf where there are fewer: (share, rows, K).
 
-    LARGEST: the most similar columns, else those with the largest -u.
+    LARGEST: the most similar columns, else those with the largest -u. With `similarity` and `index` for K = 1 the
+    program has all tiles, makes the factors, and writes there what `merge` would.
     """
     block, share = tl.program_id(0), tl.program_id(1)
     at_rows, i = block_offsets(block, BM, rows)
-    of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
+    if similarity is not None:
+        of_x = factors_of(x, i, width, x_row, x_column, BM, BK, SIMILARITY, DTYPE)
+    else:
+        of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
     label = tl.load(row_labels + i)
     slots = tl.arange(0, K)
     best = tl.full((BM, K), float("-inf"), DTYPE)
@@ -41,7 +46,10 @@ def search(
     first = share * tiles_each
     for tile in range(first, tl.minimum(first + tiles_each, tl.cdiv(columns, BN))):
         at_columns, j = block_offsets(tile, BN, columns)
-        of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
+        if similarity is not None:
+            of_y = factors_of(y, j, width, y_row, y_column, BN, BK, SIMILARITY, DTYPE)
+        else:
+            of_y = factors(y_factor, j, BN, SIMILARITY, DTYPE)
         u = similarities(
             x, y, block, tile, i, j, of_x, of_y, width, x_row, x_column, y_row, y_column,
             BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, PRECISION, DTYPE,
@@ -83,10 +91,42 @@ def search(
                 value, place = tl.max(u, 1, return_indices=True, return_indices_tie_break_left=True)
     if K == 1:
         best = worst[:, None]
-    to = (share * rows + i[:, None]) * K + slots[None, :]
     inside = (at_rows < rows)[:, None]
-    tl.store(values + to, best, mask=inside)
-    tl.store(indices + to, best_index, mask=inside)
+    if similarity is not None:
+        chosen = tl.max(best_index, 1)  # the only one
+        j = tl.maximum(chosen, 0).to(tl.int64)
+        of_pair = factors_of(y, j, width, y_row, y_column, BM, BK, SIMILARITY, DTYPE)
+        exact = of_chosen(
+            x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_pair, chosen >= 0,
+            is_invalid(self_index, at_rows, i, columns), BM, BK, SIMILARITY, NORMALIZE, DTYPE,
+        )  # fmt: skip
+        tl.store(similarity + i, exact, mask=at_rows < rows)
+        tl.store(index + i, chosen.to(tl.int64), mask=at_rows < rows)
+    else:
+        to = (share * rows + i[:, None]) * K + slots[None, :]
+        tl.store(values + to, best, mask=inside)
+        tl.store(indices + to, best_index, mask=inside)
+
+
+@triton.jit
+def is_invalid(self_index, at, i, columns):
+    """(BLOCK,): rows whose own column is out of range."""
+    if self_index is not None:
+        return index_status(tl.load(self_index + i), columns, IGNORED) == INVALID
+    else:
+        return at < 0
+
+
+@triton.jit
+def of_chosen(
+    x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y, found, invalid,
+    BLOCK: tl.constexpr, BK: tl.constexpr, SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The similarity of each row with its column, exactly; -inf where none was found, NaN of an invalid row."""
+    u = pair_similarities(
+        x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y, BLOCK, BK, DTYPE, SIMILARITY, NORMALIZE
+    )
+    return tl.where(invalid, float("nan"), tl.where(found, u, float("-inf")))
 
 
 @triton.jit
@@ -224,9 +264,7 @@ def merge(
     """
     at, i = block_offsets(tl.program_id(0), BLOCK, rows)
     of_x = factors(x_factor, i, BLOCK, SIMILARITY, DTYPE)
-    invalid = at < 0
-    if self_index is not None:
-        invalid = index_status(tl.load(self_index + i), columns, IGNORED) == INVALID
+    invalid = is_invalid(self_index, at, i, columns)
     last_value = tl.full((BLOCK,), float("inf"), DTYPE)
     last_index = tl.full((BLOCK,), -1, tl.int32)
     for slot in range(k):
@@ -247,10 +285,10 @@ def merge(
         found = chosen_index >= 0
         j = tl.maximum(chosen_index, 0).to(tl.int64)
         of_y = factors(y_factor, j, BLOCK, SIMILARITY, DTYPE)
-        u = pair_similarities(
-            x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y, BLOCK, BK, DTYPE, SIMILARITY, NORMALIZE
-        )
-        u = tl.where(invalid, float("nan"), tl.where(found, u, float("-inf")))
+        u = of_chosen(
+            x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_y, found, invalid,
+            BLOCK, BK, SIMILARITY, NORMALIZE, DTYPE,
+        )  # fmt: skip
         if seconds is not None:  # of one neighbour
             runner_up = tl.full((BLOCK,), float("-inf"), DTYPE)
             for share in range(shares):
