@@ -31,7 +31,7 @@ from . import triton_kernels as kernels
 from . import triton_saved as saved_parts
 from .epilogues import Epilogue
 from .op import Contrast
-from .triton_saved import Saved
+from .triton_saved import Plan, Saved
 
 # Where a kernel holds little beside the similarities.
 LARGE_TILES = TILES | {torch.bfloat16: Tiles(128, 64, 8, 3), torch.float16: Tiles(128, 64, 8, 3)}
@@ -53,19 +53,21 @@ def can_run(problem: Problem) -> str | None:
     return None if a.epilogue in _EPILOGUES else f"has no epilogue {a.epilogue.name.lower()!r}"
 
 
-def plan(a: Contrast, needs: Sequence[bool]) -> int:
-    """Blocks of columns of which a forward saves similarities or exponentials."""
-    return 0 if force_running_maximum and not saved_parts.saves_similarities(a) else saved_parts.plan(a, needs)
+def plan(a: Contrast, needs: Sequence[bool]) -> Plan:
+    """What a forward saves."""
+    if force_running_maximum and not saved_parts.saves_similarities(a):
+        return saved_parts.plan_of(a, 0)
+    return saved_parts.plan(a, needs)
 
 
-def saved_size(a: Contrast, plan: int) -> int:
+def saved_size(a: Contrast, plan: Plan) -> int:
     """Values of the buffer that a forward hands to its backward."""
-    return saved_parts.size(a, plan)
+    return sum(plan.sizes)
 
 
-def recover_plan(a: Contrast, needs: Sequence[bool], size: int) -> int:
+def recover_plan(a: Contrast, needs: Sequence[bool], size: int) -> Plan:
     """The plan by which a forward saved so many values."""
-    return saved_parts.blocks_of(a, size)
+    return saved_parts.plan_of(a, saved_parts.blocks_of(a, size))
 
 
 def describe(problem: Problem) -> str:
@@ -101,18 +103,18 @@ def _inputs(a: Contrast, target: Tensor, table: dict[torch.dtype, Tiles], with_t
     return _Inputs((rows, columns, width), (*a.x.stride(), *a.y.stride()), *factors, *labels, options)
 
 
-def forward(a: Contrast, plan: int) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
+def forward(a: Contrast, plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
     """positive and negative_lse (B,), or the loss; and what the backward needs; the accumulation dtype throughout."""
     rows, dtype = a.x.shape[0], accumulation_dtype(a.x.dtype)
     saved = a.x.new_empty(saved_size(a, plan), dtype=dtype)
     parts = saved_parts.parts(a, saved, plan)
     if a.epilogue == Epilogue.NONE:
         positive, negative_lse = (a.x.new_empty(rows, dtype=dtype) for _ in range(2))
-        _reduce(a, plan, parts, positive, negative_lse)
+        _reduce(a, plan.blocks, parts, positive, negative_lse)
         return positive, negative_lse, None, saved
-    if saved_parts.fits_one_tile(a):
-        return None, None, triton_few.forward(a, *_checked_target(a), parts, plan > 0), saved
-    _reduce(a, plan, parts, parts.positive, None)
+    if plan.one_tile:
+        return None, None, triton_few.forward(a, *_checked_target(a), parts, plan.blocks > 0), saved
+    _reduce(a, plan.blocks, parts, parts.positive, None)
     return None, None, triton_epilogue.losses(a, parts, parts.exponentials), saved
 
 
@@ -181,19 +183,19 @@ def _reduce(a: Contrast, saved_blocks: int, parts: Saved, positive: Tensor, nega
         )  # fmt: skip
 
 
-def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: int, needs: Sequence[bool]) -> list[Tensor | None]:
+def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: Plan, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, y, scale, bias and margin, of those that are needed."""
     variables = (a.x, a.y, a.scale, a.bias, a.margin)
     needs = [need and isinstance(t, Tensor) for need, t in zip(needs, variables)]
     parts = saved_parts.parts(a, saved, plan)
     grad_positive, grad_negative_lse, grad_loss = grads
-    if saved_parts.fits_one_tile(a) and grad_loss is not None:
+    if plan.one_tile and grad_loss is not None:
         of_few = needs[0], needs[1], needs[2], needs[4]
-        grad_x, grad_y, of_scale, of_margin = triton_few.backward(grad_loss, a, parts, plan > 0, of_few)
+        grad_x, grad_y, of_scale, of_margin = triton_few.backward(grad_loss, a, parts, plan.blocks > 0, of_few)
         by_scale = None if of_scale is None else _of_factor(of_scale, a.scale)
         return [grad_x, grad_y, by_scale, None, None if of_margin is None else _of_factor(of_margin, a.margin)]
     kept = parts.exponentials is not None
-    whole = kept and plan * BN >= a.y.shape[0]
+    whole = kept and plan.blocks * BN >= a.y.shape[0]
     of_scale = of_margin = None
     if grad_loss is not None and (needs[4] or not whole):
         grad_positive, grad_negative_lse, of_scale, of_margin = triton_epilogue.derivatives(grad_loss, a, parts)
@@ -201,7 +203,7 @@ def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: int, needs: 
     if not whole:
         assert grad_positive is not None
         assert grad_negative_lse is not None
-        blocks = (0, plan) if kept else (plan, 0)
+        blocks = (0, plan.blocks) if kept else (plan.blocks, 0)
         gradients = _gradients(a, *blocks, parts, (grad_positive, grad_negative_lse), needs[:4])
     if kept:
         gradients[:2] = triton_exponentials.add_gradients(gradients[:2], grads, a, parts, needs[:2])

@@ -44,6 +44,14 @@ class Saved(NamedTuple):
     counted: Tensor  # the number of rows that count in a mean
 
 
+class Plan(NamedTuple):
+    """What a forward saves, found out once for calls of the same sizes and options."""
+
+    blocks: int  # of columns, of which there are similarities or exponentials
+    one_tile: bool  # whether the call goes by ``triton_few.py``
+    sizes: tuple[int, ...]  # of the parts, in numbers of the accumulation dtype
+
+
 def is_plain(a: Contrast) -> bool:
     """Whether a row admits every column but its target, and the kernels hold little beside the similarities."""
     others = (a.bias, a.row_labels, a.column_labels, a.self_index)
@@ -78,10 +86,17 @@ def keeps_exponentials(a: Contrast, needs: Sequence[bool]) -> bool:
     return a.scale + math.log(a.y.shape[0]) < _LARGEST_LOG_SUM
 
 
-def plan(a: Contrast, needs: Sequence[bool]) -> int:
-    """Blocks of columns of which a forward saves, as many as the budget allows."""
-    if not any(needs[:4]):  # the gradient of a margin needs none
-        return 0
+def plan(a: Contrast, needs: Sequence[bool]) -> Plan:
+    """Of as many blocks of columns as the budget allows."""
+    return plan_of(a, _most_blocks(a, needs) if any(needs[:4]) else 0)  # the gradient of a margin needs none
+
+
+def plan_of(a: Contrast, blocks: int) -> Plan:
+    """Of so many blocks of columns."""
+    return Plan(blocks, fits_one_tile(a), _sizes(a, blocks))
+
+
+def _most_blocks(a: Contrast, needs: Sequence[bool]) -> int:
     (rows, width), itemsize = a.x.shape, a.x.dtype.itemsize
     if saves_similarities(a):
         most, block_bytes = budget.memory_budget(), rows * BN * accumulation_dtype(a.x.dtype).itemsize
@@ -93,7 +108,6 @@ def plan(a: Contrast, needs: Sequence[bool]) -> int:
 
 
 def _sizes(a: Contrast, blocks: int) -> tuple[int, ...]:
-    """Of the parts, in numbers of the accumulation dtype."""
     rows, width = a.x.shape
     of_rows, of_columns = (cdiv(t.shape[0], 4) * 4 for t in (a.x, a.y))
     of_blocks = (0, rows * BN * blocks // 2, width * BN * blocks // 2)
@@ -103,19 +117,14 @@ def _sizes(a: Contrast, blocks: int) -> tuple[int, ...]:
     return *of_blocks, of_rows, of_rows, of_rows, of_columns, of_rows, *of_epilogue
 
 
-def size(a: Contrast, blocks: int) -> int:
-    """Numbers of the buffer."""
-    return sum(_sizes(a, blocks))
-
-
 def blocks_of(a: Contrast, size_of_buffer: int) -> int:
     """The blocks by which a buffer has its size; another number where there are none."""
-    of_none = size(a, 0)
-    return min(cdiv(a.y.shape[0], BN), max(0, size_of_buffer - of_none) // max(1, size(a, 1) - of_none))
+    of_none = sum(_sizes(a, 0))
+    return min(cdiv(a.y.shape[0], BN), max(0, size_of_buffer - of_none) // max(1, sum(_sizes(a, 1)) - of_none))
 
 
-def parts(a: Contrast, saved: Tensor, blocks: int) -> Saved:
-    similarities, exponentials, units, *others = saved.split(_sizes(a, blocks))
+def parts(a: Contrast, saved: Tensor, plan: Plan) -> Saved:
+    similarities, exponentials, units, *others = torch.split_with_sizes(saved, plan.sizes)
     found = Saved(similarities, None, None, *others)
     own = None if a.self_index is None else found.self_index.view(torch.int32)  # type: ignore[union-attr]
     found = found._replace(target=found.target.view(torch.int32), self_index=own)
@@ -125,9 +134,10 @@ def parts(a: Contrast, saved: Tensor, blocks: int) -> Saved:
     return found._replace(exponentials=kept[0].view(a.x.shape[0], -1), units=kept[1].view(-1, a.x.shape[1]))
 
 
-def describe(a: Contrast, blocks: int) -> str:
+def describe(a: Contrast, plan: Plan) -> str:
     """What the budgets make of a call."""
-    (columns, width), num_bytes = a.y.shape, size(a, blocks) * accumulation_dtype(a.x.dtype).itemsize
+    blocks, (columns, width) = plan.blocks, a.y.shape
+    num_bytes = sum(plan.sizes) * accumulation_dtype(a.x.dtype).itemsize
     share = min(1.0, blocks * BN / columns) if columns else 1.0
     if not blocks or saves_similarities(a):
         return budget.describe(num_bytes, share)
