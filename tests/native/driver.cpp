@@ -144,12 +144,16 @@ void contrast(const Problem& p) {
   const auto [rows, columns, width] = p.s;
   for (Similarity similarity : similarities)
     for (Relation relation : relations)
-      for (int variant = 0; variant < 4; ++variant) {
-        const Epilogue epilogue = epilogues[(variant + int(relation)) % 3];
-        const bool labelled = variant & 1, with_bias = variant & 2, has_loss = epilogue != Epilogue::none;
+      for (int variant = 0; variant < 6; ++variant) {
+        // The last two smooth labels, which only cosines of targets alone do.
+        const double smoothing = variant == 4 ? 0.1 : variant == 5 ? 1.0 : 0.0;
+        if (smoothing > 0 && (similarity != Similarity::cosine || relation != Relation::different)) continue;
+        const Epilogue epilogue = smoothing > 0 ? Epilogue::margin_softmax : epilogues[(variant + int(relation)) % 3];
+        const bool labelled = variant & 1 && smoothing == 0, with_bias = variant & 2;
+        const bool has_loss = epilogue != Epilogue::none;
         const Reduction reduction = reductions[variant % 3];
         // Columns that stand alone, and groups that are not among the divisors of a block or a tile.
-        const int64_t group_size = variant < 2 ? 1 : columns % 5 == 0 ? 5 : columns % 3 == 0 ? 3 : 1;
+        const int64_t group_size = variant < 2 || smoothing > 0 ? 1 : columns % 5 == 0 ? 5 : columns % 3 == 0 ? 3 : 1;
         const Psi psis[] = {{1, 0, 0, 0, 1, 0, 0, false},  // none; below 0; beyond pi
                             {0.8, -0.6, 1, 0.8, 1, 0, 0.2, false},
                             {0.8, 0.6, -1, 0.8, -0.8, 0.6, -2, true}};
@@ -170,10 +174,11 @@ void contrast(const Problem& p) {
                           group_size,
                           epilogue,
                           psis[variant % 3],
+                          smoothing,
                           reduction,
                           false,
                           true,
-                          blocks_of(columns, group_size, variant)};
+                          blocks_of(columns, group_size, variant % 4)};
         const int64_t losses = !has_loss ? 0 : reduction == Reduction::none ? rows : 1, vector = has_loss ? 0 : rows;
         const Block positive = p.out(vector), lse = p.out(vector), loss = p.out(losses),
                     saved = p.out(contrast_saved_size(rows, columns, width, group_size, true, in.saved_blocks));
@@ -312,6 +317,7 @@ int fault(const std::string& kind) {
                        1,
                        Epilogue::none,
                        {},
+                       0,
                        Reduction::none,
                        false,
                        false,
