@@ -53,7 +53,8 @@ def parse(arguments: Sequence[str]) -> Command:
     of_commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in SUBCOMMANDS.items():
         text = (command.__doc__ or "").replace("%", "%%")
-        usage, about = f"{parser.prog} {name} [OPTIONS]", filled(text)
+        # argparse formats what stands in a list of commands, and of the rest nothing.
+        usage, about = f"{parser.prog} {name} [OPTIONS]", filled(command.__doc__ or "")
         options = of_commands.add_parser(name, help=text.partition("\n")[0], description=about, usage=usage)
         add_options(options, command, everything)
     of_commands.add_parser("plan", help=OF_PLAN)  # with options of its own, see `main`

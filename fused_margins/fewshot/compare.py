@@ -35,6 +35,7 @@ class StoredRun:
     figures: dict[str, float]
     costs: dict[str, float]
     history: list[dict[str, Any]]
+    stopped_early: str | None  # why a training has not converged; "" of one that has, None where nothing asked
 
 
 def read_run(folder: Path) -> StoredRun:
@@ -60,13 +61,14 @@ def read_run(folder: Path) -> StoredRun:
         figures = {name: float(value) for name, value in report["figures"].items() if value is not None}
         costs = {name: float(report[name]) for name in COSTS if report.get(name) is not None}
         judging = flat_settings(report.get("judging", {}), "judging.")
+        early = report["stopped_early"] or "" if "stopped_early" in report else None
     except FileNotFoundError:
         raise UserError(f"{folder}: no report.json; write it with: fused-margins evaluate {folder}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: not a report of a run ({type(error).__name__}: {error})") from None
     settings = flat_settings(config.model_dump(mode="json")) | judging
     seed = settings.pop("seed")
-    return StoredRun(folder, settings, seed, figures, costs, history)
+    return StoredRun(folder, settings, seed, figures, costs, history, early)
 
 
 def read_runs(places: Sequence[Path]) -> tuple[list[StoredRun], list[str]]:
@@ -140,6 +142,10 @@ class Comparison(Grouped):
             if not all(map(math.isnan, means)):
                 title = name.removesuffix("_mib").replace("_", " ")
                 rows.append([title, *(NO_VALUE if math.isnan(mean) else text(mean) for mean in means)])
+        asked = {name: [run for run in group if run.stopped_early is not None] for name, group in self.runs.items()}
+        if any(asked.values()):
+            texts = (f"{sum(not run.stopped_early for run in group)} of {len(group)}" for group in asked.values())
+            rows.append(["converged", *texts])
         title = "Figures: percent, ratios, counts; ± 95% over seeds (Student's t), of one run over episodes or queries"
         return Table(title, ["figure", *self.groups], rows)
 

@@ -5,10 +5,12 @@ While it runs, the rows that are done stand beside the file to be, in `.NAME.row
 
 import hashlib
 import importlib
+import itertools
 import json
 import math
 import re
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -282,31 +284,52 @@ def _rows(
         rows_path.parent.mkdir(parents=True, exist_ok=True)
         rows_path.write_bytes(b"")
         write_json(note_path, note)
-    count = len(sources.files)
     # Whole batches: the last bits of a row depend on those beside it.
-    done = rows_path.stat().st_size // (4 * width * batch_size) * batch_size
-    for _ in range(done):
+    batches = [sources.files[start : start + batch_size] for start in range(0, len(sources.files), batch_size)]
+    made = _read_batches(rows_path, [(len(batch), width) for batch in batches])
+    for (tree, name), row in zip(sources.files, itertools.chain(*made)):
+        if not row.isfinite().all():
+            say(f"left out: {tree.where(name)}, as before")
         advance()
     with open(rows_path, "rb+") as file, reader() as read:
-        file.truncate(4 * width * done)
+        file.truncate(sum(batch.nbytes + CHECKSUM_BYTES for batch in made))
         file.seek(0, 2)
-        for start in range(done, count, batch_size):
-            pixels = [
-                _decoded(read, tree, name, image_size) for tree, name in sources.files[start : start + batch_size]
-            ]
+        for files in batches[len(made) :]:
+            pixels = [_decoded(read, tree, name, image_size) for tree, name in files]
             good = torch.tensor([p is not None for p in pixels])
             batch = torch.full((len(pixels), width), math.nan)
             if good.any():
                 images = torch.from_numpy(np.stack([p for p in pixels if p is not None]))
                 batch[good] = extractor(images.float() / 255)
             if not batch[good].isfinite().all():
-                tree, name = sources.files[start + int((good & ~batch.isfinite().all(1)).nonzero()[0])]
+                tree, name = files[int((good & ~batch.isfinite().all(1)).nonzero()[0])]
                 raise UserError(f"model: {extractor.name} makes features of {tree.where(name)} that are not finite")
-            file.write(batch.numpy().tobytes())
+            data = batch.numpy().tobytes()
+            file.write(data + _checksum(data))
             file.flush()
+            made.append(batch)
             for _ in pixels:
                 advance()
-    return torch.from_numpy(np.fromfile(rows_path, dtype=np.float32).reshape(count, width))
+    return torch.cat(made)
+
+
+CHECKSUM_BYTES = 4  # behind each batch: what lies in the file after a crash need not be what was written
+
+
+def _checksum(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(CHECKSUM_BYTES, "little")
+
+
+def _read_batches(path: Path, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """The first batches of float32 numbers, as many as are whole."""
+    made: list[Tensor] = []
+    with open(path, "rb") as file:
+        for shape in shapes:
+            data = file.read(4 * math.prod(shape))
+            if len(data) < 4 * math.prod(shape) or file.read(CHECKSUM_BYTES) != _checksum(data):
+                break
+            made.append(torch.from_numpy(np.frombuffer(data, np.float32).reshape(shape).copy()))
+    return made
 
 
 def _decoded(read: Callable[[Tree, str], bytes], tree: Tree, name: str, size: int) -> np.ndarray | None:

@@ -34,10 +34,7 @@ def check_judging(task: Task, judging: Judging, dataset: str) -> None:
         _refuse(judging, ("neighbours", "knc_clusters"), f"{dataset} has no held-out images (held_out keeps some)")
     for images in (task.validation, task.novel):
         if images is not None:
-            sizes = torch.bincount(images.labels)
-            smallest, name = int(sizes.min()), images.class_names[int(sizes.argmin())]
-            if max(judging.shots) >= smallest:
-                raise UserError(f"shots: expected fewer than the {smallest} images of {name}, got {max(judging.shots)}")
+            check_shots(images, judging, dataset)
     channels = task.training.shape[0]
     if judging.official_runs:
         if channels != 1:
@@ -48,6 +45,17 @@ def check_judging(task: Task, judging: Judging, dataset: str) -> None:
                 "omniglot-background"
             )
         one_shot_runs(task.training.shape[1])  # or they are not there, which it says
+
+
+def check_shots(images: ImageSet, judging: Judging, dataset: str) -> None:
+    """Raise a `UserError` where a class is too small for episodes."""
+    sizes = images.labels.bincount(minlength=len(images.class_names))
+    smallest, name, shots = int(sizes.min()), images.class_names[int(sizes.argmin())], max(judging.shots)
+    if shots >= smallest:
+        raise UserError(
+            f"shots: expected fewer than the {smallest} images of class {name} of {dataset}, got {shots}; classes with "
+            "fewer can be left out (fused-margins embed --without NAME does)"
+        )
 
 
 def _refuse(judging: Judging, names: Sequence[str], reason: str) -> None:

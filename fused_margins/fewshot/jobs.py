@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -128,6 +129,15 @@ class _Pool:
 def _prepare_worker() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Of a parent that was killed nobody else tells the workers, which would train on unseen, their folders locked."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # as the parent would have: save, and end
 
 
 def _in_worker(function: Callable[[Item], Result], item: Item) -> Result:

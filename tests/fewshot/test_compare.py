@@ -36,6 +36,14 @@ def test_seeds_make_groups_and_differences_are_paired(folders):
     assert differences.rows[0] == ["nmi", "+15.0 ± 63.5"]  # 0.1 and 0.2
 
 
+def test_how_many_trainings_converged_is_said_where_it_was_asked(tmp_path):
+    reasons = {"a": {"stopped_early": None}, "b": {"stopped_early": "rose by 0.7 points"}, "c": {}}
+    runs = [
+        read_run(_store(tmp_path / name, 0.0, seed, 0.5, **more)) for seed, (name, more) in enumerate(reasons.items())
+    ]
+    assert Comparison(runs).figures_table().rows[-1] == ["converged", "1 of 2"]
+
+
 @pytest.mark.parametrize("suffix", [".html", ".md", ".json"])
 def test_a_comparison_is_written(folders, tmp_path, suffix):
     path = tmp_path / f"both{suffix}"

@@ -38,7 +38,7 @@ def test_what_asks_for_held_out_images_wants_some(images, asked):
 def test_shots_must_leave_an_image_of_every_class_to_ask_for(images):
     task = make_task({"train": images, "test": _novel(images, [10, 4, 10, 10, 10, 10])})
     check_judging(task, Judging(shots=(1, 3)), "digits")
-    with pytest.raises(UserError, match="shots: expected fewer than the 4 images of h, got 4"):
+    with pytest.raises(UserError, match="shots: expected fewer than the 4 images of class h of digits, got 4"):
         check_judging(task, Judging(shots=(1, 4)), "digits")
 
 

@@ -85,6 +85,9 @@ BAD = [
     ({"features": torch.ones(8, 3, dtype=torch.int64)}, "features: expected floating point"),
     ({"features": torch.randn(8, 0)}, r"features: expected floating point \(N, D\), got torch.float32 \(8, 0\)"),
     ({"features": torch.full((8, 3), torch.nan)}, "features: expected finite numbers, row 0 has others"),
+    ({"features": torch.full((8, 3), 1e30)}, "features: expected a length that float32 can square, row 0 is longer"),
+    ({"features": torch.full((8, 3), 1e200, dtype=torch.float64)}, "features: expected a length that float32 can"),
+    ({"features": torch.zeros(8, 3)}, "features: expected rows that differ, all of them are equal"),
     ({"split": torch.arange(8)}, "split: expected train, val, test or 0, 1, 2, got 3"),
     ({"group": torch.randn(8)}, "group: expected integers"),
     ({"coarse": torch.arange(8) // 4}, "coarse: expected one coarse class for each class, 0 has several"),
@@ -124,13 +127,24 @@ def test_a_file_that_is_cut_or_of_another_kind_is_named(file, tmp_path):
             read_features(tmp_path / "damaged.npz")
     with pytest.raises(UserError, match=r"none.npz: No such file"):
         read_features(tmp_path / "none.npz")
+    np.save(tmp_path / "alone.npy", np.ones((2, 2)))
+    with pytest.raises(UserError, match=r"alone.labels.npy: No such file"):
+        read_features(tmp_path / "alone.npy")
+    write_features(tmp_path / "training.safetensors", _features(split=torch.zeros(108, dtype=torch.int64)), {})
+    with pytest.raises(UserError, match=r"training.safetensors: split: there is nothing in test"):
+        load(f"features:{tmp_path / 'training.safetensors'}")
 
 
 def test_class_names_that_are_not_those_of_the_labels_are_refused(tmp_path):
     path = tmp_path / "names.safetensors"
-    save_file(GOOD, path, {"class_names": json.dumps(["a", "b"])})
-    with pytest.raises(UserError, match=r"names.safetensors: labels: expected numbers of the file's class names"):
-        read_features(path)
+    for names, reason in (
+        (json.dumps(["a", "b"]), "labels: expected numbers of the file's class names"),
+        (json.dumps(["a", "b", "c", "a"]), "labels: expected class names that differ"),
+        ("[" * 100_000, "not a readable file of features"),
+    ):
+        save_file(GOOD, path, {"class_names": names})
+        with pytest.raises(UserError, match=f"names.safetensors: {reason}"):
+            read_features(path)
 
 
 def test_a_linear_map_is_trained_on_features(file, tmp_path):

@@ -3,8 +3,11 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -107,6 +110,25 @@ def test_after_an_interrupt_no_job_begins_and_those_that_run_are_saved(number, t
     with pytest.raises(KeyboardInterrupt):
         run_all(train, [tmp_path / str(i) for i in range(12)], "training", workers=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.begun", "0.saved", "1.begun", "1.saved"]
+
+
+def test_workers_of_a_parent_that_is_killed_save_and_end(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from tests.fewshot.test_jobs import run_all, train; "
+        "run_all(train, [Path(sys.argv[1]) / name for name in 'ab'], 'training', workers=2)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+    wait_for(lambda: len(list(tmp_path.glob("*.begun"))) == 2)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: len(list(tmp_path.glob("*.saved"))) == 2)
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def train_while_another_is_idle(place):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from ..config import Side
 from ..errors import UserError
@@ -112,7 +112,7 @@ class Embed(Command):
     """Width and height in pixels to which the whole image is resized."""
     mean: tuple[float, float, float] | None = None
     """Mean of red, green and blue, 0 to 1, that the network wants (if not given, its own, or that of ImageNet)."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Their deviation."""
     without: tuple[str, ...] = ()
     """Classes to leave out."""
@@ -128,16 +128,20 @@ class Embed(Command):
 
         extractor = load_extractor(self.model, self.mean, self.std)
         sources = find_images(self.images, self.without, self.group)
-        with progress(f"embedding {self.images}", len(sources.files), "images") as advance:
-            features = embed(
-                sources,
-                extractor,
-                self.output,
-                image_size=self.image_size,
-                batch_size=self.batch_size,
-                by_image=self.split == "image",
-                advance=advance,
-            )
+        try:
+            with progress(f"embedding {self.images}", len(sources.files), "images") as advance:
+                features = embed(
+                    sources,
+                    extractor,
+                    self.output,
+                    image_size=self.image_size,
+                    batch_size=self.batch_size,
+                    by_image=self.split == "image",
+                    advance=advance,
+                )
+        except KeyboardInterrupt:
+            say(f"stopped; the same command goes on with {self.output}")
+            raise
         count, width = features.features.shape
         say(f"features: {self.output}, {count} x {width} of {len(features.class_names)} classes")
         return 0

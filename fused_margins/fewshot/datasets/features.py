@@ -63,7 +63,11 @@ class Features:
 
 def load(path: Path) -> dict[str, ImageSet]:
     """Features in a file, `.safetensors`, `.npz` or `.npy` (and `.labels.npy`): split as it says, or by class."""
-    return splits_of(read_features(path))
+    features = read_features(path)
+    try:
+        return splits_of(features)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def splits_of(features: Features) -> dict[str, ImageSet]:
@@ -184,7 +188,7 @@ def read_features(path: Path) -> Features:
         arrays, notes = readers[path.suffix](path)
         return _checked(arrays, notes)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
+        raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (
@@ -196,6 +200,7 @@ def read_features(path: Path) -> Features:
         ValueError,
         TypeError,
         EOFError,
+        RecursionError,  # JSON within JSON
     ) as error:
         raise UserError(f"{path}: not a readable file of features ({error})") from None
 
@@ -227,10 +232,18 @@ def _checked(arrays: Mapping[str, Any], notes: Mapping[str, str]) -> Features:
     features = torch.as_tensor(arrays["features"])
     if features.ndim != 2 or not features.is_floating_point() or 0 in features.shape:
         raise UserError(f"features: expected floating point (N, D), got {features.dtype} {tuple(features.shape)}")
+    alike = True
     for start in range(0, len(features), 4096):
-        bad = (~features[start : start + 4096].isfinite().all(1)).nonzero()[:, 0]
+        rows = features[start : start + 4096]
+        bad = (~rows.isfinite().all(1)).nonzero()[:, 0]
         if len(bad):
             raise UserError(f"features: expected finite numbers, row {start + int(bad[0])} has others")
+        bad = (~rows.float().square().sum(1).isfinite()).nonzero()[:, 0]
+        if len(bad):
+            raise UserError(f"features: expected a length that float32 can square, row {start + int(bad[0])} is longer")
+        alike = alike and bool((rows == features[0]).all())
+    if alike:
+        raise UserError("features: expected rows that differ, all of them are equal")
     count = len(features)
     labels, names = _classes("labels", arrays["labels"], count, notes.get("class_names"))
     sizes = labels.bincount(minlength=len(names))
@@ -268,6 +281,8 @@ def _classes(name: str, values: Any, count: int, names: str | None) -> tuple[Ten
         titles = json.loads(names)
         if not isinstance(titles, list) or not (0 <= int(array.min()) <= int(array.max()) < len(titles)):
             raise UserError(f"{name}: expected numbers of the file's class names, got {array.min()} to {array.max()}")
+        if len(set(titles)) < len(titles):
+            raise UserError(f"{name}: expected class names that differ, the file has one twice")
         return torch.from_numpy(array.astype(np.int64)), tuple(printable(str(title)) for title in titles)
     found, number = np.unique(array, return_inverse=True)
     return torch.from_numpy(number.astype(np.int64)), tuple(str(value) for value in found)

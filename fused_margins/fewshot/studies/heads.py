@@ -20,6 +20,7 @@ from ..episodes import (
     simple_shot_accuracy,
 )
 from ..errors import UserError
+from ..evaluation import check_shots
 from ..process import set_threads
 from ..reports import Table
 from ..runs import plain, read_json, write_json
@@ -56,6 +57,7 @@ class FrozenHeads(Job):
     def check(self, folder: Path, task: Task) -> None:
         if task.novel is None:
             raise UserError(f"dataset: {self.config.dataset} has no novel classes")
+        check_shots(task.novel, self.judging, self.config.dataset)
 
     def carry_out(self, folder: Path) -> None:
         set_threads(self.config.threads)
