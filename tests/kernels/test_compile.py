@@ -112,7 +112,8 @@ def margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
 def few_margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
     """All classes in one tile, few of them and as many as there may be; smoothed, and not."""
     kernel, angle = registry.kernel("contrast", "triton"), 0.5 if similarity == COSINE else 0.0
-    for columns, smoothing in ((64, 0.0), (BN, 0.1 if similarity == COSINE else 0.0)):
+    most = BN // 2 if dtype == torch.float64 else BN
+    for columns, smoothing in ((most // 2, 0.0), (most, 0.1 if similarity == COSINE else 0.0)):
         x, y = torch.zeros(ROWS, WIDTH, dtype=dtype), torch.zeros(columns, WIDTH, dtype=dtype)
         options = {"epilogue": Epilogue.MARGIN_SOFTMAX, "angle_rad": angle, "smoothing": smoothing}
         a = Contrast(x, y, labels(ROWS), scale=torch.tensor(30.0), similarity=similarity, **options)

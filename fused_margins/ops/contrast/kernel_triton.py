@@ -49,7 +49,8 @@ def can_run(problem: Problem) -> str | None:
     if a.group_size != 1:
         return f"takes no groups of columns, got group_size {a.group_size}"
     if a.smoothing and a.x.shape[0] and not saved_parts.fits_one_tile(a):
-        return f"smooths labels of 1 to {BN} columns, not of float16 nor of no width, got smoothing {a.smoothing}"
+        most = f"{BN} columns ({BN // 2} in float64)"
+        return f"smooths labels of 1 to {most}, not of float16 nor of no width, got smoothing {a.smoothing}"
     return None if a.epilogue in _EPILOGUES else f"has no epilogue {a.epilogue.name.lower()!r}"
 
 

@@ -182,17 +182,19 @@ def few_backward(
                 )  # fmt: skip
                 if SIMILARITY == EUCLIDEAN:
                     along_y += tl.sum(rounded.to(DTYPE), 0)
-                elif SIMILARITY == COSINE:  # sum of G u
+                elif SIMILARITY == COSINE:  # <y, W^T x> / |y|, of the weights as they are rounded
                     if NORMALIZE:
                         t = t * tl.where(of_x > 0, 1 / tl.where(of_x > 0, of_x, 1.0), 0.0)[:, None]
-                    along_y += tl.sum(w * t, 0)
+                        along_y += tl.sum(w * t, 0) * of_y
+                    else:
+                        along_y += tl.sum(rounded.to(DTYPE) * t, 0)
                 _, i = block_offsets(block, BM, rows)
                 a = tl.load(x + i[:, None] * x_row + d[None, :] * x_column, mask=here[None, :], other=0.0)
                 if EUCLIDEAN_SHIFT:
                     a -= origin[None, :]
                 of_columns = dot(tl.trans(rounded), a, of_columns, PRECISION, DTYPE)
             if SIMILARITY == COSINE:
-                along_y *= of_y * of_y
+                along_y *= of_y
             if SIMILARITY != DOT:
                 own = tl.load(y_tile, mask=here[None, :], other=0.0).to(DTYPE)
                 of_columns -= along_y[:, None] * (own - origin[None, :])

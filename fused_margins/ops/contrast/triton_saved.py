@@ -62,7 +62,8 @@ def fits_one_tile(a: Contrast) -> bool:
     """Whether a call goes by ``triton_few.py``: a loss of targets alone. float16 would ask how large W is before it is
     made."""
     of_loss = a.epilogue != Epilogue.NONE and is_plain(a) and a.group_size == 1 and a.x.dtype != torch.float16
-    few = of_loss and 0 < a.y.shape[0] <= most_columns and min(a.x.shape) > 0
+    most = most_columns // 2 if a.x.dtype == torch.float64 else most_columns  # whose tiles would leave the registers
+    few = of_loss and 0 < a.y.shape[0] <= most and min(a.x.shape) > 0
     return few and (a.smoothing > 0 or a.x.shape[0] <= _MOST_ROWS)
 
 
