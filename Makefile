@@ -19,15 +19,15 @@ test-kernels: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/kernels $(TEST_ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --dist worksteal --require-backends=triton -W ignore::RuntimeWarning -m interpreted -k "triton or test_interpreted or test_exponentials" tests/kernels tests/ops $(TEST_ARGS)
 
-# Omniglot where FUSED_MARGINS_DATA says, or in ./data, and digits; `--dry-run` says how long it takes: an hour on two slow
-# cores. Called again, it goes on where it stopped.
+# Omniglot where FUSED_MARGINS_DATA says, or in ./data, and digits; `--dry-run` says how long it takes: 45 minutes at
+# most on two slow cores. Called again, it goes on where it stopped.
 reproduce: $(VENV)/installed-bench
 	$(BIN)/fused-margins reproduce --output runs/reproduce
 	$(call keep,runs/reproduce,fewshot)
 	$(BIN)/python -m benchmarks.tables
 
-# CIFAR-FS: margins with Conv4 of 64 channels until they converge. An epoch takes 12 to 28 s of one core: twelve trainings
-# of 100 epochs are 4 to 9 hours. Every margin has its first seed before one has its second; `fused-margins compare
+# CIFAR-FS: margins with Conv4 of 64 channels until they converge. An epoch takes 12 to 32 s of one core: twelve trainings
+# of 100 epochs are 4 to 11 hours. Every margin has its first seed before one has its second; `fused-margins compare
 # runs/long` shows what is finished. Called again, it goes on where it stopped. What docs/benchmarks/long holds counts as
 # finished where it is copied to runs/long before.
 reproduce-long: $(VENV)/installed-bench
