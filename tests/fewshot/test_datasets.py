@@ -216,7 +216,7 @@ def test_validation_has_the_classes_of_training_and_test_or_its_own(images, test
     ("fraction", "test_names", "message"),
     [
         (1.0, "uvwxyz", r"held_out: expected a number in \[0, 1\), got 1.0"),
-        (0.96, "uvwxyz", "held_out: 0.96 leaves nothing of a class with 10 images"),
+        (0.96, "uvwxyz", "held_out: 0.96 leaves nothing of class a, which has 10 images"),
         (0.1, "abcdef", "held_out: the test split is held out already, expected 0, got 0.1"),
         (0.0, "abcxyz", r"dataset: training and test must have the same classes or none in common; they share 3 of 6"),
     ],

@@ -260,7 +260,7 @@ def _hold_out(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
     count = max(1, round(fraction * smallest))
     if count >= smallest:
         name = images.class_names[int(images.labels.bincount(minlength=len(images.class_names)).argmin())]
-        raise UserError(f"held_out: {fraction} leaves nothing of class {name}, which has {smallest} of the images")
+        raise UserError(f"held_out: {fraction} leaves nothing of class {name}, which has {smallest} images")
     members = [(images.labels == c).nonzero()[:, 0] for c in range(len(images.class_names))]
     last = torch.cat([m[-count:] for m in members]).sort().values
     rest = torch.ones(len(images), dtype=torch.bool)
