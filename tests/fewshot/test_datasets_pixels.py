@@ -181,6 +181,7 @@ def held_mib(data: bytes) -> None:
     mallopt(M_MMAP_MAX, 1 << 16)  # a training in this process may have set it to 0
     mallopt(M_MMAP_THRESHOLD, 1 << 17)
     gc.disable()  # a collection writes to what the parent's pages hold, which then are this process's
+    PHOTO(data, 84)  # before: a forked process reads the pages of its libraries anew, which count where they are read
     memory = PeakMemory(torch.device("cpu"))
     PHOTO(data, 84)
     print(memory.mib())
