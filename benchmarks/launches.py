@@ -22,7 +22,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-import fused_margins
 from fused_margins.backends import budget
 from fused_margins.backends.triton import launch
 from fused_margins.functional import margin_softmax_loss, mine_negatives, mine_positives
@@ -149,7 +148,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
-    fused_margins.set_memory_budget(0)
     print("| call, bfloat16 | launches of Triton | of torch | host us | of an empty Function |")
     print("|---|---:|---:|---:|---:|")
     with without_driver() as nothing:

@@ -144,8 +144,8 @@ class Comparison(Grouped):
                 rows.append([title, *(NO_VALUE if math.isnan(mean) else text(mean) for mean in means)])
         asked = {name: [run for run in group if run.stopped_early is not None] for name, group in self.runs.items()}
         if any(asked.values()):
-            texts = (f"{sum(not run.stopped_early for run in group)} of {len(group)}" for group in asked.values())
-            rows.append(["converged", *texts])
+            counts = ((sum(not run.stopped_early for run in group), len(group)) for group in asked.values())
+            rows.append(["converged", *(f"{converged} of {all_}" if all_ else NO_VALUE for converged, all_ in counts)])
         title = "Figures: percent, ratios, counts; ± 95% over seeds (Student's t), of one run over episodes or queries"
         return Table(title, ["figure", *self.groups], rows)
 

@@ -53,8 +53,8 @@ def check_shots(images: ImageSet, judging: Judging, dataset: str) -> None:
     smallest, name, shots = int(sizes.min()), images.class_names[int(sizes.argmin())], max(judging.shots)
     if shots >= smallest:
         raise UserError(
-            f"shots: expected fewer than the {smallest} images of class {name} of {dataset}, got {shots}; classes with "
-            "fewer can be left out (fused-margins embed --without NAME does)"
+            f"shots: expected fewer than the {smallest} images of class {name} of {dataset}, got {shots}; leave out "
+            "those with fewer (of features by fused-margins embed --without NAME)"
         )
 
 

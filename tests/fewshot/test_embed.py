@@ -125,7 +125,7 @@ def test_an_interrupted_call_goes_on(folder, tmp_path):
     rows = tmp_path / ".cut.safetensors.rows"
     assert rows.stat().st_size == 2 * (4 * 3 * 5 + CHECKSUM_BYTES)
     with rows.open("ab") as file:
-        file.write(bytes(4 * 3 * 5 + CHECKSUM_BYTES - 1))  # as long as the last batch, which it is not
+        file.write(bytes(4 * 3 * 2 + CHECKSUM_BYTES))  # as long as the last batch, which it is not
     calls = _Stops(100)
     embed(find_images(folder), Extractor("means", calls, (0.0,) * 3, (1.0,) * 3), cut, **options)
     assert calls.calls == 98  # the pattern, and the last batch alone

@@ -5,8 +5,10 @@ further cases with the same matrices, of other labels and options, come in one o
 weights come once more without room for any.
 """
 
+import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +55,13 @@ CASES = [
 ]
 
 
+def in_dtypes_in_turn(chosen: Iterable[cases.Case]) -> list[Any]:
+    return [
+        pytest.param(case, dtype, id=f"{case.name}-{str(dtype).removeprefix('torch.')}")
+        for case, dtype in zip(chosen, itertools.cycle(DTYPES))
+    ]
+
+
 def refused(op: str, case: cases.Case, dtype: torch.dtype) -> bool:
     """Whether the backend says that it does not take a case; then a call says the same."""
     reason = refusal(op, make(case, dtype, launch.device), "triton")
@@ -91,10 +100,7 @@ def takes_one_tile(case: cases.Case) -> bool:
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    [
-        pytest.param(case, DTYPES[n % 2], id=f"{case.name}-{str(DTYPES[n % 2]).removeprefix('torch.')}")
-        for n, case in enumerate(filter(takes_one_tile, OPS["contrast"].CASES))
-    ],
+    in_dtypes_in_turn(filter(takes_one_tile, OPS["contrast"].CASES)),
 )
 def test_losses_agree_as_if_their_columns_were_many(case, dtype, most_columns):
     most_columns(0)
@@ -111,10 +117,7 @@ def takes_one_launch(case: cases.Case) -> bool:
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    [
-        pytest.param(case, DTYPES[n % 2], id=f"{case.name}-{str(DTYPES[n % 2]).removeprefix('torch.')}")
-        for n, case in enumerate(filter(takes_one_launch, OPS["nearest"].CASES))
-    ],
+    in_dtypes_in_turn(filter(takes_one_launch, OPS["nearest"].CASES)),
 )
 def test_neighbours_agree_as_if_the_batch_were_large(case, dtype, monkeypatch):
     monkeypatch.setattr(nearest_in_triton, "most_alone", 0)

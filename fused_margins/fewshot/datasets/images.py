@@ -256,10 +256,10 @@ def make_task(splits: dict[str, ImageSet], classes: Sequence[int] | None = None,
 
 def _hold_out(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
     """What remains, and the last images of each class."""
-    smallest = int(images.labels.bincount(minlength=len(images.class_names)).min())
+    sizes = images.labels.bincount(minlength=len(images.class_names))
+    smallest, name = int(sizes.min()), images.class_names[int(sizes.argmin())]
     count = max(1, round(fraction * smallest))
     if count >= smallest:
-        name = images.class_names[int(images.labels.bincount(minlength=len(images.class_names)).argmin())]
         raise UserError(f"held_out: {fraction} leaves nothing of class {name}, which has {smallest} images")
     members = [(images.labels == c).nonzero()[:, 0] for c in range(len(images.class_names))]
     last = torch.cat([m[-count:] for m in members]).sort().values

@@ -3,8 +3,8 @@
 A program has its rows whole: the forward makes their similarities and what becomes of them, factors included, and
 `triton_epilogue` sums the losses. Of W (see `fused_margins.backends.triton.gradients`) nothing is written: a tile of
 it is a few instructions an entry from saved similarities, and each program of the backward makes what it multiplies,
-for some entries of the gradients, of a block of rows or of all columns. Labels are smoothed here, since the mean over
-all columns is at hand.
+for some entries of the gradients, of a block of rows or of all columns. Similarities that no budget lets be saved each
+makes again. Labels are smoothed here, since the mean over all columns is at hand.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ from ...backends.triton.tiles import (
     block_offsets,
     dot,
     factors,
+    factors_of,
     half_similarities,
-    inverse_lengths,
     row_factor,
     target_status,
     tile_options,
@@ -59,10 +59,9 @@ def few_forward(
     at_columns, j = block_offsets(0, BN, columns)
     inside, there = at_rows < rows, at_columns < columns
     own = target_status(tl.load(target + i), columns, ignore_index)
-    of_x, of_y = tl.full((BM,), 1.0, DTYPE), tl.full((BN,), 1.0, DTYPE)
+    of_x = factors_of(x, i, width, x_row, x_column, BM, BK, SIMILARITY, DTYPE)
+    of_y = factors_of(y, j, width, y_row, y_column, BN, BK, SIMILARITY, DTYPE)
     if SIMILARITY == COSINE:
-        of_x = inverse_lengths(x, i, width, x_row, x_column, BM, BK, DTYPE)
-        of_y = inverse_lengths(y, j, width, y_row, y_column, BN, BK, DTYPE)
         tl.store(x_factor + at_rows, of_x, mask=inside)
         tl.store(y_factor + at_columns, of_y, mask=there & (block == 0))
     t = half_similarities(

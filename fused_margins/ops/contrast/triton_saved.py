@@ -26,7 +26,8 @@ from .op import Contrast
 _LARGEST_LOG_SUM = 80.0
 _LARGEST_SCALE = 70.0  # sums of exponentials from e^-s to e^s have room in one product: see triton_exponentials.py
 most_columns = BN  # of ``triton_few.py``; a test may ask for the path of more columns
-_MOST_ROWS = 8192  # there, whose programs for the gradient of y have all rows each; smoothing has no other path
+# There, whose programs for the gradient of y have all rows each. Chosen without a GPU; smoothing has no other path.
+_MOST_ROWS = 8192
 
 
 class Saved(NamedTuple):

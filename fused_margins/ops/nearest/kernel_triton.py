@@ -2,10 +2,10 @@
 
 The columns are split among programs (`search`), each keeps its K best in order; `merge` picks the best of all shares,
 of equals the lowest column, and computes the chosen pairs once more, exactly. Where a batch is small a program has all
-columns, and one launch does it all. One nearest column by Euclidean distance
-is found on the matrix units: `rank` orders columns by <x, y> - |y|^2 / 2, and where a row's best two are nearer to
-each other than the roundings of products of that length can move them, `compare` compares the distances themselves:
-of all rows where one column is very long or not a number.
+columns, and `search` does it all. One nearest column by Euclidean distance is found on the matrix units: `rank` orders
+columns by <x, y> - |y|^2 / 2, and where a row's best two are nearer to each other than the roundings of products of
+that length can move them, `compare` compares the distances themselves: of all rows where one column is very long or not
+a number.
 """
 
 from typing import Any
@@ -27,7 +27,9 @@ from .op import Nearest
 
 MOST_COLUMNS = 128  # of a row, that the registers hold
 SHALLOW_DEPTH = 128  # up to which `rank` keeps rows in shared memory while all columns pass by
-most_alone = 512  # rows and columns of one launch, which takes them through fewer programs; a test may ask for others
+# Rows and columns of one launch, which takes them through fewer programs: four tiles each, and two launches less.
+# Chosen without a GPU; a test may ask for another number.
+most_alone = 512
 COMPARE_ROWS = 64  # that a program of `compare` looks through
 
 

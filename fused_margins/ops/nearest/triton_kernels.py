@@ -91,7 +91,7 @@ def search(
                 value, place = tl.max(u, 1, return_indices=True, return_indices_tie_break_left=True)
     if K == 1:
         best = worst[:, None]
-    inside = (at_rows < rows)[:, None]
+    inside = at_rows < rows
     if similarity is not None:
         chosen = tl.max(best_index, 1)  # the only one
         j = tl.maximum(chosen, 0).to(tl.int64)
@@ -100,12 +100,12 @@ def search(
             x, y, i, j, width, x_row, x_column, y_row, y_column, of_x, of_pair, chosen >= 0,
             is_invalid(self_index, at_rows, i, columns), BM, BK, SIMILARITY, NORMALIZE, DTYPE,
         )  # fmt: skip
-        tl.store(similarity + i, exact, mask=at_rows < rows)
-        tl.store(index + i, chosen.to(tl.int64), mask=at_rows < rows)
+        tl.store(similarity + i, exact, mask=inside)
+        tl.store(index + i, chosen.to(tl.int64), mask=inside)
     else:
         to = (share * rows + i[:, None]) * K + slots[None, :]
-        tl.store(values + to, best, mask=inside)
-        tl.store(indices + to, best_index, mask=inside)
+        tl.store(values + to, best, mask=inside[:, None])
+        tl.store(indices + to, best_index, mask=inside[:, None])
 
 
 @triton.jit
