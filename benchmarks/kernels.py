@@ -41,6 +41,8 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 PRODUCTS_PER_S, BYTES_PER_S = 790e12, 4.8e12  # of an H200: bfloat16 as cuBLAS sustains it, and by the data sheet
 USUAL_BYTES_PER_S, MEASURED_US = 4.0e12, 880.0  # what kernels reach of it; the kernels of the first table, on an H200
 
+FEW = 128  # columns of one tile
+
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
@@ -105,15 +107,20 @@ def work(rows: int, width: int, columns: int, keeps: bool) -> dict[str, Work]:
     """Of each kernel of a call; what stays in the L2 cache counts for nothing."""
     every, x, y = rows * columns, 2 * rows * width, 2 * columns * width
     product, small = rows * columns * width, 32 * rows + 4 * columns
+    if columns <= FEW:
+        return {
+            "few_forward": Work(product, x + y + 4 * every), "_reduce_losses": Work(0, small),
+            "few_backward": Work(2 * product, 2 * (x + y) + 4 * every),
+        }  # fmt: skip
     if not keeps:
         return {
             "prepare": Work(0, x + y), "reduce": Work(product, x + y), "finish": Work(0, small),
-            "_losses": Work(0, small), "_derivatives": Work(0, small), "weights": Work(product, x + y),
+            "_reduce_losses": Work(0, small), "weights": Work(product, x + y),
             "columns_gradient": Work(product, x + 2 * y), "_rows": Work(product, y), "_finish_rows": Work(0, 2 * x),
         }  # fmt: skip
     return {
         "prepare": Work(0, x + 2 * y), "reduce": Work(product, x + y + 2 * every), "finish": Work(0, small),
-        "_losses": Work(0, small), "_scale_rows": Work(0, 2 * x), "cuBLAS: E b": Work(product, 2 * every + y),
+        "_reduce_losses": Work(0, small), "_scale_rows": Work(0, 2 * x), "cuBLAS: E b": Work(product, 2 * every + y),
         "cuBLAS: E^T (c a)": Work(product, 2 * every + x + 2 * y), "_finish": Work(0, 4 * y + 4 * x),
     }  # fmt: skip
 
@@ -141,7 +148,7 @@ def table(rows: int, width: int, columns: int, keeps: bool) -> Iterator[str]:
         + " | least us |"
     )
     yield "|---|--:|--:|" + "--:|" * len(archs) + "--:|"
-    least = work(rows, width, columns, keeps)
+    least, digits = work(rows, width, columns, keeps), 0 if columns > FEW else 2
     of_arch: dict[str, dict[int, str]] = {}
     settings: dict[str, tuple[int, int]] = {}
     with tempfile.TemporaryDirectory() as folder, budget.within_exponential_budget(None if keeps else 0):
@@ -162,9 +169,9 @@ def table(rows: int, width: int, columns: int, keeps: bool) -> Iterator[str]:
         yield (
             "| "
             + " | ".join([f"`{name}`" if name in settings else name, f"{warps}", f"{stages}", *cells])
-            + (f" | {of_kernel.least_us():.0f} |")
+            + f" | {of_kernel.least_us():.{digits}f} |"
         )
-    yield f"| together | | | {'| ' * len(archs)}| {sum(w.least_us() for w in least.values()):.0f} |"
+    yield f"| together | | | {'| ' * len(archs)}| {sum(w.least_us() for w in least.values()):.{digits}f} |"
 
 
 def prediction(least: dict[str, Work]) -> str:
@@ -185,18 +192,24 @@ in the time of its products, so 180 to 200; the two products of cuBLAS {cublas} 
 
 def main() -> None:
     rows, width, columns = 1024, 512, 100_000
+    few_rows, few_columns = 256, 64
     print("# Kernels on a GPU, as compiled\n")
     assert __doc__
     print(__doc__.split("\n\n")[2].strip() + "\n")
     print(
-        f"Margin softmax of bfloat16 cosines, {rows} x {width} x {columns:,}, a number as scale, Triton "
-        f"{triton.__version__}; warps and stages as for sm_90. Registers are those of a thread, KiB of shared memory "
-        f"those of a block, blocks those that a multiprocessor holds. Least us: {PRODUCTS_PER_S / 1e12:.0f} TFLOP/s, "
-        f"{BYTES_PER_S / 1e12:.1f} TB/s, an H200. `python -m benchmarks.kernels` prints this page.\n"
+        f"Margin softmax of bfloat16 cosines, {rows} x {width} x {columns:,} and {few_rows} x {width} x {few_columns}, "
+        f"a number as scale, Triton {triton.__version__}; warps and stages as for sm_90. Registers are those of a "
+        "thread, KiB of shared memory those of a block, blocks those that a multiprocessor holds. Least us: "
+        f"{PRODUCTS_PER_S / 1e12:.0f} TFLOP/s, {BYTES_PER_S / 1e12:.1f} TB/s, an H200. `python -m benchmarks.kernels` "
+        "prints this page.\n"
     )
-    for title, keeps in (("As it is by default: four products", False), ("Exponentials kept: three products", True)):
+    for title, *sizes, keeps in (
+        (f"{columns:,} classes, as it is by default: four products", rows, width, columns, False),
+        (f"{columns:,} classes, exponentials kept: three products", rows, width, columns, True),
+        (f"{few_columns} classes: all columns in one tile", few_rows, width, few_columns, False),
+    ):
         print(f"## {title}\n")
-        print("\n".join(table(rows, width, columns, keeps)) + "\n")
+        print("\n".join(table(*sizes, keeps)) + "\n")
     print(prediction(work(rows, width, columns, True)))
 
 

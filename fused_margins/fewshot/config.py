@@ -244,10 +244,11 @@ class TrainConfig(Settings):
     """Adam, or SGD with Nesterov's momentum of 0.9."""
     learning_rate: Positive = 3e-3
     """Peak of the schedule."""
-    schedule: Literal["one-cycle", "warmup-cosine"] = "one-cycle"
-    """Learning rate, step by step: one cycle, or a linear rise from a sixteenth of the peak and a cosine to 1e-6."""
+    schedule: Literal["one-cycle", "warmup-cosine", "warmup-steps"] = "one-cycle"
+    """Learning rate, step by step: one cycle; or a linear rise from a sixteenth of the peak, and then a cosine to 1e-6,
+    or the peak, divided by ten after half and after three quarters of the epochs."""
     warmup_epochs: AtLeast0Epochs | None = None
-    """Epochs in which warmup-cosine rises (a quarter of all if not given)."""
+    """Epochs in which the two with a warm-up rise (a quarter of all if not given)."""
     weight_decay: AtLeast0 = 0.0
     """L2 penalty that is added to the gradients."""
     seed: Seed = 0

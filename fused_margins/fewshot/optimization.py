@@ -13,6 +13,7 @@ from .errors import UserError
 MOMENTUM = 0.9
 WARMUP_FACTOR = 16
 FINAL_LEARNING_RATE = 1e-6
+DECAY, DECAYED_AT = 0.1, (0.5, 0.75)
 
 
 def build_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -28,15 +29,19 @@ def build_scheduler(config: TrainConfig, optimizer: Optimizer, steps_before: Cal
     total_steps = steps_before(config.epochs)
     if config.schedule == "one-cycle":
         if config.warmup_epochs is not None:
-            raise UserError("warmup_epochs: the schedule one-cycle has none, warmup-cosine does")
+            raise UserError("warmup_epochs: the schedule one-cycle has none, those named warmup do")
         return OneCycleLR(optimizer, config.learning_rate, total_steps=total_steps)
     warmup_epochs = config.epochs // 4 if config.warmup_epochs is None else config.warmup_epochs
     if warmup_epochs >= config.epochs:
         raise UserError(f"warmup_epochs: expected fewer than the {config.epochs} epochs, got {warmup_epochs}")
     warmup_steps = steps_before(warmup_epochs)
 
+    after_warmup = cosine if config.schedule == "warmup-cosine" else steps
+
     def factor(step: int) -> float:
-        return warmup_cosine(step, config.learning_rate, warmup_steps, total_steps) / config.learning_rate
+        if step < warmup_steps:
+            return warmup(step, warmup_steps)
+        return after_warmup(step, config.learning_rate, warmup_steps, total_steps) / config.learning_rate
 
     return LambdaLR(optimizer, factor)
 
@@ -62,18 +67,34 @@ def check_moments(moments: Mapping[int, Mapping[str, object]], optimizer: Optimi
                 raise ValueError(f"{name} holds numbers that are not finite")
 
 
-def warmup_cosine(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
-    """Learning rate of a step, from 0 on: linear from peak / 16 to `peak` at `warmup_steps`, then a cosine to 1e-6.
+def warmup(step: int, warmup_steps: int) -> float:
+    """Share of the peak in a linear rise from a sixteenth, from step 0 on.
 
-    Source: the code of Liu et al., Negative Margin Matters, 2020: GradualWarmupScheduler with multiplier 16, before a
-    CosineAnnealingLR. (There the first two steps share a rate, and every later one lags by a step.)
-
-    Example:
-        >>> [round(warmup_cosine(step, 0.016, 4, 10), 6) for step in (0, 2, 4, 7, 10)]
-        [0.001, 0.0085, 0.016, 0.008, 1e-06]
+    Source: the code of Liu et al., Negative Margin Matters, 2020: GradualWarmupScheduler with multiplier 16. (There the
+    first two steps share a rate, and every later one lags by a step.)
     """
-    if step < warmup_steps:
-        return peak / WARMUP_FACTOR * (1 + (WARMUP_FACTOR - 1) * step / warmup_steps)
+    return (1 + (WARMUP_FACTOR - 1) * step / warmup_steps) / WARMUP_FACTOR
+
+
+def cosine(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
+    """Learning rate of a step after the warm-up: half a period of a cosine from the peak to 1e-6.
+
+    Source: the same code, which goes on with CosineAnnealingLR.
+
+    >>> [round(cosine(step, 0.016, 4, 10), 6) for step in (4, 7, 10)]
+    [0.016, 0.008, 1e-06]
+    """
     final = min(FINAL_LEARNING_RATE, peak)
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
     return final + (peak - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def steps(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
+    """Learning rate of a step after the warm-up: divided by ten after half of all steps, and after three quarters.
+
+    Source: He et al., Deep residual learning for image recognition, 2016, section 4.2.
+
+    >>> [round(steps(step, 0.01, 2, 8), 6) for step in (2, 3, 4, 5, 6, 7)]
+    [0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001]
+    """
+    return peak * DECAY ** sum(step >= part * total_steps for part in DECAYED_AT)

@@ -40,6 +40,8 @@ TMA_WEIGHTS = Tiles(128, 64, 4, 3)
 # Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.
 _PLAIN_LOGIT = {torch.float64: 700.0, torch.float32: 86.0}
 _EPILOGUES = (Epilogue.NONE, Epilogue.MARGIN_SOFTMAX, Epilogue.INFO_NCE)
+# Gradients (B,) of positive and of negative_lse; where there is a loss those of each row's loss, and its gradient.
+Vectors = tuple[Tensor, Tensor, Tensor | None]
 force_running_maximum = False  # a test may ask for the path that no logit overflows
 
 
@@ -114,9 +116,10 @@ def forward(a: Contrast, plan: Plan) -> tuple[Tensor | None, Tensor | None, Tens
         _reduce(a, plan.blocks, parts, positive, negative_lse)
         return positive, negative_lse, None, saved
     if plan.one_tile:
-        return None, None, triton_few.forward(a, *_checked_target(a), parts, plan.blocks > 0), saved
-    _reduce(a, plan.blocks, parts, parts.positive, None)
-    return None, None, triton_epilogue.losses(a, parts, parts.exponentials), saved
+        losses = triton_few.forward(a, *_checked_target(a), parts, plan.blocks > 0)
+    else:
+        losses = _reduce(a, plan.blocks, parts, parts.positive, None)
+    return None, None, triton_epilogue.reduced_losses(a, losses, parts), saved
 
 
 def _checked_target(a: Contrast) -> tuple[Tensor, int]:
@@ -126,62 +129,71 @@ def _checked_target(a: Contrast) -> tuple[Tensor, int]:
     return indices.check_index(a.target, a.y.shape[0], a.ignore_index, "target", absent=True), indices.IGNORED
 
 
-def _reduce(a: Contrast, saved_blocks: int, parts: Saved, positive: Tensor, negative_lse: Tensor | None) -> None:
-    """Write both vectors; negative_lse into `parts` and, where it is an output, a second time."""
+def _reduce(a: Contrast, saved_blocks: int, parts: Saved, positive: Tensor, negative_lse: Tensor | None) -> Tensor:
+    """Write both vectors, negative_lse into `parts` and, where it is an output, a second time. Returns the losses of
+    rows where there is an epilogue."""
     x, y, (rows, width), columns = a.x, a.y, a.x.shape, a.y.shape[0]
     target, ignore_index = _checked_target(a)
     self_index = a.self_index
     if indices.raises_everywhere() and self_index is not None:
         self_index = indices.check_index(self_index, columns, indices.IGNORED, "self_index")
+    losses = parts.losses[:rows]
     if not rows:
-        return
+        return losses
     target, self_index = int64(target), int64(self_index)
-    if not columns:
-        fits = (target == ignore_index) | (target == indices.ABSENT)
-        positive[:rows] = torch.where(fits, 0.0, torch.nan)
-        for lse in (parts.negative_lse, negative_lse):
-            if lse is not None:
-                lse[:rows] = torch.where(fits, -torch.inf, torch.nan)
-        absent = torch.where(target == indices.ABSENT, ABSENT.value, INVALID.value)
-        parts.target[:rows] = torch.where(target == ignore_index, IGNORED.value, absent)
-        return
     new = functools.partial(torch.empty, dtype=positive.dtype, device=x.device)
     plain = saved_parts.is_plain(a)
     inputs = _inputs(a, target, LARGE_TILES if plain else TILES, TMA_TILES if plain else None)
     options, depth = inputs.options, vector_block(width)
     row_blocks, tiles = cdiv(rows, options["BM"]), cdiv(columns, BN)
-    each = cdiv(tiles * row_blocks, launch.num_persistent_programs(x.device))
+    each = max(1, cdiv(tiles * row_blocks, launch.num_persistent_programs(x.device)))
     shares = cdiv(tiles, each)
     maxima, sums = new(shares, rows), new(shares, rows)
-    plain_logit = -1.0 if force_running_maximum else _PLAIN_LOGIT[sums.dtype] - math.log(columns)
+    plain_logit = -1.0 if force_running_maximum else _PLAIN_LOGIT[sums.dtype] - math.log(max(1, columns))
     saves = (kernels.SIMILARITIES if saved_blocks else kernels.NOTHING).value
     to_save = parts.similarities
     if parts.exponentials is not None:
         saves, to_save = kernels.EXPONENTIALS.value, parts.exponentials
         if options["LOADS"] == TMA.value:
             to_save = launch.tma_descriptor(to_save, options["BM"], BN // 2)
+    has_epilogue = a.epilogue != Epilogue.NONE
+    margin = angle = None
+    if has_epilogue:
+        margin, angle = triton_epilogue.margin_and_angle(a, positive.dtype)
     with launch.on(x):
-        block = factor_block(depth)
-        column_blocks = cdiv(columns, block) if a.similarity == Similarity.COSINE else 0
-        launch.launch(
-            kernels.prepare, (cdiv(rows, 4) + column_blocks,),
-            x, y, target, self_index, parts.x_factor, parts.y_factor, positive, parts.target, parts.self_index,
-            parts.units, *inputs.sizes, *inputs.strides, ignore_index, saved_blocks * BN, BLOCK=4, COLUMN_BLOCK=block,
-            BK=depth, SIMILARITY=options["SIMILARITY"], NORMALIZE=options["NORMALIZE"], DTYPE=options["DTYPE"],
-            num_warps=4,
-        )  # fmt: skip
-        launch.launch(
-            kernels.reduce, (row_blocks, shares),
-            *sides(x, y, options), parts.x_factor, parts.y_factor, inputs.scale, inputs.bias, parts.target,
-            inputs.row_labels, inputs.column_labels, parts.self_index, maxima, sums, to_save,
-            *inputs.sizes, *inputs.strides, inputs.scale_stride, plain_logit, each, saved_blocks,
-            SAVES=saves, **options,
-        )  # fmt: skip
+        if columns:
+            block = factor_block(depth)
+            column_blocks = cdiv(columns, block) if a.similarity == Similarity.COSINE else 0
+            launch.launch(
+                kernels.prepare, (cdiv(rows, 4) + column_blocks,),
+                x, y, target, self_index, parts.x_factor, parts.y_factor, positive, parts.target, parts.self_index,
+                parts.units, *inputs.sizes, *inputs.strides, ignore_index, saved_blocks * BN, BLOCK=4,
+                COLUMN_BLOCK=block, BK=depth, SIMILARITY=options["SIMILARITY"], NORMALIZE=options["NORMALIZE"],
+                DTYPE=options["DTYPE"], num_warps=4,
+            )  # fmt: skip
+            launch.launch(
+                kernels.reduce, (row_blocks, shares),
+                *sides(x, y, options), parts.x_factor, parts.y_factor, inputs.scale, inputs.bias, parts.target,
+                inputs.row_labels, inputs.column_labels, parts.self_index, maxima, sums, to_save,
+                *inputs.sizes, *inputs.strides, inputs.scale_stride, plain_logit, each, saved_blocks,
+                SAVES=saves, **options,
+            )  # fmt: skip
+        else:  # no target exists
+            none = (target == ignore_index) | (target == indices.ABSENT)
+            positive[:rows] = torch.where(none, 0.0, torch.nan)
+            absent = torch.where(target == indices.ABSENT, ABSENT.value, INVALID.value)
+            parts.target[:rows] = torch.where(target == ignore_index, IGNORED.value, absent)
+        kept, kept_row = 0, 0
+        if parts.exponentials is not None:
+            kept, kept_row = min(columns, parts.exponentials.shape[1]), parts.exponentials.stride(0)
         launch.launch(
             kernels.finish, (cdiv(rows, 128),),
-            maxima, sums, inputs.scale, parts.target, parts.negative_lse, negative_lse, rows, shares,
-            inputs.scale_stride, BLOCK=128, DTYPE=options["DTYPE"], num_warps=4,
+            maxima, sums, positive, inputs.scale, margin, angle, parts.target, parts.negative_lse, negative_lse,
+            losses if has_epilogue else None, parts.derivatives, parts.exponentials if has_epilogue else None,
+            rows, shares, inputs.scale_stride, 0 if margin is None else int(margin.dim() > 0), kept, kept_row,
+            BLOCK=128, ANGULAR=a.angle_rad != 0, STRAIGHT=a.straight_through, DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
+    return losses
 
 
 def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: Plan, needs: Sequence[bool]) -> list[Tensor | None]:
@@ -197,20 +209,23 @@ def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: Plan, needs:
         return [grad_x, grad_y, by_scale, None, None if of_margin is None else _of_factor(of_margin, a.margin)]
     kept = parts.exponentials is not None
     whole = kept and plan.blocks * BN >= a.y.shape[0]
-    of_scale = of_margin = None
-    if grad_loss is not None and (needs[4] or not whole):
-        grad_positive, grad_negative_lse, of_scale, of_margin = triton_epilogue.derivatives(grad_loss, a, parts)
+    if grad_loss is not None:
+        grad_negative_lse, grad_positive = parts.derivatives[:2]  # of each row's loss
+    assert grad_positive is not None
+    assert grad_negative_lse is not None
+    vectors = grad_positive, grad_negative_lse, grad_loss
     gradients: list[Tensor | None] = [None] * 4
     if not whole:
-        assert grad_positive is not None
-        assert grad_negative_lse is not None
         blocks = (0, plan.blocks) if kept else (plan.blocks, 0)
-        gradients = _gradients(a, *blocks, parts, (grad_positive, grad_negative_lse), needs[:4])
+        gradients = _gradients(a, *blocks, parts, vectors, needs[:4])
     if kept:
-        gradients[:2] = triton_exponentials.add_gradients(gradients[:2], grads, a, parts, needs[:2])
-    if gradients[2] is not None and of_scale is not None:
-        gradients[2] = gradients[2] + _of_factor(of_scale, a.scale)
-    return [*gradients, _of_factor(of_margin, a.margin).clone() if needs[4] and of_margin is not None else None]
+        gradients[:2] = triton_exponentials.add_gradients(gradients[:2], vectors, a, parts, needs[:2])
+    of_margin = None
+    if grad_loss is not None and (needs[2] or needs[4]):
+        of_scale, of_margin = triton_epilogue.derivatives(grad_loss, a, parts)[2:]
+        if gradients[2] is not None:
+            gradients[2] = gradients[2] + _of_factor(of_scale, a.scale)
+    return [*gradients, _of_factor(of_margin, a.margin) if needs[4] and of_margin is not None else None]
 
 
 def _of_factor(of_rows: Tensor, factor: float | Tensor) -> Tensor:
@@ -219,10 +234,10 @@ def _of_factor(of_rows: Tensor, factor: float | Tensor) -> Tensor:
 
 
 def _gradients(
-    a: Contrast, saved_blocks: int, first_block: int, parts: Saved, of_vectors: Sequence[Tensor], needs: Sequence[bool]
+    a: Contrast, saved_blocks: int, first_block: int, parts: Saved, vectors: Vectors, needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Of x, y, scale and bias, by those of positive and negative_lse, from one block of columns on."""
-    grad_positive, grad_negative_lse = of_vectors
+    """Of x, y, scale and bias, from one block of columns on."""
+    grad_positive, grad_negative_lse, grad_loss = vectors
     x, y, rows, columns = a.x, a.y, a.x.shape[0], a.y.shape[0]
     _, of_y, of_scale, of_bias = needs
     new = functools.partial(torch.empty, dtype=grad_positive.dtype, device=x.device)
@@ -235,7 +250,7 @@ def _gradients(
     row_blocks = cdiv(rows, options["BM"])
     grad_scale = torch.zeros_like(scale) if of_scale else None
     grad_bias = new(columns) if of_bias else None
-    of_w = gradient_scale(x, lambda: _largest_weight(a, scale, parts, grad_positive, grad_negative_lse))
+    of_w = gradient_scale(x, lambda: _largest_weight(a, scale, parts, vectors))
     uses_tma = options["LOADS"] == TMA.value
     both = Gradients(a, needs[:2], (parts.x_factor, parts.y_factor), of_w, row_blocks)
     x_tiles, y_tiles = sides(x, y, options)
@@ -252,10 +267,11 @@ def _gradients(
             launch.launch(
                 kernels.weights, (row_blocks, cdiv(count, each)),
                 x_tiles, y_tiles, parts.x_factor, parts.y_factor, scale, inputs.bias, parts.target, inputs.row_labels,
-                inputs.column_labels, parts.self_index, parts.negative_lse, grad_positive, grad_negative_lse,
-                both.gradient_scale, parts.similarities, w_tiles, both.column_sums, bias_sums, both.row_sums,
-                scale_sums, *inputs.sizes, *inputs.strides, inputs.scale_stride, first, count, each, both.chunk,
-                SAVED=is_saved, OF_Y=of_y, OF_SCALE=of_scale, OF_BIAS=of_bias, **options,
+                inputs.column_labels, parts.self_index, parts.negative_lse, grad_positive, grad_negative_lse, grad_loss,
+                parts.counted, both.gradient_scale, parts.similarities, w_tiles, both.column_sums, bias_sums,
+                both.row_sums, scale_sums, *inputs.sizes, *inputs.strides, inputs.scale_stride, first, count, each,
+                both.chunk, SAVED=is_saved, OF_Y=of_y, OF_SCALE=of_scale, OF_BIAS=of_bias, REDUCTION=int(a.reduction),
+                **options,
             )  # fmt: skip
             both.add(first, count)
         if grad_bias is not None:
@@ -269,10 +285,11 @@ def _gradients(
     return [grad_x, grad_y, grad_scale, grad_bias]
 
 
-def _largest_weight(
-    a: Contrast, scale: Tensor, parts: Saved, grad_positive: Tensor, grad_negative_lse: Tensor
-) -> Tensor:
+def _largest_weight(a: Contrast, scale: Tensor, parts: Saved, vectors: Vectors) -> Tensor:
     """A bound of |W|."""
+    grad_positive, grad_negative_lse, grad_loss = vectors
+    if grad_loss is not None:
+        grad_negative_lse, grad_positive = triton_epilogue.derivatives(grad_loss, a, parts)[:2]
     largest = torch.maximum((grad_negative_lse * scale).abs().amax(), grad_positive.abs().amax())
     if a.similarity != Similarity.COSINE:
         return largest

@@ -1,4 +1,4 @@
-"""Epilogues of `contrast` in Triton: the losses of all rows in one small kernel, their derivatives in another."""
+"""Epilogues of `contrast` in Triton: losses and their derivatives where a kernel has the rows, and losses summed."""
 
 import functools
 
@@ -10,7 +10,6 @@ from torch import Tensor
 from ...backends.cpu import row_factor
 from ...backends.triton import launch
 from ...backends.triton.constants import ABSENT, IGNORED
-from ...backends.triton.launch import cdiv
 from ...backends.triton.tiles import block_offsets, numbers, softplus
 from ...core.enums import BeyondPi, Reduction
 from ...core.margins import pieces
@@ -45,66 +44,57 @@ def reduced_similarity(u, margin, angle, i, margin_stride, ANGULAR: tl.constexpr
 
 
 @triton.jit
-def _log_odds(negative_lse, scale, reduced, i, scale_stride):
-    """`fused_margins.core.reductions.log_odds` of the logit scale (psi(u) - margin)."""
-    z = tl.load(scale + i * scale_stride) * reduced
-    return tl.load(negative_lse + i) - z + 0.0 * tl.maximum(z, 0.0)
+def store_losses(
+    u, of_all, lse, own, s, margin, angle, smoothing, losses, derivatives, at, i, rows, columns, margin_stride,
+    ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr,
+):  # fmt: skip
+    """Of a block of rows the losses, and their derivatives by the log-sum-exp, by the positive's similarity u, and by
+    what the positive's logit s (psi(u) - margin) has as scale and margin. Returns psi'.
+
+    u, lse, s (BLOCK,); of_all (BLOCK,): with smoothing the sum of a row's similarities. derivatives: (4, rows rounded
+    up to 4); 0 in rows that have no loss, or one of NaN for a target that does not exist.
+    """
+    inside, has_loss = at < rows, (own != IGNORED) & (own != ABSENT)
+    reduced, derivative = reduced_similarity(u, margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
+    z = s * reduced
+    value, p = softplus(lse - z + 0.0 * tl.maximum(z, 0.0))  # as `fused_margins.core.reductions.log_odds` has it
+    along = p  # minus the derivative by the positive's logit
+    if smoothing is not None:
+        share = tl.load(smoothing)
+        value += share * s * (reduced - (of_all - u + reduced) / columns)
+        along = p - share + share / columns
+    tl.store(losses + at, tl.where(has_loss, value, 0.0), mask=inside)
+    along = tl.where(own >= 0, along, 0.0)
+    to, each = derivatives + at, tl.cdiv(rows, 4) * 4
+    tl.store(to, tl.where(own >= 0, p, 0.0), mask=inside)
+    tl.store(to + each, -along * s * derivative, mask=inside)
+    tl.store(to + 2 * each, -along * reduced, mask=inside)
+    tl.store(to + 3 * each, along * s, mask=inside)
+    return derivative
 
 
 @triton.jit
-def _losses(
-    positive, negative_lse, scale, margin, angle, row_target, smoothed, loss, counted, exponentials, rows, scale_stride,
-    margin_stride, kept, exponentials_row, BLOCK: tl.constexpr, EPILOGUE: tl.constexpr, REDUCTION: tl.constexpr,
-    ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr, DTYPE: tl.constexpr,
+def _reduce_losses(
+    losses, negative_lse, row_target, reduced, counted, rows, BLOCK: tl.constexpr, EPILOGUE: tl.constexpr,
+    REDUCTION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """The losses, or their sum or mean, by one program in a fixed order; and how many rows count.
-
-    Where exponentials are kept, the positive's gets what makes its derivative that of the others times the same factor
-    of the row, s p / S: minus S psi', S the row's sum.
-    """
+    """Their sum or mean, by one program in a fixed order; and how many rows count."""
     total = tl.zeros((BLOCK,), DTYPE)
     count = tl.zeros((BLOCK,), DTYPE)
     for block in range(tl.cdiv(rows, BLOCK)):
         at, i = block_offsets(block, BLOCK, rows)
-        inside = at < rows
-        reduced, derivative = reduced_similarity(
-            tl.load(positive + i), margin, angle, i, margin_stride, ANGULAR, STRAIGHT
-        )
-        value, _ = softplus(_log_odds(negative_lse, scale, reduced, i, scale_stride))
         own = tl.load(row_target + i)
-        has_loss = (own != IGNORED) & (own != ABSENT)
-        if smoothed is not None:
-            value += tl.load(smoothed + i)
-        value = tl.where(has_loss, value, 0.0)
-        if REDUCTION == NONE:
-            tl.store(loss + at, value, mask=inside)
-        total += tl.where(inside, value, 0.0)
-        counts = inside & has_loss
+        counts = (at < rows) & (own != IGNORED) & (own != ABSENT)
         if EPILOGUE == INFO_NCE:
             counts = counts & (tl.load(negative_lse + i) != float("-inf"))
+        total += tl.where(at < rows, tl.load(losses + i), 0.0)
         count += tl.where(counts, 1.0, 0.0)
-        if exponentials is not None:
-            here = inside & (own >= 0) & (own < kept)
-            to = exponentials + i * exponentials_row + own
-            # In float32: of a row that its positive dominates all but the rounding of the two cancels.
-            among = tl.load(to, mask=here, other=0.0) != 0
-            z = tl.load(scale + i * scale_stride) * tl.load(positive + i)
-            entry = tl.where(among, tl.exp(z), 0.0) - tl.exp(tl.load(negative_lse + i)) * derivative
-            tl.store(to, entry.to(tl.bfloat16), mask=here)
     rows_that_count = tl.maximum(tl.sum(count, 0), 1.0)
     tl.store(counted, rows_that_count)
     if REDUCTION == MEAN:
-        tl.store(loss, tl.sum(total, 0) / rows_that_count)
-    elif REDUCTION == SUM:
-        tl.store(loss, tl.sum(total, 0))
-
-
-@triton.jit
-def of_negatives(negative_lse, scale, reduced, row_target, i, scale_stride):
-    """p, the derivative of each row's loss by its log-sum-exp; 0 where it has no loss."""
-    _, p = softplus(_log_odds(negative_lse, scale, reduced, i, scale_stride))
-    own = tl.load(row_target + i)
-    return tl.where((own == IGNORED) | (own == ABSENT), 0.0, p)
+        tl.store(reduced, tl.sum(total, 0) / rows_that_count)
+    else:
+        tl.store(reduced, tl.sum(total, 0))
 
 
 @triton.jit
@@ -118,25 +108,6 @@ def of_losses(grad_loss, counted, i, REDUCTION: tl.constexpr):
         return tl.load(grad_loss)
 
 
-@triton.jit
-def _derivatives(
-    positive, negative_lse, scale, margin, angle, row_target, counted, grad_loss, grad_positive, grad_negative_lse,
-    grad_scale, grad_margin, rows, scale_stride, margin_stride, BLOCK: tl.constexpr, REDUCTION: tl.constexpr,
-    ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr,
-):  # fmt: skip
-    """Of the loss, with respect to what each row contributes to it."""
-    at, i = block_offsets(tl.program_id(0), BLOCK, rows)
-    inside = at < rows
-    reduced, derivative = reduced_similarity(tl.load(positive + i), margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
-    p = of_negatives(negative_lse, scale, reduced, row_target, i, scale_stride)
-    g = of_losses(grad_loss, counted, i, REDUCTION)
-    s = tl.load(scale + i * scale_stride)
-    tl.store(grad_negative_lse + at, g * p, mask=inside)
-    tl.store(grad_positive + at, -g * p * s * derivative, mask=inside)
-    tl.store(grad_scale + at, -g * p * reduced, mask=inside)
-    tl.store(grad_margin + at, g * p * s, mask=inside)
-
-
 @functools.lru_cache(maxsize=4096)
 def _angle(angle_rad: float, beyond_pi: BeyondPi, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Its numbers on the device, where they stay, as captured graphs read them; as arguments of a kernel they would be
@@ -145,50 +116,26 @@ def _angle(angle_rad: float, beyond_pi: BeyondPi, dtype: torch.dtype, device: to
         return torch.tensor(pieces(angle_rad, beyond_pi), dtype=dtype, device=device)
 
 
-def inputs(a: Contrast, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """scale, margin and pieces of the angle, as the kernels read them."""
-    device = a.x.device
-    scale, margin = row_factor(a.scale, dtype, device), row_factor(a.margin, dtype, device)
-    return (
-        scale,
-        margin,
-        _angle(a.angle_rad, a.beyond_pi, dtype, device) if a.angle_rad else margin,
-    )  # which is not read
+def margin_and_angle(a: Contrast, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The margin and the pieces of the angle, as the kernels read them."""
+    margin = row_factor(a.margin, dtype, a.x.device)
+    return margin, _angle(a.angle_rad, a.beyond_pi, dtype, a.x.device) if a.angle_rad else margin  # which is not read
 
 
-def losses(a: Contrast, parts: Saved, exponentials: Tensor | None = None, smoothed: Tensor | None = None) -> Tensor:
-    """The loss, a scalar or (B,), of a call's two vectors; `parts.counted` gets the number of rows that count.
-
-    smoothed: (B,) what smoothing adds to the losses.
-    """
-    rows, dtype = a.x.shape[0], parts.positive.dtype
-    loss = parts.positive.new_empty((rows,) if a.reduction == Reduction.NONE else ())
-    scale, margin, angle = inputs(a, dtype)
-    kept, stride = (
-        (0, 0) if exponentials is None else (min(a.y.shape[0], exponentials.shape[1]), exponentials.stride(0))
-    )
+def reduced_losses(a: Contrast, losses: Tensor, parts: Saved) -> Tensor:
+    """The loss, a scalar or (B,), of the losses of rows; `parts.counted` gets the number of rows that count."""
+    if a.reduction == Reduction.NONE:
+        return losses
+    loss = losses.new_empty(())
     with launch.on(a.x):
         launch.launch(
-            _losses, (1,),
-            parts.positive, parts.negative_lse, scale, margin, angle, parts.target, smoothed, loss, parts.counted,
-            exponentials, rows, int(scale.dim() > 0), int(margin.dim() > 0), kept, stride, BLOCK=1024,
-            EPILOGUE=int(a.epilogue), REDUCTION=int(a.reduction), ANGULAR=a.angle_rad != 0,
-            STRAIGHT=a.straight_through, DTYPE=numbers(a.x.dtype), num_warps=8,
+            _reduce_losses, (1,),
+            losses, parts.negative_lse, parts.target, loss, parts.counted, losses.shape[0], BLOCK=1024,
+            EPILOGUE=int(a.epilogue), REDUCTION=int(a.reduction), DTYPE=numbers(a.x.dtype), num_warps=8,
         )  # fmt: skip
     return loss
 
 
-def derivatives(grad_loss: Tensor, a: Contrast, parts: Saved) -> tuple[Tensor, ...]:
-    """Gradients (B,) of positive and negative_lse, and of what each row had as scale and margin beside them."""
-    rows = a.x.shape[0]
-    of_rows = parts.positive.new_empty(4, rows)
-    if rows:
-        scale, margin, angle = inputs(a, parts.positive.dtype)
-        with launch.on(a.x):
-            launch.launch(
-                _derivatives, (cdiv(rows, 256),),
-                parts.positive, parts.negative_lse, scale, margin, angle, parts.target, parts.counted,
-                grad_loss, *of_rows, rows, int(scale.dim() > 0), int(margin.dim() > 0), BLOCK=256,
-                REDUCTION=int(a.reduction), ANGULAR=a.angle_rad != 0, STRAIGHT=a.straight_through, num_warps=4,
-            )  # fmt: skip
-    return of_rows.unbind()
+def derivatives(grad_loss: Tensor, a: Contrast, parts: Saved) -> Tensor:
+    """(4, B): what `store_losses` saved, times the gradient of each row's loss."""
+    return parts.derivatives * (grad_loss / parts.counted[0] if a.reduction == Reduction.MEAN else grad_loss)

@@ -30,26 +30,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...backends.registry import MaybeTensors
+from ...backends.cpu import row_factor
 from ...backends.triton import launch
 from ...backends.triton.constants import IGNORED, INVALID
 from ...backends.triton.launch import cdiv
 from ...backends.triton.tiles import block_offsets, numbers, store_units, vector_block, vectors
-from . import triton_epilogue
-from .epilogues import Epilogue
 from .op import Contrast
-from .triton_epilogue import of_losses, of_negatives, reduced_similarity
+from .triton_epilogue import of_losses
 from .triton_kernels import LOG2E
 from .triton_saved import Saved, columns_at_once
 
-NO_EPILOGUE = tl.constexpr(int(Epilogue.NONE))
 FAR = tl.constexpr(110)  # two to this power is the most that c, and s g, are lifted to
 
 
 @triton.jit
-def _of_lse(grad_loss, counted, grad_negative_lse, i, EPILOGUE: tl.constexpr, REDUCTION: tl.constexpr):
-    """The gradient of each row's log-sum-exp, that of its loss where there is an epilogue: (BLOCK,) or one for all."""
-    if EPILOGUE == NO_EPILOGUE:
+def _of_lse(grad_loss, counted, grad_negative_lse, i, REDUCTION: tl.constexpr):
+    """The gradient of each row's log-sum-exp, that of its loss where there is one: (BLOCK,) or one for all."""
+    if grad_loss is None:
         return tl.load(grad_negative_lse + i)
     else:
         return of_losses(grad_loss, counted, i, REDUCTION)
@@ -57,10 +54,9 @@ def _of_lse(grad_loss, counted, grad_negative_lse, i, EPILOGUE: tl.constexpr, RE
 
 @triton.jit
 def _scale_rows(
-    x, x_factor, positive, negative_lse, scale, margin, angle, row_target, counted, grad_loss, grad_negative_lse,
-    factors, lift, scaled, rows, width, x_row, x_column, margin_stride, BLOCK: tl.constexpr, BK: tl.constexpr,
-    SCAN: tl.constexpr, EPILOGUE: tl.constexpr, REDUCTION: tl.constexpr, ANGULAR: tl.constexpr,
-    STRAIGHT: tl.constexpr, DTYPE: tl.constexpr,
+    x, x_factor, negative_lse, scale, row_target, counted, grad_loss, grad_negative_lse, factors, lift, scaled,
+    rows, width, x_row, x_column, BLOCK: tl.constexpr, BK: tl.constexpr, SCAN: tl.constexpr, REDUCTION: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):  # fmt: skip
     """c_i / lift, and the rows c_i a_i / lift; and the power of two by which they were lifted."""
     s = tl.log2(tl.load(scale))
@@ -68,17 +64,16 @@ def _scale_rows(
     for block in range(tl.cdiv(rows, SCAN)):
         _, i = block_offsets(block, SCAN, rows)
         # Of s |g|, and of s |g| / S: rows without a gradient, and what is not finite, lift nothing.
-        of_loss = s + tl.log2(tl.abs(_of_lse(grad_loss, counted, grad_negative_lse, i, EPILOGUE, REDUCTION)))
+        of_loss = s + tl.log2(tl.abs(_of_lse(grad_loss, counted, grad_negative_lse, i, REDUCTION)))
         exponent = tl.maximum(of_loss, of_loss - tl.load(negative_lse + i) * LOG2E)
         most = tl.maximum(most, tl.where(tl.abs(exponent) < float("inf"), exponent, float("-inf")))
     down = tl.max(most, 0)
     down = tl.maximum(tl.ceil(down) - FAR, -100.0)  # whose power of two float32 still holds
     at, i = block_offsets(tl.program_id(0), BLOCK, rows)
     lse, own = tl.load(negative_lse + i), tl.load(row_target + i)
-    g = _of_lse(grad_loss, counted, grad_negative_lse, i, EPILOGUE, REDUCTION)
-    if EPILOGUE != NO_EPILOGUE:
-        reduced, _ = reduced_similarity(tl.load(positive + i), margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
-        g *= of_negatives(negative_lse, scale, reduced, row_target, i, 0)
+    g = _of_lse(grad_loss, counted, grad_negative_lse, i, REDUCTION)
+    if grad_loss is not None:
+        g *= tl.load(grad_negative_lse + i)  # of each loss
     nothing = (lse == float("-inf")) | (own == IGNORED) | (own == INVALID)
     c = tl.where(nothing, 0.0, g * tl.exp2(s - lse * LOG2E - down))
     tl.store(factors + at, c, mask=at < rows)
@@ -205,12 +200,17 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def add_gradients(
-    others: Sequence[Tensor | None], grads: MaybeTensors, a: Contrast, parts: Saved, needs: Sequence[bool]
+    others: Sequence[Tensor | None],
+    vectors: tuple[Tensor, Tensor, Tensor | None],
+    a: Contrast,
+    parts: Saved,
+    needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of x and y, those that are needed, from the columns that were kept.
 
     others: those from the other columns, to which x's are added, and of which the kept columns of y's are filled; None
-    where all columns were kept. grads: of positive, negative_lse and loss.
+    where all columns were kept. vectors: gradients of positive and negative_lse, or those of each loss and
+    its gradient.
     """
     x, y, (rows, width) = a.x, a.y, a.x.shape
     assert parts.exponentials is not None
@@ -222,22 +222,20 @@ def add_gradients(
         t if t is not None else torch.empty_like(v, memory_format=torch.contiguous_format) if need else None
         for t, v, need in zip(others, (x, y), needs)
     )
-    has_epilogue = a.epilogue != Epilogue.NONE
-    grad_positive, grad_negative_lse, grad_loss = grads
-    if has_epilogue:
+    grad_positive: Tensor | None
+    grad_positive, grad_negative_lse, grad_loss = vectors
+    if grad_loss is not None:
         grad_positive = None  # is among the exponentials
     factors = parts.negative_lse.new_empty(rows + 1)
     lift, scaled = factors[rows:], x.new_empty(rows, width)
-    scale, margin, angle = triton_epilogue.inputs(a, factors.dtype)
+    scale = row_factor(a.scale, factors.dtype, x.device)
     depth, dtype = vector_block(width), numbers(x.dtype)
     with launch.on(x):
         launch.launch(
             _scale_rows, (cdiv(rows, 4),),
-            x, parts.x_factor, parts.positive if has_epilogue else None, parts.negative_lse, scale, margin, angle,
-            parts.target, parts.counted if has_epilogue else None, grad_loss, grad_negative_lse, factors, lift, scaled,
-            rows, width, *x.stride(), int(margin.dim() > 0), BLOCK=4, BK=depth, SCAN=1024, EPILOGUE=int(a.epilogue),
-            REDUCTION=int(a.reduction), ANGULAR=a.angle_rad != 0, STRAIGHT=a.straight_through, DTYPE=dtype,
-            num_warps=4,
+            x, parts.x_factor, parts.negative_lse, scale, parts.target, parts.counted, grad_loss, grad_negative_lse,
+            factors, lift, scaled, rows, width, *x.stride(), BLOCK=4, BK=depth, SCAN=1024,
+            REDUCTION=int(a.reduction), DTYPE=dtype, num_warps=4,
         )  # fmt: skip
         of_rows = product(exponentials, units) if of_x else None
         order = torch.argsort(parts.target[:rows], stable=True) if of_y and grad_positive is not None else None

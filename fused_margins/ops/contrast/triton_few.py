@@ -33,9 +33,10 @@ from ...backends.triton.tiles import (
     tile_options,
 )
 from ...core.enums import Similarity
+from ...core.similarity import accumulation_dtype
 from . import triton_epilogue
 from .op import Contrast
-from .triton_epilogue import of_losses, of_negatives, reduced_similarity
+from .triton_epilogue import of_losses, store_losses
 from .triton_kernels import LN2, LOG2E
 from .triton_saved import Saved
 
@@ -47,13 +48,13 @@ FEW_BD = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 16}
 
 @triton.jit
 def few_forward(
-    x, y, target, scale, margin, angle, smoothing, x_factor, y_factor, row_target, positive, negative_lse, similarities,
-    smoothed, rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, margin_stride, ignore_index,
+    x, y, target, scale, margin, angle, smoothing, x_factor, y_factor, row_target, negative_lse, similarities, losses,
+    derivatives, rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, margin_stride, ignore_index,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Both vectors of a block of rows, what the backward needs, and of smoothing what it adds to their losses."""
+    """The losses of a block of rows, and what the backward needs."""
     block = tl.program_id(0)
     at_rows, i = block_offsets(block, BM, rows)
     at_columns, j = block_offsets(0, BN, columns)
@@ -81,44 +82,40 @@ def few_forward(
     lse = tl.where((total == 0) | (own == IGNORED), float("-inf"), (shift + tl.log2(total)) * LN2)
     lse = tl.where((own != INVALID) & (s > 0), lse, float("nan"))
     tl.store(row_target + at_rows, own, mask=inside)
-    tl.store(positive + at_rows, of_own, mask=inside)
     tl.store(negative_lse + at_rows, lse, mask=inside)
+    of_all = of_own
     if smoothing is not None:
         of_all = tl.sum(tl.where(there[None, :], u, 0.0), 1)
-        reduced, _ = reduced_similarity(of_own, margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
-        mean = (of_all - of_own + reduced) / columns
-        tl.store(smoothed + at_rows, tl.load(smoothing) * s * (reduced - mean), mask=inside)
+    store_losses(
+        of_own, of_all, lse, own, s, margin, angle, smoothing, losses, derivatives, at_rows, i, rows, columns,
+        margin_stride, ANGULAR, STRAIGHT,
+    )  # fmt: skip
 
 
 @triton.jit
 def _weights(
-    x, y, scale, margin, angle, smoothing, x_factor, row_target, positive, negative_lse, similarities, counted,
-    grad_loss, block, j, there, of_y, rows, columns, width, x_row, x_column, y_row, y_column, scale_stride,
-    margin_stride,
+    x, y, scale, smoothing, x_factor, row_target, negative_lse, similarities, derivatives, counted, grad_loss, block,
+    j, there, of_y, rows, columns, width, x_row, x_column, y_row, y_column, scale_stride,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
-    NORMALIZE: tl.constexpr, REDUCTION: tl.constexpr, ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    NORMALIZE: tl.constexpr, REDUCTION: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Of a block of rows W (BM, BN), as it is multiplied; what it is of before its columns have their factors; the
-    similarities but for `row_factor`; the rows' factors, and what they contribute to the gradients of scale and margin.
+    similarities but for `row_factor`; the rows' factors, the gradients of their losses, and what the others' logits
+    contribute to that of the scale.
     """
     at_rows, i = block_offsets(block, BM, rows)
     inside = at_rows < rows
     own, lse = tl.load(row_target + i), tl.load(negative_lse + i)
     s = tl.load(scale + i * scale_stride)
-    reduced, derivative = reduced_similarity(tl.load(positive + i), margin, angle, i, margin_stride, ANGULAR, STRAIGHT)
-    g = of_losses(grad_loss, counted, i, REDUCTION)
-    p = g * of_negatives(negative_lse, scale, reduced, row_target, i, scale_stride)
-    # An invalid row has a loss of NaN, no gradient.
-    nothing = (lse == float("-inf")) | (~inside) | (own == IGNORED) | (own == INVALID)
-    has_target = (own >= 0) & inside
-    outer = tl.where(nothing, 0.0, p)
-    along_z = tl.where(has_target, p, 0.0)  # minus the derivative by the own logit
+    has_loss = (own >= 0) & inside  # an invalid row has a loss of NaN, no gradient
+    each = tl.cdiv(rows, 4) * 4
+    g = tl.where(has_loss, of_losses(grad_loss, counted, i, REDUCTION), tl.zeros((BM,), DTYPE))
+    of_own = g * tl.load(derivatives + each + i)
+    nothing = (lse == float("-inf")) | ~has_loss
+    outer = tl.where(nothing, 0.0, g * tl.load(derivatives + i))
     of_each = tl.zeros((BM,), DTYPE)  # smoothing's: g e / C
     if smoothing is not None:
-        even = tl.where(has_target, g * tl.load(smoothing), tl.zeros((BM,), DTYPE))
-        of_each = even / columns
-        along_z = along_z - even + of_each
+        of_each = g * tl.load(smoothing) / columns
     of_x = factors(x_factor, i, BM, SIMILARITY, DTYPE)
     of_row = row_factor(of_x, SIMILARITY, NORMALIZE)
     if similarities is not None:
@@ -133,26 +130,25 @@ def _weights(
     shift = tl.where(nothing, float("inf"), lse * LOG2E)  # exp of minus infinity: such a row has no weights
     q = tl.exp2(t * (s * LOG2E * of_row)[:, None] - shift[:, None])
     of_z = tl.where(there[None, :] & ~chosen, q * outer[:, None] - of_each[:, None], 0.0)  # of the other logits
-    by_scale, by_margin = tl.sum(of_z * t, 1) * of_row - along_z * reduced, along_z * s
-    w = tl.where(chosen, -(along_z * derivative)[:, None], of_z)
+    by_scale = tl.sum(of_z * t, 1) * of_row
+    w = tl.where(chosen, of_own[:, None], of_z * s[:, None])
     if SIMILARITY == EUCLIDEAN:
-        s *= 2
-    w = w * (s * of_x)[:, None]
+        w *= 2
+    w = w * of_x[:, None]
     if SIMILARITY == COSINE:
         rounded = (w * of_y[None, :]).to(x.dtype.element_ty)
     else:
         rounded = w.to(x.dtype.element_ty)
-    return rounded, w, t, of_x, by_scale, by_margin
+    return rounded, w, t, of_x, g, by_scale
 
 
 @triton.jit
 def few_backward(
-    x, y, scale, margin, angle, smoothing, x_factor, y_factor, row_target, positive, negative_lse, similarities,
-    counted, grad_loss, grad_x, grad_y, grad_scale, grad_margin,
-    rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, margin_stride,
+    x, y, scale, smoothing, x_factor, y_factor, row_target, negative_lse, similarities, derivatives, counted, grad_loss,
+    grad_x, grad_y, grad_scale, grad_margin, rows, columns, width, x_row, x_column, y_row, y_column, scale_stride,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOADS: tl.constexpr,
     SIMILARITY: tl.constexpr, NORMALIZE: tl.constexpr, EUCLIDEAN_SHIFT: tl.constexpr, REDUCTION: tl.constexpr,
-    ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """BD entries of a gradient: the first programs' W^T x, of all columns, minus a multiple of y; the others', of a
     block of rows, W y minus a multiple of x."""
@@ -174,10 +170,9 @@ def few_backward(
             # One step at a time: several take more shared memory than an AMD GPU has.
             for block in tl.range(tl.cdiv(rows, BM), num_stages=1):
                 rounded, w, t, of_x, _, _ = _weights(
-                    x, y, scale, margin, angle, smoothing, x_factor, row_target, positive, negative_lse, similarities,
-                    counted, grad_loss, block, j, there, of_y, rows, columns, width, x_row, x_column, y_row, y_column,
-                    scale_stride, margin_stride, BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, REDUCTION, ANGULAR,
-                    STRAIGHT, PRECISION, DTYPE,
+                    x, y, scale, smoothing, x_factor, row_target, negative_lse, similarities, derivatives, counted,
+                    grad_loss, block, j, there, of_y, rows, columns, width, x_row, x_column, y_row, y_column,
+                    scale_stride, BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, REDUCTION, PRECISION, DTYPE,
                 )  # fmt: skip
                 if SIMILARITY == EUCLIDEAN:
                     along_y += tl.sum(rounded.to(DTYPE), 0)
@@ -206,17 +201,16 @@ def few_backward(
         block = program // slices
         at_rows, i = block_offsets(block, BM, rows)
         inside = at_rows < rows
-        rounded, w, t, of_x, by_scale, by_margin = _weights(
-            x, y, scale, margin, angle, smoothing, x_factor, row_target, positive, negative_lse, similarities,
-            counted, grad_loss, block, j, there, of_y, rows, columns, width, x_row, x_column, y_row, y_column,
-            scale_stride, margin_stride, BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, REDUCTION, ANGULAR, STRAIGHT,
-            PRECISION, DTYPE,
+        rounded, w, t, of_x, g, by_scale = _weights(
+            x, y, scale, smoothing, x_factor, row_target, negative_lse, similarities, derivatives, counted, grad_loss,
+            block, j, there, of_y, rows, columns, width, x_row, x_column, y_row, y_column, scale_stride,
+            BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, REDUCTION, PRECISION, DTYPE,
         )  # fmt: skip
-        first = inside & (program % slices == 0)
+        first, each = inside & (program % slices == 0), tl.cdiv(rows, 4) * 4
         if grad_scale is not None:
-            tl.store(grad_scale + at_rows, by_scale, mask=first)
+            tl.store(grad_scale + at_rows, by_scale + g * tl.load(derivatives + 2 * each + i), mask=first)
         if grad_margin is not None:
-            tl.store(grad_margin + at_rows, by_margin, mask=first)
+            tl.store(grad_margin + at_rows, g * tl.load(derivatives + 3 * each + i), mask=first)
         if grad_x is not None:
             b = tl.load(y_tile, mask=here[None, :], other=0.0)
             if EUCLIDEAN_SHIFT:
@@ -242,45 +236,49 @@ def few_backward(
 def _options(a: Contrast) -> dict[str, Any]:
     """What both kernels are compiled for: tiles as wide as there are columns."""
     wide = max(16, 1 << (a.y.shape[0] - 1).bit_length())
-    of_angle = {"ANGULAR": a.angle_rad != 0, "STRAIGHT": a.straight_through}
-    return tile_options(FEW_TILES, a.x, a.y, a.similarity) | {"BN": wide} | of_angle
+    return tile_options(FEW_TILES, a.x, a.y, a.similarity) | {"BN": wide}
 
 
 def forward(a: Contrast, target: Tensor, ignore_index: int, parts: Saved, saves: bool) -> Tensor:
-    """The loss, a scalar or (B,), of checked targets."""
-    (rows, width), columns = a.x.shape, a.y.shape[0]
-    scale, margin, angle = triton_epilogue.inputs(a, parts.positive.dtype)
-    options = _options(a)
-    smoothing = row_factor_of(a.smoothing, parts.positive.dtype, a.x.device) if a.smoothing else None
-    smoothed = parts.positive.new_empty(rows) if a.smoothing else None
+    """The losses of rows (B,), of checked targets."""
+    (rows, width), columns, options = a.x.shape, a.y.shape[0], _options(a)
+    scale, smoothing = _factors(a)
+    margin, angle = triton_epilogue.margin_and_angle(a, scale.dtype)
+    losses = parts.losses[:rows]
     with launch.on(a.x):
         launch.launch(
             few_forward, (cdiv(rows, options["BM"]),),
             a.x, a.y, int64(target), scale, margin, angle, smoothing, parts.x_factor, parts.y_factor, parts.target,
-            parts.positive, parts.negative_lse, parts.similarities if saves else None, smoothed, rows, columns, width,
-            *a.x.stride(), *a.y.stride(), int(scale.dim() > 0), int(margin.dim() > 0), ignore_index, **options,
+            parts.negative_lse, parts.similarities if saves else None, losses, parts.derivatives, rows, columns, width,
+            *a.x.stride(), *a.y.stride(), int(scale.dim() > 0), int(margin.dim() > 0), ignore_index,
+            ANGULAR=a.angle_rad != 0, STRAIGHT=a.straight_through, **options,
         )  # fmt: skip
-    return triton_epilogue.losses(a, parts, smoothed=smoothed)
+    return losses
+
+
+def _factors(a: Contrast) -> tuple[Tensor, Tensor | None]:
+    """scale and smoothing as the kernels read them."""
+    dtype, device = accumulation_dtype(a.x.dtype), a.x.device
+    return row_factor_of(a.scale, dtype, device), row_factor_of(a.smoothing, dtype, device) if a.smoothing else None
 
 
 def backward(
     grad_loss: Tensor, a: Contrast, parts: Saved, is_saved: bool, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x and y, and of what each row has as scale and margin, those that are needed."""
-    (rows, width), columns, dtype = a.x.shape, a.y.shape[0], parts.positive.dtype
-    scale, margin, angle = triton_epilogue.inputs(a, dtype)
-    smoothing = row_factor_of(a.smoothing, dtype, a.x.device) if a.smoothing else None
+    (rows, width), columns = a.x.shape, a.y.shape[0]
+    scale, smoothing = _factors(a)
     options, depth = _options(a), FEW_BD[a.x.dtype]
     euclidean = a.similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN
     shifts = euclidean and a.x.dtype.itemsize >= 4
     of_matrices = [a.x.new_empty(t.shape) if need else None for t, need in zip((a.x, a.y), needs)]
-    of_rows = [parts.positive.new_empty(rows) if need else None for need in needs[2:]]
+    of_rows = [scale.new_empty(rows) if need else None for need in needs[2:]]
     with launch.on(a.x):
         launch.launch(
             few_backward, ((cdiv(rows, options["BM"]) + 1) * cdiv(width, depth),),
-            a.x, a.y, scale, margin, angle, smoothing, parts.x_factor, parts.y_factor, parts.target, parts.positive,
-            parts.negative_lse, parts.similarities if is_saved else None, parts.counted, grad_loss, *of_matrices,
-            *of_rows, rows, columns, width, *a.x.stride(), *a.y.stride(), int(scale.dim() > 0), int(margin.dim() > 0),
+            a.x, a.y, scale, smoothing, parts.x_factor, parts.y_factor, parts.target, parts.negative_lse,
+            parts.similarities if is_saved else None, parts.derivatives, parts.counted, grad_loss, *of_matrices,
+            *of_rows, rows, columns, width, *a.x.stride(), *a.y.stride(), int(scale.dim() > 0),
             BD=depth, EUCLIDEAN_SHIFT=shifts, REDUCTION=int(a.reduction), **options,
         )  # fmt: skip
     return *of_matrices, *of_rows

@@ -17,6 +17,7 @@ from ...backends.triton.tiles import (
     store_units,
     target_status,
 )
+from .triton_epilogue import of_losses, store_losses
 
 LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 # What a forward saves of a tile.
@@ -191,10 +192,16 @@ def reduce(
 
 @triton.jit
 def finish(
-    maxima, sums, scale, row_target, saved_lse, negative_lse, rows, shares, scale_stride,
-    BLOCK: tl.constexpr, DTYPE: tl.constexpr,
+    maxima, sums, positive, scale, margin, angle, row_target, saved_lse, negative_lse, losses, derivatives,
+    exponentials, rows, shares, scale_stride, margin_stride, kept, exponentials_row,
+    BLOCK: tl.constexpr, ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """negative_lse of the shares, added in their order: for the backward, and as an output where it is one."""
+    """negative_lse of the shares, added in their order: for the backward, and as an output where it is one; and where
+    there is an epilogue what `store_losses` stores.
+
+    Where exponentials are kept, the positive's gets what makes its derivative that of the others times the same factor
+    of the row, s p / S: minus S psi', S the row's sum.
+    """
     at, i = block_offsets(tl.program_id(0), BLOCK, rows)
     maximum = tl.full((BLOCK,), float("-inf"), DTYPE)
     for share in range(shares):
@@ -206,11 +213,24 @@ def finish(
     target = tl.load(row_target + i)
     lse = tl.where(total == 0, float("-inf"), (shift + tl.log2(total)) * LN2)
     lse = tl.where(target == IGNORED, float("-inf"), lse)
-    good = (target != INVALID) & (tl.load(scale + i * scale_stride) > 0)
-    lse = tl.where(good, lse, float("nan"))
+    s = tl.load(scale + i * scale_stride)
+    lse = tl.where((target != INVALID) & (s > 0), lse, float("nan"))
     tl.store(saved_lse + at, lse, mask=at < rows)
     if negative_lse is not None:
         tl.store(negative_lse + at, lse, mask=at < rows)
+    if losses is not None:
+        u = tl.load(positive + i)
+        derivative = store_losses(
+            u, u, lse, target, s, margin, angle, None, losses, derivatives, at, i, rows, shares, margin_stride,
+            ANGULAR, STRAIGHT,
+        )  # fmt: skip
+        if exponentials is not None:
+            here = (at < rows) & (target >= 0) & (target < kept)
+            to = exponentials + i * exponentials_row + target
+            # In float32: of a row that its positive dominates all but the rounding of the two cancels.
+            among = tl.load(to, mask=here, other=0.0) != 0
+            entry = tl.where(among, tl.exp(s * u), 0.0) - tl.exp(lse) * derivative
+            tl.store(to, entry.to(tl.bfloat16), mask=here)
 
 
 @triton.jit
@@ -296,17 +316,18 @@ def _weights_of_tile(
 @triton.jit
 def weights(
     x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
-    negative_lse, grad_positive, grad_negative_lse, gradient_scale, saved, weights, column_sums, bias_sums, row_sums,
-    scale_sums,
+    negative_lse, grad_positive, grad_negative_lse, grad_loss, counted, gradient_scale, saved, weights, column_sums,
+    bias_sums, row_sums, scale_sums,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, first_tile, tiles, tiles_each, chunk,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, SAVED: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr,
-    NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    REDUCTION: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Some tiles of W, and what the gradients of bias and scale are made of: sums over a tile's rows for each column,
     (row block, chunk), and over its columns for each row, (tile of the chunk, rows).
 
-    What multiplies a whole row is made once.
+    What multiplies a whole row is made once. grad_positive, grad_negative_lse: (B,), each times the gradient of the
+    row's loss where there is one.
     """
     block, share = tl.program_id(0), tl.program_id(1)
     at_rows, i = block_offsets(block, BM, rows)
@@ -318,9 +339,13 @@ def weights(
     # An invalid row has a loss of NaN, no gradient.
     nothing = (lse == float("-inf")) | (~inside) | (own == IGNORED) | (own == INVALID)
     shift = tl.where(nothing, float("inf"), lse * LOG2E)  # exp of minus infinity: such a row has no weights
-    outer = tl.where(nothing, 0.0, tl.load(grad_negative_lse + i))  # of a row's log-sum-exp
+    of_lse, of_own = tl.load(grad_negative_lse + i), tl.load(grad_positive + i)
+    if grad_loss is not None:
+        g = of_losses(grad_loss, counted, i, REDUCTION)
+        of_lse, of_own = g * of_lse, g * of_own
+    outer = tl.where(nothing, 0.0, of_lse)
     of_w = weight_factor(of_x, gradient_scale, SIMILARITY)
-    of_positive = tl.where((own >= 0) & inside, tl.load(grad_positive + i), 0.0) * of_w
+    of_positive = tl.where((own >= 0) & inside, of_own, 0.0) * of_w
     by_scale = outer * factor * of_w
     of_row = row_factor(of_x, SIMILARITY, NORMALIZE)
     slope = factor * LOG2E * of_row

@@ -41,7 +41,9 @@ class Saved(NamedTuple):
     self_index: Tensor | None  # int32
     y_factor: Tensor
     negative_lse: Tensor
-    positive: Tensor  # of an epilogue, as is the next
+    positive: Tensor  # of an epilogue, as are the next
+    losses: Tensor  # (B,)
+    derivatives: Tensor  # (4, B): see `triton_epilogue.store_losses`
     counted: Tensor  # the number of rows that count in a mean
 
 
@@ -115,7 +117,7 @@ def _sizes(a: Contrast, blocks: int) -> tuple[int, ...]:
     of_blocks = (0, rows * BN * blocks // 2, width * BN * blocks // 2)
     if saves_similarities(a):
         of_blocks = rows * BN * blocks, 0, 0
-    of_epilogue = (0, 0) if a.epilogue == Epilogue.NONE else (of_rows, 4)
+    of_epilogue = (0,) * 4 if a.epilogue == Epilogue.NONE else (of_rows, of_rows, 4 * of_rows, 4)
     return *of_blocks, of_rows, of_rows, of_rows, of_columns, of_rows, *of_epilogue
 
 
@@ -129,7 +131,8 @@ def parts(a: Contrast, saved: Tensor, plan: Plan) -> Saved:
     similarities, exponentials, units, *others = torch.split_with_sizes(saved, plan.sizes)
     found = Saved(similarities, None, None, *others)
     own = None if a.self_index is None else found.self_index.view(torch.int32)  # type: ignore[union-attr]
-    found = found._replace(target=found.target.view(torch.int32), self_index=own)
+    derivatives = found.derivatives.view(4, -1)[:, : a.x.shape[0]]
+    found = found._replace(target=found.target.view(torch.int32), self_index=own, derivatives=derivatives)
     if not exponentials.numel():
         return found
     kept = exponentials.view(torch.bfloat16), units.view(torch.bfloat16)
