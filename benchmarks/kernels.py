@@ -54,7 +54,7 @@ def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: 
     signature, constants, attributes = {}, {}, {}
     settings = {name: options[name] for name in ("num_warps", "num_stages") if name in options}
     for n, name in enumerate(kernel.arg_names):
-        value = args[n] if n < len(args) else options[name]
+        value = launch.as_tensor(args[n]) if n < len(args) else options[name]
         if n >= len(args) or value is None or (isinstance(value, int) and value == 1):
             signature[name], constants[(n,)] = "constexpr", value
         elif isinstance(value, Tensor):

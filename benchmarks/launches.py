@@ -1,6 +1,6 @@
 """What a call on a GPU costs its host, without a GPU: launches, and the time until all of them are on their way.
 
-    python -m benchmarks.launches [--rounds 200]
+    python -m benchmarks.launches [--rounds 20]
 
 Tensors lie on the CPU, and a stand-in for the driver's launch does nothing; the path to it is the one that a GPU takes:
 of autograd, of the op's shell, of its kernel module, and of Triton's compiled kernels as they are run. A launch is one
@@ -28,6 +28,7 @@ from fused_margins.functional import margin_softmax_loss, mine_negatives, mine_p
 from fused_margins.ops.contrast import triton_exponentials
 
 MULTIPROCESSORS = 132  # of an H200
+AT_ONCE = 20  # calls of a turn
 # Operations of torch that start nothing on a GPU by themselves: views, memory, and questions.
 _ALLOCATE = "empty empty_like empty_strided new_empty new_empty_strided"
 _VIEW = "alias as_strided detach expand expand_as flatten narrow permute reshape select slice split split_with_sizes"
@@ -88,23 +89,29 @@ class _Empty(torch.autograd.Function):
         return grad
 
 
+def _both_ways(loss: Callable[[], Tensor], *variables: Tensor) -> Callable[[], Any]:
+    return lambda: torch.autograd.grad(loss(), variables)
+
+
+def empty_call() -> Callable[[], Any]:
+    """An autograd Function that does nothing."""
+    x = torch.ones(1, dtype=torch.bfloat16).requires_grad_()
+    return _both_ways(lambda: _Empty.apply(x), x)
+
+
 def calls() -> dict[str, Callable[[], Any]]:
     """What is measured, by name; a call with its backward where there is one."""
 
     def rows(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.ones(shape, dtype=dtype).requires_grad_()
 
-    def both_ways(loss: Callable[[], Tensor], *variables: Tensor) -> Callable[[], Any]:
-        return lambda: torch.autograd.grad(loss(), variables)
-
     def margin_softmax(size: int, width: int, classes: int, **options: Any) -> Callable[[], Any]:
         x, w, labels = rows(size, width), rows(classes, width), torch.zeros(size, dtype=torch.int64)
-        return both_ways(lambda: margin_softmax_loss(x, w, labels, margin=0.1, backend="triton", **options), x, w)
+        return _both_ways(lambda: margin_softmax_loss(x, w, labels, margin=0.1, backend="triton", **options), x, w)
 
     x, labels = rows(2048, 128), torch.arange(512).repeat(4)
-    empty, found = rows(1), x.detach()
+    found = x.detach()
     return {
-        "an empty autograd Function": both_ways(lambda: _Empty.apply(empty), empty),
         "margin softmax, 1024 x 512 x 10,000": margin_softmax(1024, 512, 10_000),
         "margin softmax, 1024 x 512 x 10,000, exponentials kept": margin_softmax(1024, 512, 10_000),
         "margin softmax, 256 x 512 x 64": margin_softmax(256, 512, 64),
@@ -128,35 +135,39 @@ def torch_launches(call: Callable[[], Any]) -> int:
     return sum(launches(event) for event in profile.events() if event.cpu_parent is None)
 
 
-def measure(call: Callable[[], Any], nothing: _Nothing, rounds: int) -> tuple[int, int, float]:
-    """Launches of Triton and of torch, and the host's time in microseconds."""
+def measure(
+    call: Callable[[], Any], empty: Callable[[], Any], nothing: _Nothing, rounds: int
+) -> tuple[int, int, float, float]:
+    """Launches of Triton and of torch, and the host's time in microseconds, of the call and of the empty one."""
     for _ in range(3):
         call()
     before = nothing.launches
     call()
     of_triton = nothing.launches - before
-    times = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return of_triton, torch_launches(call), 1e6 * statistics.median(times)
+    times: dict[Callable[[], Any], list[float]] = {empty: [], call: []}
+    for _ in range(rounds):  # in turns, since a machine's pace changes within a second; each with warm caches
+        for timed, found in times.items():
+            for _ in range(AT_ONCE):
+                begin = time.perf_counter()
+                timed()
+                found.append(time.perf_counter() - begin)
+    of_empty, of_call = (1e6 * statistics.median(found) for found in times.values())
+    return of_triton, torch_launches(call), of_call, of_empty
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
-    print("| call, bfloat16 | launches of Triton | of torch | host us | of an empty Function |")
-    print("|---|---:|---:|---:|---:|")
+    print("| call, bfloat16 | launches of Triton | of torch | host us | an empty Function's | ratio |")
+    print("|---|---:|---:|---:|---:|---:|")
     with without_driver() as nothing:
-        empty = 0.0
         for name, call in calls().items():
             with budget.within_exponential_budget(None if "kept" in name else 0):
-                of_triton, of_torch, host_us = measure(call, nothing, rounds)
-            empty = empty or host_us
-            print(f"| {name} | {of_triton} | {of_torch} | {host_us:.0f} | {host_us / empty:.1f} |", flush=True)
+                of_triton, of_torch, host_us, empty_us = measure(call, empty_call(), nothing, rounds)
+            ratio = host_us / empty_us
+            print(f"| {name} | {of_triton} | {of_torch} | {host_us:.0f} | {empty_us:.0f} | {ratio:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ def test_no_call_launches_more_than_it_did() -> None:
     with launches.without_driver() as nothing:
         for name, call in launches.calls().items():
             with budget.within_exponential_budget(None if "kept" in name else 0):
-                of_triton, of_torch, host_us = launches.measure(call, nothing, rounds=1)
+                of_triton, of_torch, host_us, empty_us = launches.measure(
+                    call, launches.empty_call(), nothing, rounds=1
+                )
             found[name] = of_triton, of_torch
-            assert host_us > 0
-    assert found.pop("an empty autograd Function")[0] == 0
+            assert min(host_us, empty_us) > 0
     assert found == {  # of Triton, of torch: the gradient that comes in, and cuBLAS's products
-        "margin softmax, 1024 x 512 x 10,000": (9, 1),
+        "margin softmax, 1024 x 512 x 10,000": (8, 1),
         "margin softmax, 1024 x 512 x 10,000, exponentials kept": (6, 3),
         "margin softmax, 256 x 512 x 64": (3, 1),
         "with smoothing, 256 x 512 x 64": (3, 1),

@@ -189,6 +189,13 @@ def test_warmup_and_cosine_in_steps(images, config):
     assert 1e-6 < rates[-1] < 0.0004
 
 
+def test_warmup_and_steps(images, config):
+    config = config.but(schedule="warmup-steps", epochs=4, warmup_epochs=1, learning_rate=0.016)
+    rates = _learning_rates(Trainer(config, images))
+    expected = [0.001, 0.00475, 0.0085, 0.01225, *[0.016] * 4, *[0.0016] * 4, *[0.00016] * 4]
+    assert rates == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("epochs", "warmup_epochs", "peak_at"), [(8, None, 8), (3, None, 0), (3, 0, 0), (3, 2, 8)])
 def test_where_the_warmup_ends(images, config, epochs, warmup_epochs, peak_at):
     config = config.but(schedule="warmup-cosine", epochs=epochs, warmup_epochs=warmup_epochs, learning_rate=0.01)

@@ -21,7 +21,6 @@ from fused_margins.backends.triton import gradients, launch  # noqa: E402
 from fused_margins.backends.triton.constants import BN  # noqa: E402
 from fused_margins.core.enums import Relation, Similarity  # noqa: E402
 from fused_margins.core.similarity import accumulation_dtype  # noqa: E402
-from fused_margins.ops.contrast import triton_saved  # noqa: E402
 from fused_margins.ops.contrast.epilogues import Epilogue  # noqa: E402
 from fused_margins.ops.contrast.op import Contrast  # noqa: E402
 from fused_margins.ops.nearest.op import Nearest  # noqa: E402
@@ -87,7 +86,7 @@ def contrast(
     x, y = torch.zeros(ROWS, WIDTH, dtype=dtype), torch.zeros(COLUMNS, WIDTH, dtype=dtype)
     scale = torch.tensor(30.0, dtype=accumulation_dtype(dtype))
     a = Contrast(x, y, labels(ROWS), scale=scale, similarity=similarity, **options)
-    plan = triton_saved.plan_of(a, saved_blocks)
+    plan = kernel.plan_of(a, saved_blocks)
     *outputs, saved = kernel.forward(a, plan)
     kernel.backward(outputs, a, saved, plan, [True, True, of_scale, a.bias is not None, False])
 
@@ -118,7 +117,7 @@ def few_margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
         options = {"epilogue": Epilogue.MARGIN_SOFTMAX, "angle_rad": angle, "smoothing": smoothing}
         a = Contrast(x, y, labels(ROWS), scale=torch.tensor(30.0), similarity=similarity, **options)
         for blocks in (1, 0):  # similarities are saved, or made again
-            plan = triton_saved.plan_of(a, blocks)
+            plan = kernel.plan_of(a, blocks)
             *outputs, saved = kernel.forward(a, plan)
             kernel.backward(outputs, a, saved, plan, [True, True, True, False, True])
 
@@ -130,7 +129,7 @@ def kept_margin_softmax(dtype: torch.dtype, similarity: Similarity, **options: A
     kernel = registry.kernel("contrast", "triton")
     x, y = torch.zeros(ROWS, WIDTH, dtype=dtype), torch.zeros(COLUMNS, WIDTH, dtype=dtype)
     a = Contrast(x, y, labels(ROWS), scale=30.0, similarity=similarity, **options)
-    plan = triton_saved.plan_of(a, 12)
+    plan = kernel.plan_of(a, 12)
     *outputs, saved = kernel.forward(a, plan)
     for of_x, of_y in ((True, True), (True, False), (False, True)):
         kernel.backward(outputs, a, saved, plan, [of_x, of_y, False, False, False])

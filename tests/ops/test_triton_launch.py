@@ -97,7 +97,7 @@ def test_integers_that_are_compiled_alike(kernel, first, second, again):
 
 def test_what_else_is_compiled_anew(kernel):
     pytest.importorskip("triton")
-    t = torch.zeros(64)
+    t = torch.arange(64.0)
 
     def launches(a, **options):
         triton.launch(kernel, (1,), a, None, 32, **({"BLOCK": 64} | options))
@@ -105,7 +105,11 @@ def test_what_else_is_compiled_anew(kernel):
 
     assert launches(t) == 1
     assert launches(t[16:]) == launches(torch.nn.Parameter(t)) == 1
-    assert launches(t[1:]) == 2  # not at 16 bytes
+    part = triton.Part(t, 16, 16, torch.float32, t.data_ptr() + 64)
+    assert launches(part) == launches(part.slice(4, 8)) == 1
+    assert kernel.runs[-1][9] == t[20:].data_ptr()
+    assert torch.equal(part.slice(4, 8).tensor(), t[20:28])
+    assert launches(t[1:]) == launches(part.slice(1, 8)) == 2  # not at 16 bytes
     assert launches(t.half()) == 3
     assert launches(t, BLOCK=128) == 4
     half = torch.zeros(64, 64, dtype=torch.float16)

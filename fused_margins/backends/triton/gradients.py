@@ -23,7 +23,7 @@ from ...core.enums import Similarity
 from ...core.similarity import accumulation_dtype
 from . import launch
 from .constants import BN, COSINE, DOT, EUCLIDEAN, MASKED, TMA, WHOLE
-from .launch import cdiv
+from .launch import Part, cdiv
 from .tiles import Tiles, block_offsets, dot, fit, load, numbers, vector_block
 
 CHUNK_BYTES = 100 * 2**20  # of W, which goes through the L2 cache of a large GPU; smaller ones are more launches
@@ -216,7 +216,7 @@ class Gradients:
     """
 
     def __init__(
-        self, a: Any, needs: Sequence[bool], factors: Sequence[Tensor], gradient_scale: Tensor, row_blocks: int
+        self, a: Any, needs: Sequence[bool], factors: Sequence[Tensor | Part], gradient_scale: Tensor, row_blocks: int
     ) -> None:
         x, y, similarity = a.x, a.y, a.similarity
         (rows, width), columns = x.shape, y.shape[0]

@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,6 +103,24 @@ def _runs_compiled() -> bool:
     return False
 
 
+class Part(NamedTuple):
+    """A part of a buffer as a kernel takes it, by its address: a tensor of it costs ten times as much."""
+
+    buffer: Tensor  # one axis
+    first: int  # in numbers of the buffer
+    size: int
+    dtype: torch.dtype  # as which they are read
+    address: int
+
+    def tensor(self) -> Tensor:
+        """For what is no kernel."""
+        return self.buffer[self.first : self.first + self.size].view(self.dtype)
+
+    def slice(self, first: int, size: int) -> "Part":
+        """A part of a part."""
+        return Part(self.buffer, self.first + first, size, self.dtype, self.address + first * self.buffer.itemsize)
+
+
 _compiled: dict[Any, Any] = {}
 _TENSORS = (Tensor, torch.nn.Parameter)
 
@@ -116,28 +134,33 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     Triton: in a version that this was not written for its own launch is taken.
     """
     if interpreted or not _runs_compiled():
-        kernel[grid](*args, **options)
+        kernel[grid](*map(as_tensor, args), **options)
         return
     device = torch.cuda.current_device()
     key: list[Any] = [id(kernel), device]
     values: list[Any] = []
+    add = key.append
     for value in args:
         kind = type(value)
         if kind is int:
-            key.append(value % 16 + 0.5 if 1 < value < 2**31 else value)
-        elif kind in _TENSORS or isinstance(value, Tensor):
-            key.append(value.dtype)
-            value = value.data_ptr()
-            key.append(value % 16)
+            add(value % 16 + 0.5 if 1 < value < 2**31 else value)
+        elif kind is Part:
+            add(value.dtype)
+            value = value.address
+            add(value % 16)
         elif value is None or kind is float:
-            key.append(kind)
+            add(kind)
+        elif kind in _TENSORS or isinstance(value, Tensor):
+            add(value.dtype)
+            value = value.data_ptr()
+            add(value % 16)
         else:  # a tensor descriptor
-            key.append((value.base.dtype, *value.block_shape))
+            add((value.base.dtype, *value.block_shape))
         values.append(value)
     key.extend(options.values())
     found = _compiled.get(tuple(key))
     if found is None:
-        compiled = kernel[grid](*args, **options)
+        compiled = kernel[grid](*map(as_tensor, args), **options)
         rest = tuple(options[name] for name in kernel.arg_names[len(args) :])
         # With the kernel itself: where Triton lets go of one, Triton 3.8 takes its code off the GPU.
         _compiled[tuple(key)] = compiled, compiled.run, compiled.function, compiled.packed_metadata, rest
@@ -146,6 +169,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     x, y, z = (*grid, 1, 1)[:3]
     # No hooks: what they watch is in the kernel's own launch, the first one.
     run(x, y, z, torch._C._cuda_getCurrentRawStream(device), function, metadata, None, None, None, *values, *rest)
+
+
+def as_tensor(value: Any) -> Any:
+    """A part as a tensor; anything else as it is."""
+    return value.tensor() if type(value) is Part else value
 
 
 _ones: dict[tuple[torch.device, torch.dtype], Tensor] = {}

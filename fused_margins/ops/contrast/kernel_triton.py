@@ -21,17 +21,17 @@ from ...backends.registry import MaybeTensors, Problem
 from ...backends.triton import launch
 from ...backends.triton.constants import ABSENT, BN, IGNORED, INVALID, TMA
 from ...backends.triton.gradients import Gradients, gradient_scale
-from ...backends.triton.launch import cdiv
+from ...backends.triton.launch import Part, cdiv
 from ...backends.triton.tiles import TILES, TMA_TILES, Tiles, factor_block, sides, tile_options, vector_block
 from ...core import indices
-from ...core.enums import Relation, Similarity
+from ...core.enums import Reduction, Relation, Similarity
 from ...core.similarity import accumulation_dtype
 from . import triton_epilogue, triton_exponentials, triton_few
 from . import triton_kernels as kernels
 from . import triton_saved as saved_parts
 from .epilogues import Epilogue
 from .op import Contrast
-from .triton_saved import Plan, Saved
+from .triton_saved import Plan, Saved, Vectors
 
 # Where a kernel holds little beside the similarities.
 LARGE_TILES = TILES | {torch.bfloat16: Tiles(128, 64, 8, 3), torch.float16: Tiles(128, 64, 8, 3)}
@@ -40,8 +40,6 @@ TMA_WEIGHTS = Tiles(128, 64, 4, 3)
 # Up to here the sum of a row's exp(logit) needs no maximum: the logarithm of the largest number, and a little less.
 _PLAIN_LOGIT = {torch.float64: 700.0, torch.float32: 86.0}
 _EPILOGUES = (Epilogue.NONE, Epilogue.MARGIN_SOFTMAX, Epilogue.INFO_NCE)
-# Gradients (B,) of positive and of negative_lse; where there is a loss those of each row's loss, and its gradient.
-Vectors = tuple[Tensor, Tensor, Tensor | None]
 force_running_maximum = False  # a test may ask for the path that no logit overflows
 
 
@@ -59,18 +57,23 @@ def can_run(problem: Problem) -> str | None:
 def plan(a: Contrast, needs: Sequence[bool]) -> Plan:
     """What a forward saves."""
     if force_running_maximum and not saved_parts.saves_similarities(a):
-        return saved_parts.plan_of(a, 0)
-    return saved_parts.plan(a, needs)
+        return plan_of(a, 0)
+    return plan_of(a, saved_parts.most_blocks(a, needs))
+
+
+def plan_of(a: Contrast, blocks: int) -> Plan:
+    """Of so many blocks of columns."""
+    return saved_parts.plan(a, blocks, triton_few.options(a) if saved_parts.fits_one_tile(a) else {})
 
 
 def saved_size(a: Contrast, plan: Plan) -> int:
     """Values of the buffer that a forward hands to its backward."""
-    return sum(plan.sizes)
+    return plan.size
 
 
 def recover_plan(a: Contrast, needs: Sequence[bool], size: int) -> Plan:
     """The plan by which a forward saved so many values."""
-    return saved_parts.plan_of(a, saved_parts.blocks_of(a, size))
+    return plan_of(a, saved_parts.blocks_of(a, size))
 
 
 def describe(problem: Problem) -> str:
@@ -110,16 +113,18 @@ def forward(a: Contrast, plan: Plan) -> tuple[Tensor | None, Tensor | None, Tens
     """positive and negative_lse (B,), or the loss; and what the backward needs; the accumulation dtype throughout."""
     rows, dtype = a.x.shape[0], accumulation_dtype(a.x.dtype)
     saved = a.x.new_empty(saved_size(a, plan), dtype=dtype)
-    parts = saved_parts.parts(a, saved, plan)
+    parts = saved_parts.parts(saved, plan)
     if a.epilogue == Epilogue.NONE:
         positive, negative_lse = (a.x.new_empty(rows, dtype=dtype) for _ in range(2))
-        _reduce(a, plan.blocks, parts, positive, negative_lse)
+        _reduce(a, plan.blocks, parts, positive, negative_lse, None)
         return positive, negative_lse, None, saved
+    losses = a.x.new_empty(rows, dtype=dtype) if a.reduction == Reduction.NONE else parts.losses
     if plan.one_tile:
-        losses = triton_few.forward(a, *_checked_target(a), parts, plan.blocks > 0)
+        triton_few.forward(a, *_checked_target(a), parts, plan, losses)
     else:
-        losses = _reduce(a, plan.blocks, parts, parts.positive, None)
-    return None, None, triton_epilogue.reduced_losses(a, losses, parts), saved
+        _reduce(a, plan.blocks, parts, parts.positive, None, losses)
+    loss = losses if isinstance(losses, Tensor) else triton_epilogue.reduced(a, losses, parts, saved)
+    return None, None, loss, saved
 
 
 def _checked_target(a: Contrast) -> tuple[Tensor, int]:
@@ -129,17 +134,23 @@ def _checked_target(a: Contrast) -> tuple[Tensor, int]:
     return indices.check_index(a.target, a.y.shape[0], a.ignore_index, "target", absent=True), indices.IGNORED
 
 
-def _reduce(a: Contrast, saved_blocks: int, parts: Saved, positive: Tensor, negative_lse: Tensor | None) -> Tensor:
-    """Write both vectors, negative_lse into `parts` and, where it is an output, a second time. Returns the losses of
-    rows where there is an epilogue."""
+def _reduce(
+    a: Contrast,
+    saved_blocks: int,
+    parts: Saved,
+    positive: Tensor | Part,
+    negative_lse: Tensor | None,
+    losses: Tensor | Part | None,
+) -> None:
+    """Write both vectors, negative_lse into `parts` and, where it is an output, a second time; and where there is an
+    epilogue the losses of rows, and their derivatives."""
     x, y, (rows, width), columns = a.x, a.y, a.x.shape, a.y.shape[0]
     target, ignore_index = _checked_target(a)
     self_index = a.self_index
     if indices.raises_everywhere() and self_index is not None:
         self_index = indices.check_index(self_index, columns, indices.IGNORED, "self_index")
-    losses = parts.losses[:rows]
     if not rows:
-        return losses
+        return
     target, self_index = int64(target), int64(self_index)
     new = functools.partial(torch.empty, dtype=positive.dtype, device=x.device)
     plain = saved_parts.is_plain(a)
@@ -155,10 +166,9 @@ def _reduce(a: Contrast, saved_blocks: int, parts: Saved, positive: Tensor, nega
     if parts.exponentials is not None:
         saves, to_save = kernels.EXPONENTIALS.value, parts.exponentials
         if options["LOADS"] == TMA.value:
-            to_save = launch.tma_descriptor(to_save, options["BM"], BN // 2)
-    has_epilogue = a.epilogue != Epilogue.NONE
+            to_save = launch.tma_descriptor(to_save.tensor().view(rows, -1), options["BM"], BN // 2)
     margin = angle = None
-    if has_epilogue:
+    if losses is not None:
         margin, angle = triton_epilogue.margin_and_angle(a, positive.dtype)
     with launch.on(x):
         if columns:
@@ -180,40 +190,37 @@ def _reduce(a: Contrast, saved_blocks: int, parts: Saved, positive: Tensor, nega
             )  # fmt: skip
         else:  # no target exists
             none = (target == ignore_index) | (target == indices.ABSENT)
-            positive[:rows] = torch.where(none, 0.0, torch.nan)
+            launch.as_tensor(positive)[:rows] = torch.where(none, 0.0, torch.nan)
             absent = torch.where(target == indices.ABSENT, ABSENT.value, INVALID.value)
-            parts.target[:rows] = torch.where(target == ignore_index, IGNORED.value, absent)
-        kept, kept_row = 0, 0
-        if parts.exponentials is not None:
-            kept, kept_row = min(columns, parts.exponentials.shape[1]), parts.exponentials.stride(0)
+            parts.target.tensor()[:rows] = torch.where(target == ignore_index, IGNORED.value, absent)
         launch.launch(
             kernels.finish, (cdiv(rows, 128),),
             maxima, sums, positive, inputs.scale, margin, angle, parts.target, parts.negative_lse, negative_lse,
-            losses if has_epilogue else None, parts.derivatives, parts.exponentials if has_epilogue else None,
-            rows, shares, inputs.scale_stride, 0 if margin is None else int(margin.dim() > 0), kept, kept_row,
+            losses, parts.derivatives, parts.exponentials if losses is not None else None, rows, shares,
+            inputs.scale_stride, 0 if margin is None else int(margin.dim() > 0), saved_blocks * BN,
             BLOCK=128, ANGULAR=a.angle_rad != 0, STRAIGHT=a.straight_through, DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
-    return losses
 
 
 def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: Plan, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, y, scale, bias and margin, of those that are needed."""
     variables = (a.x, a.y, a.scale, a.bias, a.margin)
     needs = [need and isinstance(t, Tensor) for need, t in zip(needs, variables)]
-    parts = saved_parts.parts(a, saved, plan)
+    parts = saved_parts.parts(saved, plan)
     grad_positive, grad_negative_lse, grad_loss = grads
     if plan.one_tile and grad_loss is not None:
         of_few = needs[0], needs[1], needs[2], needs[4]
-        grad_x, grad_y, of_scale, of_margin = triton_few.backward(grad_loss, a, parts, plan.blocks > 0, of_few)
+        grad_x, grad_y, of_scale, of_margin = triton_few.backward(grad_loss, a, parts, plan, of_few)
         by_scale = None if of_scale is None else _of_factor(of_scale, a.scale)
         return [grad_x, grad_y, by_scale, None, None if of_margin is None else _of_factor(of_margin, a.margin)]
     kept = parts.exponentials is not None
     whole = kept and plan.blocks * BN >= a.y.shape[0]
     if grad_loss is not None:
-        grad_negative_lse, grad_positive = parts.derivatives[:2]  # of each row's loss
-    assert grad_positive is not None
-    assert grad_negative_lse is not None
-    vectors = grad_positive, grad_negative_lse, grad_loss
+        vectors = Vectors(*triton_epilogue.of_each_loss(a, parts), grad_loss)
+    else:
+        assert grad_positive is not None
+        assert grad_negative_lse is not None
+        vectors = Vectors(grad_negative_lse, grad_positive, None)
     gradients: list[Tensor | None] = [None] * 4
     if not whole:
         blocks = (0, plan.blocks) if kept else (plan.blocks, 0)
@@ -237,10 +244,9 @@ def _gradients(
     a: Contrast, saved_blocks: int, first_block: int, parts: Saved, vectors: Vectors, needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """Of x, y, scale and bias, from one block of columns on."""
-    grad_positive, grad_negative_lse, grad_loss = vectors
     x, y, rows, columns = a.x, a.y, a.x.shape[0], a.y.shape[0]
     _, of_y, of_scale, of_bias = needs
-    new = functools.partial(torch.empty, dtype=grad_positive.dtype, device=x.device)
+    new = functools.partial(torch.empty, dtype=accumulation_dtype(x.dtype), device=x.device)
     if not (rows and columns and any(needs)):
         variables = (x, y, a.scale, a.bias)
         return [torch.zeros_like(t) if need else None for t, need in zip(variables, needs)]  # type: ignore[arg-type]
@@ -267,7 +273,7 @@ def _gradients(
             launch.launch(
                 kernels.weights, (row_blocks, cdiv(count, each)),
                 x_tiles, y_tiles, parts.x_factor, parts.y_factor, scale, inputs.bias, parts.target, inputs.row_labels,
-                inputs.column_labels, parts.self_index, parts.negative_lse, grad_positive, grad_negative_lse, grad_loss,
+                inputs.column_labels, parts.self_index, parts.negative_lse, *vectors,
                 parts.counted, both.gradient_scale, parts.similarities, w_tiles, both.column_sums, bias_sums,
                 both.row_sums, scale_sums, *inputs.sizes, *inputs.strides, inputs.scale_stride, first, count, each,
                 both.chunk, SAVED=is_saved, OF_Y=of_y, OF_SCALE=of_scale, OF_BIAS=of_bias, REDUCTION=int(a.reduction),
@@ -287,11 +293,12 @@ def _gradients(
 
 def _largest_weight(a: Contrast, scale: Tensor, parts: Saved, vectors: Vectors) -> Tensor:
     """A bound of |W|."""
-    grad_positive, grad_negative_lse, grad_loss = vectors
-    if grad_loss is not None:
-        grad_negative_lse, grad_positive = triton_epilogue.derivatives(grad_loss, a, parts)[:2]
-    largest = torch.maximum((grad_negative_lse * scale).abs().amax(), grad_positive.abs().amax())
+    if vectors.of_loss is None:
+        of_lse, of_positive = map(launch.as_tensor, vectors[:2])
+    else:
+        of_lse, of_positive, _, _ = triton_epilogue.derivatives(vectors.of_loss, a, parts)
+    largest = torch.maximum((of_lse * scale).abs().amax(), of_positive.abs().amax())
     if a.similarity != Similarity.COSINE:
         return largest
     rows, columns = a.x.shape[0], a.y.shape[0]
-    return largest * parts.x_factor[:rows].amax() * parts.y_factor[:columns].amax()
+    return largest * parts.x_factor.tensor()[:rows].amax() * parts.y_factor.tensor()[:columns].amax()

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...backends.cpu import row_factor
 from ...backends.triton import launch
 from ...backends.triton.constants import ABSENT, IGNORED
+from ...backends.triton.launch import Part
 from ...backends.triton.tiles import block_offsets, numbers, softplus
 from ...core.enums import BeyondPi, Reduction
 from ...core.margins import pieces
@@ -122,20 +123,26 @@ def margin_and_angle(a: Contrast, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return margin, _angle(a.angle_rad, a.beyond_pi, dtype, a.x.device) if a.angle_rad else margin  # which is not read
 
 
-def reduced_losses(a: Contrast, losses: Tensor, parts: Saved) -> Tensor:
-    """The loss, a scalar or (B,), of the losses of rows; `parts.counted` gets the number of rows that count."""
-    if a.reduction == Reduction.NONE:
-        return losses
-    loss = losses.new_empty(())
+def reduced(a: Contrast, losses: Part, parts: Saved, saved: Tensor) -> Tensor:
+    """The sum or mean of the losses of rows; `parts.counted` gets the number of rows that count."""
+    loss = saved.new_empty(())
     with launch.on(a.x):
         launch.launch(
             _reduce_losses, (1,),
-            losses, parts.negative_lse, parts.target, loss, parts.counted, losses.shape[0], BLOCK=1024,
+            losses, parts.negative_lse, parts.target, loss, parts.counted, a.x.shape[0], BLOCK=1024,
             EPILOGUE=int(a.epilogue), REDUCTION=int(a.reduction), DTYPE=numbers(a.x.dtype), num_warps=8,
         )  # fmt: skip
     return loss
 
 
+def of_each_loss(a: Contrast, parts: Saved) -> tuple[Part, Part]:
+    """Its gradients of negative_lse and of positive."""
+    rows = a.x.shape[0]
+    return parts.derivatives.slice(0, rows), parts.derivatives.slice(parts.derivatives.size // 4, rows)
+
+
 def derivatives(grad_loss: Tensor, a: Contrast, parts: Saved) -> Tensor:
     """(4, B): what `store_losses` saved, times the gradient of each row's loss."""
-    return parts.derivatives * (grad_loss / parts.counted[0] if a.reduction == Reduction.MEAN else grad_loss)
+    if a.reduction == Reduction.MEAN:
+        grad_loss = grad_loss / parts.counted.tensor()[0]
+    return parts.derivatives.tensor().view(4, -1)[:, : a.x.shape[0]] * grad_loss

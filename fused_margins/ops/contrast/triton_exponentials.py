@@ -38,7 +38,7 @@ from ...backends.triton.tiles import block_offsets, numbers, store_units, vector
 from .op import Contrast
 from .triton_epilogue import of_losses
 from .triton_kernels import LOG2E
-from .triton_saved import Saved, columns_at_once
+from .triton_saved import Saved, Vectors, columns_at_once
 
 FAR = tl.constexpr(110)  # two to this power is the most that c, and s g, are lifted to
 
@@ -200,33 +200,28 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def add_gradients(
-    others: Sequence[Tensor | None],
-    vectors: tuple[Tensor, Tensor, Tensor | None],
-    a: Contrast,
-    parts: Saved,
-    needs: Sequence[bool],
+    others: Sequence[Tensor | None], vectors: Vectors, a: Contrast, parts: Saved, needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """Gradients of x and y, those that are needed, from the columns that were kept.
 
     others: those from the other columns, to which x's are added, and of which the kept columns of y's are filled; None
-    where all columns were kept. vectors: gradients of positive and negative_lse, or those of each loss and
-    its gradient.
+    where all columns were kept.
     """
     x, y, (rows, width) = a.x, a.y, a.x.shape
     assert parts.exponentials is not None
     assert parts.units is not None
-    kept = min(parts.exponentials.shape[1], y.shape[0])
-    exponentials, units = parts.exponentials[:, :kept], parts.units[:kept]
+    exponentials, units = parts.exponentials.tensor().view(rows, -1), parts.units.tensor().view(-1, width)
+    kept = min(exponentials.shape[1], y.shape[0])
+    exponentials, units = exponentials[:, :kept], units[:kept]
     of_x, of_y = needs
     grad_x, grad_y = (
         t if t is not None else torch.empty_like(v, memory_format=torch.contiguous_format) if need else None
         for t, v, need in zip(others, (x, y), needs)
     )
-    grad_positive: Tensor | None
-    grad_positive, grad_negative_lse, grad_loss = vectors
+    grad_negative_lse, grad_positive, grad_loss = vectors
     if grad_loss is not None:
-        grad_positive = None  # is among the exponentials
-    factors = parts.negative_lse.new_empty(rows + 1)
+        grad_positive = None  # type: ignore[assignment] # is among the exponentials
+    factors = x.new_empty(rows + 1, dtype=torch.float32)
     lift, scaled = factors[rows:], x.new_empty(rows, width)
     scale = row_factor(a.scale, factors.dtype, x.device)
     depth, dtype = vector_block(width), numbers(x.dtype)
@@ -238,7 +233,7 @@ def add_gradients(
             REDUCTION=int(a.reduction), DTYPE=dtype, num_warps=4,
         )  # fmt: skip
         of_rows = product(exponentials, units) if of_x else None
-        order = torch.argsort(parts.target[:rows], stable=True) if of_y and grad_positive is not None else None
+        order = torch.argsort(parts.target.tensor()[:rows], stable=True) if of_y and grad_positive is not None else None
         most = columns_at_once(width, kept) if of_y else kept
         for first in range(0, kept, most):
             count = min(most, kept - first)

@@ -19,7 +19,7 @@ from ...backends.cpu import int64
 from ...backends.cpu import row_factor as row_factor_of
 from ...backends.triton import launch
 from ...backends.triton.constants import COSINE, DOT, EUCLIDEAN, IGNORED, INVALID
-from ...backends.triton.launch import cdiv
+from ...backends.triton.launch import Part, cdiv
 from ...backends.triton.tiles import (
     TILES,
     Tiles,
@@ -38,7 +38,7 @@ from . import triton_epilogue
 from .op import Contrast
 from .triton_epilogue import of_losses, store_losses
 from .triton_kernels import LN2, LOG2E
-from .triton_saved import Saved
+from .triton_saved import Plan, Saved
 
 # W stays in registers while it is multiplied, in float32 by three products of its parts.
 FEW_TILES = TILES | {torch.float32: Tiles(16, 16, 4, 3)}
@@ -233,27 +233,30 @@ def few_backward(
             )
 
 
-def _options(a: Contrast) -> dict[str, Any]:
+def options(a: Contrast) -> dict[str, Any]:
     """What both kernels are compiled for: tiles as wide as there are columns."""
     wide = max(16, 1 << (a.y.shape[0] - 1).bit_length())
     return tile_options(FEW_TILES, a.x, a.y, a.similarity) | {"BN": wide}
 
 
-def forward(a: Contrast, target: Tensor, ignore_index: int, parts: Saved, saves: bool) -> Tensor:
-    """The losses of rows (B,), of checked targets."""
-    (rows, width), columns, options = a.x.shape, a.y.shape[0], _options(a)
+def forward(a: Contrast, target: Tensor, ignore_index: int, parts: Saved, plan: Plan, losses: Tensor | Part) -> None:
+    """Write the losses of rows, of checked targets, and what the backward needs."""
+    (rows, width), columns, options = a.x.shape, a.y.shape[0], _options_now(a, plan)
     scale, smoothing = _factors(a)
     margin, angle = triton_epilogue.margin_and_angle(a, scale.dtype)
-    losses = parts.losses[:rows]
     with launch.on(a.x):
         launch.launch(
             few_forward, (cdiv(rows, options["BM"]),),
             a.x, a.y, int64(target), scale, margin, angle, smoothing, parts.x_factor, parts.y_factor, parts.target,
-            parts.negative_lse, parts.similarities if saves else None, losses, parts.derivatives, rows, columns, width,
-            *a.x.stride(), *a.y.stride(), int(scale.dim() > 0), int(margin.dim() > 0), ignore_index,
-            ANGULAR=a.angle_rad != 0, STRAIGHT=a.straight_through, **options,
+            parts.negative_lse, parts.similarities if plan.blocks else None, losses, parts.derivatives,
+            rows, columns, width, *a.x.stride(), *a.y.stride(), int(scale.dim() > 0), int(margin.dim() > 0),
+            ignore_index, ANGULAR=a.angle_rad != 0, STRAIGHT=a.straight_through, **options,
         )  # fmt: skip
-    return losses
+
+
+def _options_now(a: Contrast, plan: Plan) -> dict[str, Any]:
+    """Those of the plan, but for what a setting of torch may have changed since."""
+    return plan.options if a.x.dtype != torch.float32 else {**plan.options, "PRECISION": launch.precision(a.x.dtype)}
 
 
 def _factors(a: Contrast) -> tuple[Tensor, Tensor | None]:
@@ -263,12 +266,12 @@ def _factors(a: Contrast) -> tuple[Tensor, Tensor | None]:
 
 
 def backward(
-    grad_loss: Tensor, a: Contrast, parts: Saved, is_saved: bool, needs: Sequence[bool]
+    grad_loss: Tensor, a: Contrast, parts: Saved, plan: Plan, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x and y, and of what each row has as scale and margin, those that are needed."""
     (rows, width), columns = a.x.shape, a.y.shape[0]
     scale, smoothing = _factors(a)
-    options, depth = _options(a), FEW_BD[a.x.dtype]
+    options, depth = _options_now(a, plan), FEW_BD[a.x.dtype]
     euclidean = a.similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN
     shifts = euclidean and a.x.dtype.itemsize >= 4
     of_matrices = [a.x.new_empty(t.shape) if need else None for t, need in zip((a.x, a.y), needs)]
@@ -277,7 +280,7 @@ def backward(
         launch.launch(
             few_backward, ((cdiv(rows, options["BM"]) + 1) * cdiv(width, depth),),
             a.x, a.y, scale, smoothing, parts.x_factor, parts.y_factor, parts.target, parts.negative_lse,
-            parts.similarities if is_saved else None, parts.derivatives, parts.counted, grad_loss, *of_matrices,
+            parts.similarities if plan.blocks else None, parts.derivatives, parts.counted, grad_loss, *of_matrices,
             *of_rows, rows, columns, width, *a.x.stride(), *a.y.stride(), int(scale.dim() > 0),
             BD=depth, EUCLIDEAN_SHIFT=shifts, REDUCTION=int(a.reduction), **options,
         )  # fmt: skip

@@ -193,7 +193,7 @@ def reduce(
 @triton.jit
 def finish(
     maxima, sums, positive, scale, margin, angle, row_target, saved_lse, negative_lse, losses, derivatives,
-    exponentials, rows, shares, scale_stride, margin_stride, kept, exponentials_row,
+    exponentials, rows, shares, scale_stride, margin_stride, kept,
     BLOCK: tl.constexpr, ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """negative_lse of the shares, added in their order: for the backward, and as an output where it is one; and where
@@ -226,7 +226,7 @@ def finish(
         )  # fmt: skip
         if exponentials is not None:
             here = (at < rows) & (target >= 0) & (target < kept)
-            to = exponentials + i * exponentials_row + target
+            to = exponentials + i * kept + target
             # In float32: of a row that its positive dominates all but the rounding of the two cancels.
             among = tl.load(to, mask=here, other=0.0) != 0
             entry = tl.where(among, tl.exp(s * u), 0.0) - tl.exp(lse) * derivative
@@ -316,7 +316,7 @@ def _weights_of_tile(
 @triton.jit
 def weights(
     x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
-    negative_lse, grad_positive, grad_negative_lse, grad_loss, counted, gradient_scale, saved, weights, column_sums,
+    negative_lse, grad_negative_lse, grad_positive, grad_loss, counted, gradient_scale, saved, weights, column_sums,
     bias_sums, row_sums, scale_sums,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, first_tile, tiles, tiles_each, chunk,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,

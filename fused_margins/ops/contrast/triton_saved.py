@@ -8,7 +8,7 @@ about as long as the matrix unit takes to make them.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from ...backends import budget
 from ...backends.triton.constants import BN
 from ...backends.triton.gradients import CHUNK_BYTES
-from ...backends.triton.launch import cdiv
+from ...backends.triton.launch import Part, cdiv
 from ...core.enums import Relation, Similarity
 from ...core.similarity import accumulation_dtype
 from .epilogues import Epilogue
@@ -31,20 +31,20 @@ _MOST_ROWS = 8192
 
 
 class Saved(NamedTuple):
-    """Parts of the buffer, each of which begins at 16 bytes."""
+    """Parts of the buffer, each of which begins at 16 bytes; one of rows or columns has room for a multiple of four."""
 
-    similarities: Tensor  # of the first blocks of columns, block by block
-    exponentials: Tensor | None  # (B, kept columns) bfloat16, or
-    units: Tensor | None  # and of those columns the unit vectors, (kept columns, D) bfloat16
-    x_factor: Tensor
-    target: Tensor  # int32: a column, IGNORED, INVALID or ABSENT
-    self_index: Tensor | None  # int32
-    y_factor: Tensor
-    negative_lse: Tensor
-    positive: Tensor  # of an epilogue, as are the next
-    losses: Tensor  # (B,)
-    derivatives: Tensor  # (4, B): see `triton_epilogue.store_losses`
-    counted: Tensor  # the number of rows that count in a mean
+    similarities: Part  # of the first blocks of columns, block by block; or
+    exponentials: Part | None  # (B, kept columns) bfloat16, of those columns, and of these
+    units: Part | None  # the unit vectors, (kept columns, D) bfloat16
+    x_factor: Part
+    target: Part  # int32: a column, IGNORED, INVALID or ABSENT
+    self_index: Part | None  # int32
+    y_factor: Part
+    negative_lse: Part
+    positive: Part  # of an epilogue, as are the next
+    losses: Part  # where they are summed
+    derivatives: Part  # (4, B): see `triton_epilogue.store_losses`
+    counted: Part  # the number of rows that count in a mean
 
 
 class Plan(NamedTuple):
@@ -52,7 +52,18 @@ class Plan(NamedTuple):
 
     blocks: int  # of columns, of which there are similarities or exponentials
     one_tile: bool  # whether the call goes by ``triton_few.py``
-    sizes: tuple[int, ...]  # of the parts, in numbers of the accumulation dtype
+    size: int  # of the buffer, in numbers of the accumulation dtype
+    # Of each part where it begins and its size in such numbers, its dtype, and where it begins in bytes.
+    places: tuple[tuple[int, int, torch.dtype, int] | None, ...]
+    options: dict[str, Any]  # those of ``triton_few.py``
+
+
+class Vectors(NamedTuple):
+    """Gradients (B,) of both vectors, or where there is a loss those of each row's loss, and its own gradient."""
+
+    of_negative_lse: Tensor | Part
+    of_positive: Tensor | Part
+    of_loss: Tensor | None
 
 
 def is_plain(a: Contrast) -> bool:
@@ -90,17 +101,10 @@ def keeps_exponentials(a: Contrast, needs: Sequence[bool]) -> bool:
     return a.scale + math.log(a.y.shape[0]) < _LARGEST_LOG_SUM
 
 
-def plan(a: Contrast, needs: Sequence[bool]) -> Plan:
-    """Of as many blocks of columns as the budget allows."""
-    return plan_of(a, _most_blocks(a, needs) if any(needs[:4]) else 0)  # the gradient of a margin needs none
-
-
-def plan_of(a: Contrast, blocks: int) -> Plan:
-    """Of so many blocks of columns."""
-    return Plan(blocks, fits_one_tile(a), _sizes(a, blocks))
-
-
-def _most_blocks(a: Contrast, needs: Sequence[bool]) -> int:
+def most_blocks(a: Contrast, needs: Sequence[bool]) -> int:
+    """As many blocks of columns as the budget allows."""
+    if not any(needs[:4]):  # the gradient of a margin needs none
+        return 0
     (rows, width), itemsize = a.x.shape, a.x.dtype.itemsize
     if saves_similarities(a):
         most, block_bytes = budget.memory_budget(), rows * BN * accumulation_dtype(a.x.dtype).itemsize
@@ -111,6 +115,16 @@ def _most_blocks(a: Contrast, needs: Sequence[bool]) -> int:
     return min(cdiv(a.y.shape[0], BN), most // max(1, block_bytes))
 
 
+def plan(a: Contrast, blocks: int, options: dict[str, Any]) -> Plan:
+    """Of so many blocks of columns, with the options of ``triton_few.py``."""
+    first, places, dtype = 0, list[tuple[int, int, torch.dtype, int] | None](), accumulation_dtype(a.x.dtype)
+    for name, size in zip(Saved._fields, _sizes(a, blocks)):
+        there = size > 0 or name not in ("exponentials", "units", "self_index")
+        places.append((first, size, _DTYPES.get(name, dtype), first * dtype.itemsize) if there else None)
+        first += size
+    return Plan(blocks, fits_one_tile(a), first, tuple(places), options)
+
+
 def _sizes(a: Contrast, blocks: int) -> tuple[int, ...]:
     rows, width = a.x.shape
     of_rows, of_columns = (cdiv(t.shape[0], 4) * 4 for t in (a.x, a.y))
@@ -118,7 +132,8 @@ def _sizes(a: Contrast, blocks: int) -> tuple[int, ...]:
     if saves_similarities(a):
         of_blocks = rows * BN * blocks, 0, 0
     of_epilogue = (0,) * 4 if a.epilogue == Epilogue.NONE else (of_rows, of_rows, 4 * of_rows, 4)
-    return *of_blocks, of_rows, of_rows, of_rows, of_columns, of_rows, *of_epilogue
+    of_self = 0 if a.self_index is None else of_rows
+    return *of_blocks, of_rows, of_rows, of_self, of_columns, of_rows, *of_epilogue
 
 
 def blocks_of(a: Contrast, size_of_buffer: int) -> int:
@@ -127,22 +142,18 @@ def blocks_of(a: Contrast, size_of_buffer: int) -> int:
     return min(cdiv(a.y.shape[0], BN), max(0, size_of_buffer - of_none) // max(1, sum(_sizes(a, 1)) - of_none))
 
 
-def parts(a: Contrast, saved: Tensor, plan: Plan) -> Saved:
-    similarities, exponentials, units, *others = torch.split_with_sizes(saved, plan.sizes)
-    found = Saved(similarities, None, None, *others)
-    own = None if a.self_index is None else found.self_index.view(torch.int32)  # type: ignore[union-attr]
-    derivatives = found.derivatives.view(4, -1)[:, : a.x.shape[0]]
-    found = found._replace(target=found.target.view(torch.int32), self_index=own, derivatives=derivatives)
-    if not exponentials.numel():
-        return found
-    kept = exponentials.view(torch.bfloat16), units.view(torch.bfloat16)
-    return found._replace(exponentials=kept[0].view(a.x.shape[0], -1), units=kept[1].view(-1, a.x.shape[1]))
+_DTYPES = {"exponentials": torch.bfloat16, "units": torch.bfloat16, "target": torch.int32, "self_index": torch.int32}
+
+
+def parts(saved: Tensor, plan: Plan) -> Saved:
+    address = saved.data_ptr()
+    return Saved(*[place and Part(saved, *place[:3], address + place[3]) for place in plan.places])  # type: ignore[arg-type]
 
 
 def describe(a: Contrast, plan: Plan) -> str:
     """What the budgets make of a call."""
     blocks, (columns, width) = plan.blocks, a.y.shape
-    num_bytes = sum(plan.sizes) * accumulation_dtype(a.x.dtype).itemsize
+    num_bytes = plan.size * accumulation_dtype(a.x.dtype).itemsize
     share = min(1.0, blocks * BN / columns) if columns else 1.0
     if not blocks or saves_similarities(a):
         return budget.describe(num_bytes, share)
