@@ -21,7 +21,7 @@ PYBIND11_MODULE(_CUDA, m) {
   define<cuda::contrast_backward>(m, "contrast_backward");
   m.def("nearest_grid", &cuda::nearest_grid);
   define<cuda::nearest>(m, "nearest");
-  m.def("magnet_saved_size", &magnet_saved_size);
+  m.def("magnet_saved_size", &cuda::magnet_saved_size);
   m.def("magnet_scratch_size", &cuda::magnet_scratch_size);
   define<cuda::magnet_forward>(m, "magnet_forward");
   define<cuda::magnet_backward>(m, "magnet_backward");

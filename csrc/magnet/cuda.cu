@@ -1,5 +1,6 @@
-// magnet on an NVIDIA GPU: the clusters' means, all distances from them, the loss; and its gradient. Three small
-// launches each way: each needs all that the one before it made. Every sum over rows runs in one order.
+// magnet on an NVIDIA GPU: the clusters' means, all distances from them, the losses and what becomes of the distances
+// in a gradient; then what pulls the means, and the gradient. Five small launches, each of which needs all that the one
+// before it made. Every sum over rows runs in one order.
 #include "cuda.h"
 
 #include "../cuda/tile.h"
@@ -16,7 +17,7 @@ template <class T>
 struct Magnet {
   const MagnetInputs& in;
   int64_t rows, clusters, width, stride;
-  T *means, *distances, *others, *variance;
+  T *means, *distances, *losses, *own_weights, *terms, *variance;
 
   __device__ Magnet(const MagnetInputs& inputs, void* saved)
       : in(inputs),
@@ -26,25 +27,20 @@ struct Magnet {
         stride((width + 15) / 16 * 16),
         means(static_cast<T*>(saved)),
         distances(means + clusters * stride),
-        others(distances + rows * clusters),
-        variance(others + rows) {}
+        losses(distances + rows * clusters),
+        own_weights(losses + rows),
+        terms(own_weights + rows),
+        variance(terms + rows) {}
 
   __device__ Matrix mean_matrix() const {
     return {means, clusters, width, stride, 1, sizeof(T) == 8 ? DType::float64 : DType::float32};
   }
   __device__ bool valid(int64_t row) const { return in.clusters[row] >= 0 && in.clusters[row] < clusters; }
   __device__ T own(int64_t row) const { return __ldcg(distances + row * clusters + in.clusters[row]); }
-  // Above 0 where the row counts; -infinity where there is no other class.
-  __device__ T hinge(int64_t row, T half_precision, T other) const {
-    return valid(row) ? T(in.alpha) + own(row) * half_precision + other : not_a_number<T>();
-  }
+  // The derivative of the loss by what a row's is before it is cut off at 0.
+  __device__ T active(T loss) const { return loss > 0 ? 1 / divisor() : loss == 0 ? T(0) : not_a_number<T>(); }
   __device__ T divisor() const { return in.reduction == Reduction::mean && rows > 0 ? T(rows) : T(1); }
 };
-
-template <class T>
-__device__ T relu(T value) {
-  return value < 0 ? T(0) : value;  // not a number stays
-}
 
 // A block: MEAN_WIDTH components of one cluster's mean. Warp w adds the members w, w + WARPS, ... of each run of
 // THREADS rows, in the order of the rows.
@@ -142,7 +138,9 @@ __global__ void __launch_bounds__(THREADS) magnet_distances_kernel(MagnetForward
   magnet.distances[row * magnet.clusters + column] = sum;
 }
 
-// A block: the losses of TILE rows, each by a warp; the last block adds them up. Every block finds the variance.
+// A block: the losses of TILE rows, each by a warp; the last block adds them up. Every block finds the variance, of the
+// rows' own distances, which stay: in the place of the others come the derivatives of the loss by them. A term of each
+// row is the derivative of its part of the loss by 1 / (2 variance).
 template <class T>
 __global__ void __launch_bounds__(THREADS) magnet_loss_kernel(MagnetForward args) {
   const Magnet<T> magnet(args.in, args.saved);
@@ -161,10 +159,10 @@ __global__ void __launch_bounds__(THREADS) magnet_loss_kernel(MagnetForward args
   const bool per_row = args.in.reduction == Reduction::none;
   const int64_t first_row = int64_t(blockIdx.x) * TILE;
   for (int64_t row = first_row + warp; row < first_row + TILE && row < magnet.rows; row += WARPS) {
-    T other = not_a_number<T>();
+    T loss = not_a_number<T>(), active = loss, term = loss;
+    T* of_row = magnet.distances + row * magnet.clusters;
     if (magnet.valid(row)) {
-      const int64_t label = args.in.cluster_labels[args.in.clusters[row]];
-      const T* of_row = magnet.distances + row * magnet.clusters;
+      const int64_t own = args.in.clusters[row], label = args.in.cluster_labels[own];
       T largest = -infinity<T>(), weight = 0;
       for (int64_t m = lane; m < magnet.clusters; m += WARP)
         if (args.in.cluster_labels[m] != label) largest = larger(largest, -half_precision * of_row[m]);
@@ -172,84 +170,69 @@ __global__ void __launch_bounds__(THREADS) magnet_loss_kernel(MagnetForward args
       const T shift = largest > -infinity<T>() ? largest : T(0);
       for (int64_t m = lane; m < magnet.clusters; m += WARP)
         if (args.in.cluster_labels[m] != label) weight += exp(-half_precision * of_row[m] - shift);
-      other = shift + log(warp_sum(weight));
+      const T other = shift + log(warp_sum(weight));  // -infinity where there is no other class
+      const T hinge = T(args.in.alpha) + magnet.own(row) * half_precision + other;
+      loss = hinge < 0 ? T(0) : hinge;  // not a number stays
+      active = magnet.active(loss);
+      T along = 0;
+      for (int64_t m = lane; m < magnet.clusters; m += WARP) {
+        if (m == own) continue;
+        T derivative = 0;
+        if (active != 0 && args.in.cluster_labels[m] != label) {
+          const T q = exp(-half_precision * of_row[m] - other);
+          along += q * of_row[m];
+          derivative = -active * half_precision * q;
+        }
+        of_row[m] = derivative;
+      }
+      along = warp_sum(along);
+      term = active == 0 ? T(0) : active * (magnet.own(row) - along);
+    } else {
+      for (int64_t m = lane; m < magnet.clusters; m += WARP) of_row[m] = loss;
     }
     if (lane == 0) {
-      magnet.others[row] = other;
-      if (per_row) static_cast<T*>(args.loss)[row] = relu(magnet.hinge(row, half_precision, other));
+      magnet.losses[row] = loss;
+      magnet.own_weights[row] = active * half_precision;
+      magnet.terms[row] = term;
+      if (per_row) static_cast<T*>(args.loss)[row] = loss;
     }
   }
   if (per_row || !last_to_arrive(args.tickets, int(gridDim.x))) return;
   T total = 0;
-  for (int64_t row = thread; row < magnet.rows; row += THREADS)
-    total += relu(magnet.hinge(row, half_precision, __ldcg(magnet.others + row)));
+  for (int64_t row = thread; row < magnet.rows; row += THREADS) total += __ldcg(magnet.losses + row);
   total = block_sum(total);
   if (thread == 0) *static_cast<T*>(args.loss) = total / magnet.divisor();
 }
 
+// The gradient of each loss, and what the variance, of which all losses are made, adds to the derivative by every row's
+// own distance; the same in every block.
 template <class T>
-struct Scratch {
-  T *weights, *pull, *terms, *shared;
+struct Incoming {
+  const T* grad_loss;
+  int64_t each;  // all bits of a row's number where losses are not reduced, none where they are
+  T shared;
 
-  __device__ Scratch(void* scratch, const Magnet<T>& magnet)
-      : weights(static_cast<T*>(scratch)),
-        pull(weights + magnet.rows * magnet.clusters),
-        terms(pull + magnet.clusters * magnet.stride),
-        shared(terms + magnet.rows) {}
+  __device__ Incoming(const MagnetBackward& args, const Magnet<T>& magnet) {
+    grad_loss = static_cast<const T*>(args.grad_loss);
+    each = args.in.reduction == Reduction::none ? -1 : 0;
+    const T variance = magnet.variance[0];
+    T sum = 0;
+    for (int64_t row = int(threadIdx.x); row < magnet.rows; row += THREADS) sum += of(row) * magnet.terms[row];
+    sum = block_sum(sum);
+    const bool by_variance = magnet.variance[1] != 0;
+    shared = by_variance ? -sum / (2 * variance * variance) / T(magnet.rows > 1 ? magnet.rows - 1 : 1) : T(0);
+  }
+  __device__ T of(int64_t row) const { return grad_loss[row & each]; }
 };
 
-// A block: dL / d distance of TILE rows from all means, but for what the variance adds to their own; the last block
-// finds that.
-template <class T>
-__global__ void __launch_bounds__(THREADS, 2) magnet_weights_kernel(MagnetBackward args) {
-  const Magnet<T> magnet(args.in, const_cast<void*>(args.saved));
-  const Scratch<T> scratch(args.scratch, magnet);
-  const int thread = int(threadIdx.x), lane = thread % WARP, warp = thread / WARP;
-  const T* grad_loss = static_cast<const T*>(args.grad_loss);
-  const T variance = magnet.variance[0], half_precision = 1 / (2 * variance);
-  const int64_t first_row = int64_t(blockIdx.x) * TILE;
-  for (int64_t row = first_row + warp; row < first_row + TILE && row < magnet.rows; row += WARPS) {
-    T* weights = scratch.weights + row * magnet.clusters;
-    const T hinge = magnet.hinge(row, half_precision, magnet.others[row]);
-    const T g = hinge <= 0  ? T(0)
-                : hinge > 0 ? grad_loss[args.in.reduction == Reduction::none ? row : 0] / magnet.divisor()
-                            : not_a_number<T>();
-    const bool valid = magnet.valid(row);
-    const int64_t own = valid ? args.in.clusters[row] : -1, label = valid ? args.in.cluster_labels[own] : 0;
-    const T *distances = magnet.distances + row * magnet.clusters, other = magnet.others[row];
-    T along = 0;
-    for (int64_t m = lane; m < magnet.clusters; m += WARP) {
-      T weight = valid ? T(0) : g;
-      if (m == own) {
-        weight = g * half_precision;
-      } else if (valid && g != 0 && args.in.cluster_labels[m] != label) {
-        const T q = exp(-half_precision * distances[m] - other);
-        along += q * distances[m];
-        weight = -g * half_precision * q;
-      }
-      weights[m] = weight;
-    }
-    along = warp_sum(along);
-    if (lane == 0) scratch.terms[row] = g == 0 ? T(0) : valid ? g * (distances[own] - along) : g;
-  }
-  if (!last_to_arrive(args.tickets, int(gridDim.x))) return;
-  T sum = 0;
-  for (int64_t row = thread; row < magnet.rows; row += THREADS) sum += __ldcg(scratch.terms + row);
-  sum = block_sum(sum);
-  if (thread == 0)
-    *scratch.shared =
-        magnet.variance[1] == 0 ? T(0) : -sum / (2 * variance * variance) / T(magnet.rows > 1 ? magnet.rows - 1 : 1);
-}
-
-// Weights of a tile of clusters against rows, or of rows against clusters; and the members among them.
+// Weights of a tile of clusters against rows, or of rows against clusters: dL / d distance; and the members among them.
 template <class Product>
 struct ClusterWeights {
   using T = typename Product::T;
   static constexpr int DEPTH = Product::DEPTH, COUNT = TILE * DEPTH / THREADS;  // weights of a thread
   static_assert(Product::ROWS == TILE, "a tile's rows");
   const Magnet<T>& magnet;
-  const T* weights;
-  T shared;
+  const Incoming<T>& incoming;
   bool of_clusters;
   int64_t first;  // of the tile
   T held[COUNT];
@@ -273,7 +256,8 @@ struct ClusterWeights {
       held[v] = 0;
       if (row >= magnet.rows || cluster >= magnet.clusters) continue;
       const bool own = magnet.in.clusters[row] == cluster;
-      held[v] = weights[row * magnet.clusters + cluster] + (own ? shared : T(0));
+      const T* weight = own ? magnet.own_weights + row : magnet.distances + row * magnet.clusters + cluster;
+      held[v] = incoming.of(row) * *weight + (own ? incoming.shared : T(0));
       members += own;
     }
   }
@@ -292,11 +276,12 @@ __global__ void __launch_bounds__(THREADS) magnet_pull_kernel(MagnetBackward arg
   __shared__ __align__(32) T shared[Product::SHARED];
   __shared__ int members[THREADS];
   const Magnet<T> magnet(args.in, const_cast<void*>(args.saved));
-  const Scratch<T> scratch(args.scratch, magnet);
+  const Incoming<T> incoming(args, magnet);
+  T* pull = static_cast<T*>(args.scratch);
   const int width_blocks = int(ceiling_divide(magnet.width, PRODUCT_WIDTH));
   const int64_t first = int64_t(int(blockIdx.x) / width_blocks) * TILE;
   const int64_t first_column = int64_t(int(blockIdx.x) % width_blocks) * PRODUCT_WIDTH;
-  ClusterWeights<Product> weights{magnet, scratch.weights, *scratch.shared, true, first, {}, 0};
+  ClusterWeights<Product> weights{magnet, incoming, true, first, {}, 0};
   T sums[Product::OUTPUTS];
   Product::run(args.in.x, first_column, magnet.rows, weights, magnet.mean_matrix(), first, shared, sums);
   members[threadIdx.x] = weights.members;  // of cluster thread % TILE
@@ -308,7 +293,7 @@ __global__ void __launch_bounds__(THREADS) magnet_pull_kernel(MagnetBackward arg
     if (cluster >= magnet.clusters || d >= magnet.width) continue;
     int count = 0;
     for (int part = 0; part < THREADS / TILE; ++part) count += members[part * TILE + r];
-    scratch.pull[cluster * magnet.stride + d] = sums[v] / T(count);
+    pull[cluster * magnet.stride + d] = sums[v] / T(count);
   }
 }
 
@@ -320,19 +305,20 @@ __global__ void __launch_bounds__(THREADS) magnet_gradient_kernel(MagnetBackward
   static_assert(Product::WIDTH == PRODUCT_WIDTH, "the grid is made for it");
   __shared__ __align__(32) T shared[Product::SHARED];
   const Magnet<T> magnet(args.in, const_cast<void*>(args.saved));
-  const Scratch<T> scratch(args.scratch, magnet);
+  const Incoming<T> incoming(args, magnet);
+  T* pull = static_cast<T*>(args.scratch);
   const int width_blocks = int(ceiling_divide(magnet.width, PRODUCT_WIDTH));
   const int64_t first = int64_t(int(blockIdx.x) / width_blocks) * TILE;
   const int64_t first_column = int64_t(int(blockIdx.x) % width_blocks) * PRODUCT_WIDTH;
-  ClusterWeights<Product> weights{magnet, scratch.weights, *scratch.shared, false, first, {}, 0};
+  ClusterWeights<Product> weights{magnet, incoming, false, first, {}, 0};
   T sums[Product::OUTPUTS];
   Product::run(magnet.mean_matrix(), first_column, magnet.clusters, weights, args.in.x, first, shared, sums);
 #pragma unroll
   for (int v = 0; v < Product::OUTPUTS; ++v) {
     const int64_t row = first + Product::output_row(v), d = first_column + Product::output_column();
     if (row >= magnet.rows || d >= magnet.width) continue;
-    const T pull = magnet.valid(row) ? scratch.pull[args.in.clusters[row] * magnet.stride + d] : not_a_number<T>();
-    static_cast<E*>(args.grad_x)[row * magnet.width + d] = narrow<E>(-2 * (sums[v] + pull));
+    const T pulled = magnet.valid(row) ? pull[args.in.clusters[row] * magnet.stride + d] : not_a_number<T>();
+    static_cast<E*>(args.grad_x)[row * magnet.width + d] = narrow<E>(-2 * (sums[v] + pulled));
   }
 }
 
@@ -354,7 +340,6 @@ void magnet_backward(const MagnetBackward& args) {
   const int64_t width_blocks = ceiling_divide(args.in.x.width, PRODUCT_WIDTH);
   dispatch(args.in.x.dtype, [&](auto zero) {
     using E = decltype(zero);
-    launch("magnet_weights", magnet_weights_kernel<Accumulator<E>>, ceiling_divide(rows, TILE), args);
     launch("magnet_pull", magnet_pull_kernel<E>, ceiling_divide(clusters, TILE) * width_blocks, args);
     launch("magnet_gradient", magnet_gradient_kernel<E>, ceiling_divide(rows, TILE) * width_blocks, args);
   });

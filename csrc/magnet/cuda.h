@@ -10,7 +10,7 @@ namespace cuda {
 struct MagnetForward {
   MagnetInputs in;
   void* loss;   // T, (rows,) or one value
-  void* saved;  // T, (magnet_saved_size,)
+  void* saved;  // T, (cuda::magnet_saved_size,)
   int* tickets;
   void* stream;
 };
@@ -21,21 +21,25 @@ struct MagnetBackward {
   const void* saved;
   void* grad_x;   // dtype of x, (rows, width)
   void* scratch;  // T, (magnet_scratch_size,)
-  int* tickets;
   void* stream;
 };
 
 inline int64_t magnet_stride(int64_t width) {
   return (width + 15) / 16 * 16;
 }
-// Of a backward: weights (rows, num_clusters), what pulls the means (num_clusters, stride), a term of each row, and
-// what every row's own distance counts for all.
-inline int64_t magnet_scratch_size(int64_t rows, int64_t num_clusters, int64_t width) {
-  return rows * num_clusters + num_clusters * magnet_stride(width) + rows + 1;
+// Of a forward: means (num_clusters, stride); of each row its own squared distance and, in the place of the others, the
+// derivatives of the loss by them (rows, num_clusters); its loss, the derivative by its own distance while the variance
+// stays, and its term of what the variance changes; the variance, and whether it is above its floor.
+inline int64_t magnet_saved_size(int64_t rows, int64_t num_clusters, int64_t width) {
+  return num_clusters * magnet_stride(width) + rows * (num_clusters + 3) + 2;
+}
+// Of a backward: what pulls the means (num_clusters, stride).
+inline int64_t magnet_scratch_size(int64_t num_clusters, int64_t width) {
+  return num_clusters * magnet_stride(width);
 }
 
 void magnet_forward(const MagnetForward& args);    // three launches
-void magnet_backward(const MagnetBackward& args);  // three launches
+void magnet_backward(const MagnetBackward& args);  // two launches
 
 }  // namespace cuda
 }  // namespace fused_margins

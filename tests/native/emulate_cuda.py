@@ -250,7 +250,7 @@ def test_grids_and_sizes(emulated):
     assert emulated.contrast_tickets(256) == 17
     assert emulated.nearest_grid(16) == 1 and emulated.nearest_grid(17) == 2  # noqa: PT018
     assert emulated.contrast_saved_size(9, 5) == 9 * 5 + 3 * 9 + 5 + 1
-    assert emulated.magnet_saved_size(9, 5, 20) == 5 * 32 + 9 * 6 + 2
+    assert emulated.magnet_saved_size(9, 5, 20) == 5 * 32 + 9 * 8 + 2
 
 
 def test_a_target_that_is_elsewhere_counts_for_nothing(on_cpu):

@@ -1,4 +1,4 @@
-"""`magnet` in CUDA C++ (csrc/magnet/cuda.cu): the tensors' memory, handed over; three launches each way."""
+"""`magnet` in CUDA C++ (csrc/magnet/cuda.cu): the tensors' memory, handed over; five launches both ways."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -48,8 +48,6 @@ def backward(grads: MaybeTensors, a: Magnet, saved: Tensor, plan: Any, needs: Se
     grad_x = a.x.new_empty(a.x.shape)
     if not grad_x.numel():
         return (grad_x,)
-    scratch = saved.new_empty(cuda.module.magnet_scratch_size(a.x.shape[0], a.cluster_labels.shape[0], a.x.shape[1]))
-    counters = cuda.tickets(a.x.device, 1)
-    outputs = saved, grad_x, scratch, counters
-    cuda.launch(cuda.module.magnet_backward, a.x.device, grads[0], *_arguments(a), *outputs)
+    scratch = saved.new_empty(cuda.module.magnet_scratch_size(a.cluster_labels.shape[0], a.x.shape[1]))
+    cuda.launch(cuda.module.magnet_backward, a.x.device, grads[0], *_arguments(a), saved, grad_x, scratch)
     return (grad_x,)
