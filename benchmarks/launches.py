@@ -115,6 +115,7 @@ def calls() -> dict[str, Callable[[], Any]]:
         "margin softmax, 1024 x 512 x 10,000": margin_softmax(1024, 512, 10_000),
         "margin softmax, 1024 x 512 x 10,000, exponentials kept": margin_softmax(1024, 512, 10_000),
         "margin softmax, 256 x 512 x 64": margin_softmax(256, 512, 64),
+        "with smoothing, 1024 x 512 x 10,000": margin_softmax(1024, 512, 10_000, label_smoothing=0.1),
         "with smoothing, 256 x 512 x 64": margin_softmax(256, 512, 64, label_smoothing=0.1),
         "easy positives, 2048 x 128": lambda: mine_positives(found, labels, backend="triton"),
         "hardest negatives, 2048 x 128": lambda: mine_negatives(found, labels, strategy="hard", backend="triton"),

@@ -255,8 +255,8 @@ def margin_softmax_loss(
 
 
 def _smooths(backend: str, embeddings: Tensor, weight: Tensor, labels: Tensor) -> bool:
-    """Whether smoothing goes with the op, of checked matrices: C++ has it, Triton where all classes fit one tile, and
-    the reference where it is asked for, or runs in the place of C++."""
+    """Whether smoothing goes with the op, of checked matrices: the C++ of a CPU and Triton have it, and the reference
+    where it is asked for, or runs in the place of C++."""
     call = Contrast(embeddings, weight, labels, epilogue=Epilogue.MARGIN_SOFTMAX, smoothing=1.0)
     if registry.known(backend) != "auto":
         return backend == "reference" or registry.can_run(backend, contrast.problem(call))

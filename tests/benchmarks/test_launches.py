@@ -29,6 +29,7 @@ def test_no_call_launches_more_than_it_did() -> None:
         "margin softmax, 1024 x 512 x 10,000": (8, 1),
         "margin softmax, 1024 x 512 x 10,000, exponentials kept": (6, 3),
         "margin softmax, 256 x 512 x 64": (3, 1),
+        "with smoothing, 1024 x 512 x 10,000": (8, 1),
         "with smoothing, 256 x 512 x 64": (3, 1),
         "easy positives, 2048 x 128": (3, 0),
         "hardest negatives, 2048 x 128": (3, 0),

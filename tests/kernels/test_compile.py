@@ -108,6 +108,12 @@ def margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
     contrast(dtype, similarity, of_scale=False, epilogue=Epilogue.MARGIN_SOFTMAX, angle_rad=angle)
 
 
+def smoothed_margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
+    """Of a scale with and without gradient."""
+    for of_scale in (True, False):
+        contrast(dtype, similarity, of_scale=of_scale, epilogue=Epilogue.MARGIN_SOFTMAX, angle_rad=0.5, smoothing=0.1)
+
+
 def few_margin_softmax(dtype: torch.dtype, similarity: Similarity) -> None:
     """All classes in one tile, few of them and as many as there may be; smoothed, and not."""
     kernel, angle = registry.kernel("contrast", "triton"), 0.5 if similarity == COSINE else 0.0
@@ -227,6 +233,7 @@ LARGEST = [
         for op in (
             contrast_in_chunks,
             margin_softmax,
+            smoothed_margin_softmax,
             few_margin_softmax,
             labelled_contrast,
             nearest_of_few,
@@ -248,7 +255,7 @@ SMALLER = [
     (contrast, torch.float64, EUCLIDEAN),
     *((margin_softmax, dtype, DOT) for dtype in COMMON),
     *((op, dtype, EUCLIDEAN) for op in (few_margin_softmax, nearest_of_few) for dtype in COMMON),
-    (few_margin_softmax, torch.float64, COSINE),
+    *((op, torch.float64, COSINE) for op in (few_margin_softmax, smoothed_margin_softmax)),
     *((op, dtype, COSINE) for op in (info_nce, any_contrast, least_similar) for dtype in COMMON),
     *((op, dtype, EUCLIDEAN) for op in (semihard, least_similar, distances) for dtype in COMMON),
 ]
@@ -301,12 +308,12 @@ def test_compiles_for_several_neighbours(k, largest, launches, tmp_path):
     assert_compiles(launches, 90, tmp_path)
 
 
-@pytest.mark.parametrize("keeps", [False, True])
-def test_the_table_of_kernels_has_all_that_a_call_launches(keeps, monkeypatch):
+@pytest.mark.parametrize(("columns", "keeps"), [(300, False), (300, True), (64, False)])
+def test_the_table_of_kernels_has_all_that_a_call_launches(columns, keeps, monkeypatch):
     monkeypatch.setattr(launch, "capability", lambda device: 9)
     with budget.within_exponential_budget(None if keeps else 0):
-        launched = {kernel.fn.__name__ for kernel, _, _ in kernels.launches(64, 32, 300)}
-    assert launched == {name for name in kernels.work(64, 32, 300, keeps) if not name.startswith("cuBLAS")}
+        launched = {kernel.fn.__name__ for kernel, _, _ in kernels.launches(64, 32, columns)}
+    assert launched == {name for name in kernels.work(64, 32, columns, keeps) if not name.startswith("cuBLAS")}
 
 
 @pytest.mark.parametrize(("arch", "warps"), [(90, 4), ("gfx942", 1)])

@@ -18,7 +18,7 @@ from fused_margins.backends.triton import launch
 from fused_margins.backends.triton.constants import BN
 from fused_margins.functional import margin_softmax, margin_softmax_loss
 from fused_margins.ops import cases
-from fused_margins.ops.contrast import contrast, kernel_triton, triton_saved
+from fused_margins.ops.contrast import contrast, triton_saved
 from fused_margins.ops.contrast.epilogues import Epilogue
 from fused_margins.ops.nearest import kernel_triton as nearest_in_triton
 from tests.ops.suite.problems import make, refusal
@@ -93,9 +93,8 @@ def most_columns(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], No
 
 
 def takes_one_tile(case: cases.Case) -> bool:
-    """Whether a case is a loss whose columns fit one tile, and which the way of more columns takes, too."""
-    a = contrast.checked(contrast.arguments(**make(case)))
-    return triton_saved.fits_one_tile(a) and not a.smoothing
+    """Whether a case is a loss whose columns fit one tile."""
+    return triton_saved.fits_one_tile(contrast.checked(contrast.arguments(**make(case))))
 
 
 @pytest.mark.parametrize(
@@ -125,33 +124,21 @@ def test_neighbours_agree_as_if_the_batch_were_large(case, dtype, monkeypatch):
     assert not cases.disagreements(OPS["nearest"], make(case), "triton", dtype, **options), case.reason
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
-@pytest.mark.parametrize("columns", [1, BN // 2, BN // 2 + 1, BN, BN + 1])
-def test_smoothing_is_refused_beyond_a_tile(columns, dtype):
-    most = BN // 2 if dtype == torch.float64 else BN
-    call = registry.problem("margin_softmax", rows=4, columns=columns, width=8, dtype=dtype, smoothing=0.1)
-    reason = kernel_triton.can_run(call)
-    assert (reason is None) == (columns <= most)
-    assert reason is None or f"of 1 to {BN} columns" in reason
-
-
-def test_smoothed_labels_of_few_classes_need_no_row_code(monkeypatch, most_columns):
+def test_smoothed_labels_need_no_row_code(monkeypatch, most_columns):
     x, weight, picked = torch.randn(9, 6), torch.randn(5, 6), torch.arange(9) % 5
     expected = margin_softmax_loss(x, weight, picked, margin=0.2, label_smoothing=0.3, backend="reference")
     monkeypatch.setattr(margin_softmax, "cosine_sums", None)
-    smoothed = margin_softmax_loss(x, weight, picked, margin=0.2, label_smoothing=0.3, backend="triton")
-    torch.testing.assert_close(smoothed, expected)
-    most_columns(4)
-    with pytest.raises(TypeError, match="NoneType"):
-        margin_softmax_loss(x, weight, picked, margin=0.2, label_smoothing=0.3, backend="triton")
+    for most in (BN, 4):
+        most_columns(most)
+        smoothed = margin_softmax_loss(x, weight, picked, margin=0.2, label_smoothing=0.3, backend="triton")
+        torch.testing.assert_close(smoothed, expected)
 
 
-def test_of_many_rows_those_with_smoothed_labels_alone_go_by_one_tile():
-    """A program has all rows for some entries of the gradient of y: too many, unless there is no other way."""
-    for rows, smoothing, expected in ((8192, 0.0, True), (8193, 0.0, False), (8193, 0.1, True)):
+def test_many_rows_go_the_way_of_many_columns():
+    """A program of few columns has all rows for some entries of the gradient of y."""
+    for rows, expected in ((8192, True), (8193, False)):
         x, weight = torch.zeros(rows, 2), torch.zeros(3, 2)
-        target = torch.zeros(rows, dtype=torch.int64)
-        a = contrast.arguments(x, weight, target, epilogue=Epilogue.MARGIN_SOFTMAX, smoothing=smoothing)
+        a = contrast.arguments(x, weight, torch.zeros(rows, dtype=torch.int64), epilogue=Epilogue.MARGIN_SOFTMAX)
         assert triton_saved.fits_one_tile(a) == expected
 
 

@@ -36,8 +36,7 @@ Args
     margin: of "margin_softmax": a number, 0-d tensor or (B,) tensor. angle_rad: a number within [-pi, pi], for cosines;
     beyond_pi: its continuation, "standard", "continuous" or "easy"; straight_through: psi'(u) is taken as 1. See
     `fused_margins.functional.margin_softmax_loss`.
-    smoothing: of "margin_softmax", a number e in [0, 1]; C++ and the reference have it, Triton where one tile
-    holds all columns (128 at most, 64 of float64, none of float16).
+    smoothing: of "margin_softmax", a number e in [0, 1]; every backend has it but "cuda".
     reduction: of an epilogue: "mean" over the rows that count (0 if there are none), "sum" or "none". All count that
     are not ignored, in "info_nce" those that have a negative.
     backend: "auto", or the name of one in `fused_margins.backends.registry`.
@@ -67,12 +66,13 @@ dL/dmargin_i = scale_i p_i.
 Costs in multiplications of B x N x D: forward 1, with a gradient of x or scale 2; backward 1, and a second for those
 softmax weights that did not fit the memory budget (`fused_margins.set_memory_budget`): 3 to 4 together. On a GPU
 those of 16-bit inputs are not saved, since to write and to read them takes as long: 4, unless exponentials are kept, or
-Triton has all columns in one tile (a loss of targets alone, at most 128 columns, see smoothing), which saves cosines.
+Triton has all columns in one tile, which saves cosines: a loss of targets alone, of at most 128 columns (64 of float64,
+none of float16) and 8,192 rows.
 
 Exponentials of bfloat16 cosines (`fused_margins.set_exponential_budget`; Triton): with a number of at most 70 as
-scale, no bias and scale + ln N < 80 the forward writes E_ij = exp(scale u_ij) in bfloat16, unshifted, 0 where the row
-does not admit the column, and sums S_i of it in float32 before the rounding. Unit vectors a_i, b_j; c_i = g_i scale /
-S_i; then
+scale, no bias, no smoothing and scale + ln N < 80 the forward writes E_ij = exp(scale u_ij) in bfloat16, unshifted, 0
+where the row does not admit the column, and sums S_i of it in float32 before the rounding. Unit vectors a_i, b_j;
+c_i = g_i scale / S_i; then
 
     dL/da_i = c_i (E b)_i        dL/db_j = (E^T (c a))_j        dL/dx_i = (dL/da_i - a_i <a_i, dL/da_i>) / |x_i|
 

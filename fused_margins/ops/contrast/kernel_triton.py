@@ -48,9 +48,6 @@ def can_run(problem: Problem) -> str | None:
     a = problem.arguments
     if a.group_size != 1:
         return f"takes no groups of columns, got group_size {a.group_size}"
-    if a.smoothing and a.x.shape[0] and not saved_parts.fits_one_tile(a):
-        most = f"{BN} columns ({BN // 2} in float64)"
-        return f"smooths labels of 1 to {most}, not of float16 nor of no width, got smoothing {a.smoothing}"
     return None if a.epilogue in _EPILOGUES else f"has no epilogue {a.epilogue.name.lower()!r}"
 
 
@@ -160,6 +157,7 @@ def _reduce(
     each = max(1, cdiv(tiles * row_blocks, launch.num_persistent_programs(x.device)))
     shares = cdiv(tiles, each)
     maxima, sums = new(shares, rows), new(shares, rows)
+    totals = new(shares, rows) if a.smoothing else None
     plain_logit = -1.0 if force_running_maximum else _PLAIN_LOGIT[sums.dtype] - math.log(max(1, columns))
     saves = (kernels.SIMILARITIES if saved_blocks else kernels.NOTHING).value
     to_save = parts.similarities
@@ -168,6 +166,7 @@ def _reduce(
         if options["LOADS"] == TMA.value:
             to_save = launch.tma_descriptor(to_save.tensor().view(rows, -1), options["BM"], BN // 2)
     margin = angle = None
+    smoothing = triton_epilogue.smoothing(a)
     if losses is not None:
         margin, angle = triton_epilogue.margin_and_angle(a, positive.dtype)
     with launch.on(x):
@@ -184,7 +183,7 @@ def _reduce(
             launch.launch(
                 kernels.reduce, (row_blocks, shares),
                 *sides(x, y, options), parts.x_factor, parts.y_factor, inputs.scale, inputs.bias, parts.target,
-                inputs.row_labels, inputs.column_labels, parts.self_index, maxima, sums, to_save,
+                inputs.row_labels, inputs.column_labels, parts.self_index, maxima, sums, totals, to_save,
                 *inputs.sizes, *inputs.strides, inputs.scale_stride, plain_logit, each, saved_blocks,
                 SAVES=saves, **options,
             )  # fmt: skip
@@ -195,9 +194,9 @@ def _reduce(
             parts.target.tensor()[:rows] = torch.where(target == ignore_index, IGNORED.value, absent)
         launch.launch(
             kernels.finish, (cdiv(rows, 128),),
-            maxima, sums, positive, inputs.scale, margin, angle, parts.target, parts.negative_lse, negative_lse,
-            losses, parts.derivatives, parts.exponentials if losses is not None else None, rows, shares,
-            inputs.scale_stride, 0 if margin is None else int(margin.dim() > 0), saved_blocks * BN,
+            maxima, sums, totals, positive, inputs.scale, margin, angle, smoothing, parts.target, parts.negative_lse,
+            negative_lse, losses, parts.derivatives, parts.exponentials if losses is not None else None, rows, columns,
+            shares, inputs.scale_stride, 0 if margin is None else int(margin.dim() > 0), saved_blocks * BN,
             BLOCK=128, ANGULAR=a.angle_rad != 0, STRAIGHT=a.straight_through, DTYPE=options["DTYPE"], num_warps=4,
         )  # fmt: skip
 
@@ -272,8 +271,8 @@ def _gradients(
         with launch.on(x):
             launch.launch(
                 kernels.weights, (row_blocks, cdiv(count, each)),
-                x_tiles, y_tiles, parts.x_factor, parts.y_factor, scale, inputs.bias, parts.target, inputs.row_labels,
-                inputs.column_labels, parts.self_index, parts.negative_lse, *vectors,
+                x_tiles, y_tiles, parts.x_factor, parts.y_factor, scale, inputs.bias, triton_epilogue.smoothing(a),
+                parts.target, inputs.row_labels, inputs.column_labels, parts.self_index, parts.negative_lse, *vectors,
                 parts.counted, both.gradient_scale, parts.similarities, w_tiles, both.column_sums, bias_sums,
                 both.row_sums, scale_sums, *inputs.sizes, *inputs.strides, inputs.scale_stride, first, count, each,
                 both.chunk, SAVED=is_saved, OF_Y=of_y, OF_SCALE=of_scale, OF_BIAS=of_bias, REDUCTION=int(a.reduction),
@@ -298,6 +297,8 @@ def _largest_weight(a: Contrast, scale: Tensor, parts: Saved, vectors: Vectors) 
     else:
         of_lse, of_positive, _, _ = triton_epilogue.derivatives(vectors.of_loss, a, parts)
     largest = torch.maximum((of_lse * scale).abs().amax(), of_positive.abs().amax())
+    if a.smoothing and vectors.of_loss is not None:  # at most its part of one logit, were there but one
+        largest = largest + (a.smoothing * scale * triton_epilogue.of_each_row(vectors.of_loss, a, parts)).abs().amax()
     if a.similarity != Similarity.COSINE:
         return largest
     rows, columns = a.x.shape[0], a.y.shape[0]

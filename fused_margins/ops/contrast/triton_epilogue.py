@@ -14,6 +14,7 @@ from ...backends.triton.launch import Part
 from ...backends.triton.tiles import block_offsets, numbers, softplus
 from ...core.enums import BeyondPi, Reduction
 from ...core.margins import pieces
+from ...core.similarity import accumulation_dtype
 from .epilogues import Epilogue
 from .op import Contrast
 from .triton_saved import Saved
@@ -123,6 +124,11 @@ def margin_and_angle(a: Contrast, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return margin, _angle(a.angle_rad, a.beyond_pi, dtype, a.x.device) if a.angle_rad else margin  # which is not read
 
 
+def smoothing(a: Contrast) -> Tensor | None:
+    """As the kernels read it."""
+    return row_factor(a.smoothing, accumulation_dtype(a.x.dtype), a.x.device) if a.smoothing else None
+
+
 def reduced(a: Contrast, losses: Part, parts: Saved, saved: Tensor) -> Tensor:
     """The sum or mean of the losses of rows; `parts.counted` gets the number of rows that count."""
     loss = saved.new_empty(())
@@ -143,6 +149,9 @@ def of_each_loss(a: Contrast, parts: Saved) -> tuple[Part, Part]:
 
 def derivatives(grad_loss: Tensor, a: Contrast, parts: Saved) -> Tensor:
     """(4, B): what `store_losses` saved, times the gradient of each row's loss."""
-    if a.reduction == Reduction.MEAN:
-        grad_loss = grad_loss / parts.counted.tensor()[0]
-    return parts.derivatives.tensor().view(4, -1)[:, : a.x.shape[0]] * grad_loss
+    return parts.derivatives.tensor().view(4, -1)[:, : a.x.shape[0]] * of_each_row(grad_loss, a, parts)
+
+
+def of_each_row(grad_loss: Tensor, a: Contrast, parts: Saved) -> Tensor:
+    """The gradient of each row's loss, (B,) or one for all."""
+    return grad_loss / parts.counted.tensor()[0] if a.reduction == Reduction.MEAN else grad_loss

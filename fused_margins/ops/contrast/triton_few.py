@@ -4,7 +4,7 @@ A program has its rows whole: the forward makes their similarities and what beco
 `triton_epilogue` sums the losses. Of W (see `fused_margins.backends.triton.gradients`) nothing is written: a tile of
 it is a few instructions an entry from saved similarities, and each program of the backward makes what it multiplies,
 for some entries of the gradients, of a block of rows or of all columns. Similarities that no budget lets be saved each
-makes again. Labels are smoothed here, since the mean over all columns is at hand.
+makes again.
 """
 
 from collections.abc import Sequence
@@ -242,7 +242,7 @@ def options(a: Contrast) -> dict[str, Any]:
 def forward(a: Contrast, target: Tensor, ignore_index: int, parts: Saved, plan: Plan, losses: Tensor | Part) -> None:
     """Write the losses of rows, of checked targets, and what the backward needs."""
     (rows, width), columns, options = a.x.shape, a.y.shape[0], _options_now(a, plan)
-    scale, smoothing = _factors(a)
+    scale, smoothing = row_factor_of(a.scale, accumulation_dtype(a.x.dtype), a.x.device), triton_epilogue.smoothing(a)
     margin, angle = triton_epilogue.margin_and_angle(a, scale.dtype)
     with launch.on(a.x):
         launch.launch(
@@ -259,18 +259,12 @@ def _options_now(a: Contrast, plan: Plan) -> dict[str, Any]:
     return plan.options if a.x.dtype != torch.float32 else {**plan.options, "PRECISION": launch.precision(a.x.dtype)}
 
 
-def _factors(a: Contrast) -> tuple[Tensor, Tensor | None]:
-    """scale and smoothing as the kernels read them."""
-    dtype, device = accumulation_dtype(a.x.dtype), a.x.device
-    return row_factor_of(a.scale, dtype, device), row_factor_of(a.smoothing, dtype, device) if a.smoothing else None
-
-
 def backward(
     grad_loss: Tensor, a: Contrast, parts: Saved, plan: Plan, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x and y, and of what each row has as scale and margin, those that are needed."""
     (rows, width), columns = a.x.shape, a.y.shape[0]
-    scale, smoothing = _factors(a)
+    scale, smoothing = row_factor_of(a.scale, accumulation_dtype(a.x.dtype), a.x.device), triton_epilogue.smoothing(a)
     options, depth = _options_now(a, plan), FEW_BD[a.x.dtype]
     euclidean = a.similarity == Similarity.NEGATIVE_SQUARED_EUCLIDEAN
     shifts = euclidean and a.x.dtype.itemsize >= 4

@@ -120,7 +120,7 @@ def halves(t, BM: tl.constexpr, BN: tl.constexpr):
 @triton.jit
 def reduce(
     x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
-    maxima, sums, saved,
+    maxima, sums, totals, saved,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, largest_plain_scale, tiles_each, saved_tiles,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, SAVES: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
@@ -128,8 +128,9 @@ def reduce(
 ):  # fmt: skip
     """Of each row over this program's tiles: the maximum of its logits and the sum of exp(logit - maximum).
 
-    In units of log 2. Programs that share columns are neighbours, so that a tile of y comes from the L2 cache. The
-    first tiles are saved: their similarities, or of plain logits exp(logit), which is summed before it is rounded.
+    In units of log 2. Into totals, where there are such, the sum of its similarities. Programs that share columns are
+    neighbours, so that a tile of y comes from the L2 cache. The first tiles are saved: their similarities, or of plain
+    logits exp(logit), which is summed before it is rounded.
     """
     block, share = tl.program_id(0), tl.program_id(1)
     at_rows, i = block_offsets(block, BM, rows)
@@ -143,6 +144,7 @@ def reduce(
     own, label, self = _labels_of_rows(row_target, row_labels, row_self, i, RELATION)
     maximum = tl.full((BM,), float("-inf"), DTYPE)
     total = tl.zeros((BM,), DTYPE)
+    of_all = total
     if not running:
         maximum = tl.zeros((BM,), DTYPE)
     first = share * tiles_each
@@ -157,6 +159,8 @@ def reduce(
             if tile < saved_tiles:
                 within = i[:, None] * BN + tl.arange(0, BN)[None, :]
                 tl.store(saved + _first(tile, rows, BN) + within, t, mask=(at_rows < rows)[:, None])
+        if totals is not None:
+            of_all += tl.sum(tl.where((at_columns < columns)[None, :], t, 0.0), 1)
         z = t * slope[:, None]
         if bias is not None:
             z += tl.load(bias + j)[None, :] * LOG2E
@@ -188,12 +192,15 @@ def reduce(
                     tl.store(to, kept, mask=(at_rows < rows)[:, None])
     tl.store(maxima + share * rows + at_rows, maximum, mask=at_rows < rows)
     tl.store(sums + share * rows + at_rows, total, mask=at_rows < rows)
+    if totals is not None:
+        of_all *= row_factor(of_x, SIMILARITY, NORMALIZE)
+        tl.store(totals + share * rows + at_rows, of_all, mask=at_rows < rows)
 
 
 @triton.jit
 def finish(
-    maxima, sums, positive, scale, margin, angle, row_target, saved_lse, negative_lse, losses, derivatives,
-    exponentials, rows, shares, scale_stride, margin_stride, kept,
+    maxima, sums, totals, positive, scale, margin, angle, smoothing, row_target, saved_lse, negative_lse, losses,
+    derivatives, exponentials, rows, columns, shares, scale_stride, margin_stride, kept,
     BLOCK: tl.constexpr, ANGULAR: tl.constexpr, STRAIGHT: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """negative_lse of the shares, added in their order: for the backward, and as an output where it is one; and where
@@ -220,9 +227,14 @@ def finish(
         tl.store(negative_lse + at, lse, mask=at < rows)
     if losses is not None:
         u = tl.load(positive + i)
+        of_all = u
+        if totals is not None:
+            of_all = tl.zeros((BLOCK,), DTYPE)
+            for share in range(shares):
+                of_all += tl.load(totals + share * rows + i)
         derivative = store_losses(
-            u, u, lse, target, s, margin, angle, None, losses, derivatives, at, i, rows, shares, margin_stride,
-            ANGULAR, STRAIGHT,
+            u, of_all, lse, target, s, margin, angle, smoothing, losses, derivatives, at, i, rows, columns,
+            margin_stride, ANGULAR, STRAIGHT,
         )  # fmt: skip
         if exponentials is not None:
             here = (at < rows) & (target >= 0) & (target < kept)
@@ -236,7 +248,8 @@ def finish(
 @triton.jit
 def _weights_of_part(
     t, y_factor, bias, column_labels, row_self, weights, column_sums, bias_sums, own, label, self, nothing, slope,
-    shift, outer, by_scale, of_positive, of_x, at_rows, rows, columns, block, part, first_part, chunk,
+    shift, outer, by_scale, of_each, each_by_scale, of_positive, of_x, at_rows, rows, columns, block, part, first_part,
+    chunk,
     BM: tl.constexpr, BN: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr, RELATION: tl.constexpr,
     OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr, NORMALIZE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
@@ -253,7 +266,10 @@ def _weights_of_part(
     q = tl.exp2(z)
     chosen = own[:, None] == at_columns[None, :]
     if RELATION == DIFFERENT and column_labels is None and row_self is None:
-        w = tl.where(chosen, of_positive[:, None], tl.where(inside[None, :], q * by_scale[:, None], 0.0))
+        w = q * by_scale[:, None]
+        if of_each is not None:
+            w -= each_by_scale[:, None]
+        w = tl.where(chosen, of_positive[:, None], tl.where(inside[None, :], w, 0.0))
         if OF_SCALE or OF_BIAS:
             q = tl.where(chosen | ~inside[None, :], 0.0, q)
     else:
@@ -264,7 +280,9 @@ def _weights_of_part(
         t = tl.where(inside[None, :], t, 0.0)
     along = outer
     if OF_SCALE:
-        along = tl.sum(q * t, 1)
+        along = outer * tl.sum(q * t, 1)
+        if of_each is not None:
+            along -= of_each * tl.sum(tl.where(chosen | ~inside[None, :], 0.0, t), 1)
     if OF_BIAS:
         tl.store(bias_sums + block * chunk + part * BN + tl.arange(0, BN), tl.sum(q * outer[:, None], 0))
     _, sums = store_weights(
@@ -277,8 +295,8 @@ def _weights_of_part(
 @triton.jit
 def _weights_of_tile(
     x, y, y_factor, bias, column_labels, row_self, saved, weights, column_sums, bias_sums, row_sums, scale_sums,
-    own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row, at_rows, i,
-    rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
+    own, label, self, nothing, slope, shift, outer, by_scale, of_each, each_by_scale, of_positive, of_x, of_row,
+    at_rows, i, rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, SIMILARITY: tl.constexpr,
     RELATION: tl.constexpr, SAVED: tl.constexpr, OF_Y: tl.constexpr, OF_SCALE: tl.constexpr, OF_BIAS: tl.constexpr,
     NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
@@ -302,20 +320,20 @@ def _weights_of_tile(
     for n in tl.static_range(parts):
         more, more_sums = _weights_of_part(
             left if n == 0 else right, y_factor, bias, column_labels, row_self, weights, column_sums, bias_sums, own,
-            label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, at_rows, rows, columns, block,
-            parts * tile + n, parts * first_tile, chunk, BM, BN // parts, LOADS, SIMILARITY, RELATION, OF_Y, OF_SCALE,
-            OF_BIAS, NORMALIZE, DTYPE,
+            label, self, nothing, slope, shift, outer, by_scale, of_each, each_by_scale, of_positive, of_x, at_rows,
+            rows, columns, block, parts * tile + n, parts * first_tile, chunk, BM, BN // parts, LOADS, SIMILARITY,
+            RELATION, OF_Y, OF_SCALE, OF_BIAS, NORMALIZE, DTYPE,
         )  # fmt: skip
         along, sums = (more, more_sums) if n == 0 else (along + more, sums + more_sums)
     if OF_SCALE:
-        tl.store(scale_sums + tile * rows + at_rows, along * outer * of_row, mask=inside)
+        tl.store(scale_sums + tile * rows + at_rows, along * of_row, mask=inside)
     if SIMILARITY == EUCLIDEAN:
         tl.store(row_sums + tile * rows + at_rows, sums, mask=inside)
 
 
 @triton.jit
 def weights(
-    x, y, x_factor, y_factor, scale, bias, row_target, row_labels, column_labels, row_self,
+    x, y, x_factor, y_factor, scale, bias, smoothing, row_target, row_labels, column_labels, row_self,
     negative_lse, grad_negative_lse, grad_positive, grad_loss, counted, gradient_scale, saved, weights, column_sums,
     bias_sums, row_sums, scale_sums,
     rows, columns, width, x_row, x_column, y_row, y_column, scale_stride, first_tile, tiles, tiles_each, chunk,
@@ -347,6 +365,11 @@ def weights(
     of_w = weight_factor(of_x, gradient_scale, SIMILARITY)
     of_positive = tl.where((own >= 0) & inside, of_own, 0.0) * of_w
     by_scale = outer * factor * of_w
+    of_each, each_by_scale = None, None
+    if smoothing is not None:  # g e / C
+        of_each = tl.where((own >= 0) & inside, of_losses(grad_loss, counted, i, REDUCTION), 0.0)
+        of_each *= tl.load(smoothing) / columns
+        each_by_scale = of_each * factor * of_w
     of_row = row_factor(of_x, SIMILARITY, NORMALIZE)
     slope = factor * LOG2E * of_row
     if LOADS == TMA:
@@ -354,15 +377,17 @@ def weights(
         for tile in range(first, tl.minimum(first + tiles_each, tiles)):
             _weights_of_tile(
                 x, y, y_factor, bias, column_labels, row_self, saved, weights, column_sums, bias_sums, row_sums,
-                scale_sums, own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row,
-                at_rows, i, rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
+                scale_sums, own, label, self, nothing, slope, shift, outer, by_scale, of_each, each_by_scale,
+                of_positive, of_x, of_row, at_rows, i, rows, columns, width, x_row, x_column, y_row, y_column, block,
+                tile, first_tile, chunk,
                 BM, BN, BK, LOADS, SIMILARITY, RELATION, SAVED, OF_Y, OF_SCALE, OF_BIAS, NORMALIZE, PRECISION, DTYPE,
             )  # fmt: skip
     else:  # the addresses of tiles leave no registers for a loop
         tile = share
         _weights_of_tile(
             x, y, y_factor, bias, column_labels, row_self, saved, weights, column_sums, bias_sums, row_sums,
-            scale_sums, own, label, self, nothing, slope, shift, outer, by_scale, of_positive, of_x, of_row, at_rows, i,
-            rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile, chunk,
+            scale_sums, own, label, self, nothing, slope, shift, outer, by_scale, of_each, each_by_scale, of_positive,
+            of_x, of_row, at_rows, i, rows, columns, width, x_row, x_column, y_row, y_column, block, tile, first_tile,
+            chunk,
             BM, BN, BK, LOADS, SIMILARITY, RELATION, SAVED, OF_Y, OF_SCALE, OF_BIAS, NORMALIZE, PRECISION, DTYPE,
         )  # fmt: skip

@@ -26,7 +26,7 @@ from .op import Contrast
 _LARGEST_LOG_SUM = 80.0
 _LARGEST_SCALE = 70.0  # sums of exponentials from e^-s to e^s have room in one product: see triton_exponentials.py
 most_columns = BN  # of ``triton_few.py``; a test may ask for the path of more columns
-# There, whose programs for the gradient of y have all rows each. Chosen without a GPU; smoothing has no other path.
+# There, whose programs for the gradient of y have all rows each. Chosen without a GPU.
 _MOST_ROWS = 8192
 
 
@@ -77,8 +77,7 @@ def fits_one_tile(a: Contrast) -> bool:
     made."""
     of_loss = a.epilogue != Epilogue.NONE and is_plain(a) and a.group_size == 1 and a.x.dtype != torch.float16
     most = most_columns // 2 if a.x.dtype == torch.float64 else most_columns  # whose tiles would leave the registers
-    few = of_loss and 0 < a.y.shape[0] <= most and min(a.x.shape) > 0
-    return few and (a.smoothing > 0 or a.x.shape[0] <= _MOST_ROWS)
+    return of_loss and 0 < a.y.shape[0] <= most and 0 < a.x.shape[0] <= _MOST_ROWS and a.x.shape[1] > 0
 
 
 def saves_similarities(a: Contrast) -> bool:
@@ -95,6 +94,8 @@ def keeps_exponentials(a: Contrast, needs: Sequence[bool]) -> bool:
         return False
     simple = a.similarity == Similarity.COSINE and a.bias is None and a.group_size == 1
     if a.x.dtype != torch.bfloat16 or not simple or isinstance(a.scale, Tensor) or not any(needs[:2]):
+        return False
+    if a.smoothing:  # whose part is no multiple of an exponential
         return False
     if min(a.x.shape) == 0 or a.y.shape[0] == 0 or a.scale > _LARGEST_SCALE:
         return False
