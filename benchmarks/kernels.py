@@ -26,6 +26,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fused_margins.backends import budget, registry
 from fused_margins.backends.triton import launch
+from fused_margins.backends.triton.constants import BN
 from fused_margins.ops.contrast import triton_exponentials
 from fused_margins.ops.contrast.epilogues import Epilogue
 from fused_margins.ops.contrast.op import Contrast
@@ -40,8 +41,6 @@ TYPES = {
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 PRODUCTS_PER_S, BYTES_PER_S = 790e12, 4.8e12  # of an H200: bfloat16 as cuBLAS sustains it, and by the data sheet
 USUAL_BYTES_PER_S, MEASURED_US = 4.0e12, 880.0  # what kernels reach of it; the kernels of the first table, on an H200
-
-FEW = 128  # columns of one tile
 
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
@@ -107,7 +106,7 @@ def work(rows: int, width: int, columns: int, keeps: bool) -> dict[str, Work]:
     """Of each kernel of a call; what stays in the L2 cache counts for nothing."""
     every, x, y = rows * columns, 2 * rows * width, 2 * columns * width
     product, small = rows * columns * width, 32 * rows + 4 * columns
-    if columns <= FEW:
+    if columns <= BN:
         return {
             "few_forward": Work(product, x + y + 4 * every), "_reduce_losses": Work(0, small),
             "few_backward": Work(2 * product, 2 * (x + y) + 4 * every),
@@ -148,7 +147,7 @@ def table(rows: int, width: int, columns: int, keeps: bool) -> Iterator[str]:
         + " | least us |"
     )
     yield "|---|--:|--:|" + "--:|" * len(archs) + "--:|"
-    least, digits = work(rows, width, columns, keeps), 0 if columns > FEW else 2
+    least, digits = work(rows, width, columns, keeps), 0 if columns > BN else 2
     of_arch: dict[str, dict[int, str]] = {}
     settings: dict[str, tuple[int, int]] = {}
     with tempfile.TemporaryDirectory() as folder, budget.within_exponential_budget(None if keeps else 0):

@@ -19,6 +19,13 @@ struct MagnetBackward {
   void* grad_x;  // dtype of x, (rows, width)
 };
 
+// What a forward saves, T: the clusters' means (num_clusters, width rounded up to 16), the squared distances of all
+// rows from them (rows, num_clusters), of each row the log of the other classes' part, and two numbers: the variance,
+// and whether it is above its floor.
+inline int64_t magnet_saved_size(int64_t rows, int64_t num_clusters, int64_t width) {
+  return num_clusters * ((width + 15) / 16 * 16) + rows * (num_clusters + 1) + 2;
+}
+
 FM_KERNEL(magnet_forward, MagnetForward)
 FM_KERNEL(magnet_backward, MagnetBackward)
 

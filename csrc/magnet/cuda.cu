@@ -198,10 +198,17 @@ __global__ void __launch_bounds__(THREADS) magnet_loss_kernel(MagnetForward args
     }
   }
   if (per_row || !last_to_arrive(args.tickets, int(gridDim.x))) return;
-  T total = 0;
-  for (int64_t row = thread; row < magnet.rows; row += THREADS) total += __ldcg(magnet.losses + row);
+  T total = 0, terms = 0;
+  for (int64_t row = thread; row < magnet.rows; row += THREADS) {
+    total += __ldcg(magnet.losses + row);
+    terms += __ldcg(magnet.terms + row);
+  }
   total = block_sum(total);
-  if (thread == 0) *static_cast<T*>(args.loss) = total / magnet.divisor();
+  terms = block_sum(terms);
+  if (thread == 0) {
+    *static_cast<T*>(args.loss) = total / magnet.divisor();
+    magnet.variance[2] = terms;
+  }
 }
 
 // The gradient of each loss, and what the variance, of which all losses are made, adds to the derivative by every row's
@@ -217,12 +224,20 @@ struct Incoming {
     each = args.in.reduction == Reduction::none ? -1 : 0;
     const T variance = magnet.variance[0];
     T sum = 0;
-    for (int64_t row = int(threadIdx.x); row < magnet.rows; row += THREADS) sum += of(row) * magnet.terms[row];
-    sum = block_sum(sum);
+    if (each == 0) {
+      sum = times(0, magnet.variance[2]);
+    } else {  // a batch of few rows: each block adds them up
+      for (int64_t row = int(threadIdx.x); row < magnet.rows; row += THREADS) sum += times(row, magnet.terms[row]);
+      sum = block_sum(sum);
+    }
     const bool by_variance = magnet.variance[1] != 0;
     shared = by_variance ? -sum / (2 * variance * variance) / T(magnet.rows > 1 ? magnet.rows - 1 : 1) : T(0);
   }
-  __device__ T of(int64_t row) const { return grad_loss[row & each]; }
+  // A derivative of a row's part of the loss, times the gradient of that: 0 where either is, be the other infinite.
+  __device__ T times(int64_t row, T derivative) const {
+    const T g = grad_loss[row & each];
+    return g == 0 || derivative == 0 ? T(0) : g * derivative;
+  }
 };
 
 // Weights of a tile of clusters against rows, or of rows against clusters: dL / d distance; and the members among them.
@@ -257,7 +272,7 @@ struct ClusterWeights {
       if (row >= magnet.rows || cluster >= magnet.clusters) continue;
       const bool own = magnet.in.clusters[row] == cluster;
       const T* weight = own ? magnet.own_weights + row : magnet.distances + row * magnet.clusters + cluster;
-      held[v] = incoming.of(row) * *weight + (own ? incoming.shared : T(0));
+      held[v] = incoming.times(row, *weight) + (own ? incoming.shared : T(0));
       members += own;
     }
   }

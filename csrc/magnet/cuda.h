@@ -29,9 +29,10 @@ inline int64_t magnet_stride(int64_t width) {
 }
 // Of a forward: means (num_clusters, stride); of each row its own squared distance and, in the place of the others, the
 // derivatives of the loss by them (rows, num_clusters); its loss, the derivative by its own distance while the variance
-// stays, and its term of what the variance changes; the variance, and whether it is above its floor.
+// stays, and its term of what the variance changes; the variance, whether it is above its floor, and of a loss that is
+// reduced the sum of the terms.
 inline int64_t magnet_saved_size(int64_t rows, int64_t num_clusters, int64_t width) {
-  return num_clusters * magnet_stride(width) + rows * (num_clusters + 3) + 2;
+  return num_clusters * magnet_stride(width) + rows * (num_clusters + 3) + 3;
 }
 // Of a backward: what pulls the means (num_clusters, stride).
 inline int64_t magnet_scratch_size(int64_t num_clusters, int64_t width) {

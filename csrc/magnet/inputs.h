@@ -1,5 +1,4 @@
-// The inputs of magnet and what a forward saves, on a CPU and on an NVIDIA GPU. T, the accumulation type, is double
-// where x is float64 and float elsewhere.
+// The inputs of magnet, on a CPU and on an NVIDIA GPU.
 #pragma once
 
 #include "../matrix.h"
@@ -14,12 +13,5 @@ struct MagnetInputs {
   double alpha, variance_floor;
   Reduction reduction;
 };
-
-// What a forward saves, T: the clusters' means (num_clusters, width rounded up to 16), the squared distances of all
-// rows from them (rows, num_clusters), of each row the log of the other classes' part, and two numbers: the variance,
-// and whether it is above its floor.
-inline int64_t magnet_saved_size(int64_t rows, int64_t num_clusters, int64_t width) {
-  return num_clusters * ((width + 15) / 16 * 16) + rows * (num_clusters + 1) + 2;
-}
 
 }  // namespace fused_margins

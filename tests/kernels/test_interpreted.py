@@ -142,6 +142,15 @@ def test_many_rows_go_the_way_of_many_columns():
         assert triton_saved.fits_one_tile(a) == expected
 
 
+def test_the_gradient_of_a_margin_per_row_has_its_own_memory():
+    """A compiled graph counts on tensors that begin where their memory does."""
+    x, weight, margin = torch.randn(6, 8), torch.randn(BN + 1, 8), torch.full((6,), 0.1, requires_grad=True)
+    options = {"margin": margin, "epilogue": "margin_softmax", "backend": "triton"}
+    (grad,) = torch.autograd.grad(contrast(x, weight, torch.arange(6), **options), margin)
+    assert grad.storage_offset() == 0
+    assert grad.untyped_storage().nbytes() == 6 * 4
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_smoothing_of_no_rows(dtype):
     x, weight = torch.zeros(0, 6, dtype=dtype), torch.ones(BN + 1, 6, dtype=dtype)

@@ -152,6 +152,16 @@ def test_cosines_of_vectors_of_any_length(lengths, dtype, on_cpu):
     torch.testing.assert_close(similarity.double(), expected, rtol=0, atol=1e-5)
 
 
+def test_the_infinite_gradient_of_a_loss_of_zero_is_no_gradient(on_cpu):
+    x = torch.cat([torch.randn(6, 5), torch.randn(6, 5) + 100]).requires_grad_()
+    clusters, labels = torch.arange(4).repeat_interleave(3), torch.tensor([0, 0, 1, 1])
+    loss = magnet(x, clusters, labels, alpha=3.0, reduction="none", backend="cuda")
+    assert (loss == 0).any()
+    (grad,) = torch.autograd.grad(loss.sqrt().sum(), x)
+    expected = magnet(x, clusters, labels, alpha=3.0, reduction="none", backend="reference")
+    torch.testing.assert_close(grad, torch.autograd.grad(expected.sqrt().sum(), x)[0])
+
+
 @pytest.mark.parametrize("bad", [-2, 7, 2**40, -(2**63) + 1])
 def test_a_target_out_of_range_makes_its_row_nan(bad, on_cpu):
     x, y, target = torch.randn(20, 8), torch.randn(7, 8), torch.arange(20) % 7
@@ -250,7 +260,7 @@ def test_grids_and_sizes(emulated):
     assert emulated.contrast_tickets(256) == 17
     assert emulated.nearest_grid(16) == 1 and emulated.nearest_grid(17) == 2  # noqa: PT018
     assert emulated.contrast_saved_size(9, 5) == 9 * 5 + 3 * 9 + 5 + 1
-    assert emulated.magnet_saved_size(9, 5, 20) == 5 * 32 + 9 * 8 + 2
+    assert emulated.magnet_saved_size(9, 5, 20) == 5 * 32 + 9 * 8 + 3
 
 
 def test_a_target_that_is_elsewhere_counts_for_nothing(on_cpu):

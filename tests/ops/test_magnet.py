@@ -101,6 +101,18 @@ def test_collapsed_clusters_far_apart_have_no_loss(spread, backend):
 
 
 @on_every_backend
+def test_the_infinite_gradient_of_a_loss_of_zero_is_no_gradient(backend, device_for):
+    """That of its square root, say."""
+    device = device_for("magnet", backend)
+    x = torch.cat([torch.randn(6, 5), torch.randn(6, 5) + 100]).to(device).requires_grad_()
+    clusters = torch.tensor([0] * 3 + [1] * 3 + [2] * 3 + [3] * 3, device=device)
+    loss = magnet(x, clusters, torch.tensor([0, 0, 1, 1], device=device), alpha=3.0, reduction="none", backend=backend)
+    assert (loss == 0).any()
+    (grad,) = torch.autograd.grad(loss.sqrt().sum(), x)
+    assert grad.isfinite().all()
+
+
+@on_every_backend
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("spoil", [1e20, torch.inf, torch.nan], ids=["too long", "infinite", "nan"])
 def test_a_magnet_loss_without_a_variance_is_nan_and_so_are_its_gradients(backend, reduction, spoil, device_for):

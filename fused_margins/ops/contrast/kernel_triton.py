@@ -60,7 +60,7 @@ def plan(a: Contrast, needs: Sequence[bool]) -> Plan:
 
 def plan_of(a: Contrast, blocks: int) -> Plan:
     """Of so many blocks of columns."""
-    return saved_parts.plan(a, blocks, triton_few.options(a) if saved_parts.fits_one_tile(a) else {})
+    return saved_parts.plan(a, blocks, triton_few.options(a) if saved_parts.fits_one_tile(a) else None)
 
 
 def saved_size(a: Contrast, plan: Plan) -> int:
@@ -116,7 +116,7 @@ def forward(a: Contrast, plan: Plan) -> tuple[Tensor | None, Tensor | None, Tens
         _reduce(a, plan.blocks, parts, positive, negative_lse, None)
         return positive, negative_lse, None, saved
     losses = a.x.new_empty(rows, dtype=dtype) if a.reduction == Reduction.NONE else parts.losses
-    if plan.one_tile:
+    if plan.few is not None:
         triton_few.forward(a, *_checked_target(a), parts, plan, losses)
     else:
         _reduce(a, plan.blocks, parts, parts.positive, None, losses)
@@ -207,7 +207,7 @@ def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: Plan, needs:
     needs = [need and isinstance(t, Tensor) for need, t in zip(needs, variables)]
     parts = saved_parts.parts(saved, plan)
     grad_positive, grad_negative_lse, grad_loss = grads
-    if plan.one_tile and grad_loss is not None:
+    if plan.few is not None and grad_loss is not None:
         of_few = needs[0], needs[1], needs[2], needs[4]
         grad_x, grad_y, of_scale, of_margin = triton_few.backward(grad_loss, a, parts, plan, of_few)
         by_scale = None if of_scale is None else _of_factor(of_scale, a.scale)
@@ -226,12 +226,14 @@ def backward(grads: MaybeTensors, a: Contrast, saved: Tensor, plan: Plan, needs:
         gradients = _gradients(a, *blocks, parts, vectors, needs[:4])
     if kept:
         gradients[:2] = triton_exponentials.add_gradients(gradients[:2], vectors, a, parts, needs[:2])
-    of_margin = None
-    if grad_loss is not None and (needs[2] or needs[4]):
-        of_scale, of_margin = triton_epilogue.derivatives(grad_loss, a, parts)[2:]
-        if gradients[2] is not None:
-            gradients[2] = gradients[2] + _of_factor(of_scale, a.scale)
-    return [*gradients, _of_factor(of_margin, a.margin) if needs[4] and of_margin is not None else None]
+    grad_margin = None
+    if grad_loss is not None and gradients[2] is not None:
+        (of_scale,) = triton_epilogue.derivatives(grad_loss, a, parts, 2)
+        gradients[2] = gradients[2] + _of_factor(of_scale, a.scale)
+    if grad_loss is not None and needs[4]:
+        (of_margin,) = triton_epilogue.derivatives(grad_loss, a, parts, 3)
+        grad_margin = _of_factor(of_margin, a.margin)
+    return [*gradients, grad_margin]
 
 
 def _of_factor(of_rows: Tensor, factor: float | Tensor) -> Tensor:
@@ -295,7 +297,7 @@ def _largest_weight(a: Contrast, scale: Tensor, parts: Saved, vectors: Vectors) 
     if vectors.of_loss is None:
         of_lse, of_positive = map(launch.as_tensor, vectors[:2])
     else:
-        of_lse, of_positive, _, _ = triton_epilogue.derivatives(vectors.of_loss, a, parts)
+        of_lse, of_positive = triton_epilogue.derivatives(vectors.of_loss, a, parts, 0, 1)
     largest = torch.maximum((of_lse * scale).abs().amax(), of_positive.abs().amax())
     if a.smoothing and vectors.of_loss is not None:  # at most its part of one logit, were there but one
         largest = largest + (a.smoothing * scale * triton_epilogue.of_each_row(vectors.of_loss, a, parts)).abs().amax()

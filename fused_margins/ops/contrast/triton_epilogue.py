@@ -66,12 +66,12 @@ def store_losses(
         value += share * s * (reduced - (of_all - u + reduced) / columns)
         along = p - share + share / columns
     tl.store(losses + at, tl.where(has_loss, value, 0.0), mask=inside)
-    along = tl.where(own >= 0, along, 0.0)
-    to, each = derivatives + at, tl.cdiv(rows, 4) * 4
-    tl.store(to, tl.where(own >= 0, p, 0.0), mask=inside)
-    tl.store(to + each, -along * s * derivative, mask=inside)
-    tl.store(to + 2 * each, -along * reduced, mask=inside)
-    tl.store(to + 3 * each, along * s, mask=inside)
+    of_own, to = own >= 0, derivatives + at
+    each = tl.cdiv(rows, 4).to(tl.int64) * 4
+    tl.store(to, tl.where(of_own, p, 0.0), mask=inside)
+    tl.store(to + each, tl.where(of_own, -along * s * derivative, 0.0), mask=inside)
+    tl.store(to + 2 * each, tl.where(of_own, -along * reduced, 0.0), mask=inside)
+    tl.store(to + 3 * each, tl.where(of_own, along * s, 0.0), mask=inside)
     return derivative
 
 
@@ -147,9 +147,10 @@ def of_each_loss(a: Contrast, parts: Saved) -> tuple[Part, Part]:
     return parts.derivatives.slice(0, rows), parts.derivatives.slice(parts.derivatives.size // 4, rows)
 
 
-def derivatives(grad_loss: Tensor, a: Contrast, parts: Saved) -> Tensor:
-    """(4, B): what `store_losses` saved, times the gradient of each row's loss."""
-    return parts.derivatives.tensor().view(4, -1)[:, : a.x.shape[0]] * of_each_row(grad_loss, a, parts)
+def derivatives(grad_loss: Tensor, a: Contrast, parts: Saved, *numbers: int) -> list[Tensor]:
+    """(B,) each: those of what `store_losses` saved, times the gradient of each row's loss."""
+    saved, of_rows = parts.derivatives.tensor().view(4, -1), of_each_row(grad_loss, a, parts)
+    return [saved[n, : a.x.shape[0]] * of_rows for n in numbers]
 
 
 def of_each_row(grad_loss: Tensor, a: Contrast, parts: Saved) -> Tensor:

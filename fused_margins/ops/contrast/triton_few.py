@@ -108,7 +108,7 @@ def _weights(
     own, lse = tl.load(row_target + i), tl.load(negative_lse + i)
     s = tl.load(scale + i * scale_stride)
     has_loss = (own >= 0) & inside  # an invalid row has a loss of NaN, no gradient
-    each = tl.cdiv(rows, 4) * 4
+    each = tl.cdiv(rows, 4).to(tl.int64) * 4
     g = tl.where(has_loss, of_losses(grad_loss, counted, i, REDUCTION), tl.zeros((BM,), DTYPE))
     of_own = g * tl.load(derivatives + each + i)
     nothing = (lse == float("-inf")) | ~has_loss
@@ -206,7 +206,7 @@ def few_backward(
             block, j, there, of_y, rows, columns, width, x_row, x_column, y_row, y_column, scale_stride,
             BM, BN, BK, LOADS, SIMILARITY, NORMALIZE, REDUCTION, PRECISION, DTYPE,
         )  # fmt: skip
-        first, each = inside & (program % slices == 0), tl.cdiv(rows, 4) * 4
+        first, each = inside & (program % slices == 0), tl.cdiv(rows, 4).to(tl.int64) * 4
         if grad_scale is not None:
             tl.store(grad_scale + at_rows, by_scale + g * tl.load(derivatives + 2 * each + i), mask=first)
         if grad_margin is not None:
@@ -256,7 +256,8 @@ def forward(a: Contrast, target: Tensor, ignore_index: int, parts: Saved, plan: 
 
 def _options_now(a: Contrast, plan: Plan) -> dict[str, Any]:
     """Those of the plan, but for what a setting of torch may have changed since."""
-    return plan.options if a.x.dtype != torch.float32 else {**plan.options, "PRECISION": launch.precision(a.x.dtype)}
+    assert plan.few is not None
+    return plan.few if a.x.dtype != torch.float32 else {**plan.few, "PRECISION": launch.precision(a.x.dtype)}
 
 
 def backward(

@@ -17,7 +17,7 @@ from ...backends import budget
 from ...backends.triton.constants import BN
 from ...backends.triton.gradients import CHUNK_BYTES
 from ...backends.triton.launch import Part, cdiv
-from ...core.enums import Relation, Similarity
+from ...core.enums import Reduction, Relation, Similarity
 from ...core.similarity import accumulation_dtype
 from .epilogues import Epilogue
 from .op import Contrast
@@ -41,8 +41,8 @@ class Saved(NamedTuple):
     self_index: Part | None  # int32
     y_factor: Part
     negative_lse: Part
-    positive: Part  # of an epilogue, as are the next
-    losses: Part  # where they are summed
+    positive: Part  # of an epilogue, as are the next; not where all columns fit one tile
+    losses: Part  # where they are summed or averaged
     derivatives: Part  # (4, B): see `triton_epilogue.store_losses`
     counted: Part  # the number of rows that count in a mean
 
@@ -51,11 +51,10 @@ class Plan(NamedTuple):
     """What a forward saves, found out once for calls of the same sizes and options."""
 
     blocks: int  # of columns, of which there are similarities or exponentials
-    one_tile: bool  # whether the call goes by ``triton_few.py``
     size: int  # of the buffer, in numbers of the accumulation dtype
     # Of each part where it begins and its size in such numbers, its dtype, and where it begins in bytes.
     places: tuple[tuple[int, int, torch.dtype, int] | None, ...]
-    options: dict[str, Any]  # those of ``triton_few.py``
+    few: dict[str, Any] | None  # the options of ``triton_few.py``, where the call goes by it
 
 
 class Vectors(NamedTuple):
@@ -116,14 +115,14 @@ def most_blocks(a: Contrast, needs: Sequence[bool]) -> int:
     return min(cdiv(a.y.shape[0], BN), most // max(1, block_bytes))
 
 
-def plan(a: Contrast, blocks: int, options: dict[str, Any]) -> Plan:
-    """Of so many blocks of columns, with the options of ``triton_few.py``."""
+def plan(a: Contrast, blocks: int, few: dict[str, Any] | None) -> Plan:
+    """Of so many blocks of columns, and with these options of ``triton_few.py``."""
     first, places, dtype = 0, list[tuple[int, int, torch.dtype, int] | None](), accumulation_dtype(a.x.dtype)
     for name, size in zip(Saved._fields, _sizes(a, blocks)):
         there = size > 0 or name not in ("exponentials", "units", "self_index")
         places.append((first, size, _DTYPES.get(name, dtype), first * dtype.itemsize) if there else None)
         first += size
-    return Plan(blocks, fits_one_tile(a), first, tuple(places), options)
+    return Plan(blocks, first, tuple(places), few)
 
 
 def _sizes(a: Contrast, blocks: int) -> tuple[int, ...]:
@@ -132,7 +131,10 @@ def _sizes(a: Contrast, blocks: int) -> tuple[int, ...]:
     of_blocks = (0, rows * BN * blocks // 2, width * BN * blocks // 2)
     if saves_similarities(a):
         of_blocks = rows * BN * blocks, 0, 0
-    of_epilogue = (0,) * 4 if a.epilogue == Epilogue.NONE else (of_rows, of_rows, 4 * of_rows, 4)
+    of_epilogue = 0, 0, 0, 0
+    if a.epilogue != Epilogue.NONE:
+        positive = 0 if fits_one_tile(a) else of_rows
+        of_epilogue = positive, 0 if a.reduction == Reduction.NONE else of_rows, 4 * of_rows, 4
     of_self = 0 if a.self_index is None else of_rows
     return *of_blocks, of_rows, of_rows, of_self, of_columns, of_rows, *of_epilogue
 
