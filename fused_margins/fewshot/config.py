@@ -248,7 +248,7 @@ class TrainConfig(Settings):
     """Learning rate, step by step: one cycle; or a linear rise from a sixteenth of the peak, and then a cosine to 1e-6,
     or the peak, divided by ten after half and after three quarters of the epochs."""
     warmup_epochs: AtLeast0Epochs | None = None
-    """Epochs in which the two with a warm-up rise (a quarter of all if not given)."""
+    """Epochs in which warmup-cosine and warmup-steps rise (a quarter of all if not given)."""
     weight_decay: AtLeast0 = 0.0
     """L2 penalty that is added to the gradients."""
     seed: Seed = 0

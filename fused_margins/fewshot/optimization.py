@@ -29,11 +29,13 @@ def build_scheduler(config: TrainConfig, optimizer: Optimizer, steps_before: Cal
     total_steps = steps_before(config.epochs)
     if config.schedule == "one-cycle":
         if config.warmup_epochs is not None:
-            raise UserError("warmup_epochs: the schedule one-cycle has none, those named warmup do")
+            raise UserError("warmup_epochs: the schedule one-cycle has none, warmup-cosine and warmup-steps do")
         return OneCycleLR(optimizer, config.learning_rate, total_steps=total_steps)
     warmup_epochs = config.epochs // 4 if config.warmup_epochs is None else config.warmup_epochs
     if warmup_epochs >= config.epochs:
         raise UserError(f"warmup_epochs: expected fewer than the {config.epochs} epochs, got {warmup_epochs}")
+    if config.schedule == "warmup-steps" and warmup_epochs > DECAYED_AT[0] * config.epochs:
+        raise UserError(f"warmup_epochs: expected at most half of the {config.epochs} epochs, got {warmup_epochs}")
     warmup_steps = steps_before(warmup_epochs)
 
     after_warmup = cosine if config.schedule == "warmup-cosine" else steps
@@ -72,6 +74,9 @@ def warmup(step: int, warmup_steps: int) -> float:
 
     Source: the code of Liu et al., Negative Margin Matters, 2020: GradualWarmupScheduler with multiplier 16. (There the
     first two steps share a rate, and every later one lags by a step.)
+
+    >>> [warmup(step, 4) for step in (0, 2)]
+    [0.0625, 0.53125]
     """
     return (1 + (WARMUP_FACTOR - 1) * step / warmup_steps) / WARMUP_FACTOR
 

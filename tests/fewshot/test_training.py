@@ -123,7 +123,7 @@ def test_every_backbone_learns(large_images, config, name):
     [
         ("convnet", "adam", "warmup-cosine"),
         ("conv4", "sgd", "one-cycle"),
-        ("resnet12", "adam", "warmup-cosine"),
+        ("resnet12", "adam", "warmup-steps"),
         ("resnet18", "sgd", "one-cycle"),
     ],
 )
@@ -207,6 +207,8 @@ def test_where_the_warmup_ends(images, config, epochs, warmup_epochs, peak_at):
 def test_a_warmup_that_does_not_fit_is_named(images, config):
     with pytest.raises(UserError, match="warmup_epochs: expected fewer than the 3 epochs, got 3"):
         Trainer(config.but(schedule="warmup-cosine", warmup_epochs=3), images)
+    with pytest.raises(UserError, match="warmup_epochs: expected at most half of the 4 epochs, got 3"):
+        Trainer(config.but(schedule="warmup-steps", epochs=4, warmup_epochs=3), images)
     with pytest.raises(UserError, match="warmup_epochs: the schedule one-cycle has none"):
         Trainer(config.but(warmup_epochs=1), images)
 

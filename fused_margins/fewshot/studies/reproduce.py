@@ -33,7 +33,7 @@ from .parity import LOSSES, parity_study
 
 DEMO_MARGINS = (-0.3, 0.0, 0.3)
 MARGINS = (0.0, -0.05, 0.3)  # -0.05 is the papers' own on CIFAR-FS
-# In steps: half a point was gained in the last fifth of a hundred epochs of a cosine, as its rate went from 10% to 0.
+# In steps: a hundred epochs of a cosine gained 0.0 to 0.7 points in their last fifth, as the rate went from 12% to 0.
 LONG = {"epochs": 80, "warmup_epochs": 10, "schedule": "warmup-steps"}
 NARROW = Backbone(name="conv4", channels=32)
 OMNIGLOT_LOSS: dict[str, Loss] = {"cosine softmax": MarginSoftmax(scale=10.0)}
