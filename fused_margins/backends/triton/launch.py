@@ -104,7 +104,7 @@ def _runs_compiled() -> bool:
 
 
 class Part(NamedTuple):
-    """A part of a buffer as a kernel takes it, by its address: a tensor of it costs ten times as much."""
+    """A part of a buffer as a kernel takes it, by its address: to make a tensor of it takes several times as long."""
 
     buffer: Tensor  # one axis
     first: int  # in numbers of the buffer
