@@ -16,7 +16,7 @@ from .commands.train import Evaluate, Train
 from .config import explain_validation
 from .errors import UserError
 from .options import Command, Parser, add_options, filled
-from .process import keep_freed_memory
+from .process import check_alone, keep_freed_memory
 from .terminal import INTERRUPTED, errors
 
 USER_ERROR = 2
@@ -70,8 +70,6 @@ def parse(arguments: Sequence[str]) -> Command:
     if unknown:
         raise UserError(f"unknown options: {' '.join(unknown)}{of_commands.choices[name].closest(unknown[0])}")
     if name != "train":
-        from .ranks import check_alone
-
         check_alone(name)
     return SUBCOMMANDS[name].read(given)
 

@@ -1,5 +1,6 @@
 """Many small trainings side by side: a process a core with one thread each, which suits tiny networks best."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -141,6 +142,8 @@ def _end_with_parent() -> None:
 
 
 def _in_worker(function: Callable[[Item], Result], item: Item) -> Result:
+    gc.collect()
+    gc.freeze()  # what was imported is not looked at again: each training begins and ends with a collection
     try:
         return function(item)
     except KeyboardInterrupt:

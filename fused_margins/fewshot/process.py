@@ -26,6 +26,19 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def started_ranks() -> int:
+    """Processes that torchrun started, before they are a group."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def check_alone(command: str) -> None:
+    """Refuse what is no training where torchrun starts several processes, each of which would do it."""
+    if started_ranks() > 1:
+        raise UserError(
+            f"torchrun: {command} runs in one process (a study has --workers), got {started_ranks()}; train has ranks"
+        )
+
+
 def check_threads(threads: int | None) -> None:
     """Refuse more threads than can be meant: a process that cannot start them ends without a word."""
     most = max(64, 4 * available_cores())  # 64 in any case, so that runs of larger machines are resumed

@@ -16,20 +16,15 @@ from torch import distributed as dist
 
 from ..core.ranks import num_ranks
 from ..core.ranks import own_rank as own_rank  # which the commands ask, too
-from ..distributed.collectives import replicate_rows, scale_gradient
 from .errors import UserError
+from .process import started_ranks
 from .terminal import console
-
-
-def _started() -> int:
-    """Ranks that torchrun started, before they are a group."""
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
     """Within this block the ranks that torchrun started are a process group, of which the first alone speaks."""
-    if _started() == 1:
+    if started_ranks() == 1:
         yield
         return
     on_gpus = device.startswith("cuda")
@@ -44,14 +39,6 @@ def joined(device: str) -> Iterator[None]:
     finally:
         console.quiet = False
         dist.destroy_process_group()
-
-
-def check_alone(command: str) -> None:
-    """Refuse what is no training where torchrun starts several processes, each of which would do it."""
-    if _started() > 1:
-        raise UserError(
-            f"torchrun: {command} runs in one process (a study has --workers), got {_started()}; train has ranks"
-        )
 
 
 def check_batch(rows: int) -> None:
@@ -71,6 +58,8 @@ def embed_share(network: nn.Module, images: Tensor, generator: torch.Generator |
     """Embeddings (B, D) of a batch (B, ...) by a `replica`, in which each rank computes its own rows."""
     if num_ranks() == 1:
         return network(images, generator)
+    from ..distributed.collectives import replicate_rows, scale_gradient  # a second to import, which one rank saves
+
     if generator is not None:
         generator.manual_seed(generator.initial_seed() + own_rank())
     shares = images.tensor_split(num_ranks())

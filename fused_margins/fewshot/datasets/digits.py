@@ -4,8 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from ..errors import UserError
 from .images import ImageSet
@@ -15,6 +13,9 @@ SIZE = 8
 
 def load(root: Path, image_size: int = SIZE) -> dict[str, ImageSet]:
     """1797 handwritten digits of 8 x 8 pixels from scikit-learn; coarse labels: even, odd; a third is held out."""
+    from sklearn.datasets import load_digits  # not for who loads other data: they take a while to import
+    from sklearn.model_selection import train_test_split
+
     if image_size != SIZE:
         raise UserError(f"image_size: digits have {SIZE} x {SIZE} pixels, got {image_size}")
     digits = load_digits()
