@@ -39,21 +39,23 @@ struct ContrastInputs {
 // each (contrast_block + CONTRAST_SPARE_ROWS, 16 n); with_mean: the columns summed under the weights of each row, as
 // the products take them (unit length, relative to the centre), (rows, width) rounded up to 4 and to 16, then (rows,)
 // what makes the sum a mean, and (rows,) the mean similarity; and (rows,) positive, (rows,) negative_lse.
-constexpr int64_t CONTRAST_BLOCK = 192;  // most columns of a block
+constexpr int64_t CONTRAST_BLOCK = 192;  // columns of a block
+constexpr int64_t CONTRAST_FEW = 264;    // so many at most are one block
 constexpr int64_t CONTRAST_SPARE_ROWS = 4;
 
 // Columns of a block: whole groups.
-inline int64_t contrast_block(int64_t group_size) {
-  return CONTRAST_BLOCK / group_size * group_size;
+inline int64_t contrast_block(int64_t columns, int64_t group_size) {
+  return (columns > CONTRAST_FEW ? CONTRAST_BLOCK : CONTRAST_FEW) / group_size * group_size;
 }
 inline int64_t contrast_num_blocks(int64_t columns, int64_t group_size) {
-  return (columns + contrast_block(group_size) - 1) / contrast_block(group_size);
+  const int64_t block = contrast_block(columns, group_size);
+  return (columns + block - 1) / block;
 }
 inline int64_t contrast_weight_stride(int64_t rows) {
   return ((rows + 15) / 16 | 1) * 16;
 }
 inline int64_t contrast_weights_size(int64_t rows, int64_t columns, int64_t group_size, int64_t saved_blocks) {
-  const int64_t block = contrast_block(group_size);
+  const int64_t block = contrast_block(columns, group_size);
   const int64_t weights = std::min(columns, saved_blocks * block) + saved_blocks * CONTRAST_SPARE_ROWS;
   return (1 + contrast_num_blocks(columns, group_size) + weights) * contrast_weight_stride(rows) +
          (columns + 15) / 16 * 16;
@@ -71,7 +73,7 @@ inline int64_t contrast_saved_size(int64_t rows, int64_t columns, int64_t width,
 // The blocks whose weights fit into a budget.
 inline int64_t contrast_saved_blocks(int64_t rows, int64_t columns, int64_t group_size, int64_t value_bytes,
                                      int64_t budget_bytes) {
-  const int64_t block = std::min(contrast_block(group_size), columns) + CONTRAST_SPARE_ROWS;
+  const int64_t block = std::min(contrast_block(columns, group_size), columns) + CONTRAST_SPARE_ROWS;
   return std::min(contrast_num_blocks(columns, group_size),
                   budget_bytes / (block * contrast_weight_stride(rows) * value_bytes));
 }

@@ -46,12 +46,17 @@ void forward(const ContrastForward& args) {
   const Saved<T>& saved = side.saved;
   T *positive = saved.positive, *lse = saved.negative_lse, *mean = saved.mean, *along = saved.mean_similarity;
   const int64_t panels = side.panels(), padded = round_up(p.width, 16);
-  const int64_t pieces = BLOCK / PIECE, row_tasks = ceil_div(p.rows, ROW_TASK), parts = average ? products.parts() : 1;
-  const int64_t block_size = products.block_size(std::min(BLOCK, p.columns));
-  const int64_t own_size = args.in.saved_blocks < side.blocks() ? (BLOCK + SPARE) * side.stride : 0;
+  const int64_t pieces = ceil_div(side.block_columns(0), PIECE), row_tasks = ceil_div(p.rows, ROW_TASK),
+                parts = average ? products.parts() : 1;
+  // Averages: of weights and columns the larger one is gone through once, and the other again and again.
+  const bool parts_first = p.rows > p.width;
+  const int64_t block_size = products.block_size(std::min(saved.block, p.columns));
+  const int64_t own_size = args.in.saved_blocks < side.blocks() ? (saved.block + SPARE) * side.stride : 0;
+  // Panels of a task, which a part of the columns' depth serves; few enough for the threads to share them.
+  const int64_t together = std::min<int64_t>(4, std::max<int64_t>(1, panels / (4 * threads)));
   // Blocks under way: enough to occupy the threads, and for a while without one of them, in memory that the caches and
   // the pool hold.
-  const int64_t occupying = ceil_div(4 * threads, std::max<int64_t>(1, panels));
+  const int64_t occupying = ceil_div(4 * threads, std::max<int64_t>(1, ceil_div(panels, together)));
   const int64_t affordable = (int64_t(4) << 20) / (int64_t(sizeof(T)) * (block_size + own_size + 2 * side.stride));
   const int64_t most = std::min(Team::MOST_AHEAD, std::max(occupying, affordable));
   const int64_t ahead = std::min(side.blocks(), threads == 1 ? 1 : most);
@@ -75,14 +80,19 @@ void forward(const ContrastForward& args) {
     return block < args.in.saved_blocks ? saved.weights(block) : own.get() + slot * own_size;
   };
 
+  const auto prepare_panel = [&](int64_t panel) { products.prepare_panel(panel, true, scratch.mine()); };
   const auto make = [&](int64_t block, int64_t slot, int64_t panel) {
-    const int64_t count = side.block_columns(block);
+    const int64_t count = side.block_columns(block), some = std::min(together, panels - panel);
     T *of_block = columns.get() + slot * block_size, *weights = weights_of(block, slot);
-    typename Side::Sums& of = sums[slot * panels + panel];
-    side.make(block * saved.block, count, of_block, panel, maximum, nullptr, weights, positive, &of);
-    if (average) products.weights_are_made(slot, panel, weights + panel * Side::WIDE, count, of_block);
-    side.save_shifts(panel, of, saved.shifts(block));
-    if (block < args.in.saved_blocks) side.fill_margins(panel, count, weights);
+    typename Side::Sums* of_panels = sums.get() + slot * panels;
+    for (int64_t i = panel; side.blocks() == 1 && i < panel + some; ++i) prepare_panel(i);  // and used while it is hot
+    side.make(block * saved.block, count, of_block, panel, some, maximum, nullptr, weights, positive,
+              of_panels + panel);
+    for (int64_t i = panel; i < panel + some; ++i) {
+      if (average) products.weights_are_made(slot, i, weights + i * Side::WIDE, count, of_block);
+      side.save_shifts(i, of_panels[i], saved.shifts(block));
+      if (block < args.in.saved_blocks) side.fill_margins(i, count, weights);
+    }
   };
   const auto add_up = [&](int64_t slot, int64_t row) {
     const typename Side::Sums& of = sums[slot * panels + row / Side::WIDE];
@@ -92,8 +102,10 @@ void forward(const ContrastForward& args) {
     if (mean) along[row] = along[row] * f.first + of.along[lane] * f.second;
   };
   const auto add_average = [&](int64_t block, int64_t slot, int64_t task) {
-    const int64_t row0 = task % row_tasks * ROW_TASK, rows = std::min(ROW_TASK, p.rows - row0);
-    const int64_t d0 = task / row_tasks * Side::WIDE, width = std::min(Side::WIDE, p.width - d0);
+    const int64_t row_task = parts_first ? task / parts : task % row_tasks;
+    const int64_t part = parts_first ? task % parts : task / row_tasks;
+    const int64_t row0 = row_task * ROW_TASK, rows = std::min(ROW_TASK, p.rows - row0);
+    const int64_t d0 = part * Side::WIDE, width = std::min(Side::WIDE, p.width - d0);
     T *out = mean + row0 * padded + d0, *product = scratch.mine();
     const bool direct = !maximum || block == 0;
     products.average(slot, weights_of(block, slot), columns.get() + slot * block_size, side.block_columns(block), row0,
@@ -120,15 +132,18 @@ void forward(const ContrastForward& args) {
 
   Team::run(threads, [&](Team team) {
     [[maybe_unused]] typename Products::Session session;
-    team.each(panels, 1, [&](int64_t panel) { products.prepare_panel(panel, true, scratch.mine()); });
+    if (side.blocks() != 1) team.each(panels, 1, prepare_panel);
     team.pipeline(side.blocks(), ahead,
-                  {{pieces, false}, {panels, false}, {row_tasks, true}, {average ? row_tasks * parts : 1, true}},
+                  {{pieces, false},
+                   {ceil_div(panels, together), false},
+                   {row_tasks, true},
+                   {average ? row_tasks * parts : 1, true}},
                   [&](int stage, int64_t block, int64_t slot, int64_t i) {
                     const int64_t total = side.block_columns(block), at = i * PIECE;
                     if (stage == 0 && at < total)
                       products.prepare_columns(block * saved.block, at, std::min(PIECE, total - at), total, true,
                                                columns.get() + slot * block_size, scratch.mine());
-                    if (stage == 1) make(block, slot, i);
+                    if (stage == 1) make(block, slot, i * together);
                     for (int64_t row = i * ROW_TASK; stage == 2 && row < std::min(p.rows, (i + 1) * ROW_TASK); ++row)
                       add_up(slot, row);
                     if (stage == 3 && average) add_average(block, slot, i);

@@ -108,15 +108,24 @@ class Weights {
       std::fill(weights + j * stride + row0, weights + j * stride + end, T(0));
   }
 
-  // w: exp(logit - shift) of all `count` columns that `columns` holds, from `first` on, and of the rows of a panel; 0
-  // where a row does not admit a column. The shift is the one given for each row, else the largest logit if `maximum`,
-  // else 0. `positive` (rows,), if any, gets the similarity of the rows whose target is among the columns.
-  void make(int64_t first, int64_t count, T* columns, int64_t panel, bool maximum, const T* given, T* weights,
-            T* positive, Sums* sums) const {
+  // w: exp(logit - shift) of all `count` columns that `columns` holds, from `first` on, and of the rows of `together`
+  // panels; 0 where a row does not admit a column. The shift is the one given for each row, else the largest logit if
+  // `maximum`, else 0. `positive` (rows,), if any, gets the similarity of the rows whose target is among the columns;
+  // `sums`, if any, is of the first of these panels.
+  void make(int64_t first, int64_t count, T* columns, int64_t panel, int64_t together, bool maximum, const T* given,
+            T* weights, T* positive, Sums* sums) const {
+    products.logits(columns, count, count, panel, together, weights + panel * WIDE);
+    for (int64_t i = 0; i < together; ++i)
+      weigh_panel(first, count, panel + i, maximum, given, weights + (panel + i) * WIDE, positive,
+                  sums ? sums + i : nullptr);
+  }
+
+ private:
+  // Similarities of a panel in, weights out.
+  void weigh_panel(int64_t first, int64_t count, int64_t panel, bool maximum, const T* given, T* w, T* positive,
+                   Sums* sums) const {
     constexpr int64_t lanes = VectorOf<T>::lanes;
     const int64_t row0 = panel * WIDE, rows = std::min(WIDE, p.rows - row0);
-    T* w = weights + row0;
-    products.logits(columns, count, count, panel, w);
     if (p.euclidean()) distances(first, count, row0, rows, w);
     if (positive)
       for (int64_t i = row0; i < row0 + rows; ++i) {
@@ -128,7 +137,6 @@ class Weights {
       exponentiate(first, count, row0 + v, std::min(lanes, rows - v), maximum, given, w + v, sums, v);
   }
 
- private:
   // -|x - y|^2 from products of centred rows and their squared lengths.
   void distances(int64_t first, int64_t count, int64_t row0, int64_t rows, T* w) const {
     const T* squared = saved.x_factor + row0;

@@ -17,7 +17,7 @@ class VectorProducts {
   // Rows of which a task averages the columns, and columns of which a task makes the gradient: they share what lies in
   // the first-level cache.
   static constexpr int64_t ROW_TASK = 8 * TILE_ROWS;
-  static int64_t group(int64_t columns, int threads) { return group_of(4 * TILE_ROWS, columns, threads); }
+  static int64_t group(int64_t columns, int threads) { return group_of(8 * TILE_ROWS, columns, threads); }
   struct Session {};  // what a thread has to set up
 
   VectorProducts(const Rows<T>& x, const Rows<T>& y, const Saved<T>& saved)
@@ -58,10 +58,15 @@ class VectorProducts {
     }
   }
 
-  // Similarities of `count` columns with the rows of a panel.
-  void logits(const T* block, int64_t, int64_t count, int64_t panel, T* w) const {
-    panel_product<T, Left::contiguous_depth>(block, y_width_, count, logit_panels_.get() + panel * WIDE * width_, WIDE,
-                                             std::min(WIDE, rows_ - panel * WIDE), width_, w, saved_.stride, false);
+  // Similarities of `count` columns with the rows of `panels` panels from `panel` on; w at the first of these rows. A
+  // part of the depth at a time: what the columns have of it stays in the second-level cache for all of the panels.
+  void logits(const T* block, int64_t, int64_t count, int64_t panel, int64_t panels, T* w) const {
+    for (int64_t d = 0; d < width_ || d == 0; d += DEPTH_BLOCK)
+      for (int64_t i = 0; i < panels; ++i)
+        panel_product<T, Left::contiguous_depth>(block + d, y_width_, count,
+                                                 logit_panels_.get() + ((panel + i) * width_ + d) * WIDE, WIDE,
+                                                 std::min(WIDE, rows_ - (panel + i) * WIDE),
+                                                 std::min(DEPTH_BLOCK, width_ - d), w + i * WIDE, saved_.stride, d > 0);
   }
 
   // -- Average --

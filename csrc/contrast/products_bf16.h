@@ -67,6 +67,9 @@ class Bf16Products {
       interleave(rows + j * row_stride_, rows + (j + 1) * row_stride_, depth_, pairs + j / 2 * pair_stride_);
   }
 
+  void logits(float* block, int64_t total, int64_t count, int64_t panel, int64_t panels, float* w) const {
+    for (int64_t i = 0; i < panels; ++i) logits(block, total, count, panel + i, w + i * WIDE);
+  }
   void logits(float* block, int64_t total, int64_t count, int64_t panel, float* w) const {
     const int64_t lanes = std::min(WIDE, round_up(rows_ - panel * WIDE, 16));
     const float *y_scale = scale_of(block, total), *x_scale = x_scale_.get() + panel * WIDE;
@@ -154,8 +157,8 @@ class Bf16Products {
   }
 
  private:
-  static constexpr int64_t WEIGHT_STRIDE = 224;  // of at most 192 columns; an odd number of cache lines
-  static_assert(CONTRAST_BLOCK <= 192, "a block's columns, rounded up to whole depths");
+  static constexpr int64_t WEIGHT_STRIDE = 288;  // of at most 264 columns; an odd number of cache lines
+  static_assert(FEW <= WEIGHT_STRIDE && BLOCK <= FEW, "a block's columns, rounded up to whole depths");
   const Rows<float>&x_, &y_;
   Saved<float> saved_;
   int64_t rows_, width_, depth_, row_stride_, pair_stride_;

@@ -9,9 +9,10 @@
 namespace fused_margins {
 namespace FM_ISA {
 
-constexpr int64_t BLOCK = CONTRAST_BLOCK;       // most columns whose weights are made together
+constexpr int64_t BLOCK = CONTRAST_BLOCK;       // columns whose weights are made together, of many
+constexpr int64_t FEW = CONTRAST_FEW;           // and of few
 constexpr int64_t SPARE = CONTRAST_SPARE_ROWS;  // rows after the weights of a block, for the last tile
-static_assert(BLOCK % TILE_ROWS == 0 && SPARE >= ROW_QUANTUM, "blocks are whole tiles");
+static_assert(BLOCK % TILE_ROWS == 0 && FEW % TILE_ROWS == 0 && SPARE >= ROW_QUANTUM, "blocks are whole tiles");
 
 // So many columns in turn at most, which are whole groups, and of which a block has no part.
 inline int64_t whole_groups(int64_t most, int64_t group_size) {
@@ -25,7 +26,7 @@ inline int64_t whole_groups(int64_t most, int64_t group_size) {
 // one block and every thread shall have its share.
 inline int64_t group_of(int64_t most, int64_t columns, int threads) {
   const int64_t share = round_up(std::max<int64_t>(1, ceil_div(columns, threads)), TILE_ROWS);
-  return columns > BLOCK ? most : std::min(most, share);
+  return columns > FEW ? most : std::min(most, share);
 }
 
 template <class T>
@@ -39,7 +40,7 @@ struct Saved {
   Saved(const ContrastInputs& in, void* saved)
       : x_factor(static_cast<T*>(saved)),
         stride(contrast_weight_stride(in.x.rows)),
-        block(contrast_block(in.group_size)) {
+        block(contrast_block(in.y.rows, in.group_size)) {
     const int64_t rows = in.x.rows, columns = in.y.rows, width = in.x.width;
     y_factor = x_factor + stride;
     all_shifts = y_factor + round_up(columns, 16);
