@@ -367,7 +367,7 @@ def weights(
     by_scale = outer * factor * of_w
     of_each, each_by_scale = None, None
     if smoothing is not None:  # g e / C
-        of_each = tl.where((own >= 0) & inside, of_losses(grad_loss, counted, i, REDUCTION), 0.0)
+        of_each = tl.where((own >= 0) & inside, g, 0.0)
         of_each *= tl.load(smoothing) / columns
         each_by_scale = of_each * factor * of_w
     of_row = row_factor(of_x, SIMILARITY, NORMALIZE)
