@@ -131,10 +131,12 @@ class Backward {
   Scratch<T> scratch_;  // of a group: its columns, weights and gradient; two rows
 
   int64_t gradient_stride() const { return odd_lines(side_.products.parts() * Side::WIDE); }
+  // Products write whole tiles: rows beyond those of a group are theirs, too.
+  int64_t gradient_size() const { return round_up(group_, ROW_QUANTUM) * gradient_stride(); }
   int64_t columns_size() const { return recompute_ ? side_.products.block_size(group_) : 0; }
   int64_t scratch_size() const {
     const Products& products = side_.products;
-    const int64_t of_group = columns_size() + group_ * (side_.stride + gradient_stride());
+    const int64_t of_group = columns_size() + group_ * side_.stride + gradient_size();
     return std::max(of_group + products.gradient_scratch_size(group_), products.scratch_size()) +
            std::max(products.scratch_size(), 3 * p_.width);
   }
@@ -188,7 +190,7 @@ class Backward {
   void columns(int64_t first) {
     const int64_t count = std::min(group_, p_.columns - first);
     T *prepared = scratch_.mine(), *own = prepared + columns_size(), *gradient = own + group_ * side_.stride;
-    T *rest = gradient + group_ * gradient_stride(), *row = rows_scratch(), *other = row + p_.width;
+    T *rest = gradient + gradient_size(), *row = rows_scratch(), *other = row + p_.width;
     if (first / side_.saved.block >= args_.in.saved_blocks)
       side_.products.prepare_columns(first, 0, count, count, false, prepared, row);
     const T* w = weights(first, count, prepared, own);
