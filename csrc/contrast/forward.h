@@ -51,9 +51,10 @@ void forward(const ContrastForward& args) {
   // Averages: of weights and columns the larger one is gone through once, and the other again and again.
   const bool parts_first = p.rows > p.width;
   const int64_t block_size = products.block_size(std::min(saved.block, p.columns));
-  const int64_t own_size = args.in.saved_blocks < side.blocks() ? (saved.block + SPARE) * side.stride : 0;
+  const int64_t own_size =
+      args.in.saved_blocks < side.blocks() ? (std::min(saved.block, p.columns) + SPARE) * side.stride : 0;
   // Panels of a task, which a part of the columns' depth serves; few enough for the threads to share them.
-  const int64_t together = std::min<int64_t>(4, std::max<int64_t>(1, panels / (4 * threads)));
+  const int64_t together = std::min(Products::TOGETHER, std::max<int64_t>(1, panels / (4 * threads)));
   // Blocks under way: enough to occupy the threads, and for a while without one of them, in memory that the caches and
   // the pool hold.
   const int64_t occupying = ceil_div(4 * threads, std::max<int64_t>(1, ceil_div(panels, together)));

@@ -2,8 +2,8 @@
 //
 // The weights lie with columns as rows: (columns, weight_stride(rows)). So the columns' vectors are left operands of
 // every product and are never packed, sums over columns are sums of vectors, and the weights themselves serve as left
-// operand of both weighted products. They are made in blocks of at most BLOCK columns; whatever needs a running maximum
-// has one shift for each block and row.
+// operand of both weighted products. They are made in blocks of BLOCK columns, or at most FEW in a single one; whatever
+// needs a running maximum has one shift for each block and row.
 #pragma once
 
 #include "../cpu/checks.h"

@@ -17,8 +17,12 @@ class VectorProducts {
   // Rows of which a task averages the columns, and columns of which a task makes the gradient: they share what lies in
   // the first-level cache.
   static constexpr int64_t ROW_TASK = 8 * TILE_ROWS;
-  static int64_t group(int64_t columns, int threads) { return group_of(8 * TILE_ROWS, columns, threads); }
-  struct Session {};  // what a thread has to set up
+  static int64_t group(int64_t columns, int threads) {
+    const bool for_all = columns >= 4 * 8 * TILE_ROWS * threads;  // tasks enough for every thread
+    return group_of(for_all ? 8 * TILE_ROWS : 4 * TILE_ROWS, columns, threads);
+  }
+  static constexpr int64_t TOGETHER = 4;  // panels that a part of the columns' depth serves
+  struct Session {};                      // what a thread has to set up
 
   VectorProducts(const Rows<T>& x, const Rows<T>& y, const Saved<T>& saved)
       : x_(x),

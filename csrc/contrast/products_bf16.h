@@ -14,6 +14,7 @@ class Bf16Products {
   using Value = float;
   static constexpr int64_t WIDE = BF16_COLUMNS;
   static constexpr int64_t ROW_TASK = 8 * WIDE;
+  static constexpr int64_t TOGETHER = 1;
   static int64_t group(int64_t columns, int threads) {
     return group_of(columns < 8 * 96 * threads ? BF16_ROWS : 96, columns, threads);
   }
@@ -158,7 +159,8 @@ class Bf16Products {
 
  private:
   static constexpr int64_t WEIGHT_STRIDE = 288;  // of at most 264 columns; an odd number of cache lines
-  static_assert(FEW <= WEIGHT_STRIDE && BLOCK <= FEW, "a block's columns, rounded up to whole depths");
+  static_assert(FEW <= WEIGHT_STRIDE && WEIGHT_STRIDE % BF16_DEPTH == 0 && BLOCK <= FEW,
+                "a block's columns, rounded up to whole depths");
   const Rows<float>&x_, &y_;
   Saved<float> saved_;
   int64_t rows_, width_, depth_, row_stride_, pair_stride_;

@@ -12,7 +12,7 @@ namespace FM_ISA {
 constexpr int64_t BLOCK = CONTRAST_BLOCK;       // columns whose weights are made together, of many
 constexpr int64_t FEW = CONTRAST_FEW;           // and of few
 constexpr int64_t SPARE = CONTRAST_SPARE_ROWS;  // rows after the weights of a block, for the last tile
-static_assert(BLOCK % TILE_ROWS == 0 && FEW % TILE_ROWS == 0 && SPARE >= ROW_QUANTUM, "blocks are whole tiles");
+static_assert(BLOCK % (8 * TILE_ROWS) == 0 && FEW % TILE_ROWS == 0 && SPARE >= ROW_QUANTUM, "blocks are whole tiles");
 
 // So many columns in turn at most, which are whole groups, and of which a block has no part.
 inline int64_t whole_groups(int64_t most, int64_t group_size) {

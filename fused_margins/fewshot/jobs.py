@@ -143,7 +143,7 @@ def _end_with_parent() -> None:
 
 def _in_worker(function: Callable[[Item], Result], item: Item) -> Result:
     gc.collect()
-    gc.freeze()  # what was imported is not looked at again: each training begins and ends with a collection
+    gc.freeze()  # what was imported is not looked at again: each training begins with a collection
     try:
         return function(item)
     except KeyboardInterrupt:

@@ -345,7 +345,14 @@ int main(int count, char** arguments) {
   const bool few = count > 1 && std::string(arguments[1]) == "few";
   std::vector<Sizes> sizes{{1, 1, 1}, {5, 3, 7}, {13, 50, 33}, {0, 4, 3}, {3, 0, 5}, {4, 6, 0}};
   if (!few)
-    sizes.insert(sizes.end(), {{37, 53, 19}, {33, 17, 64}, {70, 401, 40}, {300, 9, 16}, {1300, 3, 5}, {2, 2100, 3}});
+    sizes.insert(sizes.end(), {{37, 53, 19},
+                               {33, 17, 64},
+                               {70, 401, 40},
+                               {300, 9, 16},
+                               {1300, 3, 5},
+                               {2, 2100, 3},
+                               {40, 45, 100},
+                               {80, 264, 300}});
   for (const Sizes& s : sizes)
     for (DType dtype : {DType::float64, DType::float32, DType::bfloat16, DType::float16})
       for (Layout layout : {Layout::rows, Layout::columns, Layout::gaps}) {

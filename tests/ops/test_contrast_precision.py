@@ -75,10 +75,10 @@ def test_gradients_where_all_similarities_are_near_the_scale(dtype, backend):
 @on_cpu
 @pytest.mark.interpreted
 def test_a_block_of_columns_that_admits_nothing_for_a_row(similarity, backend):
-    """193 columns: the own class of some rows is the only one in its block, and all others are far away."""
+    """385 columns: the own class of a row is the only one in its block, and all others are far away."""
     g = torch.Generator().manual_seed(0)
-    x, y = 4 * torch.rand(64, 128, generator=g), -4 * torch.rand(193, 128, generator=g)
-    assert_near_the_truth(x, y, torch.arange(64) * 3 + 3, backend, scale=1.0, similarity=similarity)
+    x, y = 4 * torch.rand(64, 128, generator=g), -4 * torch.rand(385, 128, generator=g)
+    assert_near_the_truth(x, y, torch.arange(64) * 6 + 6, backend, scale=1.0, similarity=similarity)
 
 
 @pytest.mark.parametrize("dtype", **BY_WIDTH)

@@ -15,7 +15,7 @@ from ...core.similarity import accumulation_dtype
 from .epilogues import Epilogue
 from .op import Contrast
 
-_MOST_COLUMNS = 192  # of a block, csrc/contrast/cpu.h
+_MOST_COLUMNS = 192  # of a group: a block of many columns, csrc/contrast/cpu.h
 _EPILOGUES = (Epilogue.NONE, Epilogue.MARGIN_SOFTMAX, Epilogue.INFO_NCE)
 force_running_maximum = False  # a test may ask for the path that no logit overflows
 
