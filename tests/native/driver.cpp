@@ -352,7 +352,7 @@ int main(int count, char** arguments) {
                                {1300, 3, 5},
                                {2, 2100, 3},
                                {40, 45, 100},
-                               {80, 264, 300}});
+                               {150, 264, 300}});
   for (const Sizes& s : sizes)
     for (DType dtype : {DType::float64, DType::float32, DType::bfloat16, DType::float16})
       for (Layout layout : {Layout::rows, Layout::columns, Layout::gaps}) {
