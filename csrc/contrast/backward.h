@@ -166,7 +166,10 @@ class Backward {
     if (block < args_.in.saved_blocks)
       w = side_.saved.weights(block) + first % side_.saved.block * side_.stride;
     else
-      side_.make(first, count, columns, 0, side_.panels(), false, maximum_ ? shift : nullptr, own, nullptr, nullptr);
+      for (int64_t panel = 0; panel < side_.panels();
+           panel += Products::TOGETHER)  // as the forward: while they are hot
+        side_.make(first, count, columns, panel, std::min(Products::TOGETHER, side_.panels() - panel), false,
+                   maximum_ ? shift : nullptr, own, nullptr, nullptr);
     if (!relative_) return w;
     // A block that admits nothing for a row has the shift 0, which may be far above that row's lse: its weights are 0,
     // and their factor must be finite. Unshifted weights take exp(-lse) in two halves, which T holds.
