@@ -24,43 +24,33 @@ SMALL_IMAGE = 64  # pixels; ResNet-18 has the stem for small images below
 
 
 class ConvNet(nn.Module):
-    """Blocks that halve the image, and their features side by side: (B, C, H, W) -> (B, num_features)."""
+    """Blocks that halve the image, and the features of all `places` left side by side: (B, C, H, W) -> (B, D)."""
 
     num_features: int
 
     def __init__(
-        self,
-        in_channels: int,
-        image_size: tuple[int, int],
-        num_blocks: int,
-        channels: int,
-        make_block: Callable[[int, int], nn.Module],
+        self, widths: Sequence[int], make_block: Callable[[int, int], nn.Module], places: tuple[int, int]
     ) -> None:
         super().__init__()
-        height, width = (size >> num_blocks for size in image_size)
-        if min(height, width) < 1:
-            raise UserError(
-                f"blocks: {num_blocks} blocks halve {image_size[0]} x {image_size[1]} images to nothing, "
-                f"at most {min(image_size).bit_length() - 1} fit"
-            )
-        self.blocks = nn.Sequential(*(make_block(a, b) for a, b in pairwise([in_channels] + [channels] * num_blocks)))
-        self.num_features = channels * height * width
+        self.blocks = nn.Sequential(*(make_block(a, b) for a, b in pairwise(widths)))
+        self.num_features = widths[-1] * places[0] * places[1]
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.blocks(images).flatten(1)
 
 
-class PoolFirstBlock(nn.Module):
-    """conv 3 x 3 -> max-pool 2 -> batch norm -> ReLU: pooled first, so that the rest sees a quarter of the pixels."""
+class StridedBlock(nn.Module):
+    """conv 3 x 3 of stride 2 -> batch norm -> ReLU: a quarter of the work of a convolution that is pooled after it.
+
+    On scikit-learn's digits, 32 channels, two seeds: half of the time of a training, at no loss of accuracy.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        # No bias: the mean that the batch norm subtracts would take it away again.
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.strided, self.norm = _conv_norm(in_channels, out_channels, 3, stride=2)
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.relu(self.norm(F.max_pool2d(self.conv(images), kernel_size=2)))
+        return F.relu(self.norm(self.strided(images)))
 
 
 class Conv4Block(nn.Module):
@@ -81,8 +71,15 @@ class Conv4Block(nn.Module):
 
 
 def convnet(in_channels: int, image_size: tuple[int, int], settings: Backbone) -> ConvNet:
-    """`blocks` (3) pool-first blocks of `channels` (32)."""
-    return ConvNet(in_channels, image_size, settings.blocks or 3, settings.channels or 32, PoolFirstBlock)
+    """`blocks` (3) strided blocks of `channels` (32): 32 features of 8 x 8 images, 512 of 32 x 32."""
+    num_blocks, height, width = settings.blocks or 3, *image_size
+    if min(image_size) >> num_blocks < 1:
+        raise UserError(
+            f"blocks: {num_blocks} blocks halve {height} x {width} images to nothing, "
+            f"at most {min(image_size).bit_length() - 1} fit"
+        )
+    places = (-(-height >> num_blocks), -(-width >> num_blocks))  # half a pixel counts as one
+    return ConvNet([in_channels] + [settings.channels or 32] * num_blocks, StridedBlock, places)
 
 
 def conv4(in_channels: int, image_size: tuple[int, int], settings: Backbone) -> ConvNet:
@@ -91,7 +88,8 @@ def conv4(in_channels: int, image_size: tuple[int, int], settings: Backbone) -> 
     Source: Vinyals et al., Matching Networks for One Shot Learning, 2016; as in the code of Chen et al., A Closer Look
     at Few-shot Classification, 2019, and of Liu et al., Negative Margin Matters, 2020.
     """
-    return ConvNet(in_channels, image_size, 4, settings.channels or 64, Conv4Block)
+    places = (image_size[0] >> 4, image_size[1] >> 4)
+    return ConvNet([in_channels] + [settings.channels or 64] * 4, Conv4Block, places)
 
 
 class Drop(nn.Module):

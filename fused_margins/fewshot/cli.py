@@ -1,6 +1,7 @@
 """The command `fused-margins`: train few-shot embeddings, judge them, and compare backends."""
 
 import difflib
+import gc
 import io
 import re
 import sys
@@ -108,7 +109,9 @@ def script() -> None:
     keep_freed_memory()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no reason to fail
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # at its end Python would look at all that was imported once more, for a second
+    sys.exit(code)
 
 
 if __name__ == "__main__":

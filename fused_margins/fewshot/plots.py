@@ -52,8 +52,6 @@ def save(figure: Figure, path: Path, seen: str, lines: bool = False) -> Figure:
                 temporary,
                 dpi=DOTS_PER_INCH,
                 format=file.suffix[1:],
-                bbox_inches="tight",
-                pad_inches=0.05,
                 metadata={"Description": seen} | more,
             )
     return figure

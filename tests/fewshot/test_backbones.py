@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fused_margins.fewshot.backbones import Block12, Block18, Conv4Block, Drop, DropBlock, Network, PoolFirstBlock
+from fused_margins.fewshot.backbones import Block12, Block18, Conv4Block, Drop, DropBlock, Network, StridedBlock
 from fused_margins.fewshot.config import Backbone
 from fused_margins.fewshot.errors import UserError
 
@@ -148,14 +148,14 @@ def _assert_same_function(block, official, size=9):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_convnet_block_is_conv_pool_norm_relu():
-    block = PoolFirstBlock(2, 3)
+def test_a_convnet_block_is_strided_conv_norm_relu():
+    block = StridedBlock(2, 3)
 
     def definition(images):
-        return F.relu(_norm(F.max_pool2d(F.conv2d(images, block.conv.weight, padding=1), 2), block.norm))
+        return F.relu(_norm(F.conv2d(images, block.strided.weight, padding=1)[:, :, ::2, ::2], block.norm))
 
     _assert_same_function(block, definition)
-    assert block.conv.bias is None
+    assert block.strided.bias is None
 
 
 def test_a_conv4_block_is_conv_with_bias_norm_relu_pool():

@@ -243,7 +243,7 @@ class Demo(_Many):
     """Folder of the runs and the report."""
     seeds: Seeds = (0, 1, 2, 3, 4, 5)
     """Seeds; all methods are compared on the same ones."""
-    epochs: Epochs = 40
+    epochs: Epochs = 36
     """Epochs of each training; more than 5, since magnet begins with 5 of softmax."""
     episodes: Count = 600
     """Few-shot episodes of each evaluation."""

@@ -45,25 +45,27 @@ TEN_SEEDS = range(10)
 
 
 def demo_studies(
-    seeds: Sequence[int], epochs: int = 40, episodes: int = 600, backends: Sequence[str] = ("reference", "cpu")
+    seeds: Sequence[int], epochs: int = 36, episodes: int = 600, backends: Sequence[str] = ("reference", "cpu")
 ) -> list[Study]:
     """Coarse to fine with magnet, margins, and where there is a second backend the parity of steps."""
     config = TrainConfig(dataset="digits", epochs=epochs, threads=1)
     judging = Judging(episodes=episodes)
     methods: dict[str, Loss] = {
-        "softmax": Softmax(),
         "triplet, random positives": Triplet(positives="random"),
         "triplet, easy positives": Triplet(),
-        "magnet": Magnet(),
+        "magnet": Magnet(samples_per_cluster=16),  # a third of a training's time less than with 8
     }
     coarse = config.but(labels="coarse")
-    hierarchy = Claim(
-        OF_MAGNET, "magnet recovers the hierarchy below its labels (Recall@1)", "magnet", "softmax", "recall@1"
-    )
+    recovers = "magnet recovers the hierarchy below its labels better than triplet (Recall@1)"
+    hierarchy = Claim(OF_MAGNET, recovers, "magnet", "triplet, random positives", "recall@1")
     to_fine = coarse_to_fine_study(coarse, methods, seeds, judging)
+    # In steps at a higher rate: with one cycle half of the trainings at m = -0.3 had not converged after 40 epochs.
+    of_margins = config.but(
+        loss=MarginSoftmax(), schedule="warmup-steps", warmup_epochs=epochs // 8, learning_rate=1e-2
+    )
     studies = [
         replace(to_fine, claims=[*to_fine.claims, hierarchy], pictures=_of_easy_positives),
-        margin_sweep_study(config.but(loss=MarginSoftmax()), DEMO_MARGINS, seeds, judging),
+        margin_sweep_study(of_margins, DEMO_MARGINS, seeds, judging),
     ]
     if len(backends) > 1:
         losses: dict[str, Loss] = {
