@@ -170,7 +170,7 @@ def test_demo_in_miniature(tmp_path, monkeypatch):
     assert main(["demo", "--output", str(tmp_path), *options]) == 0
     studies = json.loads((tmp_path / "studies.json").read_text())["studies"]
     assert [study["name"] for study in studies][:2] == ["coarse-to-fine", "margins"]
-    assert [len(study["trials"]) for study in studies][:2] == [4, 3]
+    assert [len(study["trials"]) for study in studies][:2] == [3, 3]
     assert "](margins/margins.png)" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "margins" / "margins.png").read_bytes().startswith(PNG)
 
