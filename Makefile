@@ -26,8 +26,8 @@ reproduce: $(VENV)/installed-bench
 	$(call keep,runs/reproduce,fewshot)
 	$(BIN)/python -m benchmarks.tables
 
-# CIFAR-FS: margins with Conv4 of 64 channels until they converge. An epoch takes 12 to 32 s of one core: nine trainings of
-# 80 epochs are 2.4 to 6.4 hours. Every margin has its first seed before one has its second; `fused-margins compare runs/long`
+# CIFAR-FS: margins with Conv4 of 64 channels until they converge. An epoch takes 12 to 40 s of one core: nine trainings of
+# 80 epochs are 2.4 to 8 hours. Every margin has its first seed before one has its second; `fused-margins compare runs/long`
 # shows what is finished. Called again, it goes on where it stopped. What docs/benchmarks/long holds counts as finished
 # where it is copied to runs/long before. Trainings of the earlier study, 100 epochs of a cosine, want another folder.
 reproduce-long: $(VENV)/installed-bench
