@@ -73,7 +73,8 @@ def demo_studies(
             "triplet, easy positives": Triplet(),
             "magnet": Magnet(warm_epochs=0),
         }
-        studies.append(parity_study(coarse, losses, backends, judging, DEMO_STEPS, to_the_end=False))
+        steps = parity_study(coarse, losses, backends, judging, DEMO_STEPS, to_the_end=False)
+        studies.append(replace(steps, pictures=lambda results: []))  # its table says it: they agree
     return studies
 
 
