@@ -42,7 +42,8 @@ class ConvNet(nn.Module):
 class StridedBlock(nn.Module):
     """conv 3 x 3 of stride 2 -> batch norm -> ReLU: a quarter of the work of a convolution that is pooled after it.
 
-    On scikit-learn's digits, 32 channels, two seeds: half of the time of a training, at no loss of accuracy.
+    On scikit-learn's digits, 32 channels: half of the time of a softmax training, and with four losses, six seeds each,
+    a Recall@1 that differs by -0.3 to +3.0 points.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

@@ -99,7 +99,7 @@ def reproduce_studies() -> list[Study]:
     """The studies, the longest trainings first."""
     strokes = _settings("cosine-omniglot", epochs=4)
     alphabets = _settings("easy-positive-omniglot-alphabets", backbone=NARROW, epochs=5)
-    digits = _settings("easy-positive-digits")
+    digits = _settings("easy-positive-digits", epochs=20)
     judging = Judging()
     return [
         vinyals_study(strokes, OMNIGLOT_LOSS, seeds=(0, 1)),
