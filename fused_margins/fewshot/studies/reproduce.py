@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backends import of_all
-from ..config import Backbone, Judging, Loss, Magnet, MarginSoftmax, Softmax, TrainConfig, Triplet
+from ..config import Backbone, Judging, Loss, Magnet, MarginSoftmax, TrainConfig, Triplet
 from ..datasets import load
 from ..errors import UserError
 from ..presets import preset
