@@ -76,7 +76,7 @@ def convnet(in_channels: int, image_size: tuple[int, int], settings: Backbone) -
     num_blocks, height, width = settings.blocks or 3, *image_size
     if min(image_size) >> num_blocks < 1:
         raise UserError(
-            f"blocks: {num_blocks} blocks halve {height} x {width} images to nothing, "
+            f"blocks: {num_blocks} blocks halve {height} x {width} images to less than a pixel, "
             f"at most {min(image_size).bit_length() - 1} fit"
         )
     places = (-(-height >> num_blocks), -(-width >> num_blocks))  # half a pixel counts as one

@@ -52,6 +52,9 @@ def save(figure: Figure, path: Path, seen: str, lines: bool = False) -> Figure:
                 temporary,
                 dpi=DOTS_PER_INCH,
                 format=file.suffix[1:],
+                # What is beside images, whose aspect is fixed, the layout does not always make room for.
+                bbox_inches=None if lines else "tight",
+                pad_inches=0.05,
                 metadata={"Description": seen} | more,
             )
     return figure

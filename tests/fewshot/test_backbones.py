@@ -82,7 +82,9 @@ def test_pixels_are_standardised_if_asked_for():
 
 @pytest.mark.parametrize("blocks", [4, 9])
 def test_too_many_blocks_name_the_most_that_fit(blocks):
-    with pytest.raises(UserError, match=f"blocks: {blocks} blocks halve 8 x 8 images to nothing, at most 3 fit"):
+    with pytest.raises(
+        UserError, match=f"blocks: {blocks} blocks halve 8 x 8 images to less than a pixel, at most 3 fit"
+    ):
         Network(1, (8, 8), Backbone(blocks=blocks))
     Network(1, (8, 8), Backbone(blocks=3))
 

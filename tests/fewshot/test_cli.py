@@ -15,6 +15,7 @@ from PIL import Image
 from fused_margins.fewshot import report as report_module
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Backbone, TrainConfig
+from fused_margins.fewshot.optimization import build_scheduler
 from fused_margins.fewshot.presets import PRESETS
 from fused_margins.fewshot.runs import Run
 from fused_margins.fewshot.studies import reproduce
@@ -171,8 +172,20 @@ def test_demo_in_miniature(tmp_path, monkeypatch):
     studies = json.loads((tmp_path / "studies.json").read_text())["studies"]
     assert [study["name"] for study in studies][:2] == ["coarse-to-fine", "margins"]
     assert [len(study["trials"]) for study in studies][:2] == [3, 3]
+    configs = [trial["config"] for study in studies for trial in study["trials"]]
+    assert {c["loss"]["samples_per_cluster"] for c in configs if c["loss"]["name"] == "magnet"} == {16}
+    schedules = {(c["epochs"], c["schedule"], c["labels"]) for c in configs}
+    assert schedules == {(6, "one-cycle", "coarse"), (7, "warmup-steps", "fine")}
     assert "](margins/margins.png)" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "margins" / "margins.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("epochs", [*range(6, 13), 30])
+def test_the_demo_has_a_schedule_for_any_number_of_epochs(epochs):
+    for study in reproduce.demo_studies((0,), epochs, backends=("reference",)):
+        for trial in study.trials:
+            optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+            build_scheduler(trial.config, optimizer, lambda epoch: 10 * epoch)
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])

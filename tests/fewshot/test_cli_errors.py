@@ -18,7 +18,7 @@ HUGE, ENDLESS = ("1" + zeros * "0" for zeros in (400, 5000))
         ("train --scale -1", "scale: Input should be greater than 0, got '-1'"),
         ("train --dataset imagenet", "dataset: expected one of cifar-fs, cub, cub-retrieval, digits"),
         ("train --classes 3 12", "classes: expected different values in [0, 10), got [3, 12]"),
-        ("train --blocks 7", "blocks: 7 blocks halve 8 x 8 images to nothing, at most 3 fit"),
+        ("train --blocks 7", "blocks: 7 blocks halve 8 x 8 images to less than a pixel, at most 3 fit"),
         (
             "train --backend abacus",
             "backend: expected one of 'auto', 'cpu', 'cuda', 'triton', 'reference', got 'abacus'",

@@ -115,6 +115,15 @@ def test_neighbours_are_framed_by_their_label(tmp_path):
     assert (tmp_path / "n.png").exists()
 
 
+def test_no_name_beside_images_is_cut_off(tmp_path):
+    names = tuple(f"{letter} rather long class" for letter in "amwxyz")
+    labels, pixels = torch.arange(6), torch.zeros(6, 1, 8, 8)
+    plots.neighbour_strips(tmp_path / "n.png", pixels, labels, labels, labels[:, None].expand(6, 8), names)
+    ink = np.asarray(Image.open(tmp_path / "n.png"))[:, :, 3]
+    assert ink.any()
+    assert not any(edge.any() for edge in (ink[0], ink[-1], ink[:, 0], ink[:, -1]))
+
+
 def test_a_sweep_shows_means_and_intervals(tmp_path):
     figure = plots.sweep(tmp_path / "s.png", [-0.3, 0.0], {"accuracy": {"novel": [[50.0, 52.0], [60.0, 60.0]]}})
     (container,) = figure.axes[0].containers

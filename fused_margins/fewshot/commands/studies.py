@@ -237,7 +237,7 @@ class ParityCommand(_OneStudy):
 
 
 class Demo(_Many):
-    """Train the losses on real digits, compare them, write a report with plots: a minute and a half on two cores."""
+    """The three papers' losses on real digits, compared in a report with plots: a minute and a half on two cores."""
 
     output: Path = Path("runs/demo")
     """Folder of the runs and the report."""

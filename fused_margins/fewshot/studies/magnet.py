@@ -20,6 +20,7 @@ from .coarse_to_fine import check_hierarchy
 
 SHOWN = 600  # samples in a map of clusters
 SOURCE = "Rippel et al. 2015"
+RECOVERS = "magnet recovers the hierarchy below its labels better than {} (Recall@1)"
 NEIGHBOURS = (1, 2, 4, 8, 16, 32, 64, 128)
 COLUMNS = {"Recall@1": "recall@1", "MAP@R": "map@r", "NMI": "nmi", "modes": "modes", "kNC error": "knc_error@8"}
 
@@ -76,8 +77,7 @@ def magnet_study(
 def _claims(hierarchy: bool) -> list[Claim]:
     others, claims = ("softmax", "triplet"), []
     if hierarchy:
-        recovers = "magnet recovers the hierarchy below its labels better than {} (Recall@1)"
-        claims += [Claim(SOURCE, recovers.format(other), "magnet", other, "recall@1") for other in others]
+        claims += [Claim(SOURCE, RECOVERS.format(other), "magnet", other, "recall@1") for other in others]
     classifies = "magnet classifies better than {} with kNC"
     claims += [Claim(SOURCE, classifies.format(other), other, "magnet", "knc_error@8") for other in others]
     of_pets = "state of the art on Stanford Dogs, Oxford Flowers and Pets"
