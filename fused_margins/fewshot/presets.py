@@ -20,7 +20,7 @@ PHOTOGRAPHS = UPRIGHT.but(resized_crop=True, flip=True, color_jitter=0.4)
 
 CONV4 = Backbone(name="conv4")
 # Thousands of characters want a wider space than the 64 features of 28 pixels: after two epochs on the background
-# alphabets a head of 256 gave 93.2% at 20-way 1-shot, one of 64 gave 88.0% (four blocks of an earlier network, one seed).
+# alphabets a head of 256 gave 93.2% at 20-way 1-shot, one of 64 gave 88.0% (another network, one seed).
 STROKES_NETWORK = Backbone(name="conv4", embedding_size=256)
 
 # What a training on a data set has in common, whatever its loss.
