@@ -19,7 +19,7 @@ test-kernels: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/kernels $(TEST_ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --dist worksteal --require-backends=triton -W ignore::RuntimeWarning -m interpreted -k "triton or test_interpreted or test_exponentials" tests/kernels tests/ops $(TEST_ARGS)
 
-# Omniglot where FUSED_MARGINS_DATA says, or in ./data, and digits; `--dry-run` says how long it takes: 44 minutes on two
+# Omniglot where FUSED_MARGINS_DATA says, or in ./data, and digits; `--dry-run` says how long it takes: some 45 minutes on two
 # cores of a Zen 3. Called again, it goes on where it stopped.
 reproduce: $(VENV)/installed-bench
 	$(BIN)/fused-margins reproduce --output runs/reproduce

@@ -265,7 +265,7 @@ class Demo(_Many):
 
 
 class Reproduce(_Many):
-    """A documented subset of the papers' protocols on Omniglot and digits; less than 45 minutes on two cores."""
+    """A documented subset of the papers' protocols on Omniglot and digits; about 45 minutes on two cores."""
 
     output: Path | None = None
     """Folder of the runs and the report; by default runs/reproduce, or runs with the name of what is asked instead."""

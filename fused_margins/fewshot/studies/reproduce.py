@@ -1,6 +1,6 @@
 """What `demo` and `reproduce` train: the demonstration, a subset of the papers' protocols, and frozen features.
 
-On real data, with trainings so short that two slow cores take less than 45 minutes: Omniglot by both protocols with the
+On real data, with trainings so short that two slow cores take about 45 minutes: Omniglot by both protocols with the
 papers' Conv4, coarse to fine and magnet on digits and on Omniglot's alphabets; and apart from these the parity of
 backends, also on CIFAR-FS. Where 64 channels would take too long there are 32 (as in Finn et al., Model-agnostic
 meta-learning, 2017). What takes evenings is a study of its own: margins on CIFAR-FS with all 64, trained until they
@@ -56,8 +56,8 @@ def demo_studies(
         "magnet": Magnet(samples_per_cluster=16),  # half of the steps that 8 take
     }
     coarse = config.but(labels="coarse")
-    random = "triplet, random positives"
-    hierarchy = Claim(OF_MAGNET, RECOVERS.format("triplet"), "magnet", random, "recall@1")
+    other = "triplet, random positives"
+    hierarchy = Claim(OF_MAGNET, RECOVERS.format("triplet"), "magnet", other, "recall@1")
     to_fine = coarse_to_fine_study(coarse, methods, seeds, judging)
     longer = epochs * 6 // 5  # on half of the classes
     of_margins = TrainConfig(
