@@ -65,6 +65,8 @@ class Backward {
   }
 
   void run() {
+    in_huge_pages(args_.grad_x, args_.in.x);
+    in_huge_pages(args_.grad_y, args_.in.y);
     // What the weights of each row are multiplied by to be dL/du, and dL/dbias; weights come relative to negative_lse,
     // or unshifted, and then factors may be near the smallest number of T, as exp(-lse) is at a large scale. They are
     // lifted for the product, to 2^-60: weights of float32 are below 2^125. By 2^100 at most, whose inverse float32

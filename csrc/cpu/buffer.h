@@ -1,10 +1,16 @@
 // Memory of a kernel: uninitialised, on a cache-line boundary.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstdint>
 #include <cstdlib>
 #include <new>
 #include <utility>
+
+#include "../matrix.h"
 
 namespace fused_margins {
 
@@ -18,6 +24,24 @@ inline int64_t round_up(int64_t a, int64_t b) {
 // An odd number of cache lines: rows a power of two apart would meet in few sets of a cache.
 inline int64_t odd_lines(int64_t values) {
   return (ceil_div(values, 16) | 1) * 16;
+}
+
+// For memory that is about to be written for the first time. What is larger than malloc ever keeps comes from the
+// system anew at every call, and its pages one by one as they are touched: those of 4 KiB took 3 us each in a virtual
+// machine, an eighth of the backward of 512 x 512 x 50,000; in pages of 2 MiB it is a third of that, and nothing else
+// changes. Where the system has none, or is told to give none, all stays as it is.
+inline void in_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr int64_t MAPPED = 32 << 20;  // glibc: DEFAULT_MMAP_THRESHOLD_MAX of 64-bit systems
+  constexpr uintptr_t PAGE = 2 << 20;
+  if (bytes < MAPPED || !data) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data), first = (begin + PAGE - 1) / PAGE * PAGE;
+  const uintptr_t last = (begin + uintptr_t(bytes)) / PAGE * PAGE;  // whole pages within: nobody else's memory grows
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: whether it is met does not count
+#endif
+}
+inline void in_huge_pages(void* gradient, const Matrix& of) {
+  in_huge_pages(gradient, of.rows * of.width * element_bytes(of.dtype));
 }
 
 // Blocks that past calls of this thread gave back, up to BYTES of them. A training step asks for the same ones again;
@@ -46,6 +70,7 @@ class Pool {
       }
     void* data = std::aligned_alloc(64, size_t(bytes));
     if (!data) throw std::bad_alloc();
+    in_huge_pages(data, bytes);
     return data;
   }
 

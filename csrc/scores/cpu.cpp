@@ -39,6 +39,7 @@ void forward(const ScoresForward& args) {
   S strips(args.in.x, args.in.y, args.in.similarity, 1);
   const DType dtype = args.in.x.dtype;
   const T tiny = dtype == DType::float16 ? T(0x1p-25) : dtype == DType::bfloat16 ? T(0x1p-134) : T(0);
+  in_huge_pages(args.scores, p.rows * p.columns * element_bytes(dtype));
   Team::run(strips.threads, [&](Team team) {
     [[maybe_unused]] typename S::Session session;
     strips.prepare_rows(team);
@@ -74,6 +75,8 @@ void backward(const ScoresBackward& args) {
   std::fill(total.get(), total.get() + p.rows * 2, T(0));
   std::fill(at_target.get(), at_target.get() + p.rows, T(0));
   for (int64_t i = 0; i < p.rows; ++i) inverse_scale[i] = 1 / p.scale(i);
+  in_huge_pages(args.grad_x, in.x);
+  in_huge_pages(args.grad_y, in.y);
 
   Team::run(strips.threads, [&](Team team) {
     [[maybe_unused]] typename S::Session session;

@@ -1,4 +1,7 @@
-"""What a forward saves lies in memory that later forwards get again, and nobody else before it is free."""
+"""What a forward saves lies in memory that later forwards get again, and nobody else before it is free; gradients too
+large for malloc to keep lie in huge pages."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +106,31 @@ def test_weights_are_saved_for_gradients_of_columns_alone():
     assert torch.equal(torch.autograd.grad(loss, x)[0], alone)
     del loss
     assert waiting() == 0
+
+
+def _asks_for_huge_pages(tensor):
+    """Whether the mapping in the middle of the tensor was advised to be of huge pages: the flag hg of Linux."""
+    place, inside = tensor.data_ptr() + tensor.nbytes // 2, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if "-" in name:
+            begin, end = (int(address, 16) for address in name.split("-"))
+            inside = begin <= place < end
+        elif inside and name == "VmFlags:":
+            return "hg" in rest.split()
+    raise AssertionError(f"no mapping at {place:x}")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a system without huge pages")
+@pytest.mark.parametrize("op", ["contrast", "scores"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_that_the_system_maps_anew_ask_for_huge_pages(op, dtype):
+    call = {"contrast": margin_softmax_loss, "scores": fused_margins.functional.margin_logits}[op]
+    columns = 2**24 // (32 * dtype.itemsize)  # 16 MiB, and with three times as many 48 MiB
+    for times, huge in ((3, True), (1, False)):
+        x = torch.randn(4, 32).to(dtype)
+        y = torch.randn(times * columns, 32).to(dtype).requires_grad_()
+        out = call(x, y, torch.tensor([0, 1, 2, columns - 1]), scale=8.0, margin=0.1, backend="cpu")
+        (grad,) = torch.autograd.grad(out.sum(), y)
+        assert _asks_for_huge_pages(grad) == huge
+        assert grad.isfinite().all()
