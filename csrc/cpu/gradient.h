@@ -17,47 +17,58 @@ class Gradient {
         rows_(strips.x.count()),
         width_(strips.x.width()),
         padded_(round_up(width_, TILE_COLUMNS<T>)),
-        // An odd multiple of the cache line between rows: a power of two would map them onto few cache sets.
-        stride_(round_up(std::min(CHUNK, strips.y.count()), TILE_ROWS) + 16 + TILE_ROWS),
-        d_(round_up(rows_, TILE_ROWS) * stride_),
+        stride_(odd_lines(strips.largest_chunk())),
+        d_(round_up(rows_, ROW_QUANTUM) * stride_),
         x_panels_(need_y ? padded_ * rows_ : 0),
-        y_panels_(need_x ? padded_ * std::min(CHUNK, strips.y.count()) : 0),
-        sum_x_(need_x ? round_up(rows_, TILE_ROWS) * padded_ : 0),
-        scratch_(strips.threads, ROW_BLOCK * padded_ + width_) {}
+        y_panels_(need_x ? padded_ * strips.largest_chunk() : 0),
+        sum_x_(need_x ? round_up(rows_, ROW_QUANTUM) * padded_ : 0),
+        scratch_(strips.threads, ROW_BLOCK * padded_ + padded_ + (need_y ? (rows_ + 1) * ROW_BLOCK : 0)) {}
 
   // (count,): dL/du of one row, to be filled for the columns of the current chunk.
   T* row(int64_t i) const { return d_.get() + i * stride_; }
 
   // x as a right operand.
   void prepare_rows(Team& team) {
-    if (need_y_) pack(team, strips_.x, 0, rows_, x_panels_.get());
+    if (need_y_) pack(team, rows_, x_panels_.get(), [&](int64_t i, T*) { return strips_.x_row(i); });
   }
 
   // The chunk's columns as a right operand.
   void prepare_columns(Team& team, const Chunk& chunk) {
-    if (need_x_) pack(team, strips_.y, chunk.first, chunk.count, y_panels_.get());
+    if (need_x_)
+      pack(team, chunk.count, y_panels_.get(), [&](int64_t j, T* scratch) {
+        strips_.y.prepared(chunk.first + j, scratch);
+        return scratch;
+      });
   }
 
-  // Both products; finish(column, sum (width,), scratch (width,)) takes each row of D^T x.
+  // Both products; finish(column, weight, sum (width,), scratch (width,)) takes each row of D^T x, and sum_i D_ij.
   template <class F>
   void products(Team& team, const Chunk& chunk, F finish) {
+    constexpr int64_t wide = TILE_COLUMNS<T>;
     const int64_t row_tasks = need_x_ ? ceil_div(rows_, ROW_BLOCK) : 0;
     const int64_t column_tasks = need_y_ ? ceil_div(chunk.count, ROW_BLOCK) : 0;
-    T *out = scratch_.mine(), *scratch = out + ROW_BLOCK * padded_;
+    T *out = scratch_.mine(), *scratch = out + ROW_BLOCK * padded_, *weight = scratch + padded_;
+    T* block = weight + ROW_BLOCK;  // (rows, ROW_BLOCK): columns of D side by side, which lie far apart in it
     team.each(row_tasks + column_tasks, 1, [&](int64_t task) {
       if (task < row_tasks) {
-        const int64_t first = task * ROW_BLOCK, last = std::min(first + ROW_BLOCK, rows_);
-        for (int64_t p = 0; p < padded_; p += TILE_COLUMNS<T>)
-          for (int64_t i = first; i < last; i += TILE_ROWS)
-            tile_product<T, Left::contiguous_depth>(row(i), stride_, y_panels_.get() + p * chunk.count, chunk.count,
-                                                    sum_x_.get() + i * padded_ + p, padded_, chunk.first > 0);
+        const int64_t first = task * ROW_BLOCK, count = std::min(ROW_BLOCK, rows_ - first);
+        for (int64_t p = 0; p < width_; p += wide)
+          panel_product<T, Left::contiguous_depth>(row(first), stride_, count, y_panels_.get() + p * chunk.count, wide,
+                                                   std::min(wide, width_ - p), chunk.count,
+                                                   sum_x_.get() + first * padded_ + p, padded_, chunk.first > 0);
       } else {
-        const int64_t first = (task - row_tasks) * ROW_BLOCK, last = std::min(first + ROW_BLOCK, chunk.count);
-        for (int64_t p = 0; p < padded_; p += TILE_COLUMNS<T>)
-          for (int64_t j = first; j < last; j += TILE_ROWS)
-            tile_product<T, Left::contiguous_rows>(d_.get() + j, stride_, x_panels_.get() + p * rows_, rows_,
-                                                   out + (j - first) * padded_ + p, padded_, false);
-        for (int64_t j = first; j < last; ++j) finish(chunk.first + j, out + (j - first) * padded_, scratch);
+        const int64_t first = (task - row_tasks) * ROW_BLOCK, count = std::min(ROW_BLOCK, chunk.count - first);
+        std::fill_n(weight, ROW_BLOCK, T(0));
+        for (int64_t i = 0; i < rows_; ++i) {
+          T* to = block + i * ROW_BLOCK;
+          std::copy_n(row(i) + first, count, to);
+          std::fill_n(to + count, ROW_BLOCK - count, T(0));
+          for (int64_t j = 0; j < ROW_BLOCK; ++j) weight[j] += to[j];
+        }
+        for (int64_t p = 0; p < width_; p += wide)
+          panel_product<T, Left::contiguous_rows>(block, ROW_BLOCK, count, x_panels_.get() + p * rows_, wide,
+                                                  std::min(wide, width_ - p), rows_, out + p, padded_, false);
+        for (int64_t j = 0; j < count; ++j) finish(chunk.first + first + j, weight[j], out + j * padded_, scratch);
       }
     });
   }
@@ -71,10 +82,10 @@ class Gradient {
     });
   }
 
-  // sum_i D_ij w_i of a column of the current chunk, in row order; w = 1 where it is null.
+  // sum_i D_ij w_i of a column of the current chunk, in row order.
   T column_sum(int64_t column_in_chunk, const T* w) const {
     T sum = 0;
-    for (int64_t i = 0; i < rows_; ++i) sum += row(i)[column_in_chunk] * (w ? w[i] : T(1));
+    for (int64_t i = 0; i < rows_; ++i) sum += row(i)[column_in_chunk] * w[i];
     return sum;
   }
 
@@ -88,14 +99,18 @@ class Gradient {
   Buffer<T> sum_x_;     // (rows, padded)
   Scratch<T> scratch_;
 
-  void pack(Team& team, const Rows<T>& side, int64_t first, int64_t count, T* panels) const {
+  // Rows `values(r, scratch)` of width numbers as a right operand.
+  template <class F>
+  void pack(Team& team, int64_t count, T* panels, F values) const {
     constexpr int64_t wide = TILE_COLUMNS<T>;
-    T* values = scratch_.mine();
-    std::fill(values, values + padded_, T(0));
     team.each(count, 2 * wide, [&](int64_t r) {
-      side.prepared(first + r, values);
-      for (int64_t p = 0; p < padded_; p += wide)
-        std::copy(values + p, values + p + wide, panels + p * count + r * wide);
+      const T* from = values(r, scratch_.mine());
+      for (int64_t p = 0; p < width_; p += wide) {
+        T* to = panels + p * count + r * wide;
+        const int64_t there = std::min(wide, width_ - p);
+        std::copy_n(from + p, there, to);
+        std::fill_n(to + there, wide - there, T(0));
+      }
     });
   }
 };

@@ -1,14 +1,15 @@
 // The similarity matrix, a strip at a time: it is computed tile by tile and handed to a function row by row while it is
 // hot.
 //
-// Columns are taken in chunks of CHUNK, whose packed form fits the caches; within a chunk the work is cut into blocks
-// of ROW_BLOCK rows x STRIP columns. The cut depends on the sizes alone, so results do not depend on the number of
-// threads. Member functions that take a team are called by all of its threads.
+// Columns are taken in chunks of at most CHUNK, whose packed form fits the caches; within a chunk the work is cut into
+// blocks of ROW_BLOCK rows x STRIP columns. The cut depends on the sizes alone, so results do not depend on the number
+// of threads. Member functions that take a team are called by all of its threads.
 #pragma once
 
 #include "rows.h"
 #include "scratch.h"
 #include "team.h"
+#include "transpose.h"
 
 namespace fused_margins {
 namespace FM_ISA {
@@ -23,6 +24,14 @@ struct Chunk {
   int64_t strips() const { return ceil_div(count, STRIP); }
 };
 
+// Columns of a chunk, whole strips: their panels, and derivatives of `rows` rows, take 2 MiB of float32 each if they
+// can. Sums over columns are cut at strips, too: how many make a chunk changes no bit of them.
+static_assert(STRIP == DEPTH_BLOCK);
+inline int64_t chunk_columns(int64_t rows, int64_t width) {
+  const int64_t fitting = (int64_t(1) << 19) / std::max({rows, width, int64_t(1)}) / STRIP * STRIP;
+  return std::clamp(fitting, STRIP, CHUNK);
+}
+
 template <class T>
 class Strips {
  public:
@@ -32,32 +41,43 @@ class Strips {
   Rows<T> x, y;
   int threads;
 
+  // products: of the call. Only a forward has but one, and keeps no derivatives.
   Strips(const Matrix& x_matrix, const Matrix& y_matrix, Similarity similarity, int products)
       : centre(centre_of<T>(y_matrix, similarity)),
         x(x_matrix, similarity, centre.get()),
         y(y_matrix, similarity, centre.get()),
         threads(thread_count(double(x_matrix.rows) * double(y_matrix.rows) * double(x_matrix.width) * products)),
-        x_panels_(round_up(x.count(), TILE_ROWS) * x.width()),
-        y_panels_(round_up(std::min(CHUNK, y.count()), TILE_COLUMNS<T>) * x.width()),
-        scratch_(threads, std::max(std::max(TILE_ROWS, TILE_COLUMNS<T>) * x.width(), ROW_BLOCK * STRIP)) {}
+        chunk_(chunk_columns(products > 1 ? x.count() : 1, x.width())),
+        stride_(odd_lines(x.width())),
+        x_rows_(round_up(x.count(), ROW_QUANTUM) * stride_),
+        y_panels_(round_up(std::min(chunk_, y.count()), TILE_COLUMNS<T>) * x.width()),
+        scratch_(threads, std::max(TILE_COLUMNS<T> * stride_, ROW_BLOCK * STRIP)) {}
 
-  int64_t chunks() const { return ceil_div(y.count(), CHUNK); }
-  Chunk chunk(int64_t c) const { return {c * CHUNK, std::min(CHUNK, y.count() - c * CHUNK)}; }
+  int64_t chunks() const { return ceil_div(y.count(), chunk_); }
+  Chunk chunk(int64_t c) const { return {c * chunk_, std::min(chunk_, y.count() - c * chunk_)}; }
+  // Columns of the largest chunk.
+  int64_t largest_chunk() const { return std::min(chunk_, y.count()); }
+  // Row i of x as the products take it.
+  const T* x_row(int64_t i) const { return x_rows_.get() + i * stride_; }
 
-  // Factors and panels of all rows of x.
+  // All rows of x, and their factors.
   void prepare_rows(Team& team) {
-    team.each(ceil_div(x.count(), TILE_ROWS), 4, [&](int64_t p) {
-      pack(x, p * TILE_ROWS, std::min(TILE_ROWS, x.count() - p * TILE_ROWS), scratch_.mine(),
-           x_panels_.get() + p * TILE_ROWS * x.width(), TILE_ROWS);
-    });
+    team.each(x.count(), STRIP / 4, [&](int64_t i) { x.factor[i] = x.prepare(i, x_rows_.get() + i * stride_); });
   }
 
   // Factors and panels of the columns of a chunk.
   void prepare_columns(Team& team, const Chunk& chunk) {
     constexpr int64_t wide = TILE_COLUMNS<T>;
     team.each(ceil_div(chunk.count, wide), 2, [&](int64_t p) {
-      pack(y, chunk.first + p * wide, std::min(wide, chunk.count - p * wide), scratch_.mine(),
-           y_panels_.get() + p * wide * y.width(), wide);
+      T* rows = scratch_.mine();
+      for (int64_t r = 0; r < wide; ++r) {
+        const int64_t j = p * wide + r;
+        if (j < chunk.count)
+          y.factor[chunk.first + j] = y.prepare(chunk.first + j, rows + r * stride_);
+        else
+          std::fill_n(rows + r * stride_, y.width(), T(0));
+      }
+      transpose_panel(rows, stride_, y.width(), y_panels_.get() + p * wide * y.width());
     });
   }
 
@@ -70,10 +90,9 @@ class Strips {
       const int64_t row0 = task / chunk.strips() * ROW_BLOCK, rows = std::min(ROW_BLOCK, x.count() - row0);
       const int64_t first = task % chunk.strips() * STRIP, count = std::min(STRIP, chunk.count - first);
       for (int64_t c = 0; c < count; c += TILE_COLUMNS<T>)
-        for (int64_t r = 0; r < rows; r += TILE_ROWS)
-          tile_product<T, Left::contiguous_rows>(x_panels_.get() + (row0 + r) * depth, TILE_ROWS,
-                                                 y_panels_.get() + (first + c) * depth, depth, u + r * STRIP + c, STRIP,
-                                                 false);
+        panel_product<T, Left::contiguous_depth>(x_row(row0), stride_, rows, y_panels_.get() + (first + c) * depth,
+                                                 TILE_COLUMNS<T>, std::min(TILE_COLUMNS<T>, count - c), depth, u + c,
+                                                 STRIP, false);
       for (int64_t r = 0; r < rows; ++r) {
         if (x.similarity == Similarity::negative_squared_euclidean)
           distances(x.factor[row0 + r], y.factor.get() + chunk.first + first, count, u + r * STRIP);
@@ -91,17 +110,10 @@ class Strips {
   }
 
  private:
-  Buffer<T> x_panels_;  // (rows / TILE_ROWS, width, TILE_ROWS)
-  Buffer<T> y_panels_;  // (CHUNK / TILE_COLUMNS, width, TILE_COLUMNS)
+  int64_t chunk_, stride_;  // of columns; between rows
+  Buffer<T> x_rows_;        // (rows, stride)
+  Buffer<T> y_panels_;      // (chunk / TILE_COLUMNS, width, TILE_COLUMNS)
   Scratch<T> scratch_;
-
-  static void pack(Rows<T>& side, int64_t first, int64_t count, T* block, T* panel, int64_t panel_rows) {
-    for (int64_t r = 0; r < count; ++r) {
-      side.measure(first + r, block + r * side.width());
-      side.prepared(first + r, block + r * side.width());
-    }
-    pack_transposed(block, side.width(), count, side.width(), panel, panel_rows);
-  }
 };
 
 }  // namespace FM_ISA

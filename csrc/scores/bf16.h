@@ -136,7 +136,8 @@ class Bf16Gradient {
     });
   }
 
-  // Both products; finish(column, sum (width,), scratch (width,)) takes each row of D^T x.
+  // Both products; finish(column, weight, sum (width,), scratch (width,)) takes each row of
+  // D^T x; there are no distances here, which alone ask for the weight.
   template <class F>
   void products(Team& team, const Chunk& chunk, F finish) {
     const int64_t row_tasks = need_x_ ? ceil_div(rows_, ROW_BLOCK) : 0;
@@ -155,7 +156,7 @@ class Bf16Gradient {
         const int64_t stride = odd_lines_of_halves(rows_), steps = ceil_div(rows_, BF16_DEPTH);
         round_transposed(first, left, stride);
         multiply({left, stride}, x_pairs_.get(), steps, count, out, false);
-        for (int64_t j = 0; j < count; ++j) finish(chunk.first + first + j, out + j * padded_, values);
+        for (int64_t j = 0; j < count; ++j) finish(chunk.first + first + j, 0.0f, out + j * padded_, values);
       }
     });
   }

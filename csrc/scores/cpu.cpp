@@ -67,7 +67,6 @@ void backward(const ScoresBackward& args) {
   const ScoresInputs& in = args.in;
   const Problem<T> p(in);
   const Matrix grad{args.grad_scores, p.rows, p.columns, p.columns, 1, in.x.dtype};
-  const bool euclidean = in.similarity == Similarity::negative_squared_euclidean;
   S strips(in.x, in.y, in.similarity, args.grad_scale ? 3 : 2);
   G gradient(strips, args.grad_x, args.grad_y);
   // Of each row, summed over the columns: dL/du, and dL/dscale = g u.
@@ -87,13 +86,12 @@ void backward(const ScoresBackward& args) {
       part.width = count;
       part.data = static_cast<const char*>(grad.data) + first * element_bytes(grad.dtype);
       load_row(part, i, d);
-      if (in.sign < 0) scale(d, T(-1), d, count);
+      const T sign = T(in.sign), s = sign * p.scale(i);
       const int64_t target = p.target(i) - first;
       const bool here = target >= 0 && target < count;
-      if (here) at_target[i] = d[target];
+      if (here) at_target[i] = sign * d[target];
       T weight = 0, along = 0;
-      if (u) along = dot(d, u, count) - (here ? d[target] * p.margin(i) : T(0));
-      const T s = p.scale(i);
+      if (u) along = sign * (dot(d, u, count) - (here ? d[target] * p.margin(i) : T(0)));
 #pragma omp simd reduction(+ : weight)
       for (int64_t j = 0; j < count; ++j) weight += d[j] *= s;
       T* sums = partial.get() + (i * STRIPS + (first - chunk.first) / STRIP) * 2;
@@ -117,8 +115,8 @@ void backward(const ScoresBackward& args) {
       team.each(p.rows, STRIP, [&](int64_t i) {
         for (int64_t s = 0; s < chunk.strips() * 2; ++s) total[i * 2 + s % 2] += partial[i * STRIPS * 2 + s];
       });
-      gradient.products(team, chunk, [&](int64_t j, T* sum, T* scratch) {
-        strips.y.chain(j, euclidean ? gradient.column_sum(j - chunk.first, nullptr) : T(0), sum, scratch);
+      gradient.products(team, chunk, [&](int64_t j, T weight, T* sum, T* scratch) {
+        strips.y.chain(j, weight, sum, scratch);
         store(args.grad_y, in.y.dtype, j * p.width, sum, p.width);
       });
       team.each(args.grad_bias ? chunk.count : 0, TILE_COLUMNS<T>, [&](int64_t j) {
