@@ -1,5 +1,5 @@
-// The two products of every gradient, from D = dL/du (B, CHUNK) of one chunk of columns: D y, added up over the chunks,
-// and D^T x, complete for the chunk. Both sum in a fixed order.
+// The two products of every gradient, from D = dL/du (B, columns) of one chunk of columns: D y, added up over the
+// chunks, and D^T x, complete for the chunk. Both sum in a fixed order.
 #pragma once
 
 #include "strips.h"
@@ -22,7 +22,7 @@ class Gradient {
         x_panels_(need_y ? padded_ * rows_ : 0),
         y_panels_(need_x ? padded_ * strips.largest_chunk() : 0),
         sum_x_(need_x ? round_up(rows_, ROW_QUANTUM) * padded_ : 0),
-        scratch_(strips.threads, ROW_BLOCK * padded_ + padded_ + (need_y ? (rows_ + 1) * ROW_BLOCK : 0)) {}
+        scratch_(strips.threads, ROW_BLOCK * padded_ + padded_ + (1 + DEPTH_BLOCK) * ROW_BLOCK) {}
 
   // (count,): dL/du of one row, to be filled for the columns of the current chunk.
   T* row(int64_t i) const { return d_.get() + i * stride_; }
@@ -48,28 +48,31 @@ class Gradient {
     const int64_t row_tasks = need_x_ ? ceil_div(rows_, ROW_BLOCK) : 0;
     const int64_t column_tasks = need_y_ ? ceil_div(chunk.count, ROW_BLOCK) : 0;
     T *out = scratch_.mine(), *scratch = out + ROW_BLOCK * padded_, *weight = scratch + padded_;
-    T* block = weight + ROW_BLOCK;  // (rows, ROW_BLOCK): columns of D side by side, which lie far apart in it
-    team.each(row_tasks + column_tasks, 1, [&](int64_t task) {
-      if (task < row_tasks) {
-        const int64_t first = task * ROW_BLOCK, count = std::min(ROW_BLOCK, rows_ - first);
+    T* block = weight + ROW_BLOCK;  // (DEPTH_BLOCK, ROW_BLOCK): columns of D side by side, which lie far apart in it
+    team.each(column_tasks + row_tasks, 1, [&](int64_t task) {  // columns, which take longer, are begun first
+      if (task >= column_tasks) {
+        const int64_t first = (task - column_tasks) * ROW_BLOCK, count = std::min(ROW_BLOCK, rows_ - first);
         for (int64_t p = 0; p < width_; p += wide)
           panel_product<T, Left::contiguous_depth>(row(first), stride_, count, y_panels_.get() + p * chunk.count, wide,
                                                    std::min(wide, width_ - p), chunk.count,
                                                    sum_x_.get() + first * padded_ + p, padded_, chunk.first > 0);
-      } else {
-        const int64_t first = (task - row_tasks) * ROW_BLOCK, count = std::min(ROW_BLOCK, chunk.count - first);
-        std::fill_n(weight, ROW_BLOCK, T(0));
-        for (int64_t i = 0; i < rows_; ++i) {
+        return;
+      }
+      const int64_t first = task * ROW_BLOCK, count = std::min(ROW_BLOCK, chunk.count - first);
+      std::fill_n(weight, ROW_BLOCK, T(0));
+      for (int64_t i0 = 0; i0 < rows_ || i0 == 0; i0 += DEPTH_BLOCK) {
+        const int64_t depth = std::min(DEPTH_BLOCK, rows_ - i0);
+        for (int64_t i = 0; i < depth; ++i) {
           T* to = block + i * ROW_BLOCK;
-          std::copy_n(row(i) + first, count, to);
+          std::copy_n(row(i0 + i) + first, count, to);
           std::fill_n(to + count, ROW_BLOCK - count, T(0));
           for (int64_t j = 0; j < ROW_BLOCK; ++j) weight[j] += to[j];
         }
         for (int64_t p = 0; p < width_; p += wide)
-          panel_product<T, Left::contiguous_rows>(block, ROW_BLOCK, count, x_panels_.get() + p * rows_, wide,
-                                                  std::min(wide, width_ - p), rows_, out + p, padded_, false);
-        for (int64_t j = 0; j < count; ++j) finish(chunk.first + first + j, weight[j], out + j * padded_, scratch);
+          panel_product<T, Left::contiguous_rows>(block, ROW_BLOCK, count, x_panels_.get() + p * rows_ + i0 * wide,
+                                                  wide, std::min(wide, width_ - p), depth, out + p, padded_, i0 > 0);
       }
+      for (int64_t j = 0; j < count; ++j) finish(chunk.first + first + j, weight[j], out + j * padded_, scratch);
     });
   }
 

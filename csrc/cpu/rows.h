@@ -22,9 +22,6 @@ struct Rows {
   int64_t count() const { return matrix.rows; }
   int64_t width() const { return matrix.width; }
 
-  // Fills factor[row]; to be called once for every row, before prepared().
-  void measure(int64_t row, T* scratch) { factor[row] = similarity == Similarity::dot ? T(1) : prepare(row, scratch); }
-
   // out (width,): the row as the products take it; returns its factor.
   T prepare(int64_t row, T* out) const {
     const T* values = row_of(row, out);

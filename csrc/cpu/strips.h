@@ -25,11 +25,12 @@ struct Chunk {
 };
 
 // Columns of a chunk, whole strips: their panels, and derivatives of `rows` rows, take 2 MiB of float32 each if they
-// can. Sums over columns are cut at strips, too: how many make a chunk changes no bit of them.
+// can, but every thread has four blocks of columns to work on. Sums over columns are cut at strips, too: how many make
+// a chunk changes no bit of them.
 static_assert(STRIP == DEPTH_BLOCK);
-inline int64_t chunk_columns(int64_t rows, int64_t width) {
+inline int64_t chunk_columns(int64_t rows, int64_t width, int64_t threads) {
   const int64_t fitting = (int64_t(1) << 19) / std::max({rows, width, int64_t(1)}) / STRIP * STRIP;
-  return std::clamp(fitting, STRIP, CHUNK);
+  return std::min(CHUNK, std::max({fitting, STRIP, round_up(4 * threads * ROW_BLOCK, STRIP)}));
 }
 
 template <class T>
@@ -47,7 +48,7 @@ class Strips {
         x(x_matrix, similarity, centre.get()),
         y(y_matrix, similarity, centre.get()),
         threads(thread_count(double(x_matrix.rows) * double(y_matrix.rows) * double(x_matrix.width) * products)),
-        chunk_(chunk_columns(products > 1 ? x.count() : 1, x.width())),
+        chunk_(chunk_columns(products > 1 ? x.count() : 1, x.width(), threads)),
         stride_(odd_lines(x.width())),
         x_rows_(round_up(x.count(), ROW_QUANTUM) * stride_),
         y_panels_(round_up(std::min(chunk_, y.count()), TILE_COLUMNS<T>) * x.width()),

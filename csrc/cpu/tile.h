@@ -81,18 +81,5 @@ void panel_product(const T* a, int64_t a_stride, int64_t rows, const T* b, int64
   }
 }
 
-// Rows (count <= panel_rows, depth), `stride` apart, into a panel (depth, panel_rows); missing rows are zero.
-template <class T>
-inline void pack_transposed(const T* rows, int64_t stride, int64_t count, int64_t depth, T* panel, int64_t panel_rows) {
-  constexpr int64_t step = 16;  // depths at a time: the part of the panel being written stays in the first-level cache
-  for (int64_t k0 = 0; k0 < depth; k0 += step) {
-    const int64_t k1 = k0 + step < depth ? k0 + step : depth;
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t k = k0; k < k1; ++k) panel[k * panel_rows + r] = rows[r * stride + k];
-    for (int64_t r = count; r < panel_rows; ++r)
-      for (int64_t k = k0; k < k1; ++k) panel[k * panel_rows + r] = 0;
-  }
-}
-
 }  // namespace FM_ISA
 }  // namespace fused_margins

@@ -170,10 +170,10 @@ class Bf16Gradient {
     });
   }
 
-  // sum_i D_ij w_i of a column of the current chunk, in row order; w = 1 where it is null.
+  // sum_i D_ij w_i of a column of the current chunk, in row order.
   float column_sum(int64_t column_in_chunk, const float* w) const {
     float sum = 0;
-    for (int64_t i = 0; i < rows_; ++i) sum += row(i)[column_in_chunk] * (w ? w[i] : 1.0f);
+    for (int64_t i = 0; i < rows_; ++i) sum += row(i)[column_in_chunk] * w[i];
     return sum;
   }
 

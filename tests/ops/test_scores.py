@@ -245,3 +245,21 @@ def test_a_number_beyond_the_range_of_the_dtype_is_refused(backend):
     with pytest.raises(ValueError, match=r"^scale: expected a number in the range of torch.float32, got 1e\+300"):
         scores(x, x, scale=1e300, backend=backend)
     assert scores(x.double(), x.double(), scale=1e300, backend=backend).isfinite().all()
+
+
+@on_cpu
+@pytest.mark.parametrize("similarity", ["cosine", EUCLIDEAN])
+@pytest.mark.parametrize("needs", ["xy", "x", "y"])
+def test_gradients_over_several_chunks_of_columns(similarity, needs, backend):
+    """1100 rows have chunks of 256 columns, 600 columns a last one that ends within a block."""
+    generator = torch.Generator().manual_seed(0)
+    matrices = {name: torch.randn(n, 5, generator=generator) for name, n in (("x", 1100), ("y", 600))}
+    weight = torch.randn(1100, 600, generator=generator)
+
+    def gradients(dtype, backend):
+        inputs = {name: t.to(dtype).requires_grad_(name in needs) for name, t in matrices.items()}
+        values = scores(inputs["x"], inputs["y"], similarity=similarity, backend=backend)
+        return torch.autograd.grad((values * weight.to(dtype)).sum(), [inputs[name] for name in needs])
+
+    for ours, truth in zip(gradients(torch.float32, backend), gradients(torch.float64, "reference")):
+        torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=1e-5 * float(truth.abs().max()))
