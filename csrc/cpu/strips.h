@@ -2,8 +2,8 @@
 // hot.
 //
 // Columns are taken in chunks of at most CHUNK, whose packed form fits the caches; within a chunk the work is cut into
-// blocks of ROW_BLOCK rows x STRIP columns. The cut depends on the sizes alone, so results do not depend on the number
-// of threads. Member functions that take a team are called by all of its threads.
+// blocks of ROW_BLOCK rows x STRIP columns. Where sums are cut depends on the sizes alone, so results do not depend on
+// the number of threads. Member functions that take a team are called by all of its threads.
 #pragma once
 
 #include "rows.h"

@@ -136,8 +136,8 @@ class Bf16Gradient {
     });
   }
 
-  // Both products; finish(column, weight, sum (width,), scratch (width,)) takes each row of
-  // D^T x; there are no distances here, which alone ask for the weight.
+  // Both products; finish(column, weight, sum (width,), scratch (width,)) takes each row of D^T x. The weight is 0:
+  // only distances ask for it, and bfloat16 has none here.
   template <class F>
   void products(Team& team, const Chunk& chunk, F finish) {
     const int64_t row_tasks = need_x_ ? ceil_div(rows_, ROW_BLOCK) : 0;
