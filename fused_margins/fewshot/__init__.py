@@ -5,6 +5,6 @@ An arrow is the direction in which one reads:
     one training   config, presets -> datasets, augment, backbones -> objectives, optimization -> trainer
                    -> runs
     its judgement  episodes, metrics -> evaluation -> report (plots, reports)
-    many           trials -> study -> studies/ (a file a paper, and reproduce) -> suite (jobs: a core each; process)
-    the command    options -> commands/ -> cli; beside them backends, plan, compare and embedding
+    many           trials -> studies/ (a module a paper, and reproduce) -> suite (a core each)
+    the command    commands/ -> cli; beside them plan, embedding, process and terminal
 """

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Backbone
-from .errors import UserError
+from .terminal import UserError
 
 OF_FEATURES = ("linear", "mlp")
 SMALL_IMAGE = 64  # pixels; ResNet-18 has the stem for small images below

@@ -11,14 +11,13 @@ from importlib.metadata import version
 from pydantic import ValidationError
 from rich.markup import escape
 
+from .commands import Command, Parser, add_options, filled
 from .commands.data import Compare, Data, Doctor, Embed, Presets
 from .commands.studies import CoarseToFine, Demo, Heads, MagnetStudy, OneShot, ParityCommand, Reproduce, Sweep
 from .commands.train import Evaluate, Train
 from .config import explain_validation
-from .errors import UserError
-from .options import Command, Parser, add_options, filled
 from .process import check_alone, keep_freed_memory
-from .terminal import INTERRUPTED, errors
+from .terminal import INTERRUPTED, UserError, errors
 
 USER_ERROR = 2
 LONGEST = 1000  # characters of an error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from .errors import UserError
+from .terminal import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -24,9 +24,8 @@ from .datasets.decoding import PHOTO, decode
 from .datasets.features import SPLITS, Features, read_features, read_notes, split_images, write_features
 from .datasets.folders import files_by_split
 from .datasets.sources import Tree, reader
-from .errors import UserError, printable
 from .runs import read_json, write_json
-from .terminal import say
+from .terminal import UserError, printable, say
 
 Channels = tuple[float, float, float]  # red, green, blue, of pixels in [0, 1]
 # What networks for ImageNet are trained with; EfficientNet-Lite takes (byte - 127) / 128.

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from .config import Judging
-from .errors import UserError
+from .terminal import UserError
 
 MEMORY_BYTES = 1 << 27  # for the embeddings of the episodes in hand
 HEAD_SCALE, PASSES, HEAD_BATCH = 5.0, 100, 4

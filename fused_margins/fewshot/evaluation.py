@@ -10,7 +10,7 @@ from . import metrics
 from .config import Judging
 from .datasets import ImageSet, Task, one_shot_runs
 from .episodes import centroid_accuracy, episodes_of, head_accuracy
-from .errors import UserError
+from .terminal import UserError
 from .trainer import Trainer
 
 WAYS = 5  # of an episode, if nothing else is said

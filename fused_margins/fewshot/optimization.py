@@ -1,19 +1,32 @@
-"""The optimizer, and how its learning rate changes from step to step."""
+"""The optimizer, how its learning rate changes from step to step, and whether a training converged.
+
+The rule is stated before the training: claims about its result ask for it.
+"""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from .config import TrainConfig
-from .errors import UserError
+from .config import Judging, TrainConfig
+from .datasets import ImageSet
+from .episodes import centroid_accuracy, episodes_of
+from .terminal import UserError
 
 MOMENTUM = 0.9
 WARMUP_FACTOR = 16
 FINAL_LEARNING_RATE = 1e-6
 DECAY, DECAYED_AT = 0.1, (0.5, 0.75)
+VALIDATION_WAYS = 5
+# Of the rule of convergence:
+AVERAGED = 5  # epochs
+LEAST_SPAN = 10  # epochs, where a fifth of them is fewer
+RISE = 0.005
+DECAYED = 0.1  # of the highest learning rate
 
 
 def build_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -103,3 +116,39 @@ def steps(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
     [0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001]
     """
     return peak * DECAY ** sum(step >= part * total_steps for part in DECAYED_AT)
+
+
+class Validation:
+    """The same episodes every time: 5-way 1-shot by the nearest centroid, of images that the training does not see."""
+
+    def __init__(self, images: ImageSet, num_episodes: int) -> None:
+        self.images = images
+        ways = min(VALIDATION_WAYS, len(images.labels.unique()))
+        generator = torch.Generator().manual_seed(0)
+        self.episodes = episodes_of(images.labels, ways, 1, Judging(episodes=num_episodes), generator)
+
+    def __call__(self, embed: Callable[[ImageSet], Tensor]) -> float:
+        return float(centroid_accuracy(embed(self.images), self.episodes).mean())
+
+
+def stopped_early(history: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a training may have stopped before it converged; None where it has converged.
+
+    It has where the mean validation accuracy of the last five epochs is less than half a point above that of five
+    epochs a fifth of the training before, ten epochs at least, and the learning rate has come down to a tenth.
+
+    >>> epochs = [{"learning_rate": 1 - e / 40, "validation": min(e, 20) / 40} for e in range(40)]
+    >>> stopped_early(epochs[:25]), stopped_early(epochs)
+    ('validation accuracy rose by 20.0 points over the last 10 epochs', None)
+    """
+    span = max(LEAST_SPAN, math.ceil(len(history) / 5))
+    if len(history) < span + AVERAGED:
+        return f"{len(history)} epochs are too few to tell"
+    accuracies = [row["validation"] for row in history]
+    before, after = (sum(part) / AVERAGED for part in (accuracies[-AVERAGED - span : -span], accuracies[-AVERAGED:]))
+    if after - before >= RISE:
+        return f"validation accuracy rose by {100 * (after - before):.1f} points over the last {span} epochs"
+    rates = [row["learning_rate"] for row in history]
+    if rates[-1] > DECAYED * max(rates):
+        return f"the learning rate is still {rates[-1]:.1e}, of {max(rates):.1e} at its highest"
+    return None

@@ -15,7 +15,7 @@ import torch
 from .datasets import ImageSet, Task
 from .process import set_threads
 from .reports import Table
-from .study import Study
+from .studies import Study
 from .trainer import Trainer
 from .trials import task_of
 

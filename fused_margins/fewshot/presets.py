@@ -11,7 +11,7 @@ papers: the recipe is theirs, and learning rate, scale and epochs suit small ima
 from typing import Any
 
 from .config import Augmentation, Backbone, InfoNCE, Loss, Magnet, MarginLoss, MarginSoftmax, TrainConfig, Triplet
-from .errors import UserError
+from .terminal import UserError
 
 UPRIGHT = Augmentation(rotation_deg=0.0, shift=0.0, zoom=0.0)
 STROKES = Augmentation(rotation_deg=15.0, shift=0.07, zoom=0.15)

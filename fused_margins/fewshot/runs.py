@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from .config import Judging, TrainConfig, explain_validation
-from .errors import UserError
+from .terminal import UserError
 
 
 @contextmanager

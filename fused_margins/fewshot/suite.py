@@ -1,19 +1,172 @@
-"""Studies run together: every unfinished job on a core of its own, then one report of all that is stored."""
+"""Studies run together: every unfinished job on a core of its own, then one report of all that is stored.
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+A process a core with one thread each suits tiny networks best.
+"""
+
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import torch
 
 from ..doctor import versions
 from .datasets import Task
-from .errors import UserError
-from .jobs import Work, run_all
+from .process import available_cores, handling, keep_freed_memory
 from .reports import Report
 from .runs import write_json
-from .study import Study
-from .terminal import say
+from .studies import Study
+from .terminal import INTERRUPTED, UserError, progress, say
 from .trials import Job, task_of
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a progress bar shows of jobs that take long: `done` of `total` units, asked every second."""
+
+    done: Callable[[], int]
+    total: int
+    unit: str
+
+
+def run_all(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    description: str,
+    workers: int | None = None,
+    work: Work | None = None,
+    on_result: Callable[[Item, Result], None] = lambda item, result: None,
+) -> None:
+    """`function(item)` for every item.
+
+    Args:
+        function: importable by name; its results travel between processes, so let them be plain Python and NumPy.
+        items: what to work on, the longest jobs first.
+        description: beside the progress bar.
+        workers: processes; by default as many as cores, and none at all for a single worker.
+        work: what the bar shows; by default the number of finished items.
+        on_result: called as each item is finished.
+    """
+    workers = min(workers or available_cores(), len(items))
+    finished: list[Item] = []
+    work = work or Work(lambda: len(finished), len(items), "runs")
+    with progress(description, total=work.total, unit=work.unit) as advance:
+        shown = 0
+
+        def show() -> None:
+            nonlocal shown
+            for _ in range(work.done() - shown):
+                advance()
+                shown += 1
+
+        def finish(item: Item, result: Result) -> None:
+            finished.append(item)
+            on_result(item, result)
+            show()
+
+        if workers <= 1:
+            for item in items:
+                finish(item, function(item))
+            return
+        with _Pool(workers) as pool:
+            waiting = list(items)[::-1]
+            running: dict[Future[Result], Item] = {}
+            while waiting or running:
+                # As many as there are workers: what an executor has in its queue it may start after an interrupt.
+                while waiting and len(running) < workers:
+                    item = waiting.pop()
+                    running[pool.submit(function, item)] = item
+                for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
+                    try:
+                        finish(running.pop(future), future.result())
+                    except BrokenProcessPool:
+                        raise UserError(
+                            f"{description}: a worker was killed from outside (is memory short?); what is done is kept"
+                        ) from None
+                show()
+
+
+class _Pool:
+    """Workers that end with the block: if it fails or is interrupted, once they have saved what they have.
+
+    SIGTERM, which schedulers send, is an interrupt here: alone, it would leave the workers behind. Workers never see
+    SIGINT, which a terminal sends to them as well: it is for the parent to decide what it means. An interrupt while
+    they save kills them.
+    """
+
+    def __init__(self, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in mid-air
+        self.executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
+        self.others = multiprocessing.active_children()
+        self.signals = ExitStack()
+
+    def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+        with _held_back(signal.SIGINT):  # and for good in a worker that this starts
+            return self.executor.submit(_in_worker, function, item)
+
+    def __enter__(self) -> "_Pool":
+        self.signals.enter_context(handling([signal.SIGTERM], signal.default_int_handler))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        started = [child for child in multiprocessing.active_children() if child not in self.others]
+        with self.signals:
+            try:
+                if kind is not None:
+                    for worker in started:
+                        worker.terminate()  # SIGTERM: a training saves what it has, everything else ends at once
+                self.executor.shutdown(cancel_futures=True)
+            except KeyboardInterrupt:
+                for worker in started:
+                    worker.kill()
+                raise
+
+
+def _prepare_worker() -> None:
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Of a parent that was killed nobody else tells the workers, which would train on unseen, their folders locked."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # as the parent would have: save, and end
+
+
+def _in_worker(function: Callable[[Item], Result], item: Item) -> Result:
+    gc.collect()
+    gc.freeze()  # what was imported is not looked at again: each training begins with a collection
+    try:
+        return function(item)
+    except KeyboardInterrupt:
+        # Not back to the queue: another worker that SIGTERM ended there may have left its lock shut.
+        os._exit(INTERRUPTED)
+
+
+@contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """A signal that comes to this thread within the block acts after it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(frozen=True)

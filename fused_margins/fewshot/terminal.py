@@ -1,6 +1,7 @@
-"""What the user sees while something runs: lines of text, and a bar with its rate and the time that remains."""
+"""What the user sees: lines of text, a bar with its rate and the time that remains, and a mistake in a single line."""
 
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,7 +9,28 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from .errors import printable
+
+def printable(name: str) -> str:
+    r"""A name with escapes for what no line of text can hold: control characters, and bytes that are not UTF-8.
+
+    >>> printable("caf\udce9\n")
+    'caf\\xe9\\n'
+    """
+    return "".join(_escaped(c) if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in name)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    # Python keeps byte b of a name that is not UTF-8 as the character 0xDC00 + b.
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(character)[1:-1]
+
+
+class UserError(Exception):
+    """A mistake that the user can correct (a path, an option, a damaged file): shown without a traceback."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 

@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 from ..backends import registry
-from . import ranks
 from .augment import augment
 from .backbones import Network
-from .backends import calls_of, problems
 from .config import TrainConfig, contradictions
-from .convergence import Validation
 from .datasets import ImageSet
-from .errors import UserError
-from .objectives import Batch, build_objective
-from .optimization import build_optimizer, build_scheduler, check_moments, set_step
+from .objectives import Batch, build_objective, calls_of, problems
+from .optimization import Validation, build_optimizer, build_scheduler, check_moments, set_step
+from .process import average_statistics, check_share, embed_share, replica, together
 from .runs import Run, plain
+from .terminal import UserError
 
 EMBEDDED = 128  # images at a time, where nothing is trained
 CHECKPOINT_SECONDS = 10.0  # at most this much work is lost to a power cut; an interrupt loses none
@@ -57,8 +55,8 @@ class Trainer:
             self.objective = build_objective(config, size, labels, num_classes, self.generator).to(self.device)
             with torch.no_grad():
                 next(self.model.parameters()).mul_(1 + config.perturbation)
-        ranks.check_batch(config.batch_size)
-        self.replica = ranks.replica(self.model)
+        check_share(config.batch_size)
+        self.replica = replica(self.model)
         if config.backbone.standardize:
             self.model.set_pixel_statistics(*_pixel_statistics(images))
         self.optimizer = build_optimizer(config, [*self.model.parameters(), *self.objective.parameters()])
@@ -107,10 +105,10 @@ class Trainer:
     def loss_and_gradients(self, images: Tensor, batch: Batch) -> Tensor:
         """The loss of a batch, NaN where embeddings are not finite; its gradients are left in the parameters."""
         self.optimizer.zero_grad()
-        embeddings = ranks.embed_share(self.replica, images, self._drop_generator())
+        embeddings = embed_share(self.replica, images, self._drop_generator())
         loss = self.objective(embeddings, batch)
         loss.backward()
-        ranks.average_statistics(self.model)
+        average_statistics(self.model)
         # Whatever a loss makes of such embeddings. Told by the loss, which is read anyway: no other wait for a GPU.
         return torch.where(_all_usable(embeddings.detach()), loss.detach(), math.nan)
 
@@ -226,7 +224,7 @@ class Trainer:
         """Train to the end, or until `stop()` after a step: True if complete. `run` keeps it resumable throughout."""
         if run is not None:
             self._save(run)  # resumable from the first step on
-        saved, stop = time.monotonic(), ranks.together(stop, self.device)
+        saved, stop = time.monotonic(), together(stop, self.device)
         while not self.finished and not stop():
             epoch = self.epoch
             self.update(self.loss_and_gradients(*self.next_batch()))

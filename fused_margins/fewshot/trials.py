@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from .config import Judging, Loss, TrainConfig, contradictions
-from .convergence import stopped_early
 from .datasets import Task, load, make_task
-from .errors import UserError
 from .evaluation import check_judging, evaluate
+from .optimization import stopped_early
 from .process import PeakMemory, check_threads, set_threads, stop_on_interrupt
 from .runs import Run, plain
+from .terminal import UserError
 from .trainer import Trainer, resume
 
 

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fused_margins.fewshot import datasets, report
-from fused_margins.fewshot.backends import SOFTMAX, available
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Augmentation, Backbone, TrainConfig
 from fused_margins.fewshot.datasets import ImageSet, load
+from fused_margins.fewshot.objectives import SOFTMAX, available
 
 needs_cpu_backend = pytest.mark.skipif("cpu" not in available("cpu", [SOFTMAX]), reason="the cpu backend is not built")
 

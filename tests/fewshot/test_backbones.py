@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from fused_margins.fewshot.backbones import Block12, Block18, Conv4Block, Drop, DropBlock, Network, StridedBlock
 from fused_margins.fewshot.config import Backbone
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.terminal import UserError
 
 NAMES = ("convnet", "conv4", "resnet12", "resnet18")
 

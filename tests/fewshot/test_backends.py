@@ -7,9 +7,9 @@ import pytest
 from fused_margins import doctor
 from fused_margins.backends import registry
 from fused_margins.fewshot import trainer
-from fused_margins.fewshot.backends import available, calls_of, of_all
 from fused_margins.fewshot.config import InfoNCE, Magnet, MarginSoftmax, Softmax, TrainConfig, Triplet
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.objectives import available, calls_of, of_all
+from fused_margins.fewshot.terminal import UserError
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fused_margins.fewshot.config import Backbone, make_loss
-from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run
+from fused_margins.fewshot.terminal import UserError
 from fused_margins.fewshot.trainer import Trainer, resume
 
 from .trainings import StopAfter, assert_same_bits

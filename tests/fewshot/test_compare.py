@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from fused_margins.fewshot.compare import Comparison, read_run, read_runs
 from fused_margins.fewshot.config import MarginSoftmax, TrainConfig
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.report import Comparison, read_run, read_runs
 from fused_margins.fewshot.runs import Run
+from fused_margins.fewshot.terminal import UserError
 
 
 def _store(folder, margin, seed, nmi, **more):

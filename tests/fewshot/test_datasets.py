@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from fused_margins.fewshot import datasets
 from fused_margins.fewshot.datasets import ImageSet, concatenate, load, make_task
 from fused_margins.fewshot.datasets.images import from_classes
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.terminal import UserError
 
 
 def test_digits_are_complete_disjoint_and_stratified():

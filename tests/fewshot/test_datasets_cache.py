@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fused_margins.fewshot.datasets import decoding, load
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.terminal import UserError
 from tests.forks import Forked
 
 from .layouts import pack

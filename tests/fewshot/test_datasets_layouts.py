@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from fused_margins.fewshot.datasets import cifar, load
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.datasets import load, published
+from fused_margins.fewshot.terminal import UserError
 
 from .layouts import FORMS, lay, pack, png, real, values, write
 
@@ -80,7 +80,7 @@ def test_a_class_without_images(tmp_path):
 def _cifar_fs(*left_out: str) -> dict[str, bytes]:
     """An image of each class, of its number in the alphabet: ray, bee and what remains."""
     split = {"ray": "val", "bee": "test"}
-    classes = enumerate(sorted(cifar.COARSE))
+    classes = enumerate(sorted(published.COARSE))
     return {f"{split.get(c, 'train')}/{c}/1.png": png(i) for i, c in classes if c not in left_out}
 
 
@@ -94,7 +94,7 @@ def test_cifar_fs(root, form):
         20,
         ("apple", "aquarium_fish"),
     )
-    assert values(train) == [i for i, c in enumerate(sorted(cifar.COARSE)) if c not in ("ray", "bee")]
+    assert values(train) == [i for i, c in enumerate(sorted(published.COARSE)) if c not in ("ray", "bee")]
     assert {name: (values(s), s.class_names, s.coarse_names, s.shape) for name, s in splits.items()} == {
         "val": ([67], ("ray",), ("fish",), (3, 32, 32)),
         "test": ([6], ("bee",), ("insects",), (3, 32, 32)),
@@ -116,7 +116,7 @@ def test_cifar_fs_has_the_classes_of_cifar_100(root):
 def test_the_superclasses_are_those_of_the_real_lists():
     lists = (real("cifar_fs.zip", f"cifar-fs/splits/{split}.json") for split in ("train", "val", "test"))
     pairs = [tuple(pair) for text in lists for pair in json.loads(text)]
-    assert {fine: coarse for coarse, fine in pairs} == cifar.COARSE
+    assert {fine: coarse for coarse, fine in pairs} == published.COARSE
     assert len(pairs) == 100
 
 

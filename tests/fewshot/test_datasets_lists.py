@@ -12,8 +12,8 @@ import torch
 
 from fused_margins.fewshot import cli, plots
 from fused_margins.fewshot.datasets import load
-from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.reports import Report, Section, Table
+from fused_margins.fewshot.terminal import UserError
 
 from .layouts import pack, png, values, write
 

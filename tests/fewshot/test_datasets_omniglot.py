@@ -9,7 +9,7 @@ from PIL import Image
 
 from fused_margins.fewshot.datasets import load, one_shot_runs
 from fused_margins.fewshot.datasets.omniglot import DOWNLOADS, missing
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.terminal import UserError
 
 from .layouts import FORMS, encoded, lay, pack, png, real, values, write
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from fused_margins.fewshot.datasets import decoding, load
 from fused_margins.fewshot.datasets.decoding import INK, PHOTO
-from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.process import PeakMemory
+from fused_margins.fewshot.terminal import UserError
 
 from .layouts import encoded, png, write
 

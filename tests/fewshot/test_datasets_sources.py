@@ -12,7 +12,7 @@ import pytest
 
 from fused_margins.fewshot.datasets import decoding, load, sources
 from fused_margins.fewshot.datasets.folders import split_by_name
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.terminal import UserError
 
 from .layouts import FORMS, lay, pack, png, values, write
 

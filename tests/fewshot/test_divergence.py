@@ -7,8 +7,8 @@ import torch
 
 from fused_margins.fewshot import trainer as trainer_module
 from fused_margins.fewshot.config import LOSSES, Backbone, make_loss
-from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run
+from fused_margins.fewshot.terminal import UserError
 from fused_margins.fewshot.trainer import Trainer, resume
 
 from .trainings import MAGNET, StopAfter, loss_named

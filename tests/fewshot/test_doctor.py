@@ -9,7 +9,7 @@ import pytest
 from fused_margins import command, doctor
 from fused_margins.backends import registry
 from fused_margins.fewshot.cli import main, parse
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.terminal import UserError
 
 from .conftest import needs_cpu_backend
 

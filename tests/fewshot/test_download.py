@@ -16,7 +16,7 @@ from fused_margins.fewshot.datasets import download as module
 from fused_margins.fewshot.datasets import omniglot
 from fused_margins.fewshot.datasets.download import Download, fetch
 from fused_margins.fewshot.datasets.omniglot import DOWNLOADS
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.terminal import UserError
 
 CONTENT = bytes(range(256)) * 40 + b"end"  # no whole number of chunks
 

@@ -16,7 +16,7 @@ from torch import nn
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.datasets.features import read_features
 from fused_margins.fewshot.embedding import CHECKSUM_BYTES, Extractor, embed, find_images, load_extractor
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.terminal import UserError
 
 MEANS = Extractor("means", nn.Identity(), (0.0,) * 3, (1.0,) * 3)  # of the colours of an image
 

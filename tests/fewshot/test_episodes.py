@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fused_margins.fewshot import episodes as e
-from fused_margins.fewshot.errors import UserError
+from fused_margins.fewshot.terminal import UserError
 
 LABELS = torch.tensor([0] * 25 + [3] * 20 + [4] * 30 + [7] * 22)[
     torch.randperm(97, generator=torch.Generator().manual_seed(9))

@@ -8,8 +8,8 @@ import torch
 from fused_margins.fewshot import evaluation
 from fused_margins.fewshot.config import Judging
 from fused_margins.fewshot.datasets import ImageSet, Task, make_task
-from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.evaluation import check_judging, evaluate
+from fused_margins.fewshot.terminal import UserError
 from fused_margins.fewshot.trainer import Trainer
 
 

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.datasets import load, make_task
 from fused_margins.fewshot.datasets.features import Features, read_features, write_features
-from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.metrics import mean_average_precision_at_r, nearest_others, recall_at_k
 from fused_margins.fewshot.runs import Run
 from fused_margins.fewshot.studies import reproduce
+from fused_margins.fewshot.terminal import UserError
 from fused_margins.fewshot.trainer import Trainer
 from fused_margins.fewshot.trials import task_of
 

@@ -8,7 +8,6 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from fused_margins.fewshot.cli import main
 from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax, TrainConfig
-from fused_margins.fewshot.convergence import Validation, stopped_early
 from fused_margins.fewshot.datasets.features import Features, write_features
 from fused_margins.fewshot.episodes import (
     centroid_accuracy,
@@ -17,9 +16,10 @@ from fused_margins.fewshot.episodes import (
     sample_episodes,
     simple_shot_accuracy,
 )
+from fused_margins.fewshot.optimization import Validation, stopped_early
 from fused_margins.fewshot.runs import Run
+from fused_margins.fewshot.studies import Claim, Results
 from fused_margins.fewshot.studies.margins import draw_base_classes, margin_sweep_study
-from fused_margins.fewshot.study import Claim, Results
 from fused_margins.fewshot.trials import Trial
 
 LABELS = torch.arange(8).repeat_interleave(12)

@@ -13,9 +13,9 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-from fused_margins.fewshot.errors import UserError
-from fused_margins.fewshot.jobs import run_all
 from fused_margins.fewshot.process import available_cores, stop_on_interrupt
+from fused_margins.fewshot.suite import run_all
+from fused_margins.fewshot.terminal import UserError
 
 
 @pytest.fixture

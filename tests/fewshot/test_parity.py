@@ -8,8 +8,8 @@ import torch
 
 from fused_margins.backends import registry
 from fused_margins.fewshot.config import TOLERANCE, make_loss
-from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.studies.parity import Parity, relative_difference
+from fused_margins.fewshot.terminal import UserError
 from fused_margins.fewshot.trainer import Trainer
 
 from .conftest import needs_cpu_backend

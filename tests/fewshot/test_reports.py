@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fused_margins.fewshot import plots
 from fused_margins.fewshot.reports import Picture, Report, Section, Table
-from fused_margins.fewshot.study import NO_DIFFERENCE, REPRODUCED, Verdict, claims_table
+from fused_margins.fewshot.studies import NO_DIFFERENCE, REPRODUCED, Verdict, claims_table
 
 VOID = {"meta", "img", "br", "hr", "link"}
 

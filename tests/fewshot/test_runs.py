@@ -8,8 +8,8 @@ import torch
 
 from fused_margins.fewshot import runs
 from fused_margins.fewshot.config import TrainConfig
-from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run, replacing, write_json
+from fused_margins.fewshot.terminal import UserError
 
 
 def test_a_write_that_fails_midway_leaves_the_old_file_and_no_trace(tmp_path, contents):

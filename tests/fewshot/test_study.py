@@ -3,9 +3,8 @@
 import pytest
 
 from fused_margins.fewshot.config import Judging, MarginSoftmax, TrainConfig
-from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run, plain
-from fused_margins.fewshot.study import (
+from fused_margins.fewshot.studies import (
     CONTRADICTED,
     FEW_SEEDS,
     NO_DIFFERENCE,
@@ -17,6 +16,7 @@ from fused_margins.fewshot.study import (
     Verdict,
     claims_table,
 )
+from fused_margins.fewshot.terminal import UserError
 from fused_margins.fewshot.trials import Trial
 
 

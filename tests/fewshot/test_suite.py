@@ -16,15 +16,14 @@ import torch
 from fused_margins.fewshot import trials
 from fused_margins.fewshot.cli import main, script
 from fused_margins.fewshot.config import Backbone, Judging, MarginSoftmax, TrainConfig, make_loss
-from fused_margins.fewshot.convergence import stopped_early
 from fused_margins.fewshot.datasets import ImageSet
-from fused_margins.fewshot.errors import UserError
-from fused_margins.fewshot.optimization import build_optimizer, build_scheduler
+from fused_margins.fewshot.optimization import build_optimizer, build_scheduler, stopped_early
 from fused_margins.fewshot.studies import margins, reproduce
 from fused_margins.fewshot.studies.coarse_to_fine import EPHN
 from fused_margins.fewshot.studies.margins import margin_sweep_study
 from fused_margins.fewshot.studies.parity import parity_study
 from fused_margins.fewshot.suite import placed_jobs, run_suite
+from fused_margins.fewshot.terminal import UserError
 from fused_margins.fewshot.trials import Trial
 from tests.forks import Forked, runs_backward
 

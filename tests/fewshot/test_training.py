@@ -8,10 +8,10 @@ import torch
 
 from fused_margins.fewshot import trainer as trainer_module
 from fused_margins.fewshot.config import LOSSES, Backbone, TrainConfig, make_loss
-from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.metrics import discriminability
 from fused_margins.fewshot.optimization import build_optimizer
 from fused_margins.fewshot.runs import Run
+from fused_margins.fewshot.terminal import UserError
 from fused_margins.fewshot.trainer import Trainer, resume
 
 from .trainings import MAGNET, StopAfter, assert_same_bits, loss_named

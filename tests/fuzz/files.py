@@ -22,8 +22,8 @@ from PIL import Image
 from fused_margins.fewshot import report
 from fused_margins.fewshot.cli import main as command
 from fused_margins.fewshot.datasets import load
-from fused_margins.fewshot.errors import UserError
 from fused_margins.fewshot.runs import Run
+from fused_margins.fewshot.terminal import UserError
 from tests.fewshot.conftest import SMALL
 from tests.fewshot.layouts import lay
 

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PositiveFloat
 
 from ..config import Side
-from ..errors import UserError
-from ..options import POSITIONAL, Command
 from ..reports import Table
-from ..terminal import console, progress, say
+from ..terminal import UserError, console, progress, say
+from . import POSITIONAL, Command
 
 if TYPE_CHECKING:
     from ..datasets.download import Download
@@ -159,7 +158,7 @@ class Compare(Command):
     """File to write as well: .html, .md or .json."""
 
     def main(self) -> int:
-        from ..compare import SUFFIXES, Comparison, read_runs
+        from ..report import SUFFIXES, Comparison, read_runs
 
         if self.output is not None and self.output.suffix not in SUFFIXES:
             raise UserError(f"output: expected a file name ending in {', '.join(SUFFIXES)}, got {self.output}")

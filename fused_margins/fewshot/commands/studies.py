@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from ..config import TOLERANCE, AtLeast0, Count, Epochs, Judging, Loss, Magnet, Seed, TrainConfig, changed_loss
-from ..errors import UserError
-from ..options import OF_LOSS, Command
 from ..presets import preset
-from ..terminal import console, say
+from ..terminal import UserError, console, say
+from . import OF_LOSS, Command
 from .train import Training, as_file_name, on_features
 
 if TYPE_CHECKING:
-    from ..study import Study
+    from ..studies import Study
 
 
 def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -35,7 +34,7 @@ class _Many(Command):
     def carry_out(self, studies: "Sequence[Study]", folder: Path, title: str, dry_run: bool = False) -> int:
         from ..plan import suite_table
         from ..process import available_cores
-        from ..study import claims_sentences
+        from ..studies import claims_sentences
         from ..suite import run_suite, waiting_jobs
 
         if dry_run:
@@ -206,7 +205,7 @@ class ParityCommand(_OneStudy):
     """Largest relative difference of loss and gradients at equal weights."""
 
     def main(self) -> int:
-        from ..backends import of_all
+        from ..objectives import of_all
         from ..studies import parity
 
         base, one_loss = self.base(), f"{OF_LOSS}name" in self._given
@@ -250,7 +249,7 @@ class Demo(_Many):
     """Few-shot episodes of each evaluation."""
 
     def main(self) -> int:
-        from ..backends import of_all
+        from ..objectives import of_all
         from ..studies.parity import LOSSES
         from ..studies.reproduce import demo_studies
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ..config import Judging, TrainConfig, contradictions
-from ..errors import UserError
-from ..options import POSITIONAL, Command, Given, build
 from ..presets import preset
 from ..runs import Run
-from ..terminal import INTERRUPTED, console, progress, say
+from ..terminal import INTERRUPTED, UserError, console, progress, say
+from . import POSITIONAL, Command, Given, build
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -104,13 +103,13 @@ class Train(Training):
         return Path("runs") / f"{name}-seed{config.seed}"
 
     def main(self) -> int:
-        from .. import ranks
+        from ..process import joined
 
-        with ranks.joined(self.config.device):
+        with joined(self.config.device):
             return self._main()
 
     def _main(self) -> int:
-        from .. import ranks
+        from ...core.ranks import own_rank
         from ..evaluation import check_judging
         from ..plan import estimate, plan_table
         from ..process import set_threads
@@ -128,7 +127,7 @@ class Train(Training):
             return 0
         # What may fail comes first, and then leaves no folder.
         new = None if self.resume else Trainer(config, task.training, task.for_validation)
-        if ranks.own_rank() > 0:
+        if own_rank() > 0:
             return self._follow(new or read(Run(folder), task.training, task.for_validation))
         with Run(folder).locked() as run:
             if new is not None:

@@ -1,15 +1,15 @@
 """Data sets by name: `load` decodes the user's files once, keeps them memory-mapped, and returns a set of each split.
 
 Splits may share their classes (digits) or have classes of their own (the usual few-shot sets); `make_task` sorts out
-which is which. sources finds files, decoding makes images of them and keeps those, images holds the result; each data
-set has a module.
+which is which. sources finds files, decoding makes images of them and keeps those, images holds the result; the
+other modules have the data sets.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import UserError
-from . import cifar, cub, digits, features, folders, omniglot
+from ..terminal import UserError
+from . import features, folders, omniglot, published
 from .images import ImageSet, Task, concatenate, make_task
 from .omniglot import OneShotRuns, one_shot_runs
 from .sources import DATA_ROOT_VARIABLE, data_root
@@ -33,15 +33,15 @@ OF_FEATURES = ("features", "gtsrb-tracks", "gtsrb-parents")  # loaders that take
 OF_PATHS = ("folder", *OF_FEATURES)  # those that take a path instead of the data root
 # loader(root) or loader(root, image_size): the splits "train", "test", and "val" where there is one
 LOADERS: dict[str, Callable[..., dict[str, ImageSet]]] = {
-    "cifar-fs": cifar.load,
-    "cub": cub.load,
-    "cub-retrieval": cub.load_retrieval,
-    "digits": digits.load,
+    "cifar-fs": published.load_cifar_fs,
+    "cub": published.load_cub,
+    "cub-retrieval": published.load_cub_retrieval,
+    "digits": published.load_digits,
     "features": features.load,
     "folder": folders.load,
     "gtsrb-parents": features.load_parents,
     "gtsrb-tracks": features.load_tracks,
-    "mini-imagenet": folders.load_mini_imagenet,
+    "mini-imagenet": published.load_mini_imagenet,
     "omniglot": omniglot.load,
     "omniglot-alphabets": omniglot.load_alphabets,
     "omniglot-background": omniglot.load_background,

@@ -25,9 +25,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import UserError
 from ..runs import replacing, write_json
-from ..terminal import progress
+from ..terminal import UserError, progress
 from .sources import Tree, reader
 
 # A format that its file's name does not claim is read, too, but none that runs other programs (EPS) or is drawn (WMF).

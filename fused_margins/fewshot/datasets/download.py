@@ -9,8 +9,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
-from ..terminal import progress, say
+from ..terminal import UserError, progress, say
 
 TIMEOUT_SECONDS = 30.0
 _CHUNK = 1024  # bytes: what the bar counts

@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import UserError, printable
 from ..runs import replacing
+from ..terminal import UserError, printable
 from .folders import split_by_name
 from .images import ImageSet
 

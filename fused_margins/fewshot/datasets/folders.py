@@ -1,15 +1,14 @@
-"""Colour images in folders by split and class, or by class; mini-ImageNet, which comes in folders or with lists."""
+"""Colour images in folders by split and class, or by class: a user's own."""
 
 import hashlib
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..errors import UserError, printable
+from ..terminal import UserError, printable
 from .decoding import PHOTO, decoded
 from .images import ImageSet, from_classes
-from .lists import Finder, Line, Once, lines
-from .sources import Archive, Folder, Tree, find, left_out, require, say_once
+from .sources import Archive, Folder, Tree, left_out, say_once
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm")
@@ -47,25 +46,6 @@ def files_by_split(root: Path) -> dict[str, Files]:
     tree = tree_at(root)
     base = _base(tree)
     return class_folders(tree, base) if _split_folders(tree, base) else {"": classes_in(tree, base)}
-
-
-def load_mini_imagenet(root: Path, image_size: int = 84) -> dict[str, ImageSet]:
-    """mini-ImageNet by the split of Ravi and Larochelle 2017: 64, 16 and 20 classes, each with 600 images.
-
-    Read from `mini-imagenet/{train,val,test}/<class>/`, or from `mini-imagenet/images/` with the lists
-    `mini-imagenet/{train,val,test}.csv` (or in `mini-imagenet/ravi/`).
-    """
-    places = ["mini-imagenet", "miniimagenet", "miniImageNet"]
-    split_folders = find(root, places, holding="train/")
-    if split_folders is not None:
-        return image_sets("mini-imagenet", class_folders(split_folders), image_size)
-    guide = (
-        "mini-ImageNet is a selection from ImageNet, whose images may not be passed on: make it with the tools of "
-        "https://github.com/yaoyao-liu/mini-imagenet-tools, then put images/*.jpg and {train,val,test}.csv there."
-    )
-    images = require(root, places, guide, holding="images/")
-    lists = require(root, [*places, *(f"{place}/ravi" for place in places)], guide, holding="train.csv")
-    return image_sets("mini-imagenet", _listed(lists, images), image_size)
 
 
 def image_sets(
@@ -200,53 +180,3 @@ def split_by_name(names: Sequence[str], seed: int = SPLIT_SEED) -> dict[str, lis
     ends = {"train": len(order), "val": num_test + num_validation, "test": num_test}
     starts = {"train": ends["val"], "val": num_test, "test": 0}
     return {split: sorted(order[starts[split] : end]) for split, end in ends.items() if end > starts[split]}
-
-
-def _listed(lists: Tree, images: Tree) -> dict[str, Files]:
-    """The images of each class of each split, by lists with the columns filename and label."""
-    files = lists.children()
-    find_image = Finder(images, "images/")
-    labels, splits = Once("image"), Once("class")
-    sets: dict[str, Files] = {}
-    for split, names in SPLITS.items():
-        file = next((f"{name}.csv" for name in names if f"{name}.csv" in files), f"{split}.csv")
-        classes: Files = {}
-        for line, name, label in _rows(lists, file):
-            image = find_image(line, name)
-            if label not in classes:
-                splits.add(line, label, f"in {split}")
-            if labels.add(line, image, f"of the class {label}"):
-                classes.setdefault(label, []).append((images, image))
-        if not classes:
-            raise UserError(f"{lists.where(file)}: no images in this list")
-        sets[split] = dict(sorted(classes.items()))
-    left_out(lists.where(""), "listed twice", labels.repeated)
-    find_image.left_out(labels.values)
-    return sets
-
-
-def _rows(lists: Tree, file: str) -> Iterator[tuple[Line, str, str]]:
-    """File name and label of each line of a table, whose head names its columns."""
-    wanted = ("filename", "label")
-    columns: list[str] | None = None
-    for line in lines(lists, file):
-        if columns is None:
-            delimiter = next((d for d in ",;\t" if d in line.text), ",")
-            columns = [column.lower() for column in line.fields(delimiter)]
-            if not set(wanted) <= set(columns):
-                break
-            for column in wanted:
-                if columns.count(column) > 1:
-                    raise line.error(f"expected one column {column}, got {columns.count(column)}")
-            continue
-        fields = line.fields(delimiter)
-        if any(fields[len(columns) :]):
-            raise line.error(
-                f"expected {len(columns)} fields, got {len(fields)}; a name with {delimiter!r} needs quotes"
-            )
-        row = dict(zip(columns, fields))
-        if not row.get("filename") or not row.get("label"):
-            raise line.error("expected a file name and a label")
-        yield line, row["filename"], unicodedata.normalize("NFC", row["label"])
-    if columns is None or not set(wanted) <= set(columns):
-        raise UserError(f"{lists.where(file)}: expected the columns filename and label, got {columns}")

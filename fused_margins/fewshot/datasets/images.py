@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import UserError, printable
+from ..terminal import UserError, printable
 
 
 @dataclass(frozen=True)

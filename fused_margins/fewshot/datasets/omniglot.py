@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..terminal import UserError
 from .decoding import INK, decoded
 from .download import Download
 from .images import ImageSet, from_classes
-from .lists import Finder, Once, lines
+from .published import Finder, Once, lines
 from .sources import Tree, data_root, find, left_out, require
 
 SIZE = 28

@@ -22,8 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from ..errors import UserError
-from ..terminal import say
+from ..terminal import UserError, say
 
 DATA_ROOT_VARIABLE = "FUSED_MARGINS_DATA"
 FILE_BYTES = 128 << 20  # of a file, unpacked: no image or list of a few-shot data set is larger

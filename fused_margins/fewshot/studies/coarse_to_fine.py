@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from ..config import InfoNCE, Judging, Loss, MarginLoss, Negatives, Positives, Softmax, TrainConfig, Triplet
-from ..errors import UserError
-from ..study import Claim, Study
+from ..terminal import UserError
 from ..trials import task_of, trials_of
+from . import Claim, Study
 
 SOURCE = "Levi et al. 2020"
 EPHN = "EPHN, temperature 0.1"  # Xuan et al., Improved embeddings with easy positive triplet mining, 2020

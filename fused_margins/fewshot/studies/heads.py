@@ -19,13 +19,13 @@ from ..episodes import (
     neighbours_accuracy,
     simple_shot_accuracy,
 )
-from ..errors import UserError
 from ..evaluation import check_shots
 from ..process import set_threads
 from ..reports import Table
 from ..runs import plain, read_json, write_json
-from ..study import Grouped, Results, Study
+from ..terminal import UserError
 from ..trials import Job, task_of
+from . import Grouped, Results, Study
 
 SOURCE = "Wang et al. 2019"
 Solve = Callable[[Tensor, Episodes, Tensor, torch.Generator], Tensor]

@@ -9,13 +9,13 @@ import torch
 
 from ... import MagnetIndex
 from ..config import Judging, Loss, Magnet, Softmax, TrainConfig, Triplet
-from ..errors import UserError
 from ..plots import cluster_map, map_sample, sweep, variance_curves
 from ..reports import Picture, Table
 from ..runs import Run
-from ..study import Claim, Results, Study
+from ..terminal import UserError
 from ..trainer import Trainer
 from ..trials import task_of, trials_of
+from . import Claim, Results, Study
 from .coarse_to_fine import check_hierarchy
 
 SHOWN = 600  # samples in a map of clusters

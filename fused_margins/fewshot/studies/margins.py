@@ -10,11 +10,11 @@ import torch
 
 from ..config import Judging, MarginSoftmax, TrainConfig
 from ..datasets import load
-from ..errors import UserError
 from ..plots import sweep
 from ..reports import Picture, Table
-from ..study import Claim, Results, Study
+from ..terminal import UserError
 from ..trials import Trial
+from . import Claim, Results, Study
 
 SOURCE = "Liu et al. 2020"
 COLUMNS = {

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from ..config import Judging, Loss, TrainConfig
 from ..evaluation import official_runs_accuracy
 from ..reports import Table, figure_text
-from ..study import Results, Study
 from ..trials import trials_of
+from . import Results, Study
 
 WAYS = (5, 20)
 VINYALS_JUDGING = Judging(ways=WAYS, shots=(1, 5))

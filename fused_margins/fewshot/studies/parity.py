@@ -16,13 +16,13 @@ from torch import Tensor
 from ...doctor import relative_difference
 from ..config import TOLERANCE, InfoNCE, Judging, Loss, Magnet, MarginLoss, MarginSoftmax, TrainConfig, Triplet
 from ..datasets import ImageSet, Task
-from ..errors import UserError
 from ..plots import parity_curves
 from ..reports import Picture, Table, figure_text
 from ..runs import plain, read_json, write_json
-from ..study import Results, Study
+from ..terminal import UserError
 from ..trainer import Trainer
 from ..trials import Job, Trial, task_of
+from . import Results, Study
 
 # What the end of a training is compared by: the first that the data allow.
 END_FIGURES = (*(f"novel_{ways}way_1shot" for ways in (5, 4, 3, 2)), "recall@1", "novel_recall@1")

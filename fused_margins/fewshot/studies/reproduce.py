@@ -13,16 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..backends import of_all
 from ..config import Backbone, Judging, Loss, Magnet, MarginSoftmax, TrainConfig, Triplet
 from ..datasets import load
-from ..errors import UserError
+from ..objectives import of_all
 from ..presets import preset
 from ..reports import Picture
 from ..runs import Run
-from ..study import Claim, Results, Study
+from ..terminal import UserError
 from ..trainer import Trainer
 from ..trials import task_of
+from . import Claim, Results, Study
 from .coarse_to_fine import all_methods, coarse_to_fine_study, few_methods, positive_methods
 from .heads import heads_study
 from .magnet import RECOVERS, magnet_study
