@@ -4,6 +4,7 @@ A process a core with one thread each suits tiny networks best.
 """
 
 import gc
+import importlib
 import multiprocessing
 import os
 import signal
@@ -49,6 +50,7 @@ def run_all(
     workers: int | None = None,
     work: Work | None = None,
     on_result: Callable[[Item, Result], None] = lambda item, result: None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
     """`function(item)` for every item.
 
@@ -59,6 +61,7 @@ def run_all(
         workers: processes; by default as many as cores, and none at all for a single worker.
         work: what the bar shows; by default the number of finished items.
         on_result: called as each item is finished.
+        meanwhile: called before the first item, while the workers start; what it raises ends them.
     """
     workers = min(workers or available_cores(), len(items))
     finished: list[Item] = []
@@ -78,25 +81,27 @@ def run_all(
             show()
 
         if workers <= 1:
+            meanwhile()
             for item in items:
                 finish(item, function(item))
             return
         with _Pool(workers) as pool:
+            meanwhile()
             waiting = list(items)[::-1]
             running: dict[Future[Result], Item] = {}
-            while waiting or running:
-                # As many as there are workers: what an executor has in its queue it may start after an interrupt.
-                while waiting and len(running) < workers:
-                    item = waiting.pop()
-                    running[pool.submit(function, item)] = item
-                for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
-                    try:
+            try:
+                while waiting or running:
+                    # As many as there are workers: what an executor has in its queue it may start after an interrupt.
+                    while waiting and len(running) < workers:
+                        item = waiting.pop()
+                        running[pool.submit(function, item)] = item
+                    for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
                         finish(running.pop(future), future.result())
-                    except BrokenProcessPool:
-                        raise UserError(
-                            f"{description}: a worker was killed from outside (is memory short?); what is done is kept"
-                        ) from None
-                show()
+                    show()
+            except BrokenProcessPool:
+                raise UserError(
+                    f"{description}: a worker was killed from outside (is memory short?); what is done is kept"
+                ) from None
 
 
 class _Pool:
@@ -108,6 +113,7 @@ class _Pool:
     """
 
     def __init__(self, workers: int) -> None:
+        self.workers = workers
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in mid-air
         self.executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
         self.others = multiprocessing.active_children()
@@ -119,6 +125,8 @@ class _Pool:
 
     def __enter__(self) -> "_Pool":
         self.signals.enter_context(handling([signal.SIGTERM], signal.default_int_handler))
+        for _ in range(self.workers):  # each starts one
+            self.submit(_import_all, None)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -133,6 +141,11 @@ class _Pool:
                 for worker in started:
                     worker.kill()
                 raise
+
+
+def _import_all(_: None) -> None:
+    """What a training imports: the modules that this one does, and what the first optimizer imports, for seconds."""
+    importlib.import_module("torch._dynamo")
 
 
 def _prepare_worker() -> None:
@@ -202,16 +215,19 @@ def placed_jobs(studies: Sequence[Study], folder: Path) -> list[_Placed]:
 
 
 def waiting_jobs(studies: Sequence[Study], folder: Path) -> list[_Placed]:
-    """Those that are not done yet, each of them checked: a mistake in the last one shows before the first is begun."""
-    waiting = [placed for placed in placed_jobs(studies, folder) if not placed.job.finished(placed.folder)]
+    """Those that are not done yet."""
+    return [placed for placed in placed_jobs(studies, folder) if not placed.job.finished(placed.folder)]
+
+
+def check_all(jobs: Sequence[_Placed]) -> None:
+    """Raise what a job would raise as it begins: a mistake in the last one shows before the first is begun."""
     data = task = None
-    for placed in waiting:
+    for placed in jobs:
         config = placed.job.config
         wanted = (config.dataset, config.image_size, config.classes, config.held_out)
         if task is None or wanted != data:  # neighbours mostly have the same data
             data, task = wanted, task_of(config)
         placed.check(task)
-    return waiting
 
 
 def run_suite(studies: Sequence[Study], folder: Path, title: str, workers: int | None = None) -> None:
@@ -228,7 +244,15 @@ def run_suite(studies: Sequence[Study], folder: Path, title: str, workers: int |
     if not waiting:
         say(f"nothing to train: all of it is in {folder}")
     else:
-        run_all(_Placed.carry_out, waiting, title, workers, work, lambda placed, _: say(f"done: {placed.folder}"))
+        run_all(
+            _Placed.carry_out,
+            waiting,
+            title,
+            workers,
+            work,
+            on_result=lambda placed, _: say(f"done: {placed.folder}"),
+            meanwhile=lambda: check_all(waiting),
+        )
     report_suite(studies, folder, title)
 
 

@@ -25,7 +25,7 @@ def forked(monkeypatch):
     So do those of `test_results_come_from_processes_of_one_thread`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
@@ -48,6 +48,16 @@ def square(number):
 
 def refuse(number):
     raise ValueError(f"job {number} failed")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_done_meanwhile_ends_before_the_first_job_begins_and_its_error_ends_all(forked, workers):
+    order = []
+    run_all(square, [1, 2], "", workers, on_result=lambda *_: order.append("job"), meanwhile=lambda: order.append("it"))
+    assert order == ["it", "job", "job"]
+    with pytest.raises(ValueError, match="job 7 failed"):
+        run_all(square, [1, 2], "", workers, on_result=lambda *_: pytest.fail("done"), meanwhile=lambda: refuse(7))
+    assert not multiprocessing.active_children()
 
 
 def test_results_come_from_processes_of_one_thread():

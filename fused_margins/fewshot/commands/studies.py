@@ -35,10 +35,10 @@ class _Many(Command):
         from ..plan import suite_table
         from ..process import available_cores
         from ..studies import claims_sentences
-        from ..suite import run_suite, waiting_jobs
+        from ..suite import check_all, run_suite, waiting_jobs
 
         if dry_run:
-            waiting_jobs(studies, folder)
+            check_all(waiting_jobs(studies, folder))
             console.print(suite_table(studies, folder, self.workers or available_cores()).rich())
             return 0
         try:
@@ -245,7 +245,7 @@ class Demo(_Many):
     epochs: Epochs = 30
     """Epochs of each training; more than 5, since magnet begins with 5 of softmax. On half of the classes, margins take
     a fifth more."""
-    episodes: Count = 600
+    episodes: Count = 200
     """Few-shot episodes of each evaluation."""
 
     def main(self) -> int:
