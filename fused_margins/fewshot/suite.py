@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -43,6 +44,15 @@ class Work:
     unit: str
 
 
+def import_nothing() -> None:
+    """Beyond what a worker imports anyway: this module."""
+
+
+def import_optimizers() -> None:
+    """What the first optimizer imports, for seconds."""
+    importlib.import_module("torch._dynamo")
+
+
 def run_all(
     function: Callable[[Item], Result],
     items: Sequence[Item],
@@ -51,6 +61,7 @@ def run_all(
     work: Work | None = None,
     on_result: Callable[[Item, Result], None] = lambda item, result: None,
     meanwhile: Callable[[], None] = lambda: None,
+    at_start: Callable[[], None] = import_nothing,
 ) -> None:
     """`function(item)` for every item.
 
@@ -62,6 +73,7 @@ def run_all(
         work: what the bar shows; by default the number of finished items.
         on_result: called as each item is finished.
         meanwhile: called before the first item, while the workers start; what it raises ends them.
+        at_start: what each worker does first, importable by name as well.
     """
     workers = min(workers or available_cores(), len(items))
     finished: list[Item] = []
@@ -86,11 +98,16 @@ def run_all(
                 finish(item, function(item))
             return
         with _Pool(workers) as pool:
+            starting = [pool.submit(_call, at_start) for _ in range(workers)]  # a worker each
             meanwhile()
             waiting = list(items)[::-1]
             running: dict[Future[Result], Item] = {}
             try:
+                pool.check()
+                for started in starting:
+                    started.result()
                 while waiting or running:
+                    pool.check()
                     # As many as there are workers: what an executor has in its queue it may start after an interrupt.
                     while waiting and len(running) < workers:
                         item = waiting.pop()
@@ -109,24 +126,40 @@ class _Pool:
 
     SIGTERM, which schedulers send, is an interrupt here: alone, it would leave the workers behind. Workers never see
     SIGINT, which a terminal sends to them as well: it is for the parent to decide what it means. An interrupt while
-    they save kills them.
+    they save kills them. One that is lost in the block, since much that is imported catches all exceptions, is raised
+    again by `check`.
     """
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in mid-air
         self.executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
         self.others = multiprocessing.active_children()
         self.signals = ExitStack()
+        self.interrupted = False
 
     def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
-        with _held_back(signal.SIGINT):  # and for good in a worker that this starts
-            return self.executor.submit(_in_worker, function, item)
+        # Interrupts act after it: a worker that is half started would say so at length. One that this starts sees no
+        # SIGINT for good.
+        with _held_back(signal.SIGINT), handling([signal.SIGTERM], self._note):
+            future = self.executor.submit(_in_worker, function, item)
+        self.check()
+        return future
+
+    def check(self) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt
 
     def __enter__(self) -> "_Pool":
-        self.signals.enter_context(handling([signal.SIGTERM], signal.default_int_handler))
-        for _ in range(self.workers):  # each starts one
-            self.submit(_import_all, None)
+        # Who ignores a signal (nohup, say) goes on ignoring it.
+        heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        self.signals.enter_context(handling(heeded, self._interrupt))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -143,9 +176,8 @@ class _Pool:
                 raise
 
 
-def _import_all(_: None) -> None:
-    """What a training imports: the modules that this one does, and what the first optimizer imports, for seconds."""
-    importlib.import_module("torch._dynamo")
+def _call(function: Callable[[], None]) -> None:
+    function()
 
 
 def _prepare_worker() -> None:
@@ -252,6 +284,7 @@ def run_suite(studies: Sequence[Study], folder: Path, title: str, workers: int |
             work,
             on_result=lambda placed, _: say(f"done: {placed.folder}"),
             meanwhile=lambda: check_all(waiting),
+            at_start=import_optimizers if any(study.trials for study in studies) else import_nothing,
         )
     report_suite(studies, folder, title)
 

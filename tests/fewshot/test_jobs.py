@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
@@ -187,16 +188,34 @@ def test_a_repeated_sigterm_does_not_keep_a_training_from_saving(tmp_path):
 
 
 @pytest.mark.usefixtures("forked")
-def test_an_interrupt_while_a_worker_starts_is_not_lost(monkeypatch):
-    submit = ProcessPoolExecutor.submit
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("calls", [1, 2])
+def test_an_interrupt_while_a_worker_starts_is_not_lost_and_leaves_none(monkeypatch, number, calls):
+    submit, submitted = ProcessPoolExecutor.submit, []
 
     def interrupted(*args):
-        signal.raise_signal(signal.SIGINT)
+        submitted.append(args)
+        if len(submitted) == calls:
+            signal.raise_signal(number)
         return submit(*args)
 
     monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_all(square, [1, 2], "squaring", workers=2)
+    assert len(submitted) == calls
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_an_import_swallows_is_not_lost(number):
+    def swallow():
+        with suppress(BaseException):
+            signal.raise_signal(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all(square, [1, 2], "", 2, on_result=lambda *_: pytest.fail("done"), meanwhile=swallow)
+    assert not multiprocessing.active_children()
 
 
 def end(number):

@@ -148,7 +148,7 @@ def _one_of(names: Any) -> str:
 def _help(description: str | None, default: Any) -> dict[str, Any]:
     """What is not given is not in what the parser returns: its default is shown, and comes from elsewhere."""
     default = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    text = " ".join((description or "").split()) + ("" if default is None else f" (default: {default})")
+    text = " ".join((description or "").split()) + (f" (default: {default})" if default not in (None, "") else "")
     return {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
 
 

@@ -29,7 +29,7 @@ class _Many(Command):
     """A command that has studies carried out."""
 
     workers: Count | None = None
-    """Trainings at a time, each on one thread; by default as many as cores."""
+    """Trainings, or other jobs, at a time, each on one thread; by default as many as cores."""
 
     def carry_out(self, studies: "Sequence[Study]", folder: Path, title: str, dry_run: bool = False) -> int:
         from ..plan import suite_table

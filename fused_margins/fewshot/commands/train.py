@@ -170,6 +170,8 @@ class Evaluate(Command):
     """Run folder."""
     judging: Judging = Judging()
 
+    often: ClassVar[tuple[str, ...]] = ("episodes", "ways", "shots", "all_ways")
+
     @classmethod
     def read(cls, given: Given) -> "Self":
         return build(cls, given, judging=Run(Path(given["run"])).judging())

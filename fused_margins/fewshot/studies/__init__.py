@@ -173,7 +173,7 @@ def claims_sentences(verdicts: Sequence[Verdict]) -> list[str]:
     for source in dict.fromkeys(v.source for v in verdicts):
         outcomes = [v.outcome for v in verdicts if v.source == source]
         counts = (f"{outcomes.count(o)} {o}" for o in (REPRODUCED, CONTRADICTED, NO_DIFFERENCE, NOT_TESTED))
-        sentences.append(f"{source}: of {len(outcomes)} claims {', '.join(counts)}.")
+        sentences.append(f"{source}: of {len(outcomes)} claim{'s' * (len(outcomes) > 1)} {', '.join(counts)}.")
     return sentences
 
 

@@ -58,7 +58,7 @@ def check_hierarchy(config: TrainConfig) -> None:
     if held_out is None:
         raise UserError(f"held_out: {config.dataset} has no other images of its training classes: hold some out (0.1)")
     if len(held_out.coarse_names) >= len(held_out.class_names):
-        raise UserError(f"dataset: {config.dataset} has no coarse labels")
+        raise UserError(f"dataset: {config.dataset} has no coarse labels (a file of features has them as `coarse`)")
 
 
 def coarse_to_fine_study(
