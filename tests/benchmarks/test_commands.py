@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from benchmarks import peak
 from benchmarks.__main__ import _options, main
 from benchmarks.machine import ROOT
 from tests.forks import Forked, runs_backward
@@ -37,6 +38,21 @@ def test_options_of_the_command_have_the_defaults_of_its_function(monkeypatch: p
     defaults = {name: parameter.default for name, parameter in inspect.signature(main).parameters.items()}
     options = {name: tuple(value) if value == [] else value for name, value in vars(_options()).items()}
     assert options == defaults
+
+
+def test_shares_of_the_peak_are_of_three_products_and_of_the_fastest_calls(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = peak.call_seconds((8, 4, 3), 0.01)
+    assert len(taken) >= 20
+    assert taken == sorted(taken)
+    assert taken[0] > 0
+    monkeypatch.setattr(sys, "argv", ["peak", "--threads", str(torch.get_num_threads()), "--seconds", "3"])
+    monkeypatch.setattr(peak, "SIZES", [(100, 1000, 1000)])  # 0.6 GFLOP
+    monkeypatch.setattr(peak, "peak_gflops", lambda threads: 60.0 * threads / torch.get_num_threads())
+    monkeypatch.setattr(peak, "call_seconds", lambda size, seconds: [seconds / 300 * n for n in range(1, 101)])
+    peak.main()
+    assert capsys.readouterr().out.splitlines()[-1] == "| 100 x 1000 x 1000 | 100 | 60 | 100% | 17% | 4% | 2% |"
 
 
 def run_pytest(*arguments: str) -> None:
