@@ -3,6 +3,7 @@
 import faulthandler
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -41,7 +42,10 @@ class Forked:
     def result(self, timeout: float = 60.0) -> tuple[int | None, str]:
         """Its exit code, or minus the signal that ended it, and all that it printed."""
         self.process.join(timeout)
-        self.process.kill()  # one that hangs would fail other tests as well
+        if self.process.exitcode is None and self.process.pid is not None:
+            os.kill(self.process.pid, signal.SIGABRT)  # one that hangs says where
+            self.process.join(5)
+        self.process.kill()  # and would fail other tests as well
         self.process.join()
         with self.printed:
             self.printed.seek(0)
